@@ -1,0 +1,207 @@
+"""The one configuration of the monitor: a flat dataclass that TrlParser and HfArgumentParser take as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlmon.errors import ConfigError
+
+STORE_TEXT = ("full", "hash", "off")
+BASE_KL = ("auto", "adapter", "snapshot", "reference", "copy", "off")
+
+
+@dataclass
+class RLMonConfig:
+    """Settings of the monitor. Every default is meant to be kept.
+
+    Fields carry the prefix ``rlmon_`` so that they can stand beside TRL's own in one YAML file or one command
+    line.
+    """
+
+    rlmon_dir: str | None = field(
+        default=None, metadata={"help": "Run directory of the log. Default: <output_dir>/rlmon."}
+    )
+    rlmon_store_text: str = field(
+        default="full",
+        metadata={
+            "help": "full: prompts and completions as text. hash: keyed sketches only, audits still work. "
+            "off: neither text nor sketches.",
+            "choices": list(STORE_TEXT),
+        },
+    )
+    rlmon_text_sample_per_round: int | None = field(
+        default=None,
+        metadata={"help": "Store the text of at most this many completions a round (all rows stay). Default: all."},
+    )
+    rlmon_source_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset column that names the stratum of a data mix. Default: the first present of task, "
+            "data_source, dataset, source, language; else the prompt's template."
+        },
+    )
+    rlmon_modes: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Your own format modes, tried before the built-in ones: a mapping of name to regular expression "
+            "(YAML, or JSON on the command line), or to a callable in Python."
+        },
+    )
+    rlmon_base_kl: str = field(
+        default="auto",
+        metadata={
+            "help": "Where the initial base model comes from for KL-to-base. auto picks the cheapest that passes its "
+            "self-test; off measures no KL.",
+            "choices": list(BASE_KL),
+        },
+    )
+    rlmon_base_kl_every: int = field(
+        default=10, metadata={"help": "Measure KL to the base every this many optimizer steps."}
+    )
+    rlmon_base_kl_tokens: int = field(
+        default=2048, metadata={"help": "At most this many completion tokens per rank and measurement."}
+    )
+    rlmon_base_model: str | None = field(
+        default=None,
+        metadata={"help": "Path or name of the initial base. Default: the model as it is at the first step."},
+    )
+    rlmon_alpha: float = field(
+        default=0.01,
+        metadata={"help": "Chance of any false FAIL over the whole run, split over the detectors."},
+    )
+    rlmon_text_tokens: int = field(
+        default=20_000,
+        metadata={"help": "Word budget a round for distinct-n, compression and near-duplicates."},
+    )
+    rlmon_mirror: bool = field(
+        default=True,
+        metadata={"help": "Put at most 12 headline scalars among the trainer's own metrics (W&B, TensorBoard, ...)."},
+    )
+    rlmon_wandb: bool = field(
+        default=True, metadata={"help": "With a W&B run open, log everything under rlmon/* to it."}
+    )
+    rlmon_table_every: int = field(default=25, metadata={"help": "Steps between two W&B sample tables (0: none)."})
+    rlmon_console: bool = field(default=True, metadata={"help": "Print findings and faults, one line each, to stderr."})
+    rlmon_fsync: bool = field(
+        default=False, metadata={"help": "fsync every write: survives power loss, not only a killed process."}
+    )
+    rlmon_strict: bool = field(
+        default=False,
+        metadata={"help": "Raise, on all ranks together, when a part of the monitor fails. For tests of rlmon."},
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rlmon_modes, str):
+            try:
+                self.rlmon_modes = json.loads(self.rlmon_modes)
+            except json.JSONDecodeError as error:
+                raise ConfigError(
+                    f"rlmon_modes is not valid JSON ({error}). Give a mapping of name to regular expression, for "
+                    "example --rlmon_modes '{\"tagged\": \"^<answer>\"}'."
+                ) from error
+        if self.rlmon_modes is not None and not isinstance(self.rlmon_modes, Mapping):
+            raise ConfigError(
+                f"rlmon_modes must map names to regular expressions or callables, got "
+                f"{type(self.rlmon_modes).__name__}."
+            )
+        for name, allowed in (
+            ("rlmon_store_text", STORE_TEXT),
+            ("rlmon_base_kl", BASE_KL),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(f"{name} is {value!r}; it must be {_one_of(allowed)}.{_nearest(str(value), allowed)}")
+        for name, least in (
+            ("rlmon_base_kl_every", 1),
+            ("rlmon_base_kl_tokens", 1),
+            ("rlmon_table_every", 0),
+            ("rlmon_text_tokens", 0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        if self.rlmon_text_sample_per_round is not None and self.rlmon_text_sample_per_round < 0:
+            raise ConfigError(
+                f"rlmon_text_sample_per_round must be 0 or more, got {self.rlmon_text_sample_per_round!r}."
+            )
+        if not 0.0 < self.rlmon_alpha < 1.0:
+            raise ConfigError(f"rlmon_alpha is a probability between 0 and 1, got {self.rlmon_alpha!r}.")
+
+    @classmethod
+    def from_mapping(cls, settings: Mapping[str, Any]) -> RLMonConfig:
+        """A config from ``{"rlmon_dir": ..., ...}``; the prefix may be left out.
+
+        Raises ``ConfigError`` naming the nearest field where one is unknown.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        resolved: dict[str, Any] = {}
+        for key, value in settings.items():
+            name = key if key.startswith("rlmon_") else f"rlmon_{key}"
+            if name not in known:
+                raise ConfigError(f"Unknown rlmon setting {key!r}.{_nearest(name, known)} `rlmon check --help` lists all.")
+            resolved[name] = value
+        return cls(**resolved)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> RLMonConfig:
+        """A config from ``RLMON_*`` variables, for those who can set nothing else (``env:`` in a TRL YAML file)."""
+        environ = os.environ if environ is None else environ
+        types = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+        settings: dict[str, Any] = {}
+        for key, text in environ.items():
+            if not key.startswith("RLMON_"):
+                continue
+            name = key.lower()
+            if name not in types:
+                raise ConfigError(f"Unknown environment variable {key}.{_nearest(name, list(types), upper=True)}")
+            settings[name] = _parse(key, text, types[name])
+        return cls(**settings)
+
+    @property
+    def modes(self) -> Mapping[str, Any] | None:
+        """``rlmon_modes`` as the mapping that it is after construction."""
+        return self.rlmon_modes if isinstance(self.rlmon_modes, Mapping) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON types; a callable mode becomes its qualified name."""
+        settings = dataclasses.asdict(self)
+        if self.modes is not None:
+            settings["rlmon_modes"] = {name: _rule_text(rule) for name, rule in self.modes.items()}
+        return settings
+
+
+def _rule_text(rule: str | Callable[[str], bool] | Any) -> str:
+    if isinstance(rule, str):
+        return rule
+    return f"{getattr(rule, '__module__', '?')}.{getattr(rule, '__qualname__', type(rule).__name__)}"
+
+
+def _parse(key: str, text: str, annotation: str) -> Any:
+    if annotation.startswith("bool"):
+        if text.lower() in ("1", "true", "yes", "on"):
+            return True
+        if text.lower() in ("0", "false", "no", "off"):
+            return False
+        raise ConfigError(f"{key} must be true or false, got {text!r}.")
+    for prefix, kind in (("int", int), ("float", float)):
+        if annotation.startswith(prefix):
+            try:
+                return kind(text)
+            except ValueError:
+                raise ConfigError(f"{key} must be a number, got {text!r}.") from None
+    return text
+
+
+def _one_of(allowed: tuple[str, ...]) -> str:
+    return ", ".join(allowed[:-1]) + " or " + allowed[-1]
+
+
+def _nearest(name: str, known: list[str] | tuple[str, ...], *, upper: bool = False) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0].upper() if upper else close[0]}?" if close else ""

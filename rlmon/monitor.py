@@ -1,0 +1,762 @@
+"""The monitor: calls metrics, detectors and the run log in order, and judges nothing itself.
+
+One object per ``train()`` call and rank. A training loop hands over the rows of each generation (``observe``), the
+token tensors of each loss (``observe_tokens``), sometimes a comparison with the base (``observe_kl``), and the end
+of each optimizer step (``end_step``), where one fixed-shape sum over ranks makes the step's record.
+
+Nothing raises into the loop after construction: every part runs in a ``guard`` that turns an exception into a
+counted fault. ``rlmon_strict`` raises at the end of a step, on all ranks together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlmon import detectors
+from rlmon.config import RLMonConfig
+from rlmon.errors import RLMonError
+from rlmon.metrics import rollouts, tokens
+from rlmon.metrics.formats import ModeSet
+from rlmon.metrics.groups import SolveLedger
+from rlmon.records import Block, Fault, Finding, RolloutBatch, RunHeader, Split, StepRecord
+from rlmon.runlog import RunLogWriter, next_attempt, peek
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlmon.sinks import Sink
+
+Vector = NDArray[np.float64]
+
+BASELINE_PROMPTS = 32
+BASELINE_COMPLETIONS = 256
+BASELINE_ROUNDS = 8
+ROUNDS_REMEMBERED = 8
+"""Rounds whose rows can still be named by token statistics; a buffer never spans more."""
+SAMPLE_ROWS = 32
+PLACES = (
+    "capture.rollouts", "capture.tokens", "capture.vocabulary", "capture.logs", "base.tap", "base.forward",
+    "metrics.features", "metrics.rollouts", "metrics.blocks", "metrics.tokens", "metrics.kl", "metrics.finish",
+    "runlog.rollouts", "runlog.passes", "runlog.steps", "runlog.events", "runlog.directory", "runlog.compact",
+    "detectors", "sinks", "subscribers", "mirror", "checkpoint", "collective", "elsewhere",
+)  # fmt: skip
+"""Where a part of the monitor can fail: a fixed list, since the counts of all ranks are added in one vector."""
+
+
+HEAD = 6
+"""Completions, prompts, trained tokens, rounds, shed rows, non-finite values."""
+BLOCK_WIDTH = 3 + 2 * len(detectors.STATISTICS)
+"""Source key, prompts, completions, then value and presence of every statistic."""
+
+
+class StrictError(RLMonError):
+    """``rlmon_strict`` is set and a part of the monitor failed on some rank."""
+
+
+@dataclasses.dataclass
+class _Round:
+    """What token statistics need to know of a round's rows."""
+
+    source: list[str]
+    prompt_id: list[str]
+    mode_code: NDArray[np.int64]
+    """-1 where the mode is not known."""
+    global_row: list[int]
+    iterations: NDArray[np.int64]
+
+
+@dataclasses.dataclass
+class _Accumulated:
+    """This rank's share of what the current step (or evaluation) showed."""
+
+    sums: dict[str, Vector]
+    blocks: list[Block] = dataclasses.field(default_factory=list)
+    trained: list[tuple[str, str, float, float]] = dataclasses.field(default_factory=list)
+    """Rows in their first pass: source, prompt, tokens, summed entropy."""
+    compared: list[tuple[str, str, float, float, float]] = dataclasses.field(default_factory=list)
+    """Rows compared with the base: source, prompt, summed KL, sampled tokens, completion tokens."""
+    rounds: list[int] = dataclasses.field(default_factory=list)
+    completions: int = 0
+    prompts: int = 0
+    tokens: float = 0.0
+    passes: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+
+
+class Monitor:
+    """Watches one training loop and keeps its log.
+
+    Args:
+        config: what to record; see ``RLMonConfig``.
+        directory: the run directory.
+        group_size: completions per prompt, G.
+        total_steps: optimizer steps planned, if known: detectors divide their error rate over them.
+        reduce: sum of a float64 vector over ranks; needed with ``world_size`` over 1.
+        share: rank 0's value on every rank; needed with ``world_size`` over 1.
+        resumed_from_step: ``global_step`` of the checkpoint that the run goes on from; ``None`` for a fresh run.
+        state: what ``shared_state`` and ``rank_state`` gave at that checkpoint, under ``shared`` and ``rank``.
+
+    Raises ``RunLogError``, ``SchemaError`` or ``ConfigError`` when the log cannot be opened or a mode is malformed.
+    """
+
+    def __init__(
+        self,
+        config: RLMonConfig | None = None,
+        *,
+        directory: str | Path,
+        group_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        total_steps: int | None = None,
+        trainer: str = "manual",
+        trainer_config: Mapping[str, Any] | None = None,
+        capabilities: Sequence[Mapping[str, str]] = (),
+        packages: Mapping[str, str] | None = None,
+        git_commit: str | None = None,
+        vocabulary: Sequence[str] | None = None,
+        resumed_from_step: int | None = None,
+        state: Mapping[str, Any] | None = None,
+        reduce: Callable[[Vector], Vector] | None = None,
+        share: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.config = config if config is not None else RLMonConfig()
+        self.rank, self.world_size, self.group_size = rank, world_size, group_size
+        self.log_dir = Path(directory)
+        self.modes = ModeSet.build(self.config.rlmon_modes)
+        self.layout = rollouts.SumsLayout(self.modes.names)
+        self.kl_reason = "no base model was compared"
+        self.findings: list[Finding] = []
+        """The newest 1,000 findings of this attempt."""
+        self.last_record: StepRecord | None = None
+        self.on_record: list[Callable[[StepRecord, tuple[Finding, ...]], None]] = []
+        """Called on rank 0 after each step is in the log."""
+        self.sinks: list[Sink] = []
+
+        self._reduce = reduce
+        self._slots = max(4, min(24, 256 // world_size))
+        self._depth = 0
+        self._overhead = 0.0
+        self._base_seconds = 0.0
+        self._faults = np.zeros(len(PLACES))
+        self._fault_totals: dict[str, int] = {}
+        self._last_error: BaseException | None = None
+        self._non_finite: dict[str, float] = {}
+        self._rounds: dict[Split, int] = {"train": 0, "eval": 0}
+        self._remembered: dict[tuple[Split, int], _Round] = {}
+        self._samples: list[dict[str, Any]] = []
+        self._source_names: dict[int, str] = {}
+        self._base_sums: dict[str, Vector] | None = None
+        self._base_counts = [0.0, 0.0, 0.0]
+        self._ledger = SolveLedger()
+        self._detectors = detectors.start(alpha=self.config.rlmon_alpha, total_steps=total_steps, group_size=group_size)
+        self._step = resumed_from_step or 0
+        if state is not None:
+            self._load(state)
+        self._train = self._fresh()
+        self._eval = self._fresh()
+
+        header = RunHeader(
+            run_id=secrets.token_hex(8),
+            attempt=0,
+            attempt_kind="fresh" if resumed_from_step is None else "resumed",
+            created_unix_seconds=time.time(),
+            trainer=trainer,
+            group_size=group_size,
+            world_size=world_size,
+            total_steps=total_steps,
+            config=self.config.to_dict(),
+            trainer_config=dict(trainer_config or {}),
+            detectors=detectors.describe(self._detectors),
+            packages=dict(packages or {}),
+            git_commit=git_commit,
+            capabilities=tuple(dict(row) for row in capabilities),
+        )
+        self.writer = self._open_log(header, resumed_from_step, share or (lambda value: value))
+        self.attempt = self.writer.header.attempt
+        self._featurizer = rollouts.Featurizer(
+            self.modes, self.writer.secret, vocabulary, text_tokens=self.config.rlmon_text_tokens
+        )
+        if resumed_from_step is not None and state is None:
+            self._event(
+                "note",
+                {"text": "The checkpoint holds no state of rlmon: baselines begin anew, at a policy that was trained."},
+            )
+
+    def _open_log(self, header: RunHeader, from_step: int | None, share: Callable[[Any], Any]) -> RunLogWriter:
+        """Rank 0 opens the log and the others join its attempt; a failure is raised on all ranks."""
+        settings: dict[str, Any] = {
+            "world_size": self.world_size,
+            "store_text": self.config.rlmon_store_text,
+            "text_sample": self.config.rlmon_text_sample_per_round,
+            "fsync": self.config.rlmon_fsync,
+            "resume": from_step is not None,
+            "from_step": from_step,
+        }
+        writer, news = None, None
+        if self.rank == 0:
+            try:
+                resumed_into = from_step is not None and peek(self.log_dir) is not None
+                settings["resume"] = resumed_into
+                header = dataclasses.replace(header, attempt=next_attempt(self.log_dir))
+                writer = RunLogWriter.open(self.log_dir, header, rank=0, **settings)
+                news = (writer.header, writer.secret, settings["resume"], None)
+            except RLMonError as error:
+                news = (header, b"", False, error)
+        header, secret, settings["resume"], error = share(news)
+        if error is not None:
+            raise error
+        if writer is None:
+            writer = RunLogWriter.open(self.log_dir, header, rank=self.rank, secret=secret, **settings)
+        return writer
+
+    def use_vocabulary(self, vocabulary: Sequence[str]) -> None:
+        """Decoded text of every token id: with it, moves are measured too."""
+        self._featurizer = rollouts.Featurizer(
+            self.modes, self.writer.secret, vocabulary, text_tokens=self.config.rlmon_text_tokens
+        )
+
+    def open_sinks(self) -> None:
+        """Mirror to the terminal and to an open W&B run, as configured."""
+        if self.config.rlmon_console:
+            from rlmon.sinks.terminal import TerminalSink
+
+            self.sinks.append(TerminalSink())
+        if self.config.rlmon_wandb:
+            from rlmon.sinks.wandb import WandbSink
+
+            self.sinks.append(
+                WandbSink(
+                    table_every=self.config.rlmon_table_every,
+                    store_text=self.config.rlmon_store_text,
+                    about={"config": self.config.to_dict(), "run_id": self.writer.header.run_id},
+                )
+            )
+
+    # -- faults ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def guard(self, place: str) -> Iterator[None]:
+        """Contain and count what fails inside; also the timer of the monitor's own cost."""
+        began = time.thread_time() if self._depth == 0 else 0.0
+        self._depth += 1
+        try:
+            yield
+        except Exception as error:
+            if self.config.rlmon_strict:
+                self._last_error = error
+            self.fault(place, error)
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._overhead += time.thread_time() - began
+
+    def fault(self, place: str, error: BaseException | str, count: int = 1) -> None:
+        """Count a failure of ours, and say it once: in events.jsonl, and on stderr of the rank it happened on."""
+        self._faults[PLACES.index(place) if place in PLACES else -1] += count
+        total = self._fault_totals.get(place, 0) + count
+        self._fault_totals[place] = total
+        if total != count:
+            return
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        fault = Fault(place=place, step=self._step, rank=self.rank, error=text[:500], count=total)
+        written = False
+        if self.rank == 0 and not place.startswith("runlog.events"):
+            with contextlib.suppress(Exception):
+                self.writer.append_event("fault", dataclasses.asdict(fault))
+                written = True
+        if self.config.rlmon_console or not written:
+            from rlmon.sinks.terminal import one_line
+
+            with contextlib.suppress(Exception):
+                print(f"rlmon FAULT {place} (rank {self.rank}): {one_line(text)}", file=sys.stderr, flush=True)
+
+    def count_non_finite(self, what: str, count: float) -> None:
+        """Add NaN or infinite values that the loop met outside of what is observed here."""
+        self._non_finite[what] = self._non_finite.get(what, 0.0) + count
+
+    def _event(self, kind: str, payload: Any) -> None:
+        with self.guard("runlog.events"):
+            self.writer.append_event(kind, payload)
+
+    def _drain_writer(self) -> None:
+        for fault in self.writer.take_faults():
+            self.fault(fault.place, fault.error, fault.count)
+
+    # -- observing -------------------------------------------------------------------------------------------------
+
+    def _fresh(self) -> _Accumulated:
+        return _Accumulated(sums=self.layout.zeros())
+
+    def next_round(self, split: Split) -> int:
+        """The number of a generation that begins now."""
+        number = self._rounds[split]
+        self._rounds[split] = number + 1
+        return number
+
+    def observe(self, batch: RolloutBatch) -> None:
+        """Take the rows of one generation on this rank: write them, measure them. Never raises."""
+        with self.guard("metrics.rollouts"):
+            self._observe(batch)
+
+    def _observe(self, batch: RolloutBatch) -> None:
+        into = self._train if batch.split == "train" else self._eval
+        into.rounds.append(batch.round)
+        into.completions += len(batch)
+        into.prompts += len({row // max(1, batch.group_size) for row in batch.global_row})
+        features = None
+        with self.guard("metrics.features"):
+            features = self._featurizer.features(batch)
+        with self.guard("runlog.rollouts"):
+            self.writer.write_rollouts(self._columns(batch, features))
+        self._drain_writer()
+        if features is not None:
+            with self.guard("metrics.rollouts"):
+                hard_B = self._ledger.credibly_below(batch.prompt_id, batch.source)
+                groups = rollouts.default_group_stats(batch, hard_B)
+                into.sums = rollouts.add_sums(
+                    into.sums, rollouts.round_sums(self.layout, batch, features, group_stats=groups)
+                )
+                if batch.split == "train":
+                    into.blocks += rollouts.round_blocks(batch, features, groups)
+                    self._ledger.update(batch.prompt_id, batch.source, batch.reward, step=batch.step)
+                    self._keep_samples(batch, features)
+        self._remembered[batch.split, batch.round] = _Round(
+            source=list(batch.source),
+            prompt_id=list(batch.prompt_id),
+            mode_code=np.full(len(batch), -1) if features is None else features.mode_code,
+            global_row=list(batch.global_row),
+            iterations=np.zeros(len(batch), dtype=np.int64),
+        )
+        while len(self._remembered) > ROUNDS_REMEMBERED:
+            self._remembered.pop(next(iter(self._remembered)))
+
+    def _columns(self, batch: RolloutBatch, features: rollouts.RowFeatures | None) -> dict[str, Sequence[Any] | None]:
+        rows = len(batch)
+        columns: dict[str, Sequence[Any] | None] = {
+            "attempt": [self.attempt] * rows,
+            "round": [batch.round] * rows,
+            "split": [batch.split] * rows,
+            "global_row": list(batch.global_row),
+            "group": [row // max(1, batch.group_size) for row in batch.global_row],
+            "step": [batch.step] * rows,
+            "prompt_id": list(batch.prompt_id),
+            "source": list(batch.source),
+            "prompt": list(batch.prompts),
+            "completion": list(batch.completions),
+            "prompt_tokens": None if batch.prompt_ids is None else [len(ids) for ids in batch.prompt_ids],
+            "completion_tokens": [len(ids) for ids in batch.completion_ids]
+            if batch.completion_ids is not None
+            else [len(text.split()) for text in batch.completions],
+            "truncated": batch.truncated,
+            "reward": batch.reward,
+            "rewards": [{name: values[i] for name, values in batch.rewards.items()} for i in range(rows)],
+            "advantage": batch.advantages,
+            "turn": batch.turn,
+            "policy_version": batch.policy_version,
+            "staleness": batch.staleness,
+        }
+        if features is not None:
+            columns |= {
+                "mode": features.mode,
+                "reasoning_mode": features.reasoning_mode,
+                "template_key": features.template_key.tolist(),
+                "answer_key": features.answer_key,
+                "opening_key": features.opening_key.tolist(),
+                "openers": None if features.openers is None else [row.tolist() for row in features.openers],
+                "opener_weights": None
+                if features.opener_weights is None
+                else [row.tolist() for row in features.opener_weights],
+            }
+        return columns
+
+    def _keep_samples(self, batch: RolloutBatch, features: rollouts.RowFeatures) -> None:
+        """An even spread of the newest round for tables: bounded, and without a random draw."""
+        if self.rank != 0:
+            return
+        rows = np.unique(np.linspace(0, len(batch) - 1, min(SAMPLE_ROWS, len(batch))).astype(int))
+        columns = self._columns(
+            dataclasses.replace(
+                batch,
+                **{
+                    f.name: [values[i] for i in rows]
+                    for f in dataclasses.fields(batch)
+                    if f.name not in ("round", "split", "step", "group_size", "rewards")
+                    and (values := getattr(batch, f.name)) is not None
+                },
+                rewards={name: [values[i] for i in rows] for name, values in batch.rewards.items()},
+            ),
+            None,
+        )
+        columns["mode"] = [features.mode[i] for i in rows]
+        columns["reasoning_mode"] = [features.reasoning_mode[i] for i in rows]
+        self._samples = [
+            {name: None if values is None else values[i] for name, values in columns.items()} for i in range(len(rows))
+        ]
+
+    def sample_rows(self, count: int) -> list[dict[str, Any]]:
+        """At most ``count`` rows of the newest round on rank 0, with the field names of ``records.Rollout``."""
+        return self._samples[:count]
+
+    def observe_tokens(
+        self,
+        *,
+        split: Split,
+        rows_B2: Sequence[Sequence[int]],
+        logps_BT: Tensor | None,
+        entropies_BT: Tensor | None,
+        mask_BT: Tensor,
+        advantages_B: Tensor | None = None,
+        loss: Tensor | None = None,
+    ) -> None:
+        """Take the token tensors of one micro-batch; ``rows_B2`` holds (round, local row) of each. Never raises."""
+        with self.guard("metrics.tokens"):
+            into = self._train if split == "train" else self._eval
+            sums = tokens.token_sums(entropies_BT, logps_BT, mask_BT, advantages_B)
+            rounds = [self._remembered.get((split, number)) for number, _ in rows_B2]
+            modes_B = np.array(
+                [-1 if known is None else known.mode_code[row] for known, (_, row) in zip(rounds, rows_B2, strict=True)]
+            )
+            into.sums = rollouts.add_sums(into.sums, rollouts.token_sums_by_mode(self.layout, sums, modes_B))
+            if loss is not None and not math.isfinite(float(loss)):
+                self.count_non_finite("loss", 1)
+            into.tokens += float(sums.tokens_B.sum())
+            step = self._step + 1 if split == "train" else self._step
+            for i, (remembered, (number, row)) in enumerate(zip(rounds, rows_B2, strict=True)):
+                if remembered is None:
+                    continue
+                iteration = int(remembered.iterations[row])
+                remembered.iterations[row] += 1
+                if iteration == 0 and split == "train":
+                    into.trained.append(
+                        (
+                            remembered.source[row],
+                            remembered.prompt_id[row],
+                            float(sums.tokens_B[i]),
+                            float(sums.entropy_sum_B[i]),
+                        )
+                    )
+                counted, logps = sums.tokens_B[i], sums.logp_tokens_B[i]
+                for name, cell in (
+                    ("attempt", self.attempt),
+                    ("round", number),
+                    ("split", split),
+                    ("global_row", remembered.global_row[row]),
+                    ("iteration", iteration),
+                    ("step", step),
+                    ("tokens", int(max(counted, logps))),
+                    ("entropy_mean_nats", sums.entropy_sum_B[i] / counted if counted else None),
+                    ("logp_mean_nats", sums.logp_sum_B[i] / logps if logps else None),
+                    ("kl_mean_nats", None),
+                ):
+                    into.passes.setdefault(name, []).append(cell)
+
+    def observe_kl(
+        self,
+        *,
+        rows_b2: Sequence[Sequence[int]],
+        sampled_b: NDArray[Any],
+        tokens_b: NDArray[Any],
+        result: tokens.ExactKL,
+        seconds: float,
+    ) -> None:
+        """Take a comparison with the base on some rows of the micro-batch observed last. Never raises.
+
+        ``rows_b2`` holds (round, local row), ``sampled_b`` how many of the ``tokens_b`` completion tokens of each row
+        were compared; ``result`` lists those tokens row by row.
+        """
+        with self.guard("metrics.kl"):
+            self._base_seconds += seconds
+            self._overhead -= seconds
+            row_T = np.repeat(np.arange(len(sampled_b)), np.asarray(sampled_b, dtype=np.int64))
+            known = [self._remembered.get(("train", number)) for number, _ in rows_b2]
+            prompts = ["" if r is None else r.prompt_id[row] for r, (_, row) in zip(known, rows_b2, strict=True)]
+            into = self._train
+            into.sums = rollouts.add_sums(
+                into.sums,
+                rollouts.kl_sums(
+                    self.layout,
+                    kl_T=result.kl_pi_base_T,
+                    reverse_T=result.kl_base_pi_T,
+                    entropy_base_T=result.entropy_base_T,
+                    row_T=row_T,
+                    tokens_B=np.asarray(tokens_b, dtype=np.float64),
+                    mode_code_B=np.array(
+                        [-1 if r is None else r.mode_code[row] for r, (_, row) in zip(known, rows_b2, strict=True)]
+                    ),
+                    prompt_B=rollouts.codes(prompts),
+                    logp_pi_T=result.logp_pi_T,
+                    logp_base_T=result.logp_base_T,
+                ),
+            )
+            kl_b = np.bincount(row_T, weights=result.kl_pi_base_T, minlength=len(sampled_b))
+            at = {
+                place: index
+                for index, place in enumerate(
+                    zip(into.passes.get("round", ()), into.passes.get("global_row", ()), strict=True)
+                )
+            }
+            for i, (r, (number, row)) in enumerate(zip(known, rows_b2, strict=True)):
+                if r is None or not sampled_b[i] or not np.isfinite(kl_b[i]):
+                    continue
+                index = at.get((number, r.global_row[row]))
+                if index is not None:
+                    into.passes["kl_mean_nats"][index] = float(kl_b[i] / sampled_b[i])
+                into.compared.append(
+                    (r.source[row], r.prompt_id[row], float(kl_b[i]), float(sampled_b[i]), float(tokens_b[i]))
+                )
+
+    # -- the end of a step -----------------------------------------------------------------------------------------
+
+    def end_step(self, step: int) -> StepRecord | None:
+        """Add the ranks, make the step's record, judge it and log it; the record, on every rank.
+
+        Every rank calls this once per optimizer step, with the ``global_step`` after the update, whatever failed on
+        it before. Raises only ``StrictError``, under ``rlmon_strict``, on all ranks together.
+        """
+        record = None
+        with self.guard("metrics.finish"):
+            record = self._finish_step(step)
+        self._train = self._fresh()
+        if self.config.rlmon_strict and record is not None and record.faults:
+            raise StrictError(
+                f"rlmon_strict: parts of the monitor failed by step {step}: {dict(record.faults)}."
+            ) from self._last_error
+        return record
+
+    def _finish_step(self, step: int) -> StepRecord:
+        local = self._train
+        with self.guard("runlog.passes"):
+            if local.passes.get("round"):
+                self.writer.write_passes(local.passes)
+        self._drain_writer()
+        sums, head, faults, slots = self._over_ranks(local)
+        completions, prompts, trained, rounds, shed, non_finite = head
+        sums["token_non_finite"] = sums["token_non_finite"] + non_finite
+        metrics: dict[str, float | None] = {}
+        missing: dict[str, str] = {}
+        with self.guard("metrics.finish"):
+            self._grow_baseline(sums, prompts, completions)
+            metrics, missing = rollouts.finish(self.layout, sums, self._base_sums)
+            for name in metrics:
+                if metrics[name] is None and name.startswith("rlmon/kl/"):
+                    missing[name] = self.kl_reason
+                elif metrics[name] is None and rounds == 0 and not name.startswith("rlmon/entropy/"):
+                    missing[name] = "no new generation was trained in this step"
+        self._step = step
+        overhead, self._overhead = self._overhead, 0.0
+        base_seconds, self._base_seconds = self._base_seconds, 0.0
+        record = StepRecord(
+            attempt=self.attempt,
+            step=step,
+            time_unix_seconds=time.time(),
+            rounds=tuple(local.rounds),
+            completions=int(completions),
+            prompts=int(prompts),
+            tokens=int(trained),
+            metrics=metrics,
+            missing=missing,
+            blocks=self._blocks(slots),
+            faults={place: int(count) for place, count in zip(PLACES, faults, strict=True) if count},
+            shed_rows=int(shed),
+            overhead_seconds=max(0.0, overhead),
+            base_forward_seconds=base_seconds or None,
+        )
+        findings: tuple[Finding, ...] = ()
+        with self.guard("detectors"):
+            self._detectors, findings = detectors.step(self._detectors, record)
+        self.findings = (self.findings + list(findings))[-1000:]
+        with self.guard("runlog.steps"):
+            self.writer.append_step(record)
+        for finding in findings:
+            self._event("finding", dataclasses.asdict(finding))
+        self._drain_writer()
+        if self.rank == 0:
+            for sink in self.sinks:
+                with self.guard("sinks"):
+                    sink.record(record, findings, self.sample_rows)
+            for subscriber in self.on_record:
+                with self.guard("subscribers"):
+                    subscriber(record, findings)
+        self.last_record = record
+        return record
+
+    def _over_ranks(self, local: _Accumulated) -> tuple[dict[str, Vector], list[float], Vector, Vector]:
+        """The step's sums, counts, faults and blocks over all ranks: the one collective of a step.
+
+        A rank whose own share cannot be made enters with zeros and its fault, so that no rank waits for it.
+        """
+        vector = np.zeros(self.layout.size + HEAD + len(PLACES) + self._slots * self.world_size * BLOCK_WIDTH)
+        with self.guard("collective"):
+            vector = self._local_vector(local)
+        start = self.layout.size + HEAD
+        vector[start : start + len(PLACES)] = self._faults
+        self._faults[:] = 0.0
+        self._non_finite.clear()
+        if self._reduce is not None:
+            vector = self._reduce(vector)
+        sums, head, faults, slots = np.split(vector, np.cumsum([self.layout.size, HEAD, len(PLACES)]))
+        return self.layout.unflatten(sums), [float(value) for value in head], faults, slots
+
+    def _local_vector(self, local: _Accumulated) -> Vector:
+        """This rank's share as one vector whose length depends on settings alone."""
+        blocks = self._block_matrix(local)
+        own = self._slots * blocks.shape[1]
+        slots = np.zeros(own * self.world_size)
+        slots[self.rank * own : (self.rank + 1) * own] = blocks.reshape(-1)
+        head = np.array(
+            [
+                local.completions,
+                local.prompts,
+                local.tokens,
+                len(local.rounds),
+                self.writer.shed_rows,
+                sum(self._non_finite.values()),
+            ]
+        )
+        return np.concatenate([self.layout.flatten(local.sums), head, self._faults, slots])
+
+    def _block_matrix(self, local: _Accumulated) -> Vector:
+        """Blocks as rows of (source key, prompts, completions, then value and presence of every statistic)."""
+        blocks = list(local.blocks)
+        if local.trained:
+            source, prompt, counted, entropy = zip(*local.trained, strict=True)
+            blocks += rollouts.token_blocks(source, prompt, tokens_B=np.array(counted), entropy_sum_B=np.array(entropy))
+        if local.compared:
+            source, prompt, kl, sampled, length = zip(*local.compared, strict=True)
+            blocks += rollouts.token_blocks(
+                source,
+                prompt,
+                kl_sum_B=np.array(kl),
+                kl_tokens_B=np.array(sampled),
+                completion_tokens_B=np.array(length),
+            )
+        names = detectors.STATISTICS
+        matrix = np.zeros((self._slots, BLOCK_WIDTH))
+        # More blocks than slots (many sources): an even spread of them, since any of them is a fair look.
+        if len(blocks) > self._slots:
+            blocks = [blocks[i] for i in np.linspace(0, len(blocks) - 1, self._slots).astype(int)]
+        for row, shown in zip(matrix, blocks, strict=False):
+            key = int.from_bytes(
+                hashlib.blake2b(shown.source.encode("utf-8", "replace"), digest_size=6).digest(), "big"
+            )
+            self._source_names.setdefault(key, shown.source)
+            row[:3] = key + 1, shown.prompts, shown.completions
+            for j, name in enumerate(names):
+                value = shown.stats.get(name)
+                if value is not None and math.isfinite(value):
+                    row[3 + 2 * j : 5 + 2 * j] = value, 1.0
+        return matrix
+
+    def _blocks(self, slots: Vector) -> tuple[Block, ...]:
+        names = detectors.STATISTICS
+        blocks = []
+        for row in slots.reshape(-1, BLOCK_WIDTH):
+            if row[0] == 0:
+                continue
+            key = int(row[0]) - 1
+            blocks.append(
+                Block(
+                    source=self._source_names.get(key, f"source-{key:012x}"),
+                    prompts=int(row[1]),
+                    completions=int(row[2]),
+                    stats={name: float(row[3 + 2 * j]) for j, name in enumerate(names) if row[4 + 2 * j]},
+                )
+            )
+        return tuple(blocks)
+
+    def _grow_baseline(self, sums: Mapping[str, Vector], prompts: float, completions: float) -> None:
+        """Add the step to the baseline while that is still growing; round 0 *is* the base."""
+        full = (
+            self._base_counts[0] >= BASELINE_PROMPTS
+            or self._base_counts[1] >= BASELINE_COMPLETIONS
+            or self._base_counts[2] >= BASELINE_ROUNDS
+        )
+        if full or not completions:
+            return
+        self._base_sums = (
+            {name: np.array(value) for name, value in sums.items()}
+            if self._base_sums is None
+            else {name: self._base_sums[name] + value for name, value in sums.items()}
+        )
+        self._base_counts = [
+            self._base_counts[0] + prompts,
+            self._base_counts[1] + completions,
+            self._base_counts[2] + 1,
+        ]
+
+    def end_eval(self, step: int) -> None:
+        """Log what an evaluation showed, as an event of its own: it never mixes with training. Never raises."""
+        with self.guard("metrics.finish"):
+            local, self._eval = self._eval, self._fresh()
+            if local.passes.get("round"):
+                self.writer.write_passes(local.passes)
+            faults = self._faults.copy()
+            sums, head, _, _ = self._over_ranks(local)
+            self._faults += faults  # they belong to the next step's record
+            metrics, _ = rollouts.finish(self.layout, sums, self._base_sums)
+            self._event(
+                "eval",
+                {
+                    "step": step,
+                    "completions": int(head[0]),
+                    "prompts": int(head[1]),
+                    "metrics": {name: value for name, value in metrics.items() if value is not None},
+                },
+            )
+            self._drain_writer()
+
+    def close(self) -> None:
+        """Write what is left and close log and sinks. Never raises; safe to call twice."""
+        with self.guard("runlog.passes"):
+            for local in (self._train, self._eval):
+                if local.passes.get("round"):
+                    self.writer.write_passes(local.passes)
+                    local.passes = {}
+        for sink in self.sinks:
+            with self.guard("sinks"):
+                sink.close()
+        self.sinks = []
+        with self.guard("runlog.events"):
+            self.writer.append_event("ended", {"step": self._step, "faults": self._fault_totals})
+            self.writer.close()
+        self._drain_writer()
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def shared_state(self) -> dict[str, Any]:
+        """What a resumed run needs and all ranks have in common, as JSON types."""
+        return {
+            "version": 1,
+            "step": self._step,
+            "rounds": dict(self._rounds),
+            "detectors": detectors.state_to_json(self._detectors),
+            "base_counts": self._base_counts,
+            "base_sums": None if self._base_sums is None else self.layout.flatten(self._base_sums).tolist(),
+            "modes": list(self.modes.names),
+        }
+
+    def rank_state(self) -> dict[str, Any]:
+        """What this rank alone knows, as JSON types: its ledger of prompts."""
+        return {"version": 1, "ledger": self._ledger.state()}
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        shared, own = state["shared"], state.get("rank")
+        self._rounds = {"train": int(shared["rounds"]["train"]), "eval": int(shared["rounds"]["eval"])}
+        if shared["modes"] == list(self.modes.names):
+            self._detectors = detectors.state_from_json(shared["detectors"])
+            self._base_counts = list(shared["base_counts"])
+            if shared["base_sums"] is not None:
+                self._base_sums = self.layout.unflatten(np.array(shared["base_sums"], dtype=np.float64))
+        if own is not None:
+            self._ledger = SolveLedger.load(own["ledger"])

@@ -1,0 +1,382 @@
+"""``RLMon``: the drop-in callback that ties a TRL trainer to the monitor."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlmon.config import RLMonConfig
+from rlmon.errors import AttachError
+from rlmon.monitor import Monitor
+from rlmon.trl import capabilities
+from rlmon.trl.base import BaseModel
+from rlmon.trl.capture import Capture
+from rlmon.trl.prompts import SourceMap
+
+HEADLINE = (
+    "rlmon/entropy/mean",
+    "rlmon/entropy/ratio_to_base",
+    "rlmon/format/effective",
+    "rlmon/format/effective_within",
+    "rlmon/format/effective_correct",
+    "rlmon/format/top_share",
+    "rlmon/format/other_share",
+    "rlmon/kl/mean",
+    "rlmon/group/all_good",
+    "rlmon/group/all_bad",
+    "rlmon/group/lone_success_weight",
+    "rlmon/faults",
+)
+"""The scalars that go among the trainer's own metrics, and so to every tracker without code for it."""
+
+STATE_FOLDER = "rlmon"
+RECORDED_SETTINGS = (
+    "beta", "temperature", "num_generations", "num_iterations", "steps_per_generation", "generation_batch_size",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length", "loss_type",
+    "scale_rewards", "learning_rate", "lr_scheduler_type", "max_steps", "num_train_epochs", "seed", "epsilon",
+    "epsilon_high", "mask_truncated_completions", "entropy_coef", "use_adaptive_entropy", "top_entropy_quantile",
+    "sync_ref_model", "use_vllm", "logging_steps", "output_dir",
+)  # fmt: skip
+
+
+class RLMon(TrainerCallback):
+    """Watches a TRL ``GRPOTrainer`` or ``RLOOTrainer`` without changing what it does.
+
+    ``RLMon(trainer)`` after the trainer is built, or ``callbacks=[RLMon()]`` when building it. Raises
+    ``AttachError`` or ``ConfigError`` before the first step where watching would half-work; nothing is raised into
+    the loop after that.
+    """
+
+    def __init__(self, trainer: Any = None, config: RLMonConfig | None = None) -> None:
+        if isinstance(trainer, RLMonConfig):
+            trainer, config = None, trainer
+        self.config = config if config is not None else RLMonConfig()
+        self.monitor: Monitor | None = None
+        """The monitor of the current or last ``train()`` call."""
+        self._capture: Capture | None = None
+        self._checkpoint: Path | None = None
+        self._open = False
+        if trainer is not None:
+            self.attach(trainer)
+
+    @property
+    def attached(self) -> bool:
+        return self._capture is not None
+
+    @property
+    def log_dir(self) -> Path:
+        """The run directory."""
+        if self.config.rlmon_dir is not None:
+            return Path(self.config.rlmon_dir)
+        return Path(self._trainer.args.output_dir) / "rlmon"
+
+    @property
+    def _trainer(self) -> Any:
+        if self._capture is None:
+            raise AttachError("RLMon is not attached to a trainer yet: use RLMon(trainer).")
+        return self._capture.trainer
+
+    # -- attaching -------------------------------------------------------------------------------------------------
+
+    def attach(self, trainer: Any) -> None:
+        """Install the hooks on ``trainer``; refuse loudly where they would half-work."""
+        if self._capture is not None:
+            raise AttachError("This RLMon already watches a trainer. Make a new one: RLMon(trainer).")
+        capabilities.refuse(trainer)
+        capture = Capture(trainer)
+        capture.base = BaseModel.choose(trainer, self.config, initial_weights=trainer.state.global_step == 0)
+        dataset = getattr(trainer, "train_dataset", None)
+        batch = trainer.args.generation_batch_size or 1
+        capture.sources = SourceMap.build(
+            dataset, self.config.rlmon_source_column, batch // max(1, trainer.args.num_generations)
+        )
+        capture.install()
+        self._capture = capture
+        original = trainer._load_optimizer_and_scheduler
+
+        @functools.wraps(original)
+        def load(checkpoint: Any, *args: Any, **kwargs: Any) -> Any:
+            if checkpoint is not None:
+                self._checkpoint = Path(checkpoint)
+            return original(checkpoint, *args, **kwargs)
+
+        trainer._load_optimizer_and_scheduler = load
+        if self not in trainer.callback_handler.callbacks:
+            trainer.add_callback(self)
+
+    def detach(self) -> None:
+        """Take every hook off the trainer again."""
+        if self._capture is None:
+            return
+        trainer = self._capture.trainer
+        self._close()
+        self._capture.uninstall()
+        trainer.__dict__.pop("_load_optimizer_and_scheduler", None)
+        trainer.remove_callback(self)
+        self._capture = None
+
+    def _find_trainer(self) -> Any:
+        """The trainer whose callback list holds this object, from the frames that called us."""
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            candidate = frame.f_locals.get("self")
+            if isinstance(candidate, Trainer):
+                handler = candidate.__dict__.get("callback_handler")
+                if handler is not None and any(callback is self for callback in handler.callbacks):
+                    return candidate
+            frame = frame.f_back
+        return None
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._capture is None:
+            trainer = self._find_trainer()
+            if trainer is not None:
+                self.attach(trainer)
+
+    # -- one train() call ------------------------------------------------------------------------------------------
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._capture is None:
+            trainer = self._find_trainer()
+            if trainer is None:
+                raise AttachError(
+                    "RLMon could not find the trainer that it was given to. Attach it by hand: RLMon(trainer)."
+                )
+            self.attach(trainer)
+        self._begin(state)
+
+    def join_mid_round(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        rows: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Begin while a first round is being scored (``rlmon.trl.probe``), and take that round as it is."""
+        assert self._capture is not None
+        self._begin(self._trainer.state)
+        self._capture.step_begins(self._trainer.state.global_step, self.config.rlmon_base_kl_every)
+        self._capture.expect_unidentified_round(prompts, completions, completion_ids, rows)
+
+    def _begin(self, state: TrainerState) -> None:
+        assert self._capture is not None
+        trainer, capture = self._trainer, self._capture
+        base = capture.base
+        assert base is not None
+        resumed = state.global_step > 0
+        saved: dict[str, Any] | None = None
+        if resumed and self._checkpoint is not None:
+            folder = self._checkpoint / STATE_FOLDER
+            saved = _read_state(folder, trainer.accelerator.process_index)
+            base.resume(folder, None if saved is None else saved["shared"].get("base_fingerprint"))
+        elif resumed:
+            base.resume(None, None)
+        monitor = Monitor(
+            self.config,
+            directory=self.log_dir,
+            group_size=trainer.num_generations,
+            rank=trainer.accelerator.process_index,
+            world_size=trainer.accelerator.num_processes,
+            total_steps=state.max_steps if state.max_steps > 0 else None,
+            trainer=type(trainer).__name__,
+            trainer_config={name: _plain(getattr(trainer.args, name, None)) for name in RECORDED_SETTINGS},
+            capabilities=capabilities.plan(
+                trainer.args,
+                self.config,
+                trainer=type(trainer).__name__,
+                base_kind=base.kind,
+                base_reason=base.reason,
+            ),
+            packages=_packages(),
+            git_commit=_git_commit(),
+            resumed_from_step=state.global_step if resumed else None,
+            state=saved,
+            reduce=_reducer(trainer),
+            share=_sharer(trainer),
+        )
+        monitor.kl_reason = (
+            f"{base.reason}" if not base.active else f"measured every {self.config.rlmon_base_kl_every} steps"
+        )
+        with monitor.guard("capture.vocabulary"):
+            monitor.use_vocabulary(_vocabulary(trainer.processing_class))
+        if trainer.accelerator.is_main_process:
+            monitor.open_sinks()
+        self.monitor = capture.monitor = monitor
+        self._open = True
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._open and self._capture is not None:
+            self._capture.step_begins(state.global_step, self.config.rlmon_base_kl_every)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        monitor, capture = self.monitor, self._capture
+        if not self._open or monitor is None or capture is None:
+            return
+        base = capture.base
+        if base is not None and not base.active:
+            monitor.kl_reason = base.reason
+        record = monitor.end_step(state.global_step)
+        if record is None or not self.config.rlmon_mirror:
+            return
+        with monitor.guard("mirror"):
+            metrics = capture.trainer._metrics["train"]
+            for name in HEADLINE:
+                value = sum(record.faults.values()) if name == "rlmon/faults" else record.metrics.get(name)
+                if value is not None:
+                    metrics[name].append(float(value))
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._open and self.monitor is not None:
+            self.monitor.end_eval(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not self._open or self.monitor is None or not logs:
+            return
+        with self.monitor.guard("capture.logs"):
+            norm = logs.get("grad_norm")
+            if norm is not None and not math.isfinite(float(norm)):
+                self.monitor.count_non_finite("grad_norm", 1)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._open and self.monitor is not None:
+            with self.monitor.guard("checkpoint"):
+                run_dir = self._trainer._get_output_dir(trial=None)
+                self.save_state(Path(run_dir) / f"checkpoint-{state.global_step}")
+
+    def save_state(self, checkpoint: Path) -> None:
+        """Write what a resumed run needs into ``checkpoint/rlmon``; failures are counted faults."""
+        monitor, capture = self.monitor, self._capture
+        if not self._open or monitor is None or capture is None:
+            return
+        with monitor.guard("checkpoint"):
+            folder = checkpoint / STATE_FOLDER
+            folder.mkdir(parents=True, exist_ok=True)
+            trainer = capture.trainer
+            _write_json(folder / f"rank{trainer.accelerator.process_index}.json", monitor.rank_state())
+            if trainer.accelerator.is_main_process:
+                shared = monitor.shared_state()
+                if capture.base is not None:
+                    shared["base_fingerprint"] = capture.base.fingerprint
+                    capture.base.save(folder)
+                _write_json(folder / "state.json", shared)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._open and self.monitor is not None:
+            self._open = False
+            self.monitor.close()
+            if self._capture is not None:
+                self._capture.monitor = None
+            self._checkpoint = None
+
+
+def _reducer(trainer: Any) -> Any:
+    """Sum of a float64 vector over ranks: the one collective of a step."""
+    accelerator = trainer.accelerator
+    if accelerator.num_processes == 1:
+        return None
+    # Apple's backend has no float64; it has no collectives of several processes either, so this is a precaution.
+    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+
+    def reduce(vector: np.ndarray) -> np.ndarray:
+        total = accelerator.reduce(torch.from_numpy(vector).to(accelerator.device, dtype), reduction="sum")
+        summed: np.ndarray = total.to("cpu", torch.float64).numpy()
+        return summed
+
+    return reduce
+
+
+def _sharer(trainer: Any) -> Any:
+    """Rank 0's value on every rank; used once, when training begins."""
+    if trainer.accelerator.num_processes == 1:
+        return None
+
+    def share(value: Any) -> Any:
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value], from_process=0)[0]
+
+    return share
+
+
+def _vocabulary(processing_class: Any) -> list[str]:
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    size = len(tokenizer)
+    decoded: list[str] = tokenizer.batch_decode([[token] for token in range(size)])
+    return decoded
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return str(value)
+
+
+def _packages() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("rlmon", "trl", "transformers", "torch", "peft", "accelerate", "numpy", "pyarrow"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "unknown"
+    module = sys.modules.get("trl")
+    if module is not None:
+        versions["trl"] = str(module.__version__)
+    return versions
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False, cwd=os.getcwd()
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _read_state(folder: Path, rank: int) -> dict[str, Any] | None:
+    shared = folder / "state.json"
+    if not shared.exists():
+        return None
+    own = folder / f"rank{rank}.json"
+    return {
+        "shared": json.loads(shared.read_text()),
+        "rank": json.loads(own.read_text()) if own.exists() else None,
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value))
+    os.replace(temporary, path)

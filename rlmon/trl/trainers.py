@@ -1,0 +1,51 @@
+"""TRL's trainers with the monitor built in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl import GRPOTrainer, RLOOTrainer
+
+from rlmon.config import RLMonConfig
+from rlmon.trl.callback import RLMon
+
+if TYPE_CHECKING:
+    from rlmon.monitor import Monitor
+
+
+class _Monitored:
+    """Attaches ``RLMon`` to the trainer that it is mixed into."""
+
+    rlmon: RLMon
+
+    def __init__(self, *args: Any, rlmon: RLMonConfig | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rlmon = RLMon(self, rlmon)
+
+    @property
+    def monitor(self) -> Monitor | None:
+        """The monitor of the current ``train()`` call; ``None`` before the first."""
+        return self.rlmon.monitor
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Before super(): what a hub push uploads is what the folder holds at that moment.
+        state = self.state  # type: ignore[attr-defined]
+        run_dir = self._get_output_dir(trial=trial)  # type: ignore[attr-defined]
+        self.rlmon.save_state(Path(os.path.join(run_dir, f"checkpoint-{state.global_step}")))
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+
+class MonitoredGRPOTrainer(_Monitored, GRPOTrainer):
+    """``trl.GRPOTrainer`` that watches its own output distribution.
+
+    Takes everything that ``GRPOTrainer`` takes, and ``rlmon``, an ``RLMonConfig``.
+    """
+
+
+class MonitoredRLOOTrainer(_Monitored, RLOOTrainer):
+    """``trl.RLOOTrainer`` that watches its own output distribution.
+
+    Takes everything that ``RLOOTrainer`` takes, and ``rlmon``, an ``RLMonConfig``.
+    """
