@@ -31,7 +31,7 @@ from rlmon.metrics import rollouts, tokens
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import SolveLedger
 from rlmon.records import Block, Fault, Finding, RolloutBatch, RunHeader, Split, StepRecord
-from rlmon.runlog import RunLogWriter, next_attempt, peek
+from rlmon.runlog import RunLogWriter, as_stored, next_attempt, peek
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -350,7 +350,7 @@ class Monitor:
             "global_row": list(batch.global_row),
             "group": [row // max(1, batch.group_size) for row in batch.global_row],
             "step": [batch.step] * rows,
-            "prompt_id": list(batch.prompt_id),
+            "prompt_id": self._stored_prompt_ids(batch.prompt_id),
             "source": list(batch.source),
             "prompt": list(batch.prompts),
             "completion": list(batch.completions),
@@ -379,6 +379,13 @@ class Monitor:
                 else [row.tolist() for row in features.opener_weights],
             }
         return columns
+
+    def _stored_prompt_ids(self, prompt_id: Sequence[str]) -> list[str]:
+        """As they are beside the text itself; keyed without it, since the hash of a short prompt can be inverted."""
+        if self.config.rlmon_store_text == "full":
+            return list(prompt_id)
+        key = self.writer.secret
+        return [hashlib.blake2b(name.encode(), digest_size=12, key=key).hexdigest() for name in prompt_id]
 
     def _keep_samples(self, batch: RolloutBatch, features: rollouts.RowFeatures) -> None:
         """An even spread of the newest round for tables: bounded, and without a random draw."""
@@ -572,6 +579,7 @@ class Monitor:
             overhead_seconds=max(0.0, overhead),
             base_forward_seconds=base_seconds or None,
         )
+        record = as_stored(record)  # detectors see live what a replay will read
         findings: tuple[Finding, ...] = ()
         with self.guard("detectors"):
             self._detectors, findings = detectors.step(self._detectors, record)

@@ -316,11 +316,11 @@ class _Unidentified:
 
 
 def terminal_ids(trainer: Any) -> frozenset[int]:
-    """Token ids after which a completion counts as finished; TRL 1.15 made a list of its single id."""
-    ids = getattr(trainer, "eos_token_ids", None)
-    ends = set(ids) if ids is not None else {trainer.eos_token_id}
-    ends.add(getattr(trainer, "pad_token_id", None))
-    return frozenset(end for end in ends if end is not None)
+    """Token ids after which TRL counts a completion as finished; TRL 1.15 made a list of the single end."""
+    ends = getattr(trainer, "eos_token_ids", None)
+    if ends is None:
+        ends = [getattr(trainer, "eos_token_id", trainer._tokenizer.eos_token_id)]
+    return frozenset(end for end in [*ends, trainer._tokenizer.pad_token_id] if end is not None)
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

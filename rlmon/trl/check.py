@@ -123,20 +123,21 @@ def _rows(args: Any, config: RLMonConfig, trainer: str) -> list[tuple[str, str, 
         math.ceil(BASELINE_PROMPTS / prompts),
         math.ceil(BASELINE_COMPLETIONS / max(1, args.generation_batch_size)),
     )
-    generations = None
+    size = f"{rounds} rounds of {prompts} prompts x {args.num_generations} completions a process"
+    too_short = None
     if args.max_steps > 0:
         per_step = args.gradient_accumulation_steps / (args.steps_per_generation * args.num_iterations)
-        generations = math.floor(args.max_steps * per_step)
-    size = f"{rounds} rounds of {prompts} prompts x {args.num_generations} completions a process"
-    if generations is not None and generations <= rounds:
-        rows.append(("baseline", "skip", f"{size}; this run has {generations} rounds: no detector will ever judge"))
-    else:
-        rows.append(("baseline", "yes", f"the first {size}"))
+        generations = math.ceil(args.max_steps * per_step)
+        if generations <= rounds:
+            too_short = f"max_steps: {args.max_steps} ends within the baseline ({generations} rounds)"
+    rows.append(("baseline", "yes", f"the first {size}") if too_short is None else ("baseline", "skip", too_short))
     for detector in DETECTORS:
         families = {name.split("/")[1] for name in detector.metrics}
         reasons = [skipped[family] for family in families if family in skipped]
         if len(reasons) == len(families):
             rows.append((f"detector {detector.id}", "never", reasons[0]))
+        elif too_short is not None and detector.rule in ("effective", "ratio"):
+            rows.append((f"detector {detector.id}", "never", "compares with the baseline"))
         else:
             rows.append((f"detector {detector.id}", "armed", detector.line))
     return rows

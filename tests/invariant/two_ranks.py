@@ -1,0 +1,81 @@
+"""One rank of a two-process run: ``torchrun --nproc_per_node 2 two_ranks.py OUT KIND``; writes JSON per rank.
+
+KIND: ``stock`` (no monitor), ``watched``, or a fault on rank 1 alone: ``observe`` (a metric raises), ``vector`` (its
+share of the collective cannot be made), ``base`` (out of memory in the base forward), ``disk`` (no row can be written).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+import tiny
+import torch
+
+import rlmon.monitor
+import rlmon.trl.base
+from rlmon.metrics import rollouts
+from rlmon.runlog import RunLogWriter
+from rlmon.trl import RLMon, RLMonConfig
+
+
+def broken(*args: Any, **kwargs: Any) -> Any:
+    raise ValueError("broken on purpose")
+
+
+def out_of_memory(*args: Any, **kwargs: Any) -> Any:
+    raise torch.OutOfMemoryError("broken on purpose")
+
+
+def main(out: Path, kind: str, rloo: bool, lora: bool) -> None:
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    truth = out / f"truth-{rank}.jsonl"
+    trained = tiny.trainer(
+        out / "run",
+        rloo=rloo,
+        lora=lora,
+        reward=tiny.counting_reward(truth),
+        eval_strategy="steps",
+        eval_steps=2,
+        per_device_eval_batch_size=4,
+        num_generations_eval=4,
+    )
+    monitor = None
+    if kind != "stock":
+        monitor = RLMon(trained, RLMonConfig(rlmon_base_kl_every=2, rlmon_console=False))
+    if rank == 1:
+        if kind == "observe":
+            rollouts.round_sums = broken
+        elif kind == "vector":
+            rlmon.monitor.Monitor._local_vector = broken  # type: ignore[method-assign]
+        elif kind == "base":
+            rlmon.trl.base.exact_kl = out_of_memory
+        elif kind == "disk":
+            RunLogWriter._write_rows = lambda *a, **k: False  # type: ignore[method-assign]
+    trained.train()
+    digest = hashlib.blake2b()
+    for name, tensor in sorted(tiny.weights(trained).items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    seen: dict[str, Any] = {"weights": digest.hexdigest(), "rank": rank}
+    if monitor is not None:
+        record = monitor.monitor.last_record
+        seen |= {
+            "metrics": record.metrics,
+            "completions": record.completions,
+            "blocks": len(record.blocks),
+            "faults": monitor.monitor._fault_totals,
+            "trl_entropy": [row["entropy"] for row in trained.state.log_history if "entropy" in row],
+            "entropy": [row["rlmon/entropy/mean"] for row in trained.state.log_history if "entropy" in row],
+        }
+    (out / f"rank-{rank}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], "rloo" in sys.argv[3:], "lora" in sys.argv[3:])
