@@ -1,0 +1,164 @@
+"""What is wrong at attach is said before the first step: what came, what was needed, what to type."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import trl
+from transformers import Trainer, TrainingArguments
+
+from rlmon.errors import AttachError, ConfigError, RunLogError, SchemaError
+from rlmon.trl import RLMon, RLMonConfig, capabilities, probe
+
+pytestmark = pytest.mark.trl
+
+
+def before_the_first_step(trained: Any, error: type[Exception], match: str) -> None:
+    start = tiny.weights(trained)
+    with pytest.raises(error, match=match):
+        trained.train()
+    assert trained.state.global_step == 0
+    assert tiny.same_weights(start, tiny.weights(trained))
+
+
+def test_an_unknown_setting_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"rlmon_base_kl_evry.*Did you mean rlmon_base_kl_every\?"):
+        RLMonConfig.from_mapping({"rlmon_base_kl_evry": 3})
+    with pytest.raises(ConfigError, match=r"RLMON_STORETEXT.*RLMON_STORE_TEXT"):
+        RLMonConfig.from_env({"RLMON_STORETEXT": "off"})
+    with pytest.raises(ConfigError, match=r"rlmon_store_text is 'hashed'.*full, hash or off.*Did you mean hash"):
+        RLMonConfig(rlmon_store_text="hashed")
+
+
+def test_the_wrong_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = tiny.trainer(tmp_path / "run")
+    monkeypatch.setattr(trl, "__version__", "1.7.2")
+    with pytest.raises(AttachError, match=r"TRL 1\.7\.2 is installed.*1\.8 or later.*pip install -U"):
+        RLMon(trained)
+
+
+def test_liger_on_an_old_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = tiny.trainer(tmp_path / "run")
+    trained.args.use_liger_kernel = True
+    monkeypatch.setattr(trl, "__version__", "1.13.0")
+    with pytest.raises(AttachError, match=r"shows no entropies.*use_liger_kernel: false"):
+        RLMon(trained)
+
+
+def test_another_kind_of_trainer(tmp_path: Path) -> None:
+    other = Trainer(tiny.model(), TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
+    with pytest.raises(AttachError, match=r"GRPOTrainer and RLOOTrainer.*got Trainer.*rlmon\.Monitor"):
+        RLMon(other)
+
+
+def test_asynchronous_grpo_says_what_it_cannot_see(tmp_path: Path) -> None:
+    trained = tiny.trainer(tmp_path / "run")
+    trained.__class__ = type("AsyncGRPOTrainer", (type(trained),), {"__module__": "trl.experimental.async_grpo.x"})
+    with pytest.raises(AttachError, match=r"rewards and advantages: SKIP \(they are computed in that child process"):
+        RLMon(trained)
+
+
+def test_a_second_monitor(tmp_path: Path) -> None:
+    trained = tiny.trainer(tmp_path / "run")
+    monitor = RLMon(trained)
+    with pytest.raises(AttachError, match="already has a monitor"):
+        RLMon(trained)
+    monitor.detach()
+    RLMon(trained)
+
+
+def test_no_write_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = tiny.trainer(tmp_path / "run")
+    RLMon(trained)
+    real = os.open
+
+    def refused(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if "rlmon" in str(path) and flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refused)
+    before_the_first_step(trained, RunLogError, "rlmon_dir")
+
+
+def test_a_directory_of_another_schema(tmp_path: Path) -> None:
+    trained = tiny.trainer(tmp_path / "run", max_steps=1)
+    monitor = RLMon(trained)
+    trained.train()
+    header = monitor.log_dir / "run.json"
+
+    def newer(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: 99 if k == "schema_version" else newer(v) for k, v in value.items()}
+        return [newer(v) for v in value] if isinstance(value, list) else value
+
+    header.write_text(json.dumps(newer(json.loads(header.read_text()))))
+    again = tiny.trainer(tmp_path / "run")
+    RLMon(again)
+    before_the_first_step(again, SchemaError, "99")
+
+
+def test_a_directory_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "thesis.tex").write_text("x")
+    trained = tiny.trainer(tmp_path / "run")
+    RLMon(trained, RLMonConfig(rlmon_dir=str(tmp_path / "log")))
+    before_the_first_step(trained, RunLogError, "thesis.tex")
+
+
+@pytest.mark.parametrize(
+    ("modes", "match"),
+    [({"broken": "("}, "broken"), ({"prose": "x"}, "prose"), ({"wrong": 3}, "wrong")],
+)
+def test_malformed_modes(tmp_path: Path, modes: dict[str, Any], match: str) -> None:
+    trained = tiny.trainer(tmp_path / "run")
+    RLMon(trained, RLMonConfig(rlmon_modes=modes))
+    before_the_first_step(trained, ConfigError, match)
+
+
+def test_an_unknown_source_column(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rlmon_source_column is 'tsk'.*prompt, target"):
+        RLMon(tiny.trainer(tmp_path / "run"), RLMonConfig(rlmon_source_column="tsk"))
+
+
+@pytest.mark.parametrize("kind", ["adapter", "snapshot", "reference"])
+def test_a_base_that_cannot_be_had(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(AttachError, match=rf"rlmon_base_kl={kind} cannot work here .*rlmon_base_kl: auto"):
+        RLMon(tiny.trainer(tmp_path / "run"), RLMonConfig(rlmon_base_kl=kind))
+    with pytest.raises(AttachError, match=r"cannot be loaded.*leave it out"):
+        RLMon(tiny.trainer(tmp_path / "run"), RLMonConfig(rlmon_base_model=str(tmp_path / "nowhere")))
+
+
+def test_too_little_memory_for_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    class Full:
+        available = 10
+        total = 10**12
+
+    monkeypatch.setattr(psutil, "virtual_memory", Full)
+    trained = tiny.trainer(tmp_path / "run")
+    monitor = RLMon(trained)
+    assert monitor._capture is not None
+    base = monitor._capture.base
+    assert base is not None
+    assert base.kind == "off"
+    assert "rlmon_base_model" in base.reason
+    rows = capabilities.plan(trained.args, RLMonConfig(), trainer="GRPOTrainer", base_kind="off", base_reason=base.reason)
+    assert [row["reason"] for row in rows if row["signal"] == "kl"] == [base.reason]
+
+
+def test_a_callback_that_cannot_find_its_trainer() -> None:
+    with pytest.raises(AttachError, match=r"RLMon\(trainer\)"):
+        RLMon().on_train_begin(None, None, None)  # type: ignore[arg-type]
+
+
+def test_the_probe_outside_of_a_trainer() -> None:
+    with pytest.raises(AttachError, match="reward_funcs"):
+        probe(["a"], ["b"], [[1]])
