@@ -144,7 +144,9 @@ class RLMonConfig:
         for key, value in settings.items():
             name = key if key.startswith("rlmon_") else f"rlmon_{key}"
             if name not in known:
-                raise ConfigError(f"Unknown rlmon setting {key!r}.{_nearest(name, known)} `rlmon check --help` lists all.")
+                raise ConfigError(
+                    f"Unknown rlmon setting {key!r}.{_nearest(name, known)} The settings are {', '.join(known)}."
+                )
             resolved[name] = value
         return cls(**resolved)
 
@@ -152,7 +154,8 @@ class RLMonConfig:
     def from_env(cls, environ: Mapping[str, str] | None = None) -> RLMonConfig:
         """A config from ``RLMON_*`` variables, for those who can set nothing else (``env:`` in a TRL YAML file)."""
         environ = os.environ if environ is None else environ
-        types = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+        # Not Field.type: HfArgumentParser replaces it by the type itself, once it has parsed this class.
+        types = {f.name: str(cls.__annotations__[f.name]) for f in dataclasses.fields(cls)}
         settings: dict[str, Any] = {}
         for key, text in environ.items():
             if not key.startswith("RLMON_"):

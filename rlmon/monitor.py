@@ -133,7 +133,9 @@ class Monitor:
         self.config = config if config is not None else RLMonConfig()
         self.rank, self.world_size, self.group_size = rank, world_size, group_size
         self.log_dir = Path(directory)
-        self.modes = ModeSet.build(self.config.rlmon_modes)
+        modes = self.config.rlmon_modes
+        assert not isinstance(modes, str), "RLMonConfig parses JSON"
+        self.modes = ModeSet.build(modes)
         self.layout = rollouts.SumsLayout(self.modes.names)
         self.kl_reason = "no base model was compared"
         self.findings: list[Finding] = []
@@ -203,7 +205,8 @@ class Monitor:
             "resume": from_step is not None,
             "from_step": from_step,
         }
-        writer, news = None, None
+        writer: RunLogWriter | None = None
+        news: tuple[RunHeader, bytes, bool, RLMonError | None] | None = None
         if self.rank == 0:
             try:
                 resumed_into = from_step is not None and peek(self.log_dir) is not None
@@ -213,9 +216,9 @@ class Monitor:
                 news = (writer.header, writer.secret, settings["resume"], None)
             except RLMonError as error:
                 news = (header, b"", False, error)
-        header, secret, settings["resume"], error = share(news)
-        if error is not None:
-            raise error
+        header, secret, settings["resume"], failure = share(news)
+        if failure is not None:
+            raise failure
         if writer is None:
             writer = RunLogWriter.open(self.log_dir, header, rank=self.rank, secret=secret, **settings)
         return writer
@@ -391,24 +394,10 @@ class Monitor:
         """An even spread of the newest round for tables: bounded, and without a random draw."""
         if self.rank != 0:
             return
-        rows = np.unique(np.linspace(0, len(batch) - 1, min(SAMPLE_ROWS, len(batch))).astype(int))
-        columns = self._columns(
-            dataclasses.replace(
-                batch,
-                **{
-                    f.name: [values[i] for i in rows]
-                    for f in dataclasses.fields(batch)
-                    if f.name not in ("round", "split", "step", "group_size", "rewards")
-                    and (values := getattr(batch, f.name)) is not None
-                },
-                rewards={name: [values[i] for i in rows] for name, values in batch.rewards.items()},
-            ),
-            None,
-        )
-        columns["mode"] = [features.mode[i] for i in rows]
-        columns["reasoning_mode"] = [features.reasoning_mode[i] for i in rows]
+        kept = np.unique(np.linspace(0, len(batch) - 1, min(SAMPLE_ROWS, len(batch))).astype(int))
+        columns = self._columns(batch, None) | {"mode": features.mode, "reasoning_mode": features.reasoning_mode}
         self._samples = [
-            {name: None if values is None else values[i] for name, values in columns.items()} for i in range(len(rows))
+            {name: None if values is None else values[i] for name, values in columns.items()} for i in kept
         ]
 
     def sample_rows(self, count: int) -> list[dict[str, Any]]:

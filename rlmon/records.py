@@ -244,9 +244,10 @@ class RolloutBatch:
     """Prompts as text (conversations rendered one message per line)."""
     completions: Sequence[str]
     """Completions as text, special tokens stripped, tool results left out."""
-    prompt_ids: Sequence[Sequence[int]] | None = None
-    completion_ids: Sequence[Sequence[int]] | None = None
-    """The model's own token ids."""
+    prompt_ids: Sequence[Any] | None = None
+    """Token ids of each prompt: a sequence of integers, or (cheapest) an int32 array."""
+    completion_ids: Sequence[Any] | None = None
+    """The model's own token ids, in the same form."""
     rewards: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     reward: Sequence[float | None] | None = None
     advantages: Sequence[float | None] | None = None

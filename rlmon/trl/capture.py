@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from rlmon.records import RolloutBatch, Split
@@ -156,19 +157,15 @@ class Capture:
         rewards_NF = scored.rewards_NF.to("cpu", torch.float64)
         weights_F = trainer.reward_weights.to("cpu", torch.float64)
         local_BF = rewards_NF[first : first + rows]
-        tool_mask = output.get("tool_mask")
-        completion_ids = [list(ids) for ids in scored.completion_ids]
+        # Arrays, not lists of integers: at thousands of tokens a row, boxing every id would cost more than the metrics.
+        completion_ids = [np.asarray(ids, dtype=np.int32) for ids in scored.completion_ids]
         own_ids = completion_ids
-        if tool_mask is not None:
-            kept_BT = tool_mask.to("cpu").bool().tolist()
-            own_ids = [
-                [token for token, own in zip(ids, kept, strict=False) if own]
-                for ids, kept in zip(completion_ids, kept_BT, strict=True)
-            ]
-        prompt_mask_BT = output["prompt_mask"].to("cpu").bool()
-        prompt_ids = [
-            ids[mask].tolist() for ids, mask in zip(output["prompt_ids"].to("cpu"), prompt_mask_BT, strict=True)
-        ]
+        if output.get("tool_mask") is not None:
+            kept_BT = output["tool_mask"].to("cpu").bool().numpy()
+            own_ids = [ids[kept[: len(ids)]] for ids, kept in zip(completion_ids, kept_BT, strict=True)]
+        prompt_mask_BT = output["prompt_mask"].to("cpu").bool().numpy()
+        prompt_ids_BT = output["prompt_ids"].to("cpu", torch.int32).numpy()
+        prompt_ids = [ids[mask] for ids, mask in zip(prompt_ids_BT, prompt_mask_BT, strict=True)]
         advantages = output["advantages"].detach().to("cpu", torch.float64)
         if advantages.dim() > 1:  # token-level advantages: a row is represented by the mean over its own tokens
             mask_BT = output["completion_mask"].to("cpu", torch.float64)
@@ -192,7 +189,7 @@ class Capture:
             rewards={name: _or_none(local_BF[:, i]) for i, name in enumerate(names)},
             reward=totals_N[first : first + rows],
             advantages=_or_none(advantages),
-            truncated=[not ids or ids[-1] not in ends for ids in completion_ids],
+            truncated=[not len(ids) or int(ids[-1]) not in ends for ids in completion_ids],
             staleness=None,
         )
 

@@ -256,7 +256,7 @@ def test_the_users_own_exception_passes_untouched(tmp_path: Path) -> None:
 
     trained = tiny.trainer(tmp_path / "run", reward=reward)
     monitor = RLMon(trained, RLMonConfig(**CONFIG))
-    with pytest.raises(Mine, match="^as it was$"):
+    with pytest.raises(Mine, match=r"^as it was$"):
         trained.train()
     assert monitor.monitor._fault_totals == {}
     assert len(rlmon.open_run(monitor.log_dir).step_records()) == 2

@@ -34,9 +34,7 @@ def traces(trainer: Any) -> dict[str, Any]:
 
 
 def main(out: Path, lora: bool) -> None:
-    trained = tiny.trainer(
-        out / "run", lora=lora, policy=tiny.model(dropout=0.1), save_strategy="steps", save_steps=2
-    )
+    trained = tiny.trainer(out / "run", lora=lora, policy=tiny.model(dropout=0.1), save_strategy="steps", save_steps=2)
     changed: list[str] = []
     calls: list[str] = []
 

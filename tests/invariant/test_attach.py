@@ -150,7 +150,9 @@ def test_too_little_memory_for_a_copy(tmp_path: Path, monkeypatch: pytest.Monkey
     assert base is not None
     assert base.kind == "off"
     assert "rlmon_base_model" in base.reason
-    rows = capabilities.plan(trained.args, RLMonConfig(), trainer="GRPOTrainer", base_kind="off", base_reason=base.reason)
+    rows = capabilities.plan(
+        trained.args, RLMonConfig(), trainer="GRPOTrainer", base_kind="off", base_reason=base.reason
+    )
     assert [row["reason"] for row in rows if row["signal"] == "kl"] == [base.reason]
 
 

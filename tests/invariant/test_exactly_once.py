@@ -60,7 +60,8 @@ def _run(out: Path, truth: Path, steps: int, cell: dict[str, Any], resume: str |
         "save_steps": 3,
     }
     if cell["eval"]:
-        overrides |= {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 8, "num_generations_eval": 4}
+        overrides |= {"eval_strategy": "steps", "eval_steps": 2}
+        overrides |= {"per_device_eval_batch_size": 8, "num_generations_eval": 4}
     trained = tiny.trainer(out, reward=tiny.counting_reward(truth), max_steps=steps, **overrides)
     RLMon(trained, RLMonConfig(rlmon_console=False, rlmon_base_kl_every=2, rlmon_strict=True))
     trained.train(resume_from_checkpoint=resume)
@@ -92,9 +93,7 @@ def test_every_completion_is_in_the_log_once(tmp_path: Path, values: tuple[Any, 
     assert [record.step for record in run.step_records()] == list(range(1, 9 if cell["resumed"] else 7))
     # Every row is trained num_iterations times; the last generation may be cut short by max_steps.
     passes = run.passes(all_attempts=True)
-    seen = Counter(
-        zip(*(passes.column(name).to_pylist() for name in identity), strict=True)
-    )
+    seen = Counter(zip(*(passes.column(name).to_pylist() for name in identity), strict=True))
     assert max(count for row, count in seen.items() if row[2] == "train") == cell["num_iterations"]
     assert all(count == 1 for row, count in seen.items() if row[2] == "eval")
 

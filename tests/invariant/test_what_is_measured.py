@@ -184,9 +184,7 @@ def test_a_wrong_base_is_found_out_at_step_0(tmp_path: Path) -> None:
     other = tiny.saved_model(tmp_path / "other", seed=5)
     assert other.config._name_or_path
     trained = tiny.trainer(tmp_path / "run")
-    monitor = RLMon(
-        trained, RLMonConfig(rlmon_base_kl_every=1, rlmon_base_model=other.config._name_or_path, **QUIET)
-    )
+    monitor = RLMon(trained, RLMonConfig(rlmon_base_kl_every=1, rlmon_base_model=other.config._name_or_path, **QUIET))
     trained.train()
     for record in watched_steps(monitor):
         assert record.metrics["rlmon/kl/mean"] is None

@@ -1,7 +1,8 @@
-"""One rank of a two-process run: ``torchrun --nproc_per_node 2 two_ranks.py OUT KIND``; writes JSON per rank.
+"""One rank of two-process runs: ``torchrun --nproc_per_node 2 two_ranks.py OUT CELL...``; writes JSON per rank.
 
-KIND: ``stock`` (no monitor), ``watched``, or a fault on rank 1 alone: ``observe`` (a metric raises), ``vector`` (its
-share of the collective cannot be made), ``base`` (out of memory in the base forward), ``disk`` (no row can be written).
+A cell is a kind and flags (``rloo``, ``lora``), joined by dashes. Kinds: ``stock`` (no monitor), ``watched``, or a
+fault on rank 1 alone: ``observe`` (a metric raises), ``vector`` (its share of the collective cannot be made), ``base``
+(out of memory in the base forward), ``disk`` (no row can be written).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
+import pytest
 import tiny
 import torch
 
@@ -33,15 +35,21 @@ def out_of_memory(*args: Any, **kwargs: Any) -> Any:
     raise torch.OutOfMemoryError("broken on purpose")
 
 
-def main(out: Path, kind: str, rloo: bool, lora: bool) -> None:
-    torch.set_num_threads(1)
+FAULTS: dict[str, tuple[Any, str, Any]] = {
+    "observe": (rollouts, "round_sums", broken),
+    "vector": (rlmon.monitor.Monitor, "_local_vector", broken),
+    "base": (rlmon.trl.base, "exact_kl", out_of_memory),
+    "disk": (RunLogWriter, "_write_rows", lambda *args, **kwargs: False),
+}
+
+
+def one_run(out: Path, kind: str, rloo: bool, lora: bool) -> None:
     rank = int(os.environ["RANK"])
-    truth = out / f"truth-{rank}.jsonl"
     trained = tiny.trainer(
         out / "run",
         rloo=rloo,
         lora=lora,
-        reward=tiny.counting_reward(truth),
+        reward=tiny.counting_reward(out / f"truth-{rank}.jsonl"),
         eval_strategy="steps",
         eval_steps=2,
         per_device_eval_batch_size=4,
@@ -50,16 +58,10 @@ def main(out: Path, kind: str, rloo: bool, lora: bool) -> None:
     monitor = None
     if kind != "stock":
         monitor = RLMon(trained, RLMonConfig(rlmon_base_kl_every=2, rlmon_console=False))
-    if rank == 1:
-        if kind == "observe":
-            rollouts.round_sums = broken
-        elif kind == "vector":
-            rlmon.monitor.Monitor._local_vector = broken  # type: ignore[method-assign]
-        elif kind == "base":
-            rlmon.trl.base.exact_kl = out_of_memory
-        elif kind == "disk":
-            RunLogWriter._write_rows = lambda *a, **k: False  # type: ignore[method-assign]
-    trained.train()
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1 and kind in FAULTS:
+            patch.setattr(*FAULTS[kind])
+        trained.train()
     digest = hashlib.blake2b()
     for name, tensor in sorted(tiny.weights(trained).items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -78,4 +80,7 @@ def main(out: Path, kind: str, rloo: bool, lora: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], "rloo" in sys.argv[3:], "lora" in sys.argv[3:])
+    torch.set_num_threads(1)
+    for cell in sys.argv[2:]:
+        kind, *flags = cell.split("-")
+        one_run(Path(sys.argv[1]) / cell, kind, "rloo" in flags, "lora" in flags)

@@ -18,8 +18,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-WORDS = ["<pad>", "<eos>", "<unk>", *[str(n) for n in range(20)], "+", "=", ".", "\n", "(", ")", "{", "}", '"', ":",
-         *"the sum is print answer add so we get first then total apples has and more how many yes no step".split()]  # fmt: skip
+MARKS = ["<pad>", "<eos>", "<unk>", "+", "=", ".", "\n", "(", ")", "{", "}", '"', ":"]
+NAMED = ["the", "sum", "is", "print", "answer", "add", "so", "we", "get", "first", "then", "total", "apples", "has"]
+OTHERS = ["and", "more", "how", "many", "yes", "no", "step"]
+WORDS = [*MARKS[:3], *[str(n) for n in range(20)], *MARKS[3:], *NAMED, *OTHERS]
 CHAT = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 
 

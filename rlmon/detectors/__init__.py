@@ -1,0 +1,43 @@
+"""Alarms with a price: pure folds over step records.
+
+::
+
+    state = start(alpha=0.01, total_steps=2000, group_size=8)
+    for record in records:
+        state, findings = step(state, record)
+"""
+
+from rlmon.detectors.catalog import DETECTORS, VERSION, DetectorSpec, prices
+from rlmon.detectors.fold import (
+    DEFAULTS,
+    STATISTICS,
+    DetectorState,
+    catalogue,
+    describe,
+    seed_baseline,
+    start,
+    start_from,
+    state_from_json,
+    state_to_json,
+    status,
+    step,
+)
+
+__all__ = [
+    "DEFAULTS",
+    "DETECTORS",
+    "STATISTICS",
+    "VERSION",
+    "DetectorSpec",
+    "DetectorState",
+    "catalogue",
+    "describe",
+    "prices",
+    "seed_baseline",
+    "start",
+    "start_from",
+    "state_from_json",
+    "state_to_json",
+    "status",
+    "step",
+]

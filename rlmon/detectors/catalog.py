@@ -1,0 +1,307 @@
+"""What the detectors are: lines, meaning, advice and the measured price of each alarm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+VERSION = 1
+"""Raised whenever the same records and parameters could give other findings."""
+
+Rule = Literal["effective", "ratio", "absolute", "immediate"]
+
+SEQUENCE_LINE_FACTOR = 10.0
+"""The per-sequence KL line is this many per-token lines: below ten tokens a sequence cannot move far anyway."""
+
+METHOD = (
+    "weighted-restart betting e-process, one per rung and statistic, a bet per block of prompts; alarm at evidence "
+    "1/alpha (Ville)"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectorSpec:
+    """One detector: what it reads, where its lines are, what an alarm means and what to do about it."""
+
+    id: str
+    """Kebab-case check id."""
+    statistics: tuple[str, ...]
+    """Keys of ``Block.stats`` (for ``non-finite`` a metric of the record)."""
+    metrics: tuple[str, ...]
+    """Catalogue name of each statistic."""
+    unit: str
+    direction: Literal["up", "down"]
+    """Which way is damage."""
+    rule: Rule
+    """effective: effective number 1/C at ``warn``/``fail`` of its base (the collision line is base / level).
+    ratio: statistic at ``warn``/``fail`` times its base. absolute: at that value. immediate: at the first sight."""
+    warn: float | None
+    fail: float | None
+    """Levels of the two rungs; ``None``: the detector has no such rung."""
+    warn_floor: float = 0.0
+    fail_floor: float = 0.0
+    """Least value of a relative line, in the unit of the statistic: narrower than the base is no damage while the
+    outputs are still this wide."""
+    every: bool = False
+    """True: every measured statistic must pass its line; False: one is enough."""
+    agreement: bool = False
+    """True: FAIL needs a second detector that has at least warned."""
+    witness: bool = False
+    """True: counts as that second signal."""
+    per_source: bool = False
+    """True: one process per source; False: one process that takes the bets of all sources in order."""
+    alpha_share: float = 0.06
+    """Share of the run's alpha that each rung of this detector may use; over the betting detectors they sum to 1."""
+    prior: bool = False
+    """True: the lines are priors from practice, not measured on this run's own base."""
+    method: str = METHOD
+    meaning: str
+    advice: str
+
+    @property
+    def line(self) -> str:
+        """Both lines in words."""
+        parts = []
+        for name, level, floor in (("WARN", self.warn, self.warn_floor), ("FAIL", self.fail, self.fail_floor)):
+            if level is not None:
+                parts.append(f"{name} {self._rung(level, floor)}")
+        return "; ".join(parts)
+
+    @staticmethod
+    def absolute_level(statistic: str, level: float) -> float:
+        """An absolute line in the unit of one statistic."""
+        return level * (SEQUENCE_LINE_FACTOR if statistic == "kl_seq_nats" else 1.0)
+
+    def _rung(self, level: float, floor: float) -> str:
+        if self.rule == "immediate":
+            return "at any non-finite value"
+        if self.rule == "absolute":
+            parts = [f"{name} above {self.absolute_level(name, level):g}" for name in self.statistics]
+            return (" and " if self.every else " or ").join(parts)
+        beyond = f", at least 6 SE from the base{f', and at least {floor:g}' if floor else ''}"
+        if self.rule == "effective":
+            capped = f", and below {1 / floor:.3g}" if floor else ""
+            return f"effective number 1/C below {level:g} of base{capped}, C at least 6 SE above its base"
+        sign = "above" if self.direction == "up" else "below"
+        return f"{sign} {level:g} x base{beyond}"
+
+    @property
+    def rungs(self) -> tuple[str, ...]:
+        """Severities this detector can reach, mildest first."""
+        return tuple(name for name, level in (("warn", self.warn), ("fail", self.fail)) if level is not None)
+
+    @property
+    def false_fail(self) -> Mapping[str, Any] | None:
+        """Measured share of healthy runs with a false FAIL: ``rate``, ``low``, ``high``, ``runs``, ``looks``."""
+        return _price(self.id, "fail")
+
+    @property
+    def false_warn(self) -> Mapping[str, Any] | None:
+        """The same for WARN."""
+        return _price(self.id, "warn")
+
+
+def prices() -> Mapping[str, Any]:
+    """The table that ``benchmarks/alarm_price.py --out`` wrote; empty when it was never run."""
+    path = Path(__file__).with_name("prices.json")
+    if not path.exists():
+        return {}
+    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return table
+
+
+def _price(detector: str, rung: str) -> Mapping[str, Any] | None:
+    found: Mapping[str, Any] | None = prices().get("detectors", {}).get(detector, {}).get(rung)
+    return found
+
+
+_WIDEN = (
+    "Raise beta (start at 0.05 to 0.1; 0 means that nothing holds the policy near its base), or set "
+    "use_adaptive_entropy=True with entropy_target near the base entropy; entropy_coef is the constant form. "
+    "A lower learning_rate buys time."
+)
+
+DETECTORS: tuple[DetectorSpec, ...] = (
+    DetectorSpec(
+        id="format-collapse",
+        statistics=("mode_collision", "mode_collision_within"),
+        metrics=("rlmon/collision/mode_across_effective", "rlmon/collision/mode_within_effective"),
+        unit="effective number",
+        direction="up",
+        rule="effective",
+        warn=0.8,
+        fail=0.6,
+        warn_floor=0.05,
+        fail_floor=0.08,
+        witness=True,
+        alpha_share=0.4,
+        meaning="The answers converge on fewer parsed formats, across prompts or inside each prompt.",
+        advice=_WIDEN,
+    ),
+    DetectorSpec(
+        id="template-collapse",
+        statistics=("template_collision", "template_collision_within"),
+        metrics=("rlmon/collision/template_across_effective", "rlmon/collision/template_within_effective"),
+        unit="effective number",
+        direction="up",
+        rule="effective",
+        warn=0.8,
+        fail=0.6,
+        warn_floor=0.3,
+        fail_floor=0.4,
+        witness=True,
+        meaning="Completions become equal once numbers, names and quoted spans are masked, whatever the prompt is.",
+        advice=_WIDEN + " Intervene only while rewards still vary inside groups.",
+    ),
+    DetectorSpec(
+        id="move-collapse",
+        statistics=("move_collision", "move_collision_within"),
+        metrics=("rlmon/moves/effective_across", "rlmon/moves/effective_within"),
+        unit="effective number",
+        direction="up",
+        rule="effective",
+        warn=0.8,
+        fail=0.6,
+        warn_floor=0.3,
+        fail_floor=0.4,
+        witness=True,
+        meaning="The sentences of the reasoning start in fewer ways: the chains make the same moves.",
+        advice=_WIDEN + " For long chains also look at epsilon_high (0.28) and top_entropy_quantile (0.2).",
+    ),
+    DetectorSpec(
+        id="entropy-collapse",
+        statistics=("entropy_nats",),
+        metrics=("rlmon/entropy/mean",),
+        unit="nats per token",
+        direction="down",
+        rule="ratio",
+        warn=0.5,
+        fail=0.3,
+        agreement=True,
+        meaning="Token entropy is far below the base. Alone it may be benign sharpening, so FAIL needs a second "
+        "signal: format-, template-, move-collapse or answer-concentration has at least warned.",
+        advice="Set use_adaptive_entropy=True with entropy_target near half the base entropy, or entropy_coef=0.001 to "
+        "0.01, or raise beta; raise temperature if it is below 1.",
+    ),
+    DetectorSpec(
+        id="entropy-explosion",
+        statistics=("entropy_nats",),
+        metrics=("rlmon/entropy/mean",),
+        unit="nats per token",
+        direction="up",
+        rule="ratio",
+        warn=1.5,
+        fail=2.0,
+        warn_floor=0.1,
+        fail_floor=0.2,
+        meaning="Token entropy is far above the base: the policy dissolves instead of narrowing.",
+        advice="Lower entropy_coef (or entropy_target), epsilon_high or learning_rate; a beta above 0 holds it too.",
+    ),
+    DetectorSpec(
+        id="kl-drift",
+        statistics=("kl_nats", "kl_seq_nats"),
+        metrics=("rlmon/kl/mean", "rlmon/kl/seq"),
+        unit="nats per token; nats per sequence",
+        direction="up",
+        rule="absolute",
+        warn=0.1,
+        fail=0.3,
+        every=True,
+        prior=True,
+        meaning="The policy is far from its initial base, per token and per sequence (ten times the per-token line: "
+        "1 and 3 nats). Distance is not damage, it says how much of the base is left to lose.",
+        advice="Raise beta (0.05 to 0.1 holds small models near 0.025 nats per token), lower learning_rate or "
+        "num_iterations; sync_ref_model=True moves the reference and hides this drift.",
+    ),
+    DetectorSpec(
+        id="silent-groups-bad",
+        statistics=("all_bad",),
+        metrics=("rlmon/group/all_bad",),
+        unit="share of groups",
+        direction="up",
+        rule="absolute",
+        warn=0.5,
+        fail=0.8,
+        prior=True,
+        meaning="Groups in which every completion failed: they teach nothing and cost as much as the others.",
+        advice="Raise num_generations, or drop or defer prompts that were never solved; look at reward_funcs (a parser "
+        "that rejects everything looks the same) and at max_completion_length (truncated answers cannot be right).",
+    ),
+    DetectorSpec(
+        id="silent-groups-good",
+        statistics=("all_good",),
+        metrics=("rlmon/group/all_good",),
+        unit="share of groups",
+        direction="up",
+        rule="absolute",
+        warn=0.6,
+        fail=None,
+        prior=True,
+        meaning="Groups in which every completion succeeded: the data is learned and most of the compute is idle. "
+        "Never a FAIL.",
+        advice="Move to harder prompts, drop solved ones, or stop: going on sharpens without learning. A smaller "
+        "num_generations saves compute.",
+    ),
+    DetectorSpec(
+        id="lone-success",
+        statistics=("lone_success_weight",),
+        metrics=("rlmon/group/lone_success_weight",),
+        unit="share of sum |advantage|",
+        direction="up",
+        rule="absolute",
+        warn=0.1,
+        fail=0.3,
+        prior=True,
+        meaning="Share of the gradient weight that single lucky completions carry on prompts which the policy almost "
+        "never solves; each gets the largest advantage there is, (G-1)/sqrt(G).",
+        advice="Leave those prompts out (return None as their reward, or drop their source), raise num_generations to "
+        "see whether they are solvable, or set scale_rewards=\"none\" so that one success is not amplified.",
+    ),
+    DetectorSpec(
+        id="answer-concentration",
+        statistics=("answer_collision",),
+        metrics=("rlmon/collision/answer_across_effective",),
+        unit="effective number",
+        direction="up",
+        rule="effective",
+        warn=0.8,
+        fail=0.6,
+        warn_floor=0.05,
+        fail_floor=0.08,
+        witness=True,
+        per_source=True,
+        meaning="Different prompts of one source get the same final answer more often: the trace of a shortcut.",
+        advice="Look at that source's prompts with `rlmon show`; drop them or fix their verifier (return None as "
+        "their reward), raise beta.",
+    ),
+    DetectorSpec(
+        id="length-collapse",
+        statistics=("completion_tokens",),
+        metrics=("rlmon/health/length_mean",),
+        unit="tokens",
+        direction="down",
+        rule="ratio",
+        warn=0.5,
+        fail=0.33,
+        meaning="Completions are much shorter than the base's: computation is skipped, often before accuracy falls.",
+        advice="Check the verifier for bare answers that it should not accept; loss_type=\"dr_grpo\" removes the "
+        "length bias; raise beta; look at max_completion_length and mask_truncated_completions.",
+    ),
+    DetectorSpec(
+        id="non-finite",
+        statistics=("rlmon/health/non_finite",),
+        metrics=("rlmon/health/non_finite",),
+        unit="count",
+        direction="up",
+        rule="immediate",
+        warn=None,
+        fail=0.0,
+        method="immediate: the first record with a count above 0; exact",
+        meaning="NaN or infinity among log-probabilities, entropies or rewards.",
+        advice="Lower learning_rate, set max_grad_norm, check the reward functions for NaN, and use bf16 instead of "
+        "fp16.",
+    ),
+)

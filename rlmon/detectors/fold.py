@@ -1,0 +1,631 @@
+"""Detectors as a pure fold: ``step(state, record) -> (state, findings)``.
+
+The state is plain data of bounded size: per source and statistic a handful of sums, per process a few logarithms of
+wealth. Nothing in it is random and no clock is read, so that folding stored records gives the findings of the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from rlmon.detectors import evidence as ev
+from rlmon.detectors.catalog import DETECTORS, VERSION, DetectorSpec
+from rlmon.errors import ConfigError
+from rlmon.records import Block, Finding, Severity, StepRecord
+
+MAX_SOURCES = 65
+"""64 strata and one pool for the rest."""
+POOL = "(other sources)"
+IMPLAUSIBLE = 1e9
+"""No share, length, reward or number of nats is this large: such a value is passed over like a missing one."""
+
+BETTING: tuple[DetectorSpec, ...] = tuple(spec for spec in DETECTORS if spec.rule != "immediate")
+IMMEDIATE: tuple[DetectorSpec, ...] = tuple(spec for spec in DETECTORS if spec.rule == "immediate")
+STATISTICS: tuple[str, ...] = tuple(
+    dict.fromkeys([name for spec in BETTING for name in spec.statistics] + ["reward", "mode_collision_correct"])
+)
+_Q = {name: index for index, name in enumerate(STATISTICS)}
+
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "lambdas": [0.2, 0.5, 0.8, 0.95],
+        "clip": 20.0,
+        "smoothing": 0.25,
+        "rearm_records": 20,
+        "se_multiplier": 6.0,
+        "baseline_prompts": 32,
+        "baseline_completions": 256,
+        "baseline_records": 8,
+        "baseline_blocks": 8,
+        "baseline_kind": "early_rounds",
+        "lines": {
+            spec.id: {
+                "warn": spec.warn,
+                "fail": spec.fail,
+                "warn_floor": spec.warn_floor,
+                "fail_floor": spec.fail_floor,
+            }
+            for spec in BETTING
+        },
+    }
+)
+_KINDS = ("early_rounds", "base_sample", "first_logged", "given", "none")
+
+
+@dataclass(frozen=True)
+class DetectorState:
+    """Everything the detectors remember. Make one with ``start``, move it with ``step``; save it with
+    ``state_to_json``."""
+
+    alpha: float
+    total_steps: int | None
+    group_size: int
+    parameters: Mapping[str, Any]
+    """Resolved parameters: the defaults with what was given laid over them."""
+    records: int
+    """Records folded so far; the clock of the restart schedule."""
+    sources: tuple[str, ...]
+    arrays: ev.Arrays
+    immediate_calm: tuple[int, ...]
+    """Per immediate detector: -1 armed, else clean records since it last fired."""
+    fired: int
+    """Findings so far."""
+    plan: ev.Plan = field(repr=False, compare=False)
+    """The lines and bets as arrays, derived from ``alpha`` and ``parameters``; never stored."""
+
+
+def start(
+    *, alpha: float, total_steps: int | None, group_size: int, parameters: Mapping[str, Any] | None = None
+) -> DetectorState:
+    """The state before the first record.
+
+    ``alpha``: chance of any false FAIL over the whole run, split evenly over the betting detectors.
+    ``total_steps``: optimizer steps planned; ``None`` costs a few nats of evidence. ``parameters``: any of
+    ``DEFAULTS`` (what ``describe`` returns is fine). Raises ``ConfigError`` for unknown names and impossible values.
+    """
+    if not 0.0 < alpha < 1.0:
+        raise ConfigError(f"alpha is a probability between 0 and 1, got {alpha!r}.")
+    resolved = _resolve(parameters or {})
+    plan = _plan(alpha, resolved)
+    return DetectorState(
+        alpha=float(alpha),
+        total_steps=None if total_steps is None or total_steps < 1 else int(total_steps),
+        group_size=int(group_size),
+        parameters=resolved,
+        records=0,
+        sources=(),
+        arrays=ev.empty(plan, 1, 1, len(STATISTICS)),
+        immediate_calm=(-1,) * len(IMMEDIATE),
+        fired=0,
+        plan=plan,
+    )
+
+
+def start_from(description: Mapping[str, Any]) -> DetectorState:
+    """The state before the first record, from what ``describe`` returned (``RunHeader.detectors``).
+
+    Raises ``ConfigError`` where it was written by another version of the detectors.
+    """
+    version = description.get("version")
+    if version != VERSION:
+        raise ConfigError(
+            f"The log was judged by version {version!r} of the detectors and this is version {VERSION}. Install the "
+            "rlmon that the header names under packages to replay it exactly, or judge it anew with start()."
+        )
+    return start(
+        alpha=description["alpha"],
+        total_steps=description["total_steps"],
+        group_size=description["group_size"],
+        parameters=description["parameters"],
+    )
+
+
+def describe(state_or_parameters: DetectorState | Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Version and parameters as JSON types, for ``RunHeader.detectors``.
+
+    Of a state: everything ``start_from`` needs. Of parameters: the same with no alpha or length.
+    """
+    if isinstance(state_or_parameters, DetectorState):
+        state = state_or_parameters
+        return {
+            "version": VERSION,
+            "alpha": state.alpha,
+            "total_steps": state.total_steps,
+            "group_size": state.group_size,
+            "detectors": [spec.id for spec in DETECTORS],
+            "parameters": _plain(state.parameters),
+        }
+    return {
+        "version": VERSION,
+        "detectors": [spec.id for spec in DETECTORS],
+        "parameters": _plain(_resolve(state_or_parameters or {})),
+    }
+
+
+def step(state: DetectorState, record: StepRecord) -> tuple[DetectorState, tuple[Finding, ...]]:
+    """Fold one record: the next state and what there is to say now (usually nothing).
+
+    Missing and non-finite statistics are passed over; the step number is only quoted, so that repeated or negative
+    steps do no harm. Cost: O(blocks x detectors), independent of the length of the run.
+    """
+    plan = state.plan
+    state, blocks = _columns(state, record.blocks)
+    records = state.records + 1
+    fire = np.zeros((1, len(BETTING), 2), dtype=np.bool_)
+    arrays = state.arrays
+    if blocks:
+        weight = ev.restart_weight(records, state.total_steps)
+        arrays, fire = ev.observe(plan, arrays, blocks, weight)
+    state = dataclasses.replace(state, arrays=arrays, records=records)
+    findings: list[Finding] = []
+    for detector, rung in np.argwhere(fire[0]):
+        findings.append(_finding(state, plan, record, int(detector), int(rung)))
+    calm = []
+    for spec, quiet in zip(IMMEDIATE, state.immediate_calm, strict=True):
+        value = record.metrics.get(spec.statistics[0])
+        bad = value is not None and not value <= (spec.fail or 0.0)
+        if bad and quiet < 0:
+            findings.append(_immediate_finding(state, record, spec, value))
+        quiet = 0 if bad else quiet if quiet < 0 else quiet + 1
+        calm.append(-1 if quiet >= state.parameters["rearm_records"] else quiet)
+    return dataclasses.replace(
+        state, immediate_calm=tuple(calm), fired=state.fired + len(findings)
+    ), tuple(findings)
+
+
+def seed_baseline(state: DetectorState, blocks: tuple[Block, ...]) -> DetectorState:
+    """The state after feeding blocks of the base to the baselines only; for ``base_sample``.
+
+    Nothing is bet and no look is spent. Call it before the first ``step``.
+    """
+    plan = state.plan
+    state, columns = _columns(state, blocks)
+    if not columns:
+        return state
+    arrays, _ = ev.observe(plan, state.arrays, columns, 0.0, only_baseline=True)
+    return dataclasses.replace(state, arrays=arrays)
+
+
+def status(state: DetectorState) -> list[dict[str, Any]]:
+    """What every detector knows now, one dict each: for audits and live screens.
+
+    ``id``; ``status``: ``ok | warn | fail | waiting | cannot``; ``reason`` for the last two; ``bets``;
+    ``evidence``: per rung log evidence over its threshold, in nats (0 alarms); ``sources``: per source and statistic
+    baseline, its standard error and prompts, value now, lines.
+    """
+    plan = state.plan
+    margin, _, has_bet = ev.detector_evidence(plan, state.arrays)
+    rows: list[dict[str, Any]] = []
+    for d, spec in enumerate(BETTING):
+        sources = _source_rows(state, plan, spec, d)
+        reachable = [row for row in sources if row["reachable"]]
+        raised = state.arrays.raised[0, d]
+        word = "fail" if raised[ev.FAIL] else "warn" if raised[ev.WARN] else "ok"
+        reason = None
+        if word == "ok" and not has_bet[0, d].any():
+            word = "waiting"
+            reason = "no block had " + " or ".join(spec.statistics) if not sources else "the baseline is not complete"
+            if sources and all(row["baseline_done"] for row in sources):
+                reason = "no block came after the baseline"
+        elif word == "ok" and not reachable:
+            word = "cannot"
+            reason = "the lines lie beyond what the statistic can reach: the base is too narrow or its sample too small"
+        rows.append(
+            {
+                "id": spec.id,
+                "status": word,
+                "reason": reason,
+                "bets": int(state.arrays.bets[0][:, plan.detector_K == d].max(initial=0)),
+                "evidence": {
+                    name: round(float(margin[0, d, rung]), 6) if has_bet[0, d, rung] else None
+                    for rung, name in ((ev.WARN, "warn"), (ev.FAIL, "fail"))
+                    if name in spec.rungs
+                },
+                "sources": sources,
+            }
+        )
+    for spec, quiet in zip(IMMEDIATE, state.immediate_calm, strict=True):
+        rows.append(
+            {
+                "id": spec.id,
+                "status": "ok" if quiet < 0 else "fail",
+                "reason": None,
+                "bets": state.records,
+                "evidence": {},
+                "sources": [],
+            }
+        )
+    return rows
+
+
+def state_to_json(state: DetectorState) -> dict[str, Any]:
+    """The state as JSON types; floats are exact (shortest repr), missing ones null."""
+    return {
+        **describe(state),
+        "records": state.records,
+        "sources": list(state.sources),
+        "arrays": {f.name: _encode(getattr(state.arrays, f.name)) for f in dataclasses.fields(ev.Arrays)},
+        "immediate_calm": list(state.immediate_calm),
+        "fired": state.fired,
+    }
+
+
+def state_from_json(data: Mapping[str, Any]) -> DetectorState:
+    """The state that ``state_to_json`` wrote; later findings are the same as without the round trip.
+
+    Raises ``ConfigError`` where another version wrote it or a part is missing.
+    """
+    fresh = start_from(data)
+    arrays = {}
+    try:
+        for f in dataclasses.fields(ev.Arrays):
+            like: np.ndarray[Any, Any] = getattr(fresh.arrays, f.name)
+            arrays[f.name] = np.array(_decode(data["arrays"][f.name]), dtype=like.dtype)
+            if arrays[f.name].shape[2:] != like.shape[2:]:
+                raise ConfigError(f"The saved detector state does not fit these detectors: {f.name} has another shape.")
+        return dataclasses.replace(
+            fresh,
+            records=int(data["records"]),
+            sources=tuple(data["sources"]),
+            arrays=ev.Arrays(**arrays),
+            immediate_calm=tuple(int(v) for v in data["immediate_calm"]),
+            fired=int(data["fired"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"The saved detector state is incomplete: {error}.") from error
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """One dict per detector: id, metric, line, method, parameters, meaning, advice and price with its interval."""
+    rows = []
+    for spec in DETECTORS:
+        rows.append(
+            {
+                "id": spec.id,
+                "metric": ", ".join(spec.metrics),
+                "direction": spec.direction,
+                "unit": spec.unit,
+                "line": spec.line,
+                "rungs": list(spec.rungs),
+                "method": spec.method,
+                "parameters": {
+                    "rule": spec.rule,
+                    "warn": spec.warn,
+                    "fail": spec.fail,
+                    "warn_floor": spec.warn_floor,
+                    "fail_floor": spec.fail_floor,
+                    "combine": "every statistic" if spec.every else "any statistic",
+                    "per_source": spec.per_source,
+                    "second_signal_for_fail": spec.agreement,
+                    "prior": spec.prior,
+                },
+                "meaning": spec.meaning,
+                "advice": spec.advice,
+                "false_fail": None if spec.false_fail is None else dict(spec.false_fail),
+                "false_warn": None if spec.false_warn is None else dict(spec.false_warn),
+            }
+        )
+    return rows
+
+
+# --- parameters -------------------------------------------------------------------------------------------------
+
+
+def _resolve(given: Mapping[str, Any]) -> dict[str, Any]:
+    if "parameters" in given and isinstance(given["parameters"], Mapping):
+        given = given["parameters"]
+    resolved: dict[str, Any] = _plain(DEFAULTS)
+    for name, value in given.items():
+        if name not in resolved:
+            raise ConfigError(f"Unknown detector parameter {name!r}; there are {', '.join(sorted(resolved))}.")
+        if name == "lines":
+            for detector, levels in value.items():
+                if detector not in resolved["lines"]:
+                    raise ConfigError(f"Unknown detector {detector!r}; there are {', '.join(resolved['lines'])}.")
+                for key, level in levels.items():
+                    if key not in resolved["lines"][detector]:
+                        raise ConfigError(f"Unknown line {key!r} of {detector}; use warn, fail or their _floor.")
+                    resolved["lines"][detector][key] = None if level is None else float(level)
+        else:
+            resolved[name] = _plain(value)
+    lambdas = resolved["lambdas"]
+    if not lambdas or not all(0.0 < size < 1.0 for size in lambdas):
+        raise ConfigError(f"lambdas are bet sizes between 0 and 1, got {lambdas!r}.")
+    if resolved["baseline_kind"] not in _KINDS:
+        raise ConfigError(f"baseline_kind is {resolved['baseline_kind']!r}; it must be one of {', '.join(_KINDS)}.")
+    return resolved
+
+
+def _plan(alpha: float, parameters: Mapping[str, Any]) -> ev.Plan:
+    stat, detector, rung, direction, factor, level, per_source = [], [], [], [], [], [], []
+    margin = np.full(len(STATISTICS), np.inf)
+    for d, spec in enumerate(BETTING):
+        levels = parameters["lines"][spec.id]
+        for r, name in ((ev.WARN, "warn"), (ev.FAIL, "fail")):
+            if levels[name] is None:
+                continue
+            for statistic in spec.statistics:
+                stat.append(_Q[statistic])
+                detector.append(d)
+                rung.append(r)
+                direction.append(1.0 if spec.direction == "up" else -1.0)
+                per_source.append(spec.per_source)
+                if spec.rule == "absolute":
+                    factor.append(math.nan)
+                    level.append(spec.absolute_level(statistic, levels[name]))
+                else:
+                    factor.append(1.0 / levels[name] if spec.rule == "effective" else levels[name])
+                    level.append(levels[f"{name}_floor"])
+                    margin[_Q[statistic]] = min(margin[_Q[statistic]], abs(factor[-1] - 1.0))
+    return ev.Plan(
+        stat_K=np.array(stat, dtype=np.int64),
+        detector_K=np.array(detector, dtype=np.int64),
+        rung_K=np.array(rung, dtype=np.int64),
+        direction_K=np.array(direction),
+        factor_K=np.array(factor),
+        level_K=np.array(level),
+        margin_Q=margin,
+        per_source_K=np.array(per_source, dtype=np.bool_),
+        all_of_D=np.array([spec.every for spec in BETTING]),
+        agreement_D=np.array([spec.agreement for spec in BETTING]),
+        witness_D=np.array([spec.witness for spec in BETTING]),
+        lambdas_L=np.array(parameters["lambdas"], dtype=np.float64),
+        clip=float(parameters["clip"]),
+        log_threshold_D=np.array([-math.log(alpha * spec.alpha_share) for spec in BETTING]),
+        smoothing=float(parameters["smoothing"]),
+        rearm_records=int(parameters["rearm_records"]),
+        se_multiplier=float(parameters["se_multiplier"]),
+        baseline_prompts=int(parameters["baseline_prompts"]),
+        baseline_completions=int(parameters["baseline_completions"]),
+        baseline_records=int(parameters["baseline_records"]),
+        baseline_blocks=int(parameters["baseline_blocks"]),
+    )
+
+
+# --- records to columns -----------------------------------------------------------------------------------------
+
+
+def _columns(
+    state: DetectorState, blocks: Any
+) -> tuple[DetectorState, list[tuple[int, ev.Floats, float, float]]]:
+    columns = []
+    sources, arrays = list(state.sources), state.arrays
+    for block in blocks:
+        z = np.full((1, len(STATISTICS)), np.nan)
+        for name, value in block.stats.items():
+            if name in _Q and isinstance(value, (int, float)) and abs(value) < IMPLAUSIBLE:
+                z[0, _Q[name]] = float(value)
+        name = block.source
+        if name not in sources:
+            if len(sources) >= MAX_SOURCES - 1:
+                name = POOL
+            if name not in sources:
+                sources.append(name)
+                if len(sources) > arrays.spent.shape[1]:
+                    arrays = ev.with_source(arrays)
+        columns.append((sources.index(name), z, float(max(block.prompts, 0)), float(max(block.completions, 0))))
+    return dataclasses.replace(state, sources=tuple(sources), arrays=arrays), columns
+
+
+# --- findings ---------------------------------------------------------------------------------------------------
+
+
+def _source_rows(state: DetectorState, plan: ev.Plan, spec: DetectorSpec, d: int) -> list[dict[str, Any]]:
+    """Per source and statistic that was ever seen: baseline, now, lines, and how far past them."""
+    rows = []
+    for s, source in enumerate(state.sources):
+        line_K = ev.source_lines(plan, state.arrays, s)[0]
+        for statistic, metric in zip(spec.statistics, spec.metrics, strict=True):
+            q = _Q[statistic]
+            now = float(state.arrays.smooth[0, s, q])
+            sums = state.arrays.sums[0, s, q]
+            if math.isnan(now) and sums[ev.COUNT] == 0:
+                continue
+            mine = (plan.detector_K == d) & (plan.stat_K == q)
+            line = {int(plan.rung_K[k]): float(line_K[k]) for k in np.flatnonzero(mine)}
+            ceiling = 1.0 if spec.rule == "effective" or spec.unit.startswith("share") else math.inf
+            ok = [v for v in line.values() if not math.isnan(v) and v < ceiling]
+            absolute = spec.rule == "absolute"
+            rows.append(
+                {
+                    "source": source,
+                    "statistic": statistic,
+                    "metric": metric,
+                    "baseline": None if absolute else _value(state.arrays.base[0, s, q]),
+                    "baseline_se": None if absolute else _value(state.arrays.se[0, s, q]),
+                    "baseline_done": absolute or bool(state.arrays.done[0, s, q]),
+                    "baseline_prompts": 0 if absolute else int(sums[ev.PROMPTS]),
+                    "now": _value(now),
+                    "warn_line": _value(line.get(ev.WARN, math.nan)),
+                    "fail_line": _value(line.get(ev.FAIL, math.nan)),
+                    "reachable": bool(ok),
+                }
+            )
+    return rows
+
+
+def _finding(state: DetectorState, plan: ev.Plan, record: StepRecord, d: int, rung: int) -> Finding:
+    spec = BETTING[d]
+    severity: Severity = "fail" if rung == ev.FAIL else "warn"
+    margin, _, _ = ev.detector_evidence(plan, state.arrays)
+    rows = _source_rows(state, plan, spec, d)
+    worst = max(rows, key=lambda row: _distance(row, severity, spec.direction))
+    now, base, line = (_in_metric_unit(spec, worst[key]) for key in ("now", "baseline", f"{severity}_line"))
+    missing = _missing_prompts(state, plan, spec, worst, rung)
+    source = worst["source"] if len(state.sources) > 1 else None
+    message = _sentence(spec, severity, worst, source)
+    if missing:
+        message += (
+            f" The baseline of {worst['baseline_prompts']} prompts is too small for the nominal line: "
+            f"{missing} more prompts are missing, until then the line is 6 SE from the base."
+        )
+    if spec.agreement:
+        seconds = [
+            other.id for i, other in enumerate(BETTING) if other.witness and state.arrays.raised[0, i, ev.WARN]
+        ]
+        if severity == "fail":
+            message += f" Second signal: {', '.join(seconds)}."
+    else:
+        seconds = []
+    found: dict[str, Any] = {
+        "log_evidence_over_threshold": round(float(margin[0, d, rung]), 6),
+        "alpha": state.alpha * spec.alpha_share,
+        "baseline_se": worst["baseline_se"],
+        "missing_baseline_prompts": missing,
+        "statistic": worst["statistic"],
+        "sources": [
+            {key: row[key] for key in ("source", "statistic", "baseline", "now", f"{severity}_line")}
+            for row in sorted(rows, key=lambda row: -_distance(row, severity, spec.direction))[:8]
+        ],
+    }
+    if seconds:
+        found["second_signals"] = seconds
+    return Finding(
+        finding_id=f"{spec.id}-{severity}-{record.attempt}-{record.step}-{state.records}",
+        detector=spec.id,
+        severity=severity,
+        step=record.step,
+        metric=worst["metric"],
+        value=now,
+        baseline=base,
+        threshold=line,
+        source=source,
+        message=message,
+        advice=spec.advice,
+        baseline_kind="none" if spec.rule == "absolute" else state.parameters["baseline_kind"],
+        baseline_prompts=worst["baseline_prompts"],
+        benign_sharpening=_benign(state, worst["source"]),
+        evidence=found,
+    )
+
+
+def _in_metric_unit(spec: DetectorSpec, value: float | None) -> float | None:
+    """Collisions are judged as they are and told as effective numbers, 1/C."""
+    if spec.rule != "effective" or value is None:
+        return value
+    return 1.0 / value if value > 0 else None
+
+
+def _distance(row: Mapping[str, Any], severity: str, direction: str) -> float:
+    now, line = row["now"], row[f"{severity}_line"]
+    if now is None or not line:
+        return -math.inf
+    return float((now - line) / line if direction == "up" else (line - now) / line)
+
+
+def _sentence(spec: DetectorSpec, severity: str, row: Mapping[str, Any], source: str | None) -> str:
+    now, base, line = row["now"], row["baseline"], row[f"{severity}_line"]
+    # Sources come from the data: repr keeps control characters out of terminals and logs.
+    where = f" in source {source[:60]!r}" if source else ""
+    inside = " within a prompt" if row["statistic"].endswith("_within") else ""
+    if spec.rule == "effective" and now and base and line:
+        return (
+            f"{spec.id}: effective number{inside}{where} fell from {1 / base:.2f} to {1 / now:.2f} "
+            f"(line {1 / line:.2f}; collision {base:.3f} -> {now:.3f})."
+        )
+    if spec.rule == "absolute" or base is None:
+        return f"{spec.id}: {row['statistic']}{where} is {_short(now)}, line {_short(line)} ({spec.unit}; a prior)."
+    word = "rose" if spec.direction == "up" else "fell"
+    return (
+        f"{spec.id}: {row['statistic']}{where} {word} from {_short(base)} to {_short(now)} {spec.unit} "
+        f"({now / base:.2f} of base, line {_short(line)})."
+        if base and now is not None
+        else f"{spec.id}: {row['statistic']}{where} is {_short(now)}, line {_short(line)}."
+    )
+
+
+def _short(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.3g}"
+
+
+def _missing_prompts(
+    state: DetectorState, plan: ev.Plan, spec: DetectorSpec, row: Mapping[str, Any], rung: int
+) -> int:
+    """Prompts by which the baseline is short: 6 SE shrinks with their square root down to the nominal margin."""
+    base, se, prompts = row["baseline"], row["baseline_se"], row["baseline_prompts"]
+    if spec.rule == "absolute" or base is None or se is None:
+        return 0
+    levels = state.parameters["lines"][spec.id]
+    name = "fail" if rung == ev.FAIL else "warn"
+    factor = 1.0 / levels[name] if spec.rule == "effective" else levels[name]
+    margin = max(base * factor, levels[f"{name}_floor"]) - base if spec.direction == "up" else base - base * factor
+    if margin <= 0 or plan.se_multiplier * se <= margin:
+        return 0
+    return int(max(1, math.ceil(prompts * (plan.se_multiplier * se / margin) ** 2) - prompts))
+
+
+def _benign(state: DetectorState, source: str) -> bool | None:
+    """Reward up by 2 SE of its base, and correct-only formats still at .8 of their base; None when not measured."""
+    s = state.sources.index(source)
+    arrays, reward, correct = state.arrays, _Q["reward"], _Q["mode_collision_correct"]
+    values = [
+        float(array[0, s, q]) for array, q in (
+            (arrays.base, reward), (arrays.se, reward), (arrays.smooth, reward),
+            (arrays.base, correct), (arrays.smooth, correct),
+        )
+    ]
+    if not all(math.isfinite(v) for v in values):
+        return None
+    reward_base, reward_se, reward_now, correct_base, correct_now = values
+    return bool(reward_now > reward_base + 2.0 * reward_se and correct_now <= correct_base / 0.8)
+
+
+def _immediate_finding(
+    state: DetectorState, record: StepRecord, spec: DetectorSpec, value: float | None
+) -> Finding:
+    shown = value if value is not None and math.isfinite(value) else None
+    amount = "an unknown number of" if shown is None else f"{shown:g}"
+    return Finding(
+        finding_id=f"{spec.id}-fail-{record.attempt}-{record.step}-{state.records}",
+        detector=spec.id,
+        severity="fail",
+        step=record.step,
+        metric=spec.metrics[0],
+        value=shown,
+        baseline=0.0,
+        threshold=0.0,
+        source=None,
+        message=f"{spec.id}: {amount} non-finite values in this step.",
+        advice=spec.advice,
+        baseline_kind="none",
+        baseline_prompts=0,
+        benign_sharpening=False,
+        evidence={},
+    )
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------
+
+
+def _value(number: Any) -> float | None:
+    return float(number) if math.isfinite(number) else None
+
+
+def _encode(array: Any) -> Any:
+    def walk(value: Any) -> Any:
+        if isinstance(value, list):
+            return [walk(v) for v in value]
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return walk(array.tolist())
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(v) for v in value]
+    return math.nan if value is None else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,525 @@
+"""``rlmon demo``: real TRL GRPO collapses a tiny model onto one answer format, with and without KL.
+
+Nothing in the task asks for a format. Two arms train the same base on the same prompts: *unprotected*
+(``beta=0``) and *kl* (``beta=0.1``). The monitor watches both; held-out samples judge them at the end.
+
+Settings were chosen by looking at seeds 0, 1 and 2: see docs/demo.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+import itertools
+import json
+import logging
+import math
+import os
+import platform
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlmon.errors import ConfigError
+from rlmon.lab.build_base import BASE_DIR, WEIGHTS, sha256
+from rlmon.lab.evaluate import (
+    EVALUATION_SEED,
+    MAX_NEW_TOKENS,
+    PROMPTS,
+    SAMPLES_PER_PROMPT,
+    Evaluation,
+    evaluate,
+    held_out_sample,
+)
+from rlmon.lab.screen import Screen
+from rlmon.lab.task import Question, reward_correct, split_questions
+from rlmon.records import Finding, StepRecord
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ARMS: Mapping[str, float] = {"unprotected": 0.0, "kl": 0.1}
+"""Arm name to ``beta``, TRL's weight of the KL penalty."""
+STEPS = 180
+PROMPTS_PER_ROUND = 8
+GROUP_SIZE = 8
+COLLAPSE_DETECTORS = ("format-collapse", "entropy-collapse")
+"""The alarm steps of ``demo.json`` count only these."""
+TOP_SHARE_LINE = 0.9
+LEAD_STEPS = 10
+
+TRAINING: Mapping[str, Any] = {
+    "max_steps": STEPS,
+    "per_device_train_batch_size": PROMPTS_PER_ROUND * GROUP_SIZE,
+    "num_generations": GROUP_SIZE,
+    "max_completion_length": MAX_NEW_TOKENS,
+    "temperature": 1.0,
+    "learning_rate": 6.5e-4,
+    "lr_scheduler_type": "constant",
+    "loss_type": "dapo",
+    "scale_rewards": "group",
+    "max_grad_norm": 1.0,
+    # TRL's defaults are made for a GPU.
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "dataloader_pin_memory": False,
+    "report_to": [],
+    "save_strategy": "no",
+    "logging_steps": 10,
+    "disable_tqdm": True,
+}
+"""Settings of ``GRPOConfig`` shared by both arms."""
+
+EVALUATED = (
+    "accuracy",
+    "effective_formats",
+    "effective_formats_within",
+    "effective_formats_correct",
+    "other_share",
+    "top_format",
+    "top_share",
+    "entropy_nats",
+    "kl_nats",
+    "kl_seq_nats",
+)
+"""Fields of ``Evaluation`` that ``demo.json`` carries for the base and for each run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmResult:
+    """What one arm did on one seed."""
+
+    arm: str
+    seed: int
+    evaluation: Evaluation
+    """Held out, after training."""
+    first_warn_step: int | None
+    """Step of the first collapse finding at WARN or FAIL."""
+    first_fail_step: int | None
+    """Step of the first collapse finding at FAIL."""
+    top_share_over_0_9_step: int | None
+    """First of two consecutive training rounds whose largest format has .9 of the completions or more."""
+    narrowed_step: int | None
+    """First step at which the mean effective formats of the last 5 rounds are below .9 of the base's."""
+    cpu_seconds: float
+    """Training, monitoring and evaluation; process time over all threads."""
+    monitor_seconds: float | None
+    """The monitor's part of it, by its own timers."""
+    faults: int
+    """Failures inside the monitor that training did not notice; 0 is expected."""
+    findings: list[dict[str, Any]]
+    log: str
+    """Run directory, relative to ``demo.json``."""
+
+
+def run(out: Path, seeds: tuple[int, ...], arms: tuple[str, ...], quick: bool) -> int:
+    """Trains ``arms`` on ``seeds`` one after the other, writes ``demo.json``, ``demo.html`` and run logs under ``out``.
+
+    ``quick`` keeps only the first seed. Progress goes to stderr, the table to stdout. Returns 0 when every claim
+    that these arms and seeds can decide holds, else 1. Raises ``ConfigError`` for an unknown arm.
+    """
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown or not arms or not seeds:
+        came = ", ".join(unknown) or "none"
+        raise ConfigError(f"The demo has the arms {', '.join(ARMS)}; got {came}. At least one seed is needed.")
+    if quick:
+        seeds = seeds[:1]
+    out.mkdir(parents=True, exist_ok=True)
+    runs = [(arm, seed) for seed in dict.fromkeys(seeds) for arm in dict.fromkeys(arms)]
+    screen = Screen([f"{arm}-seed{seed}" for arm, seed in runs], STEPS)
+    with screen:
+        screen.note("loading torch and TRL")
+        with _quiet_libraries():
+            demo, table = _run_arms(out, runs, screen)
+    path = out / "demo.json"
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(demo, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+    from rlmon.report.demo import write_page
+
+    page = write_page(out)
+    print(table)
+    print(f"page {page}\ndata {path}")
+    return 0 if all(claim["holds"] is not False for claim in demo["claims"]) else 1
+
+
+def _run_arms(out: Path, runs: Sequence[tuple[str, int]], screen: Screen) -> tuple[dict[str, Any], str]:
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    from rlmon.metrics.formats import ModeSet
+
+    tokenizer = AutoTokenizer.from_pretrained(BASE_DIR)
+    parse = ModeSet.build(None).parse
+    train, held_out = split_questions()
+    questions = held_out_sample(held_out)
+    dataset = Dataset.from_dict(
+        {
+            "prompt": [question.prompt for question in train],
+            "answer": [question.answer for question in train],
+            "task": ["arithmetic"] * len(train),
+        }
+    )
+    base_model = _load_base()
+    base = evaluate(base_model, base_model, tokenizer, questions, parse)
+    screen.note(
+        f"base: accuracy {base.accuracy:.3f}, {base.effective_formats:.2f} effective formats, "
+        f"top {base.top_format} {base.top_share:.2f}, entropy {base.entropy_nats:.3f} nats"
+    )
+    results = [
+        _train_arm(out, arm, seed, tokenizer, dataset, base_model, base, questions, parse, screen) for arm, seed in runs
+    ]
+    demo: dict[str, Any] = {
+        "schema_version": 1,
+        "tool": "rlmon demo",
+        "created_unix_seconds": time.time(),
+        "packages": _packages(),
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "threads": 1},
+        "seeds": list(dict.fromkeys(seed for _, seed in runs)),
+        "arms": {arm: {"beta": ARMS[arm]} for arm in dict.fromkeys(arm for arm, _ in runs)},
+        "training": {**TRAINING, "prompts_per_round": PROMPTS_PER_ROUND},
+        "evaluation": {
+            "seed": EVALUATION_SEED,
+            "prompts": PROMPTS,
+            "samples_per_prompt": SAMPLES_PER_PROMPT,
+            "completions": base.completions,
+            "temperature": 1.0,
+            "held_out": "one prompt in 8 by SHA-256 of its text; neither the base nor RL trained on it",
+        },
+        "definitions": DEFINITIONS,
+        "base": {
+            **_evaluated(base),
+            "weights_sha256": sha256(BASE_DIR / WEIGHTS),
+            "format_shares": base.format_shares,
+            "samples": base.samples,
+        },
+        "runs": [_run_row(result, base) for result in results],
+        "claims": claims(results, base),
+        # Of the whole process so far: imports, the base's evaluation, every arm.
+        "cpu_seconds": round(time.process_time(), 2),
+    }
+    return demo, final_table(results, base, demo["claims"])
+
+
+def _load_base() -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(BASE_DIR, dtype=torch.float32)
+    return model
+
+
+def _train_arm(
+    out: Path,
+    arm: str,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    base_model: PreTrainedModel,
+    base: Evaluation,
+    questions: Sequence[Question],
+    parse: Any,
+    screen: Screen,
+) -> ArmResult:
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from rlmon.trl import RLMon, RLMonConfig
+
+    name = f"{arm}-seed{seed}"
+    folder = out / name
+    started = time.process_time()
+    trainer = GRPOTrainer(
+        model=_load_base(),
+        reward_funcs=reward_correct,
+        args=GRPOConfig(output_dir=str(folder), seed=seed, beta=ARMS[arm], **TRAINING),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    # Its lines would break the screen.
+    trainer.remove_callback(PrinterCallback)
+    records: list[StepRecord] = []
+    findings: list[Finding] = []
+
+    def watch(record: StepRecord, new: Sequence[Finding]) -> None:
+        records.append(record)
+        findings.extend(new)
+        screen.step(name, record, new)
+
+    monitor = RLMon(trainer, RLMonConfig(rlmon_console=False, rlmon_base_kl_every=5))
+
+    class Subscribe(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            assert monitor.monitor is not None
+            monitor.monitor.on_record.append(watch)
+
+    trainer.add_callback(Subscribe())
+    trainer.train()
+    evaluation = evaluate(trainer.model, base_model, tokenizer, questions, parse)
+    screen.done(name, evaluation)
+    collapse = [finding for finding in findings if finding.detector in COLLAPSE_DETECTORS]
+    overheads = [record.overhead_seconds for record in records if record.overhead_seconds is not None]
+    return ArmResult(
+        arm=arm,
+        seed=seed,
+        evaluation=evaluation,
+        first_warn_step=min((finding.step for finding in collapse), default=None),
+        first_fail_step=min((finding.step for finding in collapse if finding.severity == "fail"), default=None),
+        top_share_over_0_9_step=first_sustained(records, TOP_SHARE_LINE),
+        narrowed_step=first_narrowed(records, 0.9 * base.effective_formats),
+        cpu_seconds=time.process_time() - started,
+        monitor_seconds=sum(overheads) if overheads else None,
+        faults=sum(sum(record.faults.values()) for record in records),
+        findings=[asdict(finding) for finding in findings],
+        log=f"{name}/rlmon",
+    )
+
+
+def first_sustained(records: Sequence[StepRecord], line: float) -> int | None:
+    """Step of the first of two consecutive rounds whose top share is at least ``line``; ``None`` if there is none."""
+    shares = [(r.step, share) for r in records if (share := r.metrics.get("rlmon/format/top_share")) is not None]
+    for (step, now), (_, after) in itertools.pairwise(shares):
+        if now >= line and after >= line:
+            return step
+    return None
+
+
+def first_narrowed(records: Sequence[StepRecord], line: float, window: int = 5) -> int | None:
+    """First step at which the mean effective formats of the last ``window`` rounds are below ``line``."""
+    numbers = [(r.step, number) for r in records if (number := r.metrics.get("rlmon/format/effective")) is not None]
+    for end in range(window, len(numbers) + 1):
+        if sum(number for _, number in numbers[end - window : end]) / window < line:
+            return numbers[end - 1][0]
+    return None
+
+
+def claims(results: Sequence[ArmResult], base: Evaluation) -> list[dict[str, Any]]:
+    """What the demo says about itself, checked: ``{"id", "arm", "seed", "text", "holds", "shown"}``.
+
+    ``holds`` is ``None`` where an arm that the claim needs was not run.
+    """
+    unprotected = {r.seed: r for r in results if r.arm == "unprotected"}
+    rows: list[dict[str, Any]] = []
+
+    def claim(result: ArmResult, id: str, text: str, holds: bool | None, shown: str) -> None:
+        rows.append(
+            {"id": id, "arm": result.arm, "seed": result.seed, "text": text, "holds": holds, "shown": shown}
+        )
+
+    for r in results:
+        now, fail, over = r.evaluation, r.first_fail_step, r.top_share_over_0_9_step
+        if r.arm == "unprotected":
+            claim(
+                r,
+                "collapses",
+                "ends on one format: above .9 of completions, under 1.5 effective formats",
+                now.top_share > TOP_SHARE_LINE and now.effective_formats < 1.5,
+                f"{now.top_format} {now.top_share:.3f}, {now.effective_formats:.2f} effective formats",
+            )
+            claim(
+                r,
+                "warned-in-time",
+                f"FAIL at least {LEAD_STEPS} steps before the top share passes .9",
+                fail is not None and (over is None or fail <= over - LEAD_STEPS),
+                f"FAIL at step {_or_never(fail)}, .9 passed at step {_or_never(over)}",
+            )
+            claim(
+                r,
+                "no-false-alarm",
+                "no FAIL before the 5-round mean of effective formats is below .9 of the base",
+                fail is None or (r.narrowed_step is not None and r.narrowed_step <= fail),
+                f"FAIL at step {_or_never(fail)}, below .9 of base at step {_or_never(r.narrowed_step)}",
+            )
+        else:
+            other = unprotected.get(r.seed)
+            claim(
+                r,
+                "kept",
+                "no collapse FAIL with KL, and at least .8 of the base's effective formats",
+                fail is None and now.effective_formats >= 0.8 * base.effective_formats,
+                f"FAIL at step {_or_never(fail)}, {now.effective_formats:.2f} of {base.effective_formats:.2f}",
+            )
+            claim(
+                r,
+                "learns",
+                "accuracy at least 5 points above the base",
+                now.accuracy >= base.accuracy + 0.05,
+                f"{now.accuracy:.3f} against {base.accuracy:.3f}",
+            )
+            claim(
+                r,
+                "price",
+                "accuracy at most 5 points under the unprotected arm",
+                None if other is None else now.accuracy >= other.evaluation.accuracy - 0.05,
+                "not run" if other is None else f"{now.accuracy:.3f} against {other.evaluation.accuracy:.3f}",
+            )
+    return rows
+
+
+def final_table(results: Sequence[ArmResult], base: Evaluation, checked: Sequence[Mapping[str, Any]]) -> str:
+    """The result as plain text, one line per run, and the claims below it."""
+    head = (
+        "run", "accuracy", "effective", "within", "correct", "other", "top format", "top", "entropy", "KL/token",
+        "KL/seq", "WARN", "FAIL", ">=.9", "CPU s",
+    )  # fmt: skip
+    lines = [
+        head,
+        _table_line("base", base, "", "", "", ""),
+        *(
+            _table_line(
+                f"{r.arm}-seed{r.seed}",
+                r.evaluation,
+                _or_never(r.first_warn_step),
+                _or_never(r.first_fail_step),
+                _or_never(r.top_share_over_0_9_step),
+                f"{r.cpu_seconds:.1f}",
+            )
+            for r in results
+        ),
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    left = {head.index("run"), head.index("top format")}
+    text = "\n".join(
+        "  ".join(cell.ljust(widths[i]) if i in left else cell.rjust(widths[i]) for i, cell in enumerate(line)).rstrip()
+        for line in lines
+    )
+    marks = {True: "holds ", False: "FAILS ", None: "skip  "}
+    verdicts = "\n".join(f"{marks[c['holds']]} {c['arm']}-seed{c['seed']}: {c['text']} ({c['shown']})" for c in checked)
+    return f"\n{text}\n\n{verdicts}\n"
+
+
+def _table_line(name: str, e: Evaluation, warn: str, fail: str, over: str, cpu: str) -> tuple[str, ...]:
+    return (
+        name,
+        f"{e.accuracy:.3f}",
+        f"{e.effective_formats:.2f}",
+        "-" if e.effective_formats_within is None else f"{e.effective_formats_within:.2f}",
+        "-" if e.effective_formats_correct is None else f"{e.effective_formats_correct:.2f}",
+        f"{e.other_share:.3f}",
+        e.top_format,
+        f"{e.top_share:.3f}",
+        f"{e.entropy_nats:.3f}",
+        f"{e.kl_nats:.3f}",
+        f"{e.kl_seq_nats:.2f}",
+        warn,
+        fail,
+        over,
+        cpu,
+    )
+
+
+def _or_never(step: int | None) -> str:
+    return "never" if step is None else str(step)
+
+
+def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
+    return {name: _finite(getattr(evaluation, name)) for name in EVALUATED}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _run_row(result: ArmResult, base: Evaluation) -> dict[str, Any]:
+    return {
+        "arm": result.arm,
+        "seed": result.seed,
+        **_evaluated(result.evaluation),
+        "first_warn_step": result.first_warn_step,
+        "first_fail_step": result.first_fail_step,
+        "top_share_over_0_9_step": result.top_share_over_0_9_step,
+        "cpu_seconds": round(result.cpu_seconds, 2),
+        "base": _evaluated(base),
+        "narrowed_step": result.narrowed_step,
+        "monitor_seconds": None if result.monitor_seconds is None else round(result.monitor_seconds, 2),
+        "faults": result.faults,
+        "format_shares": result.evaluation.format_shares,
+        "samples": result.evaluation.samples,
+        "findings": result.findings,
+        "log": result.log,
+    }
+
+
+DEFINITIONS: Mapping[str, str] = {
+    "accuracy": "share of held-out completions whose stated answer the verifier accepts",
+    "effective_formats": "exp(-sum p ln p) over the pooled format shares, 'other' counted as one format",
+    "effective_formats_within": "1 / mean over prompts of the unbiased chance that two completions of one prompt "
+    "share a format (Hill number of order 2, so below effective_formats even without any narrowing)",
+    "effective_formats_correct": "effective_formats over the correct completions",
+    "other_share": "share of completions in no known format",
+    "top_format": "the most frequent format",
+    "top_share": "its share of the held-out completions",
+    "entropy_nats": "mean entropy of the next-token distribution over completion tokens, temperature 1",
+    "kl_nats": "exact full-vocabulary KL(policy || base), mean over completion tokens",
+    "kl_seq_nats": "the same summed over each completion, mean over completions",
+    "first_warn_step": "first format-collapse or entropy-collapse finding, WARN or FAIL",
+    "first_fail_step": "first format-collapse or entropy-collapse finding at FAIL",
+    "top_share_over_0_9_step": "first of two consecutive training rounds whose top format has .9 or more",
+    "cpu_seconds": "process time of training, monitoring and evaluating this run",
+}
+
+
+def _packages() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("rlmon", "torch", "trl", "transformers", "accelerate", "datasets", "numpy", "pyarrow"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """One torch thread, no network, no progress bars and no warnings of other libraries, until the block ends."""
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import datasets
+        import torch
+        import transformers
+        import trl.trainer.grpo_trainer  # noqa: F401
+
+        # What the imports made is never garbage: not walking it again and again saves a tenth of the CPU time.
+        gc.collect()
+        gc.freeze()
+        threads = torch.get_num_threads()
+        loggers = [logging.getLogger(name) for name in ("trl", "transformers", "accelerate")]
+        levels = [logger.level for logger in loggers]
+        bars = transformers.utils.logging.is_progress_bar_enabled()
+        dataset_bars = datasets.are_progress_bars_disabled()
+        try:
+            torch.set_num_threads(1)
+            transformers.utils.logging.disable_progress_bar()
+            datasets.disable_progress_bars()
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            gc.unfreeze()
+            torch.set_num_threads(threads)
+            if bars:
+                transformers.utils.logging.enable_progress_bar()
+            if not dataset_bars:
+                datasets.enable_progress_bars()
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value

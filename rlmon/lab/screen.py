@@ -1,0 +1,162 @@
+"""The demo's live screen: one line per run on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import IO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from rlmon.lab.evaluate import Evaluation
+from rlmon.records import Finding, StepRecord
+
+_PLAIN_EVERY_STEPS = 25
+_SEVERITY_STYLE = {"warn": "yellow", "fail": "bold red"}
+
+
+@dataclass
+class _Line:
+    step: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+    top_format: str = ""
+    alarms: list[tuple[str, str, int]] = field(default_factory=list)
+    result: Evaluation | None = None
+
+
+class Screen:
+    """Shows runs as they train; writes to ``stream`` (stderr), redrawn in place only when that is a terminal.
+
+    Everything is drawn as literal text, never as rich markup.
+    """
+
+    def __init__(self, names: Sequence[str], steps: int, stream: IO[str] | None = None) -> None:
+        self._lines = {name: _Line() for name in names}
+        self._steps = steps
+        self._console = Console(file=sys.stderr if stream is None else stream, highlight=False)
+        self._live: Live | None = None
+        self._note = ""
+
+    def __enter__(self) -> Screen:
+        if self._console.is_terminal:
+            # Drawn by hand after each step: a refresh thread would take time from the training it shows.
+            self._live = Live(self._draw(), console=self._console, auto_refresh=False)
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.update(self._draw(), refresh=True)
+            self._live.stop()
+            self._live = None
+
+    def note(self, text: str) -> None:
+        """One line about what is going on."""
+        self._note = text
+        self._show(text)
+
+    def step(self, name: str, record: StepRecord, findings: Sequence[Finding]) -> None:
+        """A step of run ``name`` ended, with these new findings."""
+        line = self._lines[name]
+        line.step = record.step
+        shares: dict[str, float] = {}
+        for metric, value in record.metrics.items():
+            if value is None:
+                continue
+            if metric.startswith("rlmon/format/share/"):
+                shares[metric.removeprefix("rlmon/format/share/")] = value
+            line.values[metric] = value
+        if shares:
+            line.top_format = max(shares, key=shares.__getitem__)
+        for finding in findings:
+            line.alarms.append((finding.severity, finding.detector, finding.step))
+            # A message begins with its detector's name.
+            self._plain(f"{name}  step {finding.step}  {finding.severity.upper()} {finding.message}")
+        if record.step % _PLAIN_EVERY_STEPS == 0:
+            self._plain(
+                f"{name}  step {record.step}/{self._steps}"
+                f"  top {line.top_format} {self._value(line, 'format/top_share')}"
+                f"  effective formats {self._value(line, 'format/effective')}"
+                f"  entropy {self._value(line, 'entropy/mean', 3)}  KL {self._value(line, 'kl/mean', 3)}"
+            )
+        if self._live is not None:
+            self._live.update(self._draw(), refresh=record.step % 2 == 0 or bool(findings))
+
+    def done(self, name: str, result: Evaluation) -> None:
+        """Run ``name`` was evaluated."""
+        self._lines[name].result = result
+        self._show(
+            f"{name}  held out: accuracy {result.accuracy:.3f}, {result.effective_formats:.2f} effective formats, "
+            f"top {result.top_format} {result.top_share:.3f}"
+        )
+
+    def _show(self, text: str) -> None:
+        self._plain(text)
+        if self._live is not None:
+            self._live.update(self._draw(), refresh=True)
+
+    def _plain(self, text: str) -> None:
+        if self._live is None:
+            self._console.print(Text(_printable(text)), soft_wrap=True)
+
+    @staticmethod
+    def _value(line: _Line, metric: str, digits: int = 2) -> str:
+        value = line.values.get(f"rlmon/{metric}")
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    def _draw(self) -> Group:
+        narrow = self._console.width < 112
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        table.add_column("run", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        table.add_column("step", justify="right", no_wrap=True)
+        table.add_column("top format", no_wrap=True)
+        for title in ("formats", "entropy", "KL") if narrow else ("eff. formats", "entropy", "KL", "held-out accuracy"):
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("alarms")
+        for name, line in self._lines.items():
+            top = Text()
+            share = line.values.get("rlmon/format/top_share")
+            if share is not None:
+                top.append(f"{_printable(line.top_format):<7} {share:.2f}", style="bold red" if share >= 0.9 else "")
+            numbers = [
+                self._value(line, "format/effective"),
+                self._value(line, "entropy/mean", 3),
+                self._value(line, "kl/mean", 3),
+            ]
+            if not narrow:
+                numbers.append("" if line.result is None else f"{line.result.accuracy:.3f}")
+            table.add_row(
+                Text(name.replace("unprotected-seed", "unprot. ").replace("-seed", " ") if narrow else name),
+                ProgressBar(total=self._steps, completed=line.step, width=5 if narrow else 16),
+                f"{line.step}" if narrow else f"{line.step}/{self._steps}",
+                top,
+                *numbers,
+                _alarms(line.alarms),
+            )
+        return Group(Text(_printable(self._note), style="dim"), table)
+
+
+def _alarms(alarms: Sequence[tuple[str, str, int]]) -> Text:
+    """``format WARN 66 FAIL 88  entropy WARN 128``: the steps at which each detector spoke."""
+    text = Text()
+    for detector in dict.fromkeys(detector for _, detector, _ in alarms):
+        text.append(f"{_printable(detector.removesuffix('-collapse'))} ")
+        for severity, other, step in alarms:
+            if other == detector:
+                text.append(f"{severity.upper()} {step} ", style=_SEVERITY_STYLE[severity])
+        text.append(" ")
+    return text
+
+
+def _printable(text: str) -> str:
+    """The text without control characters: nothing in a message may steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,0 +1,394 @@
+"""Groups of completions that share one draw of one prompt: silent groups, lone successes, and the ledger of prompts."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SUCCESS_ABOVE = 0.5
+"""A completion is *rewarded* (a success) when its reward is above this; right for 0/1 and -1/+1 rewards."""
+HARD_SOLVE_RATE = 0.125
+"""A prompt is (nearly) impossible when its solve rate is credibly below 1/8."""
+CREDIBILITY = 0.95
+
+
+def column(values: Sequence[Any] | NDArray[Any] | None, rows: int) -> NDArray[np.float64]:
+    """The values as float64 [B] with NaN for ``None`` and for anything that is not a number."""
+    if values is None:
+        return np.full(rows, np.nan)
+    try:
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64).reshape(rows)
+    except (TypeError, ValueError, OverflowError):
+        return np.array([_number(value) for value in values], dtype=np.float64).reshape(rows)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+@dataclass(frozen=True)
+class GroupStats:
+    """Per group (length P) and per row (length B) facts from raw rewards."""
+
+    group_B: NDArray[np.int64]
+    """Code of the row's group in the arrays below; -1 when the group is not counted here."""
+    size_P: NDArray[np.int64]
+    """Rows of the group with a finite reward."""
+    successes_P: NDArray[np.int64]
+    reward_std_P: NDArray[np.float64]
+    """Standard deviation in the group, ddof=1."""
+    all_good_P: NDArray[np.bool_]
+    """No spread, every completion a success."""
+    all_bad_P: NDArray[np.bool_]
+    """No spread, no success. (No spread can only be one of the two.)"""
+    lone_P: NDArray[np.bool_]
+    """Exactly one success among at least two."""
+    lone_B: NDArray[np.bool_]
+    """The row is the success of a lone group."""
+    hard_B: NDArray[np.bool_] | None
+    """The row's prompt had, before this round, a solve rate credibly below 1/8; ``None`` where there is no ledger."""
+    advantage_B: NDArray[np.float64]
+    """NaN where unknown."""
+    success_B: NDArray[np.bool_]
+    whole: int
+    """Groups counted: all G rows are here."""
+    partial: int
+    """Groups left out, since rows of them are on another rank."""
+
+
+def group_statistics(
+    global_row: Sequence[int] | NDArray[np.integer[Any]],
+    reward: Sequence[Any] | NDArray[Any] | None,
+    group_size: int,
+    *,
+    advantages: Sequence[Any] | NDArray[Any] | None = None,
+    hard_B: NDArray[np.bool_] | None = None,
+    success_above: float = SUCCESS_ABOVE,
+) -> GroupStats:
+    """Facts about the groups ``global_row // group_size`` that are whole in these rows.
+
+    Uses the raw rewards, never the trainer's normalising standard deviation (which is the batch's under
+    ``scale_rewards="batch"``). Groups with fewer than 2 finite rewards are neither silent nor lone. *No spread* means
+    max - min <= 1e-9 max(1, max |reward|). Rewards are counted as successes above ``success_above``.
+    """
+    rows = len(global_row)
+    reward_B = column(reward, rows)
+    group_ids = np.asarray(global_row, dtype=np.int64) // max(1, group_size)
+    ids, code_B = np.unique(group_ids, return_inverse=True)
+    whole_all = np.bincount(code_B, minlength=ids.size) >= group_size
+    renumber = np.cumsum(whole_all) - 1
+    group_B = np.where(whole_all[code_B], renumber[code_B], -1) if rows else np.zeros(0, np.int64)
+    groups = int(whole_all.sum())
+    finite = np.isfinite(reward_B) & (group_B >= 0)
+    code = group_B[finite]
+    value = reward_B[finite]
+    size = np.bincount(code, minlength=groups)
+    success_B = np.isfinite(reward_B) & (reward_B > success_above)
+    successes = np.bincount(code, weights=(value > success_above), minlength=groups).astype(np.int64)
+    high = np.full(groups, -np.inf)
+    low = np.full(groups, np.inf)
+    np.maximum.at(high, code, value)
+    np.minimum.at(low, code, value)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = high - low
+        silent = (size >= 2) & (spread <= 1e-9 * np.maximum(1.0, np.maximum(np.abs(high), np.abs(low))))
+        mean = np.bincount(code, weights=value, minlength=groups) / size
+        square = np.bincount(code, weights=(value - mean[code]) ** 2, minlength=groups)
+        std: NDArray[np.float64] = np.where(size >= 2, np.sqrt(square / np.maximum(size - 1, 1)), np.nan)
+    lone = (size >= 2) & (successes == 1)
+    lone_B = success_B & (group_B >= 0)
+    lone_B[lone_B] = lone[group_B[lone_B]]
+    return GroupStats(
+        group_B=group_B.astype(np.int64),
+        size_P=size.astype(np.int64),
+        successes_P=successes,
+        reward_std_P=std,
+        all_good_P=silent & (successes == size),
+        all_bad_P=silent & (successes == 0),
+        lone_P=lone,
+        lone_B=lone_B,
+        hard_B=None if hard_B is None else np.asarray(hard_B, dtype=bool),
+        advantage_B=column(advantages, rows),
+        success_B=success_B,
+        whole=groups,
+        partial=int(ids.size - groups),
+    )
+
+
+# --- ledger of prompts ----------------------------------------------------------------------------------------
+
+
+def beta_cdf(x: float, a_N: NDArray[np.float64], b_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """P(X < x) for X ~ Beta(a, b), elementwise, by the continued fraction of DLMF 8.17.22 (Lentz's method).
+
+    ``x`` in [0, 1], a and b positive. Agrees with scipy.stats.beta.cdf to 1e-10.
+    """
+    a_N = np.asarray(a_N, dtype=np.float64)
+    b_N = np.asarray(b_N, dtype=np.float64)
+    if x <= 0.0:
+        return np.zeros_like(a_N)
+    if x >= 1.0:
+        return np.ones_like(a_N)
+    swap = x > (a_N + 1.0) / (a_N + b_N + 2.0)
+    a = np.where(swap, b_N, a_N)
+    b = np.where(swap, a_N, b_N)
+    z = np.where(swap, 1.0 - x, x)
+    log_beta = _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
+    front = np.exp(a * np.log(z) + b * np.log1p(-z) - log_beta) / a
+    tiny = 1e-300
+    c = np.ones_like(a)
+    d = 1.0 - (a + b) * z / (a + 1.0)
+    d = 1.0 / np.where(np.abs(d) < tiny, tiny, d)
+    h = d.copy()
+    for m in range(1, 400):
+        even = m * (b - m) * z / ((a + 2 * m - 1.0) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * z / ((a + 2 * m) * (a + 2 * m + 1.0))
+        change = np.ones_like(a)
+        for term in (even, odd):
+            d = 1.0 + term * d
+            d = 1.0 / np.where(np.abs(d) < tiny, tiny, d)
+            c = 1.0 + term / c
+            c = np.where(np.abs(c) < tiny, tiny, c)
+            change = d * c
+            h = h * change
+        if not np.any(np.abs(change - 1.0) > 1e-14):
+            break
+    result = np.clip(front * h, 0.0, 1.0)
+    return np.asarray(np.where(swap, 1.0 - result, result), dtype=np.float64)
+
+
+_LANCZOS = (
+    0.99999999999980993,
+    676.5203681218851,
+    -1259.1392167224028,
+    771.32342877765313,
+    -176.61502916214059,
+    12.507343278686905,
+    -0.13857109526572012,
+    9.9843695780195716e-6,
+    1.5056327351493116e-7,
+)
+
+
+def _log_gamma(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    # Lanczos (g=7, n=9) on x + 1, so that small arguments need no reflection: log G(x) = log G(x + 1) - log x.
+    total = np.full_like(x, _LANCZOS[0])
+    for i, coefficient in enumerate(_LANCZOS[1:], start=1):
+        total = total + coefficient / (x + i)
+    t = x + 7.5
+    return 0.5 * math.log(2.0 * math.pi) + (x + 0.5) * np.log(t) - t + np.log(total) - np.log(x)
+
+
+PRIOR_ATTEMPTS = 2.0
+"""Least strength of the source's prior in attempts."""
+MAX_PRIOR_ATTEMPTS = 32.0
+STATE_BYTES_PER_PROMPT = 22
+"""Bytes a prompt takes in a saved ledger before base64 (8 key, 4 attempts, 4 successes, 4 last step, 2 source)."""
+MEMORY_BYTES_PER_PROMPT = 160
+"""Bytes a prompt takes in memory, the index included (measured)."""
+
+
+class SolveLedger:
+    """Attempts and successes of every prompt seen, in bounded memory.
+
+    The posterior of a prompt's solve rate is Beta with a prior from its source: mean = the source's solve rate (with
+    one success and one failure added), strength = a moment estimate of how much prompts of the source differ, between
+    ``PRIOR_ATTEMPTS`` and ``MAX_PRIOR_ATTEMPTS`` attempts. The prompt itself is left out of its source's mean.
+    When ``max_prompts`` are known the prompts seen longest ago are forgotten, an eighth at a time.
+    """
+
+    def __init__(self, *, max_prompts: int = 200_000, max_sources: int = 64) -> None:
+        """An empty ledger. Raises ``ValueError`` when a bound is below 8 prompts or 1 source."""
+        if max_prompts < 8 or max_sources < 1:
+            raise ValueError(f"max_prompts must be at least 8 and max_sources 1, got {max_prompts} and {max_sources}.")
+        self.max_prompts = max_prompts
+        self.max_sources = max_sources
+        self._slot: dict[int, int] = {}
+        self._sources: list[str] = []
+        self._allocate(min(1024, max_prompts))
+
+    def _allocate(self, capacity: int) -> None:
+        self._key = np.zeros(capacity, dtype=np.uint64)
+        self._attempts = np.zeros(capacity, dtype=np.int32)
+        self._successes = np.zeros(capacity, dtype=np.int32)
+        self._last_step = np.zeros(capacity, dtype=np.int32)
+        self._source = np.zeros(capacity, dtype=np.int16)
+
+    def __len__(self) -> int:
+        """Prompts known."""
+        return len(self._slot)
+
+    def update(
+        self,
+        prompt_id: Sequence[str],
+        source: Sequence[str],
+        reward: Sequence[Any] | NDArray[Any] | None,
+        *,
+        step: int,
+        success_above: float = SUCCESS_ABOVE,
+    ) -> None:
+        """Add one attempt per row, a success where its reward is above ``success_above`` (booleans do as well); rows
+        without a finite reward are no attempt."""
+        rewards = column(reward, len(prompt_id)).tolist()
+        for prompt, stratum, value in zip(prompt_id, source, rewards, strict=True):
+            if not math.isfinite(value):
+                continue
+            slot = self._slot_for(prompt, stratum)
+            self._attempts[slot] += 1
+            self._successes[slot] += value > success_above
+            self._last_step[slot] = min(max(step, 0), 2**31 - 1)
+
+    def _slot_for(self, prompt: str, stratum: str) -> int:
+        key = _prompt_key(prompt)
+        slot = self._slot.get(key)
+        if slot is None:
+            if len(self._slot) >= self.max_prompts:
+                self._forget()
+            slot = len(self._slot)
+            if slot >= self._key.size:
+                self._grow()
+            self._slot[key] = slot
+            self._key[slot] = key
+            self._attempts[slot] = self._successes[slot] = 0
+            self._source[slot] = self._source_code(stratum, add=True)
+        return slot
+
+    def _source_code(self, stratum: str, *, add: bool) -> int:
+        if stratum in self._sources:
+            return self._sources.index(stratum)
+        if add and len(self._sources) < self.max_sources:
+            self._sources.append(stratum)
+            return len(self._sources) - 1
+        # What does not fit is pooled in the last code.
+        return self.max_sources
+
+    def _columns(self) -> tuple[str, ...]:
+        return ("_key", "_attempts", "_successes", "_last_step", "_source")
+
+    def _grow(self) -> None:
+        size = min(self.max_prompts, max(16, 2 * self._key.size))
+        for name in self._columns():
+            old = getattr(self, name)
+            new = np.zeros(size, dtype=old.dtype)
+            new[: old.size] = old
+            setattr(self, name, new)
+
+    def _forget(self) -> None:
+        known = len(self._slot)
+        keep = np.sort(np.argsort(self._last_step[:known], kind="stable")[known // 8 + 1 :])
+        for name in self._columns():
+            values = getattr(self, name)
+            values[: keep.size] = values[keep]
+        self._slot = {int(key): slot for slot, key in enumerate(self._key[: keep.size])}
+
+    def counts(self, prompt_id: str) -> tuple[int, int]:
+        """Attempts and successes of one prompt; ``(0, 0)`` when it is unknown."""
+        slot = self._slot.get(_prompt_key(prompt_id))
+        return (0, 0) if slot is None else (int(self._attempts[slot]), int(self._successes[slot]))
+
+    def posterior(
+        self, prompt_id: Sequence[str], source: Sequence[str]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Parameters (a, b) of each prompt's Beta posterior, [N] each, both positive."""
+        slots = np.array([self._slot.get(_prompt_key(prompt), -1) for prompt in prompt_id], dtype=np.int64)
+        n = np.where(slots >= 0, self._attempts[slots], 0).astype(np.float64)
+        k = np.where(slots >= 0, self._successes[slots], 0).astype(np.float64)
+        code = np.array([self._source_code(stratum, add=False) for stratum in source], dtype=np.int64)
+        known = len(self._slot)
+        attempts = self._attempts[:known].astype(np.float64)
+        successes = self._successes[:known].astype(np.float64)
+        owner = self._source[:known].astype(np.int64)
+        width = self.max_sources + 1
+        total_n = np.bincount(owner, weights=attempts, minlength=width)
+        total_k = np.bincount(owner, weights=successes, minlength=width)
+        strength = self._strength(owner, attempts, successes, width)[code]
+        mean = (total_k[code] - k + 1.0) / (total_n[code] - n + 2.0)
+        return strength * mean + k, strength * (1.0 - mean) + n - k
+
+    def _strength(
+        self,
+        owner: NDArray[np.int64],
+        attempts: NDArray[np.float64],
+        successes: NDArray[np.float64],
+        width: int,
+    ) -> NDArray[np.float64]:
+        # Moments of the beta-binomial: with rates p_i of n_i attempts and source mean m,
+        # E sum (p_i - m)^2 = m (1 - m) sum [1/n_i + (1 - 1/n_i) rho], rho = 1 / (strength + 1).
+        seen = attempts > 0
+        owner, attempts, successes = owner[seen], attempts[seen], successes[seen]
+        total_n = np.bincount(owner, weights=attempts, minlength=width)
+        total_k = np.bincount(owner, weights=successes, minlength=width)
+        m = (total_k + 1.0) / (total_n + 2.0)
+        spread = np.bincount(owner, weights=(successes / attempts - m[owner]) ** 2, minlength=width)
+        noise = np.bincount(owner, weights=1.0 / attempts, minlength=width)
+        room = np.bincount(owner, weights=1.0 - 1.0 / attempts, minlength=width)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rho = (spread / (m * (1.0 - m)) - noise) / room
+            strength = 1.0 / rho - 1.0
+        alike = np.where(room > 0.0, MAX_PRIOR_ATTEMPTS, 0.0)
+        strength = np.where(np.isfinite(strength) & (rho > 0.0), strength, alike)
+        return np.clip(strength, PRIOR_ATTEMPTS, MAX_PRIOR_ATTEMPTS)
+
+    def credibly_below(
+        self,
+        prompt_id: Sequence[str],
+        source: Sequence[str],
+        *,
+        rate: float = HARD_SOLVE_RATE,
+        credibility: float = CREDIBILITY,
+    ) -> NDArray[np.bool_]:
+        """Whether P(solve rate < ``rate``) is at least ``credibility``, per row [N]; an unknown prompt is never."""
+        if not len(prompt_id):
+            return np.zeros(0, dtype=bool)
+        distinct: dict[tuple[str, str], int] = {}
+        where = np.array([distinct.setdefault(pair, len(distinct)) for pair in zip(prompt_id, source, strict=True)])
+        prompts = [prompt for prompt, _ in distinct]
+        a, b = self.posterior(prompts, [stratum for _, stratum in distinct])
+        known = np.array([_prompt_key(prompt) in self._slot for prompt in prompts])
+        return np.asarray((known & (beta_cdf(rate, a, b) >= credibility))[where], dtype=bool)
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as JSON types, ``STATE_BYTES_PER_PROMPT`` x 4/3 bytes a prompt."""
+        known = len(self._slot)
+        packed = {
+            name.lstrip("_"): base64.b64encode(getattr(self, name)[:known].tobytes()).decode("ascii")
+            for name in self._columns()
+        }
+        return {
+            "version": 1,
+            "prompts": known,
+            "max_prompts": self.max_prompts,
+            "max_sources": self.max_sources,
+            "sources": list(self._sources),
+            **packed,
+        }
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any]) -> SolveLedger:
+        """The ledger that :meth:`state` described. Raises ``ValueError`` for another version."""
+        if state.get("version") != 1:
+            raise ValueError(f"ledger version {state.get('version')!r}, this code reads 1")
+        ledger = cls(max_prompts=int(state["max_prompts"]), max_sources=int(state["max_sources"]))
+        known = int(state["prompts"])
+        ledger._sources = list(state["sources"])
+        ledger._allocate(max(known, 16))
+        for name in ledger._columns():
+            values = getattr(ledger, name)
+            values[:known] = np.frombuffer(base64.b64decode(state[name.lstrip("_")]), dtype=values.dtype)
+        ledger._slot = {int(key): slot for slot, key in enumerate(ledger._key[:known])}
+        return ledger
+
+
+def _prompt_key(prompt_id: str) -> int:
+    digest = hashlib.blake2b(prompt_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

@@ -1,0 +1,159 @@
+"""Stacked format shares over training as plain SVG: the picture of a collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+COLOURS = ("#e4572e", "#4f83cc", "#8e7cc3", "#e6a532", "#3fa796", "#c76da2", "#7f8c5a", "#5aa9c9")
+"""Given to formats in the order of drawing; the first belongs to the format that won."""
+OTHER_COLOUR = "#8a8f98"
+SMOOTHING_ROUNDS = 5
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 38.0, 10.0, 42.0, 24.0
+_STYLE = {"warn": ("mark-warn", "4 3", "WARN"), "fail": ("mark-fail", "none", "FAIL")}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shares:
+    """Format shares of one run: ``shares[mode][i]`` belongs to ``steps[i]`` and is between 0 and 1."""
+
+    title: str
+    steps: Sequence[int]
+    shares: Mapping[str, Sequence[float]]
+    marks: Sequence[tuple[str, int]] = ()
+    """(``warn`` or ``fail``, step)."""
+
+
+def trailing_mean(values: Sequence[float], window: int = SMOOTHING_ROUNDS) -> list[float]:
+    """Mean of each value and the ``window - 1`` before it (fewer at the start)."""
+    return [
+        sum(values[max(0, end - window) : end]) / (end - max(0, end - window)) for end in range(1, len(values) + 1)
+    ]
+
+
+def colours(order: Sequence[str]) -> dict[str, str]:
+    """A colour for every mode in ``order``; ``other`` is always grey."""
+    named = [mode for mode in order if mode != "other"]
+    result = {mode: COLOURS[index % len(COLOURS)] for index, mode in enumerate(named)}
+    return {**result, "other": OTHER_COLOUR}
+
+
+def draw_order(runs: Sequence[Shares]) -> list[str]:
+    """All modes seen in ``runs``: the largest at any run's end first, then by their share at the start."""
+    modes = {mode for run in runs for mode, values in run.shares.items() if any(values)}
+    if not modes:
+        return []
+
+    def last(mode: str) -> float:
+        return max((run.shares[mode][-1] for run in runs if run.shares.get(mode)), default=0.0)
+
+    def first(mode: str) -> float:
+        return sum(sum(run.shares[mode][:8]) for run in runs if run.shares.get(mode))
+
+    winner = max(sorted(modes), key=last)
+    rest = sorted(modes - {winner}, key=lambda mode: (mode == "other", -first(mode), mode))
+    return [winner, *rest]
+
+
+def panel(run: Shares, order: Sequence[str], *, width: float = 470, height: float = 230) -> str:
+    """The contents of an SVG of this size: title, stacked areas (5-round means), axes and alarm marks."""
+    palette = colours(order)
+    right, bottom = width - _RIGHT, height - _BOTTOM
+    parts = [f'<text class="title" x="{_LEFT}" y="15">{escape(run.title)}</text>']
+    if run.steps:
+        first, last = run.steps[0], max(run.steps[-1], run.steps[0] + 1)
+
+        def x(step: float) -> float:
+            return _LEFT + (right - _LEFT) * (step - first) / (last - first)
+
+        def y(share: float) -> float:
+            return bottom - (bottom - _TOP) * min(1.0, max(0.0, share))
+
+        floor = [0.0] * len(run.steps)
+        for mode in order:
+            values = trailing_mean(run.shares.get(mode, [0.0] * len(run.steps)))
+            if not any(values):
+                continue
+            ceiling = [low + value for low, value in zip(floor, values, strict=True)]
+            outline = [f"{x(s):.1f},{y(v):.1f}" for s, v in zip(run.steps, ceiling, strict=True)]
+            outline += [f"{x(s):.1f},{y(v):.1f}" for s, v in reversed(list(zip(run.steps, floor, strict=True)))]
+            parts.append(
+                f'<polygon points="{" ".join(outline)}" fill="{palette[mode]}" class="area">'
+                f"<title>{escape(mode)}</title></polygon>"
+            )
+            floor = ceiling
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(share):.1f}" y2="{y(share):.1f}"/>')
+            if share in (0.0, 0.5, 1.0):
+                parts.append(_label(_LEFT - 6, y(share) + 4, "axis", "end", f"{share:.0%}"))
+        for step in _ticks(last):
+            if step >= first:
+                parts.append(_label(x(step), bottom + 16, "axis", "middle", str(step)))
+        for severity, step in run.marks:
+            kind, dash, word = _STYLE[severity]
+            at = x(step)
+            # WARN reads leftwards and FAIL rightwards: they are often close together.
+            side, shift = ("end", -5) if severity == "warn" else ("start", 5)
+            where = f'x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 4}" y2="{bottom}"'
+            parts.append(f'<line class="halo" {where}/><line class="at" {where} stroke-dasharray="{dash}"/>')
+            parts.append(_label(at + shift, _TOP - 8, f"mark {kind}", side, f"{word} {step}"))
+    return "".join(parts)
+
+
+def _label(x: float, y: float, kind: str, anchor: str, text: str) -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _ticks(last: int) -> range:
+    for width in (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 2000, 5000):
+        if last / width <= 6:
+            return range(width, last + 1, width)
+    return range(last, last + 1)
+
+
+FIGURE_STYLE = (
+    ".title{font-weight:600;font-size:13px;fill:var(--ink,#1b1f24)}"
+    ".axis{font-size:11px;fill:var(--dim,#5b6470)}"
+    ".halo{stroke:var(--paper,#fff);stroke-width:5;opacity:.6}.at{stroke:var(--ink,#1b1f24);stroke-width:1.8}"
+    "svg .mark{font-size:11px;font-weight:700}.mark-warn{fill:var(--warn,#9a6a00)}.mark-fail{fill:var(--bad,#c0271a)}"
+    ".grid{stroke:var(--paper,#fff);stroke-width:1;opacity:.28}"
+    ".area{opacity:.92}"
+)
+
+
+def inline_svg(run: Shares, order: Sequence[str], label: str) -> str:
+    """``panel`` as an inline SVG for a page that holds ``FIGURE_STYLE``."""
+    return (
+        f'<svg viewBox="0 0 470 230" role="img" aria-label="{escape(label, quote=True)}" class="stack">'
+        f"{panel(run, order)}</svg>"
+    )
+
+
+def picture(left: Shares, right: Shares, captions: tuple[str, str], headline: str) -> str:
+    """A stand-alone SVG of two runs side by side, for light and dark pages."""
+    order = draw_order([left, right])
+    palette = colours(order)
+    keys: list[str] = []
+    at = 38.0
+    for mode in order:
+        keys.append(
+            f'<rect x="{at:.0f}" y="314" width="11" height="11" rx="2" fill="{palette[mode]}"/>'
+            f'<text class="axis" x="{at + 16:.0f}" y="324">{escape(mode)}</text>'
+        )
+        at += 16 + 7.2 * len(mode) + 20
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 980 336" width="980" height="336" '
+        'font-family="system-ui,-apple-system,Segoe UI,Roboto,sans-serif" '
+        f'role="img" aria-label="{escape(headline, quote=True)}">'
+        "<style>:root{--ink:#1b1f24;--dim:#5b6470;--paper:#fff;--warn:#9a6a00;--bad:#c0271a}"
+        "@media(prefers-color-scheme:dark){:root{--ink:#eceff3;--dim:#a3acb8;--paper:#14171c;--warn:#f0bd4f;--bad:#ff8272}}"
+        f".head{{font-size:17px;font-weight:650;fill:var(--ink)}}.caption{{font-size:12.5px;fill:var(--dim)}}{FIGURE_STYLE}"
+        "svg{background:var(--paper)}</style>"
+        '<rect width="980" height="336" rx="8" style="fill:var(--paper)"/>'
+        f'<text class="head" x="38" y="28">{escape(headline)}</text>'
+        f'<g transform="translate(0 44)">{panel(left, order)}{_label(38, 250, "caption", "start", captions[0])}</g>'
+        f'<g transform="translate(500 44)">{panel(right, order)}{_label(38, 250, "caption", "start", captions[1])}</g>'
+        f"{''.join(keys)}</svg>\n"
+    )

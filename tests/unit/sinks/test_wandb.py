@@ -1,0 +1,213 @@
+"""The W&B sink against real offline runs, read back from the file that W&B wrote."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlmon.records import Finding, StepRecord
+from rlmon.sinks.wandb import MAX_CELL_CHARACTERS, MAX_TABLE_ROWS, TABLE_COLUMNS, WandbSink
+
+wandb = pytest.importorskip("wandb")
+
+MakeStep = Callable[..., StepRecord]
+MakeFinding = Callable[..., Finding]
+BLOCK_BYTES = 32_768
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The protobuf records of a ``.wandb`` file: LevelDB's log format after a header of 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    content = path.read_bytes()
+    assert content[:4] == b":W&B"
+    position, whole = 7, b""
+    while position + 7 <= len(content):
+        left = BLOCK_BYTES - position % BLOCK_BYTES
+        if left < 7:
+            position += left
+            continue
+        _crc, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        if kind == 0 and length == 0:
+            position += left
+            continue
+        part = content[position + 7 : position + 7 + length]
+        if len(part) < length:
+            return  # still being written
+        whole += part
+        position += 7 + length
+        if kind in (1, 4):  # the only part, the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+@dataclass
+class Read:
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    step_metrics: dict[str, str] = field(default_factory=dict)
+    alerts: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def read_run(folder: Path) -> Read:
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    # W&B's own process writes the end of the file some milliseconds after finish() has returned.
+    patience = time.monotonic() + 30
+    while not any(record.HasField("exit") for record in records(path)):
+        assert time.monotonic() < patience, "W&B did not finish its file"
+        time.sleep(0.02)
+    read = Read()
+    for record in records(path):
+        for item in record.history.item:
+            if not read.rows or read.rows[-1].get("_step") != record.history.step.num:
+                read.rows.append({"_step": record.history.step.num})
+            read.rows[-1][item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+        for item in record.summary.update:
+            read.summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+        for item in (*record.run.config.update, *record.config.update):
+            read.config[item.key] = json.loads(item.value_json)
+        if record.HasField("metric"):
+            read.step_metrics[record.metric.glob_name or record.metric.name] = record.metric.step_metric
+        if record.HasField("alert"):
+            read.alerts.append((record.alert.title, record.alert.level, record.alert.text))
+    return read
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Any]:
+    opened = wandb.init(mode="offline", dir=str(tmp_path), project="rlmon-tests")
+    # What transformers' WandbCallback does when training begins.
+    opened.define_metric("train/global_step")
+    opened.define_metric("*", step_metric="train/global_step", step_sync=True)
+    yield opened
+    opened.finish()
+
+
+def sink(**changes: Any) -> WandbSink:
+    return WandbSink(**{"table_every": 2, "store_text": "full", "about": {"rlmon_alpha": 0.01}, **changes})
+
+
+def no_rows(count: int) -> list[dict[str, Any]]:
+    return []
+
+
+def test_one_row_per_step_on_the_trainers_axis(run: Any, tmp_path: Path, step: MakeStep) -> None:
+    mirror = sink()
+    for number in (1, 2, 3):
+        for _ in range(8):  # TRL's profiling logs several times a step: W&B's own counter runs ahead
+            run.log({"profiling/seconds": 0.1})
+        metrics = {"rlmon/entropy/mean": number / 4, "rlmon/kl/mean": None, "rlmon/format/share/my mode!": 0.5}
+        faults = {"metrics.text": 2} if number == 3 else {}
+        mirror.record(step(number, metrics=metrics, faults=faults, overhead_seconds=0.25), [], no_rows)
+    mirror.close()
+    run.finish()
+
+    read = read_run(tmp_path)
+    ours = [row for row in read.rows if "rlmon/entropy/mean" in row]
+    assert [row["train/global_step"] for row in ours] == [1, 2, 3]
+    assert [row["rlmon/entropy/mean"] for row in ours] == [0.25, 0.5, 0.75]
+    assert [row["rlmon/faults"] for row in ours] == [0, 0, 2]
+    assert [row["rlmon/overhead_seconds"] for row in ours] == [0.25] * 3
+    assert [row["rlmon/format/share/my_mode_"] for row in ours] == [0.5] * 3
+    assert not any("rlmon/kl/mean" in row for row in read.rows)  # not measured is absent, not 0
+    assert read.step_metrics["rlmon/*"] == "train/global_step"
+    assert read.config["rlmon"] == {"rlmon_alpha": 0.01}
+    assert read.summary["rlmon/verdict"] == "pass"
+    assert read.alerts == []
+
+
+def test_table_of_at_most_32_rows_every_so_many_steps(run: Any, tmp_path: Path, step: MakeStep) -> None:
+    asked: list[int] = []
+
+    def rows(count: int) -> list[dict[str, Any]]:
+        asked.append(count)
+        return [
+            {"step": 1, "reward": None, "prompt": "p", "completion": "\x1b[2J\ud800\nok " + "y" * 9000, "mode": "prose"}
+        ] * 50  # more than asked for
+
+    mirror = sink(table_every=3)
+    for number in range(1, 8):
+        mirror.record(step(number), [], rows)
+    run.finish()
+
+    # due at 1, then 1+3, then 4+3
+    assert asked == [MAX_TABLE_ROWS] * 3
+    read = read_run(tmp_path)
+    assert [row["train/global_step"] for row in read.rows if "rlmon/samples/path" in row] == [1, 4, 7]
+    assert [row["rlmon/samples/nrows"] for row in read.rows if "rlmon/samples/path" in row] == [32] * 3
+    tables = sorted(tmp_path.glob("wandb/offline-run-*/files/media/table/rlmon/samples_*.table.json"))
+    table = json.loads(tables[0].read_text())
+    assert table["columns"] == list(TABLE_COLUMNS)
+    cells = dict(zip(table["columns"], table["data"][0], strict=True))
+    assert cells["reward"] is None
+    assert cells["completion"].startswith("\\x1b[2J\\ud800\nok yyy")
+    assert cells["completion"].endswith("y…")
+    # 4,000 characters kept; ESC became 4 and the surrogate 6 instead of 1 each; the ellipsis is one more
+    assert len(cells["completion"]) == MAX_CELL_CHARACTERS + 3 + 5 + 1
+
+
+@pytest.mark.parametrize("changes", [{"table_every": 0}, {"store_text": "hash"}, {"store_text": "off"}])
+def test_no_text_leaves_the_machine_unasked(run: Any, tmp_path: Path, step: MakeStep, changes: dict[str, Any]) -> None:
+    def rows(count: int) -> list[dict[str, Any]]:
+        raise AssertionError("asked for text")
+
+    sink(**changes).record(step(1, metrics={"rlmon/entropy/mean": 1.0}), [], rows)
+    run.finish()
+    read = read_run(tmp_path)
+    assert any("rlmon/entropy/mean" in row for row in read.rows)
+    assert not any("rlmon/samples/path" in row for row in read.rows)
+
+
+def test_alert_on_a_change_of_state_only(run: Any, tmp_path: Path, step: MakeStep, finding: MakeFinding) -> None:
+    mirror = sink()
+    story = ["warn", "warn", "fail", "fail", "warn"]
+    for number, severity in enumerate(story, start=1):
+        mirror.record(step(number), [finding(severity=severity, step=number)], no_rows)
+    mirror.record(step(6), [finding(detector="kl-drift", severity="warn", step=6)], no_rows)
+    mirror.close()
+    run.finish()
+
+    read = read_run(tmp_path)
+    assert [(title, level) for title, level, _ in read.alerts] == [
+        ("rlmon WARN: format-collapse", "WARN"),
+        ("rlmon FAIL: format-collapse", "ERROR"),
+        ("rlmon WARN: kl-drift", "WARN"),
+    ]
+    assert read.alerts[1][2] == "Step 3: effective formats fell to 2.1 of 4.7\nset beta: 0.1"
+    assert read.summary["rlmon/verdict"] == "fail"
+
+
+def test_silent_without_a_run(step: MakeStep, finding: MakeFinding, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wandb.run is None
+    mirror = sink()
+    mirror.record(step(1), [finding()], no_rows)
+    mirror.close()
+    monkeypatch.delitem(sys.modules, "wandb")
+    mirror.record(step(2), [finding()], no_rows)
+    mirror.close()
+    assert "wandb" not in sys.modules  # looked for, never imported
+
+
+def test_a_second_run_is_set_up_again(tmp_path: Path, step: MakeStep, finding: MakeFinding) -> None:
+    mirror = sink()
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        opened = wandb.init(mode="offline", dir=str(tmp_path / name), project="rlmon-tests")
+        mirror.record(step(1, metrics={"rlmon/entropy/mean": 1.0}), [finding()], no_rows)
+        opened.finish()
+        mirror.close()  # after the run was finished: nothing to write to, nothing raised
+    for name in ("first", "second"):
+        read = read_run(tmp_path / name)
+        assert read.step_metrics["rlmon/*"] == "train/global_step"
+        assert len(read.alerts) == 1

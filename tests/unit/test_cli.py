@@ -1,0 +1,278 @@
+"""The command line: what each command prints where, and with which exit code it leaves."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from rlmon import __version__
+from rlmon.cli import main
+from rlmon.detectors import DETECTORS
+from rlmon.metrics.catalog import METRICS
+from rlmon.records import RunHeader
+from rlmon.runlog import RunLogWriter
+
+
+class Left(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Rlmon = Callable[..., Left]
+
+
+@pytest.fixture
+def rlmon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rlmon:
+    """``rlmon("show", path)`` runs that command line in this process."""
+
+    def run(*arguments: object) -> Left:
+        monkeypatch.setattr(sys, "argv", ["rlmon", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        code = left.value.code
+        captured = capsys.readouterr()
+        return Left(0 if code is None else int(code), captured.out, captured.err)
+
+    return run
+
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\n== step 9 forged\r\u202e[red]"
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Two steps of four completions; step 2 holds hostile text, a missing reward and a completion without its text."""
+    path = tmp_path / "run"
+    header = RunHeader(
+        run_id="r", attempt=0, attempt_kind="fresh", created_unix_seconds=0.0, trainer="manual", group_size=2,
+        world_size=1, total_steps=2, config={}, trainer_config={}, detectors={}, packages={}, git_commit=None,
+        capabilities=(),
+    )  # fmt: skip
+    writer = RunLogWriter.open(path, header, rank=0, world_size=1, store_text="full", resume=False)
+    for step in (1, 2):
+        texts = ["plain", "{}", "plain", "1"] if step == 1 else [HOSTILE, "{}", None, "1"]
+        columns: dict[str, list[Any]] = {
+            "attempt": [0] * 4, "round": [step - 1] * 4, "split": ["train"] * 4, "global_row": [0, 1, 2, 3],
+            "group": [0, 0, 1, 1], "step": [step] * 4, "prompt_id": ["aa1", "aa1", "bb2", "bb2"],
+            "source": ["sums"] * 4, "prompt": ["1 + 1"] * 4,
+            "completion": texts, "prompt_tokens": [3] * 4, "completion_tokens": [5] * 4,
+            "truncated": [False, False, True, None], "reward": [1.0, 0.5, None, 0.0], "rewards": [{}] * 4,
+            "advantage": [0.7071, -0.7071, None, 0.0], "mode": ["prose", "json", "prose", "bare answer"],
+            "reasoning_mode": [None] * 4, "template_key": [1, 2, 1, 3], "answer_key": [None] * 4,
+            "opening_key": [1] * 4, "openers": [None] * 4, "opener_weights": [None] * 4,
+        }  # fmt: skip
+        optional = dict.fromkeys(("segment", "turn", "policy_version", "staleness"), [None] * 4)
+        writer.write_rollouts({**columns, **optional})
+    writer.close()
+    return path
+
+
+def test_version(rlmon: Rlmon) -> None:
+    assert rlmon("--version") == (0, f"rlmon {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nope"], ["show"], ["metrics", "--format", "xml"], ["show", "x", "--step", "b"]]
+)
+def test_wrong_usage_is_exit_2_on_stderr(rlmon: Rlmon, arguments: list[str]) -> None:
+    left = rlmon(*arguments)
+    assert left.code == 2
+    assert left.out == ""
+    assert "Usage: rlmon" in left.err
+
+
+def test_metrics_in_three_forms(rlmon: Rlmon) -> None:
+    text = rlmon("metrics")
+    assert text.code == 0
+    assert [line for line in text.out.splitlines() if line and line[0] != " "] == [metric.name for metric in METRICS]
+    rows = json.loads(rlmon("metrics", "--format", "json").out)
+    assert [row["name"] for row in rows] == [metric.name for metric in METRICS]
+    docs = Path(__file__).parents[2] / "docs" / "metrics.md"
+    assert rlmon("metrics", "--format", "markdown").out == docs.read_text(encoding="utf-8")
+
+
+def test_one_family_of_metrics(rlmon: Rlmon) -> None:
+    rows = json.loads(rlmon("metrics", "kl", "--format", "json").out)
+    assert rows
+    assert all(row["name"].startswith("rlmon/kl/") for row in rows)
+    left = rlmon("metrics", "kll")
+    assert (left.code, left.out) == (2, "")
+    assert left.err.startswith("rlmon: There is no metric family 'kll'; there are entropy, ")
+
+
+def test_detectors_print_line_method_and_price(rlmon: Rlmon) -> None:
+    text = rlmon("detectors").out
+    for detector in DETECTORS:
+        assert f"\n{detector.id}\n" in f"\n{text}"
+        assert f"    line: {detector.line}\n" in text
+    assert text.count("    method: ") == text.count("    false fail: ") == len(DETECTORS)
+    rows = json.loads(rlmon("detectors", "--format", "json").out)
+    assert [row["id"] for row in rows] == [detector.id for detector in DETECTORS]
+
+
+def test_show_takes_the_newest_step_and_counts_modes_on_stderr(rlmon: Rlmon, log: Path) -> None:
+    left = rlmon("show", log)
+    assert left.code == 0
+    heads = [line for line in left.out.splitlines() if line.startswith("== ")]
+    assert len(heads) == 4
+    assert all(head.startswith("== step 2 round 1 train row ") for head in heads)
+    assert heads[0].endswith("prompt aa1 source sums mode prose reward 1 advantage 0.707 tokens 5")
+    assert heads[2].endswith("prompt bb2 source sums mode prose reward - advantage - tokens 5 truncated")
+    assert "completion: not stored (rlmon_store_text or rlmon_text_sample_per_round)" in left.out
+    assert left.err == "4 of 4 completions; modes: prose 0.50, json 0.25, bare answer 0.25\n"
+
+
+def test_show_never_obeys_what_it_shows(rlmon: Rlmon, log: Path) -> None:
+    out = rlmon("show", log).out
+    assert not [c for c in out if c != "\n" and not c.isprintable()]
+    assert "  | \\x1b[2J\\x1b]0;owned\\x07<script>alert(1)</script>\n  | == step 9 forged\\r\\u202e[red]\n" in out
+
+
+@pytest.mark.parametrize(
+    ("filters", "rows"),
+    [
+        (["--step", 1], ["step 1 row 0", "step 1 row 1", "step 1 row 2", "step 1 row 3"]),
+        (["--mode", "json"], ["step 1 row 1", "step 2 row 1"]),
+        (["--prompt", "bb"], ["step 1 row 2", "step 1 row 3", "step 2 row 2", "step 2 row 3"]),
+        (["--prompt", "bb", "--step", 2, "--mode", "prose"], ["step 2 row 2"]),
+        (["--mode", "prose", "--limit", 1], ["step 1 row 0"]),
+    ],
+)
+def test_show_filters(rlmon: Rlmon, log: Path, filters: list[object], rows: list[str]) -> None:
+    out = rlmon("show", log, *filters).out
+    words = [line.split() for line in out.splitlines() if line.startswith("== ")]
+    assert [f"step {word[2]} row {word[7]}" for word in words] == rows
+
+
+def test_show_says_what_there_is_when_nothing_fits(rlmon: Rlmon, log: Path) -> None:
+    left = rlmon("show", log, "--step", 1, "--mode", "xml")
+    assert (left.code, left.out) == (2, "")
+    assert "Modes there: prose 2, json 1, bare answer 1." in left.err
+
+
+def test_show_refuses_what_is_no_run(rlmon: Rlmon, tmp_path: Path) -> None:
+    left = rlmon("show", tmp_path / "nowhere")
+    assert (left.code, left.out) == (2, "")
+    assert left.err.startswith("rlmon: ")
+    assert "nowhere" in left.err
+
+
+def test_demo_refuses_unknown_arms_and_seeds(rlmon: Rlmon, tmp_path: Path) -> None:
+    left = rlmon("demo", "--out", tmp_path / "out", "--arms", "unprotected,nope")
+    assert left.code == 2
+    assert "nope" in left.err
+    left = rlmon("demo", "--out", tmp_path / "out", "--seeds", "0,b")
+    assert left.code == 2
+    assert "--seeds must be whole numbers" in left.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_commands_that_train_say_what_to_install(rlmon: Rlmon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for arguments in (["check", "x.yaml"], ["demo"]):
+        left = rlmon(*arguments)
+        assert (left.code, left.out) == (2, "")
+        assert left.err == (
+            f"rlmon: `rlmon {arguments[0]}` needs torch, which is not installed. Type: pip install 'rlmon[trl]'\n"
+        )
+
+
+GOOD = """
+model_name_or_path: base
+use_cpu: true
+bf16: false
+per_device_train_batch_size: 16
+num_generations: 4
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def rows_of(left: Left) -> dict[str, str]:
+    """Signal to the rest of its line."""
+    assert left.code == 0, left.err
+    return dict(line.split("  ", 1) for line in left.out.splitlines())
+
+
+@pytest.mark.trl
+def test_check_says_what_is_captured_and_what_can_never_fire(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
+    rows = rows_of(rlmon("check", config(GOOD)))
+    assert rows["entropy"].split()[0] == "yes"
+    assert rows["detector kl-drift"].split()[0] == "armed"
+    # 16 / 4 = 4 prompts a round: 32 prompts take 8 rounds
+    assert rows["baseline"].endswith("the first 8 rounds of 4 prompts x 4 completions a process")
+
+    rows = rows_of(rlmon("check", config(GOOD + 'rlmon_base_kl: "off"\nmax_steps: 5\n')))
+    assert rows["kl"].split(maxsplit=1) == ["skip", "rlmon_base_kl is off"]
+    assert rows["detector kl-drift"].split(maxsplit=1) == ["never", "rlmon_base_kl is off"]
+    assert rows["baseline"].endswith("max_steps: 5 ends within the baseline (5 rounds)")
+    assert rows["detector format-collapse"].split(maxsplit=1) == ["never", "compares with the baseline"]
+    assert rows["detector non-finite"].split()[0] == "armed"
+
+
+@pytest.mark.trl
+def test_check_for_rloo(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
+    left = rlmon("check", config(GOOD), "--trainer", "rloo")
+    assert "RLOOTrainer" in left.out.splitlines()[0]
+    assert "advantages" in rows_of(left)
+
+
+@pytest.mark.trl
+def test_check_of_a_file_for_a_gpu(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
+    import torch
+
+    left = rlmon("check", config("model_name_or_path: base\nper_device_train_batch_size: 16\n"))
+    assert left.code == 0
+    assert ("This machine has no GPU" in left.err) == (not torch.cuda.is_available())
+
+
+@pytest.mark.trl
+def test_check_of_the_probe_reads_env(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
+    functions = "reward_funcs: [accuracy_reward, rlmon.trl.probe]\n"
+    rows = rows_of(rlmon("check", config(GOOD + functions + 'env: {RLMON_BASE_KL: "off"}\n')))
+    assert rows["kl"].split()[0] == "skip"
+    left = rlmon("check", config(GOOD + functions + "reward_weights: [1.0, 0.5]\n"))
+    assert (left.code, left.out) == (2, "")
+    assert "rlmon.trl.probe has the weight 0.5 in reward_weights; it must be 0.0" in left.err
+    left = rlmon("check", config(GOOD + functions + "env: {RLMON_BASE_KLL: x}\n"))
+    assert (left.code, left.out) == (2, "")
+    assert "Did you mean RLMON_BASE_KL" in left.err
+
+
+@pytest.mark.trl
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1, 2]", "must hold a mapping"),
+        ("a: [", "cannot be read as YAML"),
+        (GOOD + "rlmon_base_kl_evry: 3\n", "Did you mean rlmon_base_kl_every?"),
+        (GOOD + "rlmon_store_text: ful\n", "Did you mean full?"),
+        (GOOD + "num_generations: 3\n", "refuses this file"),
+        (GOOD + "learning_rate: fast\n", "refuses this file"),
+    ],
+)
+def test_check_refuses_what_would_be_refused(rlmon: Rlmon, config: Callable[[str], Path], text: str, said: str) -> None:
+    left = rlmon("check", config(text))
+    assert (left.code, left.out) == (2, "")
+    assert said in left.err
+
+
+@pytest.mark.trl
+def test_check_names_the_settings_it_does_not_know(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
+    left = rlmon("check", config(GOOD + "my_own: 1\n"))
+    assert left.code == 0
+    assert "rlmon has them: my_own." in left.err

@@ -1,0 +1,506 @@
+"""The arithmetic of the evidence and what each detector says, on hand-made records."""
+
+import copy
+import dataclasses
+import importlib.util
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlmon.detectors import (
+    DEFAULTS,
+    DETECTORS,
+    catalogue,
+    describe,
+    evidence,
+    fold,
+    prices,
+    seed_baseline,
+    start,
+    start_from,
+    state_from_json,
+    state_to_json,
+    status,
+    step,
+)
+from rlmon.detectors.catalog import VERSION
+from rlmon.detectors.document import render
+from rlmon.errors import ConfigError
+from rlmon.records import Block, Finding, StepRecord
+
+ROOT = Path(__file__).resolve().parents[2]
+WARN_BAD = ("silent-groups-bad", evidence.WARN)
+BASE = {"mode_collision": 0.25, "mode_collision_within": 0.25}
+
+
+def record(number, blocks=(), metrics=None, attempt=0):
+    return StepRecord(
+        attempt=attempt,
+        step=number,
+        time_unix_seconds=0.0,
+        rounds=(number,),
+        completions=64,
+        prompts=8,
+        tokens=640,
+        metrics=metrics or {},
+        blocks=tuple(blocks),
+    )
+
+
+def blocks_of(count=4, source="a", wiggle=0.0, prompts=2, **stats):
+    """Equal blocks; ``wiggle`` alternates every statistic around its value by that share."""
+    return [
+        Block(
+            source=source,
+            prompts=prompts,
+            completions=8 * prompts,
+            stats={name: value * (1 + (wiggle if i % 2 else -wiggle)) for name, value in stats.items()},
+        )
+        for i in range(count)
+    ]
+
+
+def run(state, records):
+    said = []
+    for item in records:
+        state, findings = step(state, item)
+        said.extend(findings)
+    return state, said
+
+
+def fresh(total=200, **parameters):
+    return start(alpha=0.01, total_steps=total, group_size=8, parameters=parameters)
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------
+
+
+def test_one_bet():
+    # nothing yet, .1 of the weight restarts, l = .8, b = .5: (0 + .1)(1 + .4) = .14
+    wealth = evidence.grow(np.array([evidence.LOG_ZERO]), np.array(math.log(0.1)), np.array(0.5), np.array([0.8]))
+    assert math.exp(wealth[0]) == pytest.approx(0.14)
+    # a second bet with no new weight, b = -1: .14 (1 - .8) = .028
+    wealth = evidence.grow(wealth, np.array(evidence.LOG_ZERO), np.array(-1.0), np.array([0.8]))
+    assert math.exp(wealth[0]) == pytest.approx(0.028)
+
+
+def test_evidence_is_mean_wealth_and_the_weight_left():
+    # (2 + 4) / 2 + (1 - .25) = 3.75; before the first bet exactly 1
+    assert math.exp(evidence.log_evidence(np.log([2.0, 4.0]), np.array(0.25))) == pytest.approx(3.75)
+    assert evidence.log_evidence(np.full(4, evidence.LOG_ZERO), np.array(0.0)) == 0.0
+
+
+def test_restart_weights():
+    # known length 10: .9 * 5 / 10; all of the .9 at the end; never more than 1
+    assert evidence.restart_weight(5, 10) == pytest.approx(0.45)
+    assert evidence.restart_weight(10, 10) == pytest.approx(0.9)
+    assert 0.9 < evidence.restart_weight(10**9, 10) < 1.0
+    # unknown: 1 - 1 / (1 + ln(1 + t)); at t = e - 1 it is one half
+    steps = [evidence.restart_weight(t, None) for t in range(1, 3000)]
+    assert all(b > a for a, b in itertools.pairwise(steps))
+    assert steps[-1] < 1.0
+
+
+def test_baseline_standard_error():
+    # blocks .1 .2 .3 .4: mean .25, s^2 = .05 / 3, se = s / 2
+    sums = np.zeros(9)
+    for z in (0.1, 0.2, 0.3, 0.4):
+        sums[:6] += [1, 2, 2 * z, 4, 4 * z, 4 * z * z]
+    mean, se = evidence.baseline_mean_se(sums)
+    assert mean == pytest.approx(0.25)
+    assert se == pytest.approx(math.sqrt(0.05 / 3) / 2)
+
+
+def test_lines():
+    plan = dataclasses.replace(
+        _plan(),
+        factor_K=np.array([1 / 0.6, 1 / 0.6, 1 / 0.6, 0.5, 0.5, math.nan]),
+        level_K=np.array([0.0, 0.0, 0.5, 0.0, 0.0, 0.7]),
+        direction_K=np.array([1.0, 1.0, 1.0, -1.0, -1.0, 1.0]),
+    )
+    base = np.array([0.24, 0.24, 0.24, 0.2, 0.2, math.nan])
+    se = np.array([0.01, 0.04, 0.01, 0.01, 0.04, math.nan])
+    # .24/.6 = .4 beats .24 + .06; .24 + .24 = .48 beats .4; floor .5 beats .4; .2 * .5 = .1 is below .2 - .06;
+    # .2 - .24 < 0: cannot speak; absolute .7
+    expected = [0.4, 0.48, 0.5, 0.1, math.nan, 0.7]
+    np.testing.assert_allclose(evidence.lines(plan, base, se), expected)
+
+
+def test_bet_and_its_unit():
+    up, down = np.array(1.0), np.array(-1.0)
+    # line .4, narrowest baseline block .1: unit .3; Z = .55 is half a unit past the line, Z = .1 is -1, below clips
+    unit = evidence.unit(np.array(0.4), np.array(0.1), up)
+    assert unit == pytest.approx(0.3)
+    bets = evidence.bet(np.array([0.55, 0.1, 0.0, math.nan]), np.array(0.4), unit, up, 20.0)
+    np.testing.assert_allclose(bets, [0.5, -1.0, -1.0, math.nan])
+    # a baseline without spread may take off at most half of the line
+    assert evidence.unit(np.array(0.4), np.array(0.39), up) == pytest.approx(0.2)
+    # bad when low: unit is the line; Z = .05 of .1 is half past it, twice the line and more is -1
+    unit = evidence.unit(np.array(0.1), np.array(0.15), down)
+    np.testing.assert_allclose(evidence.bet(np.array([0.05, 0.2, 0.9]), np.array(0.1), unit, down, 20.0), [0.5, -1, -1])
+
+
+def test_a_step_spends_its_weight_once():
+    # all_bad: WARN line .5, unit .5. Blocks of 1 and 0: b = 1, then -1. T = 10: the step's weight is .09.
+    # l = .5: .09 * 1.5 * .5 = .0675; the next step adds another .09: (.0675 + .09) * 1.5 = .23625
+    state = fresh(10)
+    k = next(i for i in range(99) if (fold.BETTING[state.plan.detector_K[i]].id, state.plan.rung_K[i]) == WARN_BAD)
+    state, _ = step(state, record(1, [*blocks_of(1, all_bad=1.0), *blocks_of(1, all_bad=0.0)]))
+    assert math.exp(state.arrays.wealth[0, 0, k, 1]) == pytest.approx(0.0675)
+    assert state.arrays.spent[0, 0, k] == pytest.approx(0.09)
+    state, _ = step(state, record(2, blocks_of(1, all_bad=1.0)))
+    assert math.exp(state.arrays.wealth[0, 0, k, 1]) == pytest.approx(0.23625)
+    assert state.arrays.bets[0, 0, k] == 3
+    # steps without a block save their weight for the next one that has: .9 * (5 - 2) / 10 = .27
+    state, _ = run(state, [record(3), record(4), record(5, blocks_of(1, all_bad=1.0))])
+    assert math.exp(state.arrays.wealth[0, 0, k, 1]) == pytest.approx((0.23625 + 0.27) * 1.5)
+
+
+def _plan():
+    return fresh().plan
+
+
+def test_alpha_is_spent_once():
+    assert sum(spec.alpha_share for spec in DETECTORS if spec.rule != "immediate") == pytest.approx(1.0)
+
+
+# --- what they say ----------------------------------------------------------------------------------------------
+
+
+def test_format_collapse_warns_then_fails_and_is_not_repeated():
+    state, said = run(fresh(), [record(t, blocks_of(wiggle=0.1, **BASE)) for t in range(1, 11)])
+    assert said == []
+    narrower = {"mode_collision": 0.36, "mode_collision_within": 0.36}
+    state, said = run(state, [record(t, blocks_of(**narrower)) for t in range(11, 60)])
+    assert [(f.detector, f.severity) for f in said] == [("format-collapse", "warn")]
+    collapsed = {"mode_collision": 0.8, "mode_collision_within": 0.8}
+    state, said = run(state, [record(t, blocks_of(**collapsed)) for t in range(60, 140)])
+    assert [(f.detector, f.severity) for f in said] == [("format-collapse", "fail")]
+    finding = said[0]
+    # base 1/.25 = 4 effective formats, line .6 of that; the smoothed value is on its way to 1/.8
+    assert finding.baseline == pytest.approx(4.0)
+    assert finding.threshold == pytest.approx(2.4)
+    assert 1.25 <= finding.value < 2.4
+    assert finding.metric == "rlmon/collision/mode_across_effective"
+    assert finding.baseline_kind == "early_rounds"
+    assert finding.baseline_prompts == 32
+    assert finding.source is None
+    assert "beta" in finding.advice
+    assert "4.00" in finding.message
+    json.dumps(dataclasses.asdict(finding), allow_nan=False)
+
+
+def test_fail_alone_when_it_collapses_at_once():
+    state, _ = run(fresh(), [record(t, blocks_of(wiggle=0.05, **BASE)) for t in range(1, 9)])
+    _, said = run(state, [record(t, blocks_of(mode_collision=1.0, mode_collision_within=1.0)) for t in range(9, 40)])
+    assert [f.severity for f in said][-1] == "fail"
+    assert len(said) <= 2
+
+
+def test_rearmed_after_recovery():
+    narrow = {"mode_collision": 0.9, "mode_collision_within": 0.9}
+    state, _ = run(fresh(400), [record(t, blocks_of(wiggle=0.05, **BASE)) for t in range(1, 9)])
+    state, first = run(state, [record(t, blocks_of(**narrow)) for t in range(9, 40)])
+    state, during = run(state, [record(t, blocks_of(wiggle=0.05, **BASE)) for t in range(40, 80)])
+    state, again = run(state, [record(t, blocks_of(**narrow)) for t in range(80, 120)])
+    assert [f.severity for f in first][-1] == "fail"
+    assert during == []
+    assert [f.severity for f in again][-1] == "fail"
+    assert len({f.finding_id for f in first + again}) == len(first + again)
+
+
+def test_within_prompt_collapse_is_seen_while_the_pool_stays_wide():
+    state, _ = run(fresh(), [record(t, blocks_of(wiggle=0.05, **BASE)) for t in range(1, 9)])
+    _, said = run(state, [record(t, blocks_of(mode_collision=0.25, mode_collision_within=0.95)) for t in range(9, 40)])
+    assert said[-1].severity == "fail"
+    assert said[-1].metric.endswith("mode_within_effective")
+    assert "within a prompt" in said[-1].message
+
+
+def test_another_source_is_no_collapse():
+    # a dataset sorted by task: the second task has one format from the start
+    easy = [record(t, blocks_of(wiggle=0.05, **BASE)) for t in range(1, 30)]
+    narrow = {"mode_collision": 0.97, "mode_collision_within": 0.97}
+    other = [record(t, blocks_of(source="b", wiggle=0.01, **narrow)) for t in range(30, 150)]
+    state, said = run(fresh(), easy + other)
+    assert said == []
+    # and the first task is still watched when it comes back narrow
+    _, said = run(state, [record(t, blocks_of(**narrow)) for t in range(150, 190)])
+    assert said[-1].severity == "fail"
+    assert said[-1].source == "a"
+
+
+def test_entropy_fails_only_with_a_second_signal():
+    wide = {"entropy_nats": 0.2, **BASE}
+    state, _ = run(fresh(), [record(t, blocks_of(wiggle=0.05, **wide)) for t in range(1, 9)])
+    low = {**BASE, "entropy_nats": 0.01}
+    _, alone = run(state, [record(t, blocks_of(wiggle=0.05, **low)) for t in range(9, 100)])
+    assert [(f.detector, f.severity) for f in alone] == [("entropy-collapse", "warn")]
+    both = {"entropy_nats": 0.01, "mode_collision": 0.8, "mode_collision_within": 0.8}
+    _, said = run(state, [record(t, blocks_of(**both)) for t in range(9, 100)])
+    fail = next(f for f in said if f.detector == "entropy-collapse" and f.severity == "fail")
+    assert fail.evidence["second_signals"] == ["format-collapse"]
+    assert "entropy_target" in fail.advice
+
+
+def test_entropy_explosion():
+    state, _ = run(fresh(), [record(t, blocks_of(wiggle=0.05, entropy_nats=0.3)) for t in range(1, 9)])
+    _, said = run(state, [record(t, blocks_of(entropy_nats=0.9)) for t in range(9, 60)])
+    assert said[-1].detector == "entropy-explosion"
+    assert said[-1].severity == "fail"
+
+
+@pytest.mark.parametrize(
+    ("per_token", "per_sequence", "expected"),
+    [
+        (0.025, 0.25, []),  # held by KL
+        (0.2, 2.0, ["warn"]),  # collapsed in a hundred steps
+        (0.6, 6.0, ["warn", "fail"]),
+        (0.01, 30.0, []),  # a long chain of thought, hardly moved per token
+        (0.2, 0.4, []),  # two tokens
+    ],
+)
+def test_kl_lines(per_token, per_sequence, expected):
+    measured = blocks_of(kl_nats=per_token, kl_seq_nats=per_sequence)
+    # measured every 10 steps only
+    _, said = run(fresh(400), [record(t, measured if t % 10 == 0 else ()) for t in range(1, 400)])
+    assert [f.severity for f in said if f.detector == "kl-drift"] == expected
+    assert all(f.baseline_kind == "none" and f.baseline is None for f in said)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "value", "detector", "severities"),
+    [
+        ("all_bad", 1.0, "silent-groups-bad", ["warn", "fail"]),
+        ("all_bad", 0.7, "silent-groups-bad", ["warn"]),
+        ("all_bad", 0.3, "silent-groups-bad", []),
+        ("all_good", 1.0, "silent-groups-good", ["warn"]),
+        ("lone_success_weight", 0.5, "lone-success", ["warn", "fail"]),
+        ("lone_success_weight", 0.2, "lone-success", ["warn"]),
+        ("lone_success_weight", 0.03, "lone-success", []),
+    ],
+)
+def test_absolute_lines(statistic, value, detector, severities):
+    _, said = run(fresh(150), [record(t, blocks_of(**{statistic: value})) for t in range(1, 150)])
+    assert [(f.detector, f.severity) for f in said] == [(detector, severity) for severity in severities]
+    assert all("prior" in f.message for f in said)
+
+
+def test_length_collapse():
+    # 510.7 to 45.7 tokens, arXiv 2605.28388
+    state, _ = run(fresh(), [record(t, blocks_of(wiggle=0.1, completion_tokens=510.7)) for t in range(1, 9)])
+    _, said = run(state, [record(t, blocks_of(completion_tokens=45.7)) for t in range(9, 60)])
+    assert [f.detector for f in said] == ["length-collapse"] * len(said)
+    assert said[-1].severity == "fail"
+
+
+def test_answer_concentration_in_one_of_three_sources():
+    def blocks(t, share):
+        return [
+            *blocks_of(source="a", wiggle=0.2, answer_collision=0.06),
+            *blocks_of(source="b", wiggle=0.2, answer_collision=0.06),
+            *blocks_of(source="c", wiggle=0.2, answer_collision=share),
+        ]
+
+    state, said = run(fresh(), [record(t, blocks(t, 0.06)) for t in range(1, 30)])
+    assert said == []
+    # bets of c at FAIL: (.16 - .1) / .05 = 1.2 or so; of a and b together -1.6: pooled, nobody would see it
+    _, said = run(state, [record(t, blocks(t, 0.16)) for t in range(30, 90)])
+    assert said[-1].detector == "answer-concentration"
+    assert said[-1].severity == "fail"
+    assert said[-1].source == "c"
+
+
+def test_non_finite_is_immediate_and_rearmed():
+    name = "rlmon/health/non_finite"
+    clean = [record(t, metrics={name: 0.0}) for t in range(20)]
+    state, said = run(fresh(), [record(0, metrics={name: 3.0}), record(1, metrics={name: 2.0})])
+    assert [(f.detector, f.severity, f.value) for f in said] == [("non-finite", "fail", 3.0)]
+    _, said = run(state, [*clean[:19], record(99, metrics={name: 1.0})])
+    assert said == []
+    _, said = run(state, [*clean, record(99, metrics={name: math.nan})])
+    assert [(f.severity, f.value) for f in said] == [("fail", None)]
+    assert run(fresh(), [record(0, metrics={name: None}), record(1)])[1] == []
+
+
+def test_small_baseline_is_said():
+    # blocks .05 and .45: SE .2 * sqrt(32/31) / sqrt(32) = .036, 6 SE = .215 > .25/.6 - .25 = .167
+    state, _ = run(fresh(), [record(t, blocks_of(wiggle=0.8, mode_collision=0.25)) for t in range(1, 9)])
+    _, said = run(state, [record(t, blocks_of(mode_collision=1.0)) for t in range(9, 40)])
+    fail = said[-1]
+    assert fail.severity == "fail"
+    # 64 prompts * (.2155 / .1667)^2 = 107.03, rounded up to 108
+    assert fail.evidence["missing_baseline_prompts"] == 44
+    assert "44 more prompts are missing" in fail.message
+    assert fail.baseline_prompts == 64
+
+
+@pytest.mark.parametrize(
+    ("reward_now", "correct_now", "expected"),
+    [(0.9, 0.26, True), (0.9, 0.9, False), (0.4, 0.26, False), (0.9, None, None)],
+)
+def test_benign_sharpening(reward_now, correct_now, expected):
+    base = {"entropy_nats": 0.2, "reward": 0.5, "mode_collision_correct": 0.25}
+    now = {"entropy_nats": 0.02, "reward": reward_now, "mode_collision_correct": correct_now}
+    if correct_now is None:
+        del base["mode_collision_correct"], now["mode_collision_correct"]
+    state, _ = run(fresh(), [record(t, blocks_of(wiggle=0.05, **base)) for t in range(1, 9)])
+    _, said = run(state, [record(t, blocks_of(**now)) for t in range(9, 60)])
+    assert said[0].detector == "entropy-collapse"
+    assert said[0].benign_sharpening is expected
+
+
+# --- faults, state, catalogue -----------------------------------------------------------------------------------
+
+
+def test_bad_statistics_do_no_harm():
+    odd = Block(
+        source="a",
+        prompts=0,
+        completions=0,
+        stats={"mode_collision": math.nan, "entropy_nats": math.inf, "unknown": 1.0, "reward": None, "all_bad": "x"},
+    )
+    state, said = run(fresh(), [record(-5, [odd]), record(-5, [odd]), record(0), record(7, [odd])])
+    assert said == []
+    assert state.records == 4
+    json.dumps(state_to_json(state), allow_nan=False)
+
+
+def test_hostile_source_names_do_not_reach_the_terminal_raw():
+    name = "\x1b[31mred\u202e" + "x" * 500
+    both = [*blocks_of(source=name, all_bad=1.0), *blocks_of(source="b", all_bad=1.0)]
+    _, said = run(fresh(), [record(t, both) for t in range(60)])
+    assert said
+    assert all(c.isprintable() for f in said for c in f.message)
+    assert all(len(f.message) < 400 for f in said)
+
+
+def test_sources_beyond_the_limit_are_pooled():
+    state, _ = run(fresh(), [record(t, blocks_of(source=f"s{t}", all_bad=0.1)) for t in range(90)])
+    assert len(state.sources) == 65
+    assert state.arrays.spent.shape[1] == 65
+
+
+def test_state_stays_small():
+    records = [record(t, blocks_of(wiggle=0.1, entropy_nats=0.2, all_bad=0.0, **BASE)) for t in range(1, 300)]
+    early, _ = run(fresh(), records[:20])
+    late, _ = run(early, records[20:])
+    assert len(json.dumps(state_to_json(late))) < 1.5 * len(json.dumps(state_to_json(early)))
+
+
+def test_description_starts_the_same_detectors():
+    state = fresh(None, lines={"format-collapse": {"fail": 0.7}}, smoothing=0.5, baseline_kind="base_sample")
+    described = json.loads(json.dumps(describe(state)))
+    assert described["version"] == VERSION
+    assert describe(start_from(described)) == described
+    again = start(alpha=0.01, total_steps=None, group_size=8, parameters=described)
+    assert state_to_json(again) == state_to_json(state)
+    assert json.loads(json.dumps(describe()))["parameters"] == json.loads(json.dumps(describe(fresh())["parameters"]))
+    assert copy.deepcopy(state).parameters == state.parameters
+
+
+def test_seeded_baseline_bets_from_the_first_record():
+    sample = blocks_of(count=16, wiggle=0.05, **BASE)
+    state = seed_baseline(fresh(baseline_kind="base_sample"), tuple(sample))
+    assert state.records == 0
+    _, said = run(state, [record(t, blocks_of(mode_collision=0.9, mode_collision_within=0.9)) for t in range(1, 30)])
+    assert said[-1].severity == "fail"
+    assert said[-1].baseline_kind == "base_sample"
+
+
+def test_status_says_why_a_detector_is_silent():
+    state, _ = run(fresh(), [record(t, blocks_of(wiggle=0.001, mode_collision=0.95)) for t in range(1, 30)])
+    by_id = {row["id"]: row for row in status(state)}
+    assert by_id["format-collapse"]["status"] == "cannot"
+    assert "too narrow" in by_id["format-collapse"]["reason"]
+    assert by_id["kl-drift"]["status"] == "waiting"
+    assert "kl_nats" in by_id["kl-drift"]["reason"]
+    assert by_id["non-finite"]["status"] == "ok"
+    json.dumps(status(state), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ({"alpha": 0.0}, "alpha"),
+        ({"parameters": {"lambda": [0.5]}}, "lambdas"),
+        ({"parameters": {"lambdas": [1.5]}}, "between 0 and 1"),
+        ({"parameters": {"lines": {"format": {}}}}, "format-collapse"),
+        ({"parameters": {"lines": {"format-collapse": {"error": 1}}}}, "warn, fail"),
+        ({"parameters": {"baseline_kind": "lucky"}}, "early_rounds"),
+    ],
+)
+def test_bad_parameters_are_named(arguments, hint):
+    with pytest.raises(ConfigError, match=hint):
+        start(**{"alpha": 0.01, "total_steps": 10, "group_size": 8, **arguments})
+
+
+def test_another_version_is_refused():
+    with pytest.raises(ConfigError, match="version 0"):
+        state_from_json({**state_to_json(fresh()), "version": 0})
+    with pytest.raises(ConfigError, match="incomplete"):
+        state_from_json({k: v for k, v in state_to_json(fresh()).items() if k != "records"})
+
+
+def test_catalogue_and_specs():
+    rows = catalogue()
+    assert [row["id"] for row in rows] == [spec.id for spec in DETECTORS]
+    assert len({row["id"] for row in rows}) == 12
+    for row in rows:
+        assert row["line"]
+        assert row["method"]
+        assert row["advice"]
+        if row["id"] != "non-finite":
+            assert set(DEFAULTS["lines"][row["id"]]) == {"warn", "fail", "warn_floor", "fail_floor"}
+            price = row["false_fail"] if "fail" in row["rungs"] else row["false_warn"]
+            assert price["low"] <= price["rate"] <= price["high"]
+    json.dumps(rows, allow_nan=False)
+
+
+def test_metrics_are_in_the_catalogue():
+    from rlmon.metrics.catalog import METRICS
+
+    assert {name for spec in DETECTORS for name in spec.metrics} <= {metric.name for metric in METRICS}
+
+
+def test_advice_names_keys_that_trl_has():
+    found = importlib.util.find_spec("trl")
+    if found is None or found.origin is None:
+        pytest.skip("TRL is not installed")
+    source = (Path(found.origin).parent / "trainer" / "grpo_config.py").read_text(encoding="utf-8")
+    inherited = {"learning_rate", "max_grad_norm", "bf16", "fp16"}
+    words = {
+        "beta", "entropy_coef", "use_adaptive_entropy", "entropy_target", "epsilon_high", "top_entropy_quantile",
+        "num_generations", "max_completion_length", "mask_truncated_completions", "scale_rewards", "loss_type",
+        "sync_ref_model", "temperature", "num_iterations",
+    }  # fmt: skip
+    advice = " ".join(spec.advice for spec in DETECTORS)
+    named = set(re.findall(r"\b(?:[a-z]+_[a-z_]+|beta|temperature|bf16|fp16)\b", advice))
+    assert named <= words | inherited | {"reward_funcs", "dr_grpo"}
+    assert all(re.search(rf"^    {word}: ", source, re.MULTILINE) for word in named & words)
+
+
+def test_measured_price_keeps_the_promise():
+    table = prices()
+    assert table["version"] == VERSION, "run benchmarks/alarm_price.py again"
+    assert table["total"]["fail"]["runs"] >= 500
+    assert table["total"]["fail"]["looks"] >= 2000
+    assert table["total"]["fail"]["rate"] <= 0.01
+    for row in table["power"].values():
+        assert row["effective_over_base_at_fail_max"] < 0.9
+
+
+def test_docs_are_up_to_date():
+    page = (ROOT / "docs" / "detectors.md").read_text(encoding="utf-8")
+    assert page == render(), "run: python -m rlmon.detectors.document docs/detectors.md"
+
+
+def test_findings_are_records():
+    _, said = run(fresh(), [record(t, blocks_of(all_bad=1.0)) for t in range(60)])
+    assert said
+    assert all(isinstance(f, Finding) for f in said)

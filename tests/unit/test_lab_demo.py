@@ -1,0 +1,145 @@
+"""What the demo says about its runs: alarm steps, claims, the table and the screen."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from rlmon.errors import ConfigError
+from rlmon.lab import demo
+from rlmon.lab.build_base import BASE_DIR, WEIGHTS, Recipe, sha256
+from rlmon.lab.evaluate import Evaluation
+from rlmon.lab.screen import Screen
+from rlmon.records import Finding, StepRecord
+
+BASE = Evaluation(
+    completions=1024,
+    accuracy=0.87,
+    effective_formats=4.7,
+    effective_formats_within=3.9,
+    effective_formats_correct=4.7,
+    other_share=0.0,
+    top_format="prose",
+    top_share=0.41,
+    entropy_nats=0.24,
+    kl_nats=0.0,
+    kl_seq_nats=0.0,
+    format_shares={"prose": 0.41},
+    samples=[],
+)
+
+
+def record(step: int, **metrics: float | None) -> StepRecord:
+    named = {f"rlmon/format/{name}": value for name, value in metrics.items()}
+    return StepRecord(
+        attempt=0, step=step, time_unix_seconds=0.0, rounds=(step,), completions=64, prompts=8, tokens=1, metrics=named
+    )
+
+
+def result(arm: str, **changes: object) -> demo.ArmResult:
+    evaluation = {k: changes.pop(k) for k in list(changes) if k in {f.name for f in dataclasses.fields(Evaluation)}}
+    return dataclasses.replace(
+        demo.ArmResult(
+            arm=arm,
+            seed=0,
+            evaluation=dataclasses.replace(BASE, **evaluation),  # type: ignore[arg-type]
+            first_warn_step=None,
+            first_fail_step=None,
+            top_share_over_0_9_step=None,
+            narrowed_step=None,
+            cpu_seconds=1.0,
+            monitor_seconds=None,
+            faults=0,
+            findings=[],
+            log="x/rlmon",
+        ),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def test_first_sustained_needs_two_rounds_in_a_row() -> None:
+    shares = [0.5, 0.95, 0.8, 0.9, 0.9, 1.0]
+    assert demo.first_sustained([record(i + 1, top_share=s) for i, s in enumerate(shares)], 0.9) == 4
+    assert demo.first_sustained([record(1, top_share=0.95)], 0.9) is None
+    # A step without a round of its own neither counts nor breaks the pair.
+    with_gap = [record(1, top_share=0.9), record(2, top_share=None), record(3, top_share=0.9)]
+    assert demo.first_sustained(with_gap, 0.9) == 1
+
+
+def test_first_narrowed_is_a_mean_of_five() -> None:
+    # 4, 4, 4, 4, 1: mean 3.4; then 4, 4, 4, 1, 1: 2.8
+    numbers = [4.0, 4.0, 4.0, 4.0, 1.0, 1.0]
+    records = [record(i + 1, effective=n) for i, n in enumerate(numbers)]
+    assert demo.first_narrowed(records, 3.0) == 6
+    assert demo.first_narrowed(records, 2.0) is None
+    assert demo.first_narrowed(records[:4], 9.0) is None
+
+
+def test_claims_hold_and_break() -> None:
+    collapsed = {"top_share": 0.95, "effective_formats": 1.3, "accuracy": 0.98, "narrowed_step": 60}
+    good = result("unprotected", first_fail_step=90, top_share_over_0_9_step=100, **collapsed)
+    kept = result("kl", accuracy=0.96)
+    assert all(claim["holds"] for claim in demo.claims([good, kept], BASE))
+
+    def broken(*results: demo.ArmResult) -> set[str]:
+        return {claim["id"] for claim in demo.claims(results, BASE) if claim["holds"] is False}
+
+    # 91 > 100 - 10
+    late = dataclasses.replace(good, first_fail_step=91)
+    assert broken(late) == {"warned-in-time"}
+    assert broken(dataclasses.replace(good, first_fail_step=59)) == {"no-false-alarm"}
+    assert broken(dataclasses.replace(good, first_fail_step=None)) == {"warned-in-time"}
+    assert broken(result("unprotected", first_fail_step=9, narrowed_step=9)) == {"collapses"}
+    assert broken(good, result("kl", accuracy=0.91)) == {"learns", "price"}
+    assert broken(good, result("kl", accuracy=0.96, first_fail_step=5)) == {"kept"}
+    # Without the other arm its price cannot be told.
+    assert [claim["holds"] for claim in demo.claims([kept], BASE) if claim["id"] == "price"] == [None]
+
+
+def test_rows_carry_the_fields_that_were_promised() -> None:
+    row = demo._run_row(result("kl"), BASE)
+    promised = [
+        "arm", "seed", "accuracy", "effective_formats", "effective_formats_within", "effective_formats_correct",
+        "other_share", "top_format", "top_share", "entropy_nats", "kl_nats", "kl_seq_nats", "first_warn_step",
+        "first_fail_step", "top_share_over_0_9_step", "cpu_seconds",
+    ]  # fmt: skip
+    assert list(row)[: len(promised)] == promised
+    assert row["base"]["accuracy"] == BASE.accuracy
+    assert set(demo.DEFINITIONS) == set(promised) - {"arm", "seed"}
+    json.dumps(row, allow_nan=False)
+
+
+def test_unknown_arm_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unprotected, kl; got entropy"):
+        demo.run(tmp_path / "out", (0,), ("entropy",), True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_shipped_base_is_the_one_of_its_recipe() -> None:
+    facts = json.loads((BASE_DIR / "recipe.json").read_text(encoding="utf-8"))
+    assert sha256(BASE_DIR / WEIGHTS) == facts["sha256"]
+    assert facts["recipe"] == json.loads(json.dumps(dataclasses.asdict(Recipe())))
+    assert sum(file.stat().st_size for file in BASE_DIR.iterdir()) < 300_000
+
+
+def test_plain_screen_shows_alarms_without_control_characters() -> None:
+    stream = io.StringIO()
+    finding = Finding(
+        finding_id="1", detector="format-collapse", severity="fail", step=25, metric="m", value=1.0, baseline=2.0,
+        threshold=1.5, source=None, advice="", baseline_kind="early_rounds",
+        message="format-collapse: [red]\x1b[31mfell\x07",
+        baseline_prompts=32, benign_sharpening=None,
+    )  # fmt: skip
+    with Screen(["kl-seed0"], 150, stream) as screen:
+        screen.step("kl-seed0", record(25, top_share=0.5, effective=3.0, **{"share/prose": 0.5}), [finding])
+        screen.done("kl-seed0", BASE)
+    shown = stream.getvalue()
+    assert "FAIL format-collapse" in shown
+    assert "[red]" in shown
+    assert "top prose 0.50" in shown
+    assert "\x1b" not in shown
+    assert "\x07" not in shown

@@ -1,0 +1,108 @@
+"""The arithmetic task: the verifier reads answers, executes nothing and ignores the format."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlmon.lab.task import (
+    FORMATS,
+    Question,
+    evaluate,
+    is_correct,
+    is_held_out,
+    questions,
+    read_answer,
+    reward_correct,
+    split_questions,
+    write_answer,
+)
+from rlmon.metrics.formats import ModeSet
+
+QUESTION = Question("Ann", "figs", 7, 9)
+
+
+@pytest.mark.parametrize("style", FORMATS)
+def test_every_format_is_verified_and_told_apart(style: str) -> None:
+    right = write_answer(QUESTION, style)
+    assert is_correct(right, 16)
+    assert not is_correct(right, 15)
+    # One operand less (Python shows no sum) and the sum with it: 6 + 9 = 15.
+    wrong = write_answer(QUESTION, style, a=6, answer=15)
+    assert read_answer(wrong) == 15
+    assert ModeSet.build(None).parse(right) == style
+
+
+def test_unknown_format_is_refused() -> None:
+    with pytest.raises(ValueError, match="prose, boxed"):
+        write_answer(QUESTION, "haiku")
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [("7+9", 16), ("2*(3+4)-5", 9), (" 7 + 9 ", 16), ("-3+5", 2), ("12", 12)],
+)
+def test_evaluate_does_integer_arithmetic(expression: str, value: int) -> None:
+    assert evaluate(expression) == value
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "__import__('os').system('true')",
+        "9**9**9",
+        "9*" * 60 + "9",  # 61 nines: over 18 digits
+        "(" * 150 + ")" * 150,
+        "True+1",
+        "7/2",
+        "7,9",
+        "7(9)",
+        "",
+        "+" * 200 + "1",
+        "1" * 50,
+        "\U0001d7d5+\U0001d7d7",
+        "x+1",
+        "007",
+    ],
+)
+def test_evaluate_refuses_everything_else(expression: str) -> None:
+    assert evaluate(expression) is None
+
+
+def test_print_of_anything_but_arithmetic_is_no_answer(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    target = tmp_path / "written"
+    assert read_answer(f"print(open({str(target)!r}, 'w'))") is None
+    assert not target.exists()
+    assert read_answer("print(16") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("", None),
+        ("no number", None),
+        ("first 3, then 16.", 16),
+        ("\\boxed{16} or 17", 16),
+        ("16.5", None),
+        ("<answer>16</answer> 3", 16),
+        ("9" * 4000, None),
+        ("\ud800 16", 16),
+    ],
+)
+def test_read_answer(text: str, answer: int | None) -> None:
+    assert read_answer(text) == answer
+
+
+def test_reward_is_blind_to_the_format() -> None:
+    texts = [write_answer(QUESTION, style) for style in FORMATS]
+    assert reward_correct([QUESTION.prompt] * 6, texts, [16] * 6) == [1.0] * 6
+    assert reward_correct([QUESTION.prompt] * 6, texts, [17] * 6) == [0.0] * 6
+
+
+def test_split_is_disjoint_complete_and_stable() -> None:
+    train, held_out = split_questions()
+    assert len(train) + len(held_out) == 8 * 8 * 12 * 12 == len(list(questions()))
+    assert not {q.prompt for q in train} & {q.prompt for q in held_out}
+    assert all(is_held_out(q.prompt) for q in held_out)
+    assert not any(is_held_out(q.prompt) for q in train)
+    # 9216 / 8 = 1152 expected; the hash is fixed, so the count is exact.
+    assert len(held_out) == 1106

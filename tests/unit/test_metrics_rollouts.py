@@ -1,0 +1,431 @@
+"""A round from texts to the numbers of the catalogue."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.spatial
+import scipy.stats
+import torch
+
+from rlmon.metrics import catalog
+from rlmon.metrics.formats import ModeSet
+from rlmon.metrics.layout import SumsLayout, add_sums
+from rlmon.metrics.rollouts import (
+    Featurizer,
+    default_group_stats,
+    finish,
+    kl_sums,
+    round_blocks,
+    round_sums,
+    token_blocks,
+    token_sums_by_mode,
+)
+from rlmon.metrics.summary import effective_number, histogram_quantile, js_distance
+from rlmon.metrics.tokens import ENTROPY_EDGES_NATS, kl_estimators, token_sums
+from rlmon.records import RolloutBatch
+
+MODES = ModeSet.build(None)
+LAYOUT = SumsLayout(MODES.names)
+VOCABULARY = [chr(i) for i in range(128)]
+TEXTS = (
+    "Ann has 16 figs now.",
+    "7 + 9 = \\boxed{16}",
+    "print(7 + 9)",
+    '{"answer": 16}',
+    "1. Add 7 and 9\n2. Get 16",
+    "<answer>16</answer>",
+)
+
+
+def make(completions, *, group_size=2, rewards=None, advantages=None, sources=None, prompt_ids=None) -> RolloutBatch:
+    rows = len(completions)
+    return RolloutBatch(
+        round=0,
+        split="train",
+        step=1,
+        group_size=group_size,
+        global_row=list(range(rows)),
+        prompt_id=[f"p{i // group_size}" for i in range(rows)] if prompt_ids is None else prompt_ids,
+        source=["s"] * rows if sources is None else sources,
+        prompts=["a prompt"] * rows,
+        completions=list(completions),
+        prompt_ids=[[65]] * rows,
+        completion_ids=[[min(ord(mark), 127) for mark in completion] for completion in completions],
+        reward=rewards,
+        advantages=advantages,
+        truncated=[False] * rows,
+    )
+
+
+def measured(batch: RolloutBatch, base=None, hard=None):
+    features = Featurizer(MODES, b"secret", VOCABULARY).features(batch)
+    sums = round_sums(LAYOUT, batch, features, group_stats=default_group_stats(batch, hard))
+    metrics, missing = finish(LAYOUT, sums, base)
+    return {name.removeprefix("rlmon/"): value for name, value in metrics.items()}, missing, sums
+
+
+def test_formats_on_paper() -> None:
+    # 8 completions: 4 prose, 4 python; python is rewarded, prose is not.
+    batch = make([TEXTS[0], TEXTS[2]] * 4, rewards=[0.0, 1.0] * 4)
+    metrics, _, _ = measured(batch)
+    assert metrics["format/effective"] == pytest.approx(2.0)
+    assert metrics["format/effective_correct"] == 1.0
+    # Each prompt of two has both formats.
+    assert metrics["format/effective_within"] == pytest.approx(2.0)
+    assert metrics["format/share/python"] == metrics["format/top_share"] == 0.5
+    assert metrics["format/other_share"] == 0.0
+    assert metrics["format/reward/python"] == 1.0
+    # prose stands first among equals? argmax takes python (tried before prose), the best mode: no gap.
+    assert metrics["format/top_reward_gap"] == 0.0
+    # Across pairs: of 28 pairs 12 agree, none within the 4 prompts: 12 of 24.
+    assert metrics["collision/mode_across"] == 0.5
+    assert metrics["collision/mode_across_effective"] == 2.0
+    assert metrics["collision/mode_within"] == 0.0
+    assert metrics["collision/mode_within_effective"] is None
+    # The answer is 16 in both formats.
+    assert metrics["collision/answer_across"] == 1.0
+    assert metrics["group/lone_success"] == 1.0
+
+
+def test_a_change_against_the_base_is_measured() -> None:
+    _, _, base = measured(make(list(TEXTS) * 10))
+    metrics, _, _ = measured(make([TEXTS[2]] * 60), base)
+    # Base shares are 1/6 of 60: (5/6)^60 = 1.8e-5, so the other five modes are extinct.
+    assert metrics["format/extinct"] == 5.0
+    assert metrics["format/newborn"] == 0.0
+    assert metrics["format/effective_ratio_to_base"] == pytest.approx(1 / 6)
+    want = scipy.spatial.distance.jensenshannon([1 / 6] * 6, [0, 0, 1, 0, 0, 0], base=2)
+    assert metrics["format/js_to_base"] == pytest.approx(want)
+    back, _, _ = measured(make(list(TEXTS) * 10), measured(make([TEXTS[2]] * 60))[2])
+    assert back["format/newborn"] == 5.0
+
+
+def test_lone_success_weight_needs_a_ledger_and_a_hard_prompt() -> None:
+    # Two groups of 4, each with one success of |A| 1.5 and failures of .5: 3 of each sum 3 -> lone share .5.
+    rewards = [1.0, 0.0, 0.0, 0.0] * 2
+    advantages = [1.5, -0.5, -0.5, -0.5] * 2
+    batch = make([TEXTS[0]] * 8, group_size=4, rewards=rewards, advantages=advantages)
+    metrics, missing, _ = measured(batch)
+    assert metrics["group/lone_weight"] == 0.5
+    assert metrics["group/lone_success_weight"] is None
+    assert missing["rlmon/group/lone_success_weight"] == "no ledger of earlier rounds"
+    hard = np.array([True] * 4 + [False] * 4)
+    metrics, _, _ = measured(batch, hard=hard)
+    # Only the first prompt is hard: 1.5 of 6.
+    assert metrics["group/lone_success_weight"] == 0.25
+    blocks = round_blocks(batch, Featurizer(MODES, b"x").features(batch), default_group_stats(batch, hard))
+    assert blocks[0].stats["lone_success_weight"] == 0.25
+
+
+def test_every_missing_value_has_a_reason_and_an_empty_step_measures_nothing() -> None:
+    metrics, missing = finish(LAYOUT, LAYOUT.zeros(), None)
+    assert set(missing) == {name for name, value in metrics.items() if value is None}
+    assert all(value is None for value in metrics.values())
+    assert all(missing.values())
+    batch = make(list(TEXTS))
+    features = Featurizer(MODES, b"secret").features(batch)
+    metrics, missing = finish(LAYOUT, round_sums(LAYOUT, batch, features), None)
+    assert metrics["rlmon/collision/moves_across"] is None
+    assert "vocabulary" in missing["rlmon/collision/moves_across"]
+    assert metrics["rlmon/format/effective"] == pytest.approx(6.0)
+
+
+def test_catalogue_and_finish_name_the_same_metrics() -> None:
+    returned = set(finish(LAYOUT, LAYOUT.zeros(), None)[0])
+    stated = {metric.name.replace(catalog.MODE, mode) for metric in catalog.METRICS for mode in MODES.names}
+    assert returned == stated
+    assert len({metric.name for metric in catalog.METRICS}) == len(catalog.METRICS)
+    assert all(catalog.lookup(name) is not None for name in returned)
+    assert catalog.lookup("rlmon/nothing") is None
+
+
+def test_the_page_of_metrics_is_the_rendering(request: pytest.FixtureRequest) -> None:
+    page = request.config.rootpath / "docs" / "metrics.md"
+    assert page.read_text(encoding="utf-8") == catalog.render_markdown(), (
+        "run: python -m rlmon.metrics.catalog docs/metrics.md"
+    )
+
+
+def test_rewards_that_are_missing_or_not_finite_are_counted() -> None:
+    rewards = [1.0, None, math.nan, math.inf]
+    batch = dataclasses.replace(make(TEXTS[:4], rewards=rewards), rewards={"f": [1.0, None, math.nan, 0.0]})
+    metrics, _, _ = measured(batch)
+    assert metrics["health/reward_missing"] == 1.0
+    # NaN and inf of the total, NaN of the function f.
+    assert metrics["health/reward_non_finite"] == metrics["health/non_finite"] == 3.0
+    assert metrics["health/reward_mean"] == 1.0
+
+
+def test_lengths_truncation_and_repetition() -> None:
+    batch = dataclasses.replace(make(["abcdefgh", "aaaaaaaa"]), truncated=[True, None])
+    metrics, _, _ = measured(batch)
+    assert metrics["health/length_mean"] == metrics["health/length_p5"] == metrics["health/length_p95"] == 8.0
+    assert metrics["health/truncated"] == 1.0
+    # 5 distinct of 5 4-grams, 1 of 5: repetition 0 and .8.
+    assert metrics["text/repetition"] == pytest.approx(0.4)
+
+
+def test_near_duplicates_within_a_prompt() -> None:
+    same = "the quick brown fox jumps over the lazy dog again and again"
+    metrics, _, _ = measured(make([same, same, same + "!", "something else entirely was written here"]))
+    # Prompts: (same, same) J = 1; (same!, else) J near 0.
+    assert metrics["text/near_duplicate_within"] == 0.5
+    assert metrics["text/near_duplicate_across"] == 0.5
+    assert metrics["collision/template_within"] == 0.5
+
+
+def test_moves_of_one_opener_collide_fully() -> None:
+    # Every sentence begins with "ab": one bucket, 1/E[k] = 1 everywhere.
+    metrics, _, _ = measured(make(["ab cd. ab ce."[:6] * 3] * 4))
+    assert metrics["moves/effective_across"] == pytest.approx(1.0)
+    assert metrics["moves/effective_within"] == pytest.approx(1.0)
+
+
+def test_blocks_are_prompt_disjoint_inside_one_source() -> None:
+    rows = 80
+    sources = ["a" if i // 2 < 37 else "b" for i in range(rows)]
+    batch = make([TEXTS[i % 6] for i in range(rows)], sources=sources, rewards=[1.0] * rows)
+    blocks = round_blocks(batch, Featurizer(MODES, b"s", VOCABULARY).features(batch))
+    # 37 prompts of a: min(8, 18) = 8 blocks; 3 of b: 1 block.
+    assert [block.source for block in blocks] == ["a"] * 8 + ["b"]
+    assert sum(block.prompts for block in blocks) == 40
+    assert sum(block.completions for block in blocks) == rows
+    assert min(block.prompts for block in blocks) >= 2
+    for block in blocks:
+        assert {"mode_collision", "mode_collision_within", "move_collision", "reward", "all_good"} <= set(block.stats)
+        assert all(math.isfinite(value) for value in block.stats.values())
+        assert block.stats["all_good"] == 1.0
+
+
+def test_a_single_prompt_gives_one_block_with_within_statistics_only() -> None:
+    batch = make(TEXTS[:4], group_size=4)
+    (block,) = round_blocks(batch, Featurizer(MODES, b"s").features(batch))
+    assert (block.prompts, block.completions) == (1, 4)
+    assert "mode_collision" not in block.stats
+    assert block.stats["mode_collision_within"] == 0.0
+    assert "reward" not in block.stats
+
+
+def test_token_blocks_on_paper() -> None:
+    (block,) = token_blocks(
+        ["s"] * 2, ["p", "q"],
+        tokens_B=np.array([10.0, 30.0]), entropy_sum_B=np.array([10.0, 0.0]),
+        kl_sum_B=np.array([1.0, 0.0]), kl_tokens_B=np.array([5.0, 0.0]),
+    )  # fmt: skip
+    # Entropy 10 / 40; KL 1 / 5 per token; sequences: the one sampled row has .2 x 10 = 2.
+    assert block.stats == {"entropy_nats": 0.25, "kl_nats": 0.2, "kl_seq_nats": 2.0}
+    assert token_blocks([], []) == []
+    assert token_blocks(["s"], ["p"]) == []
+
+
+def test_entropy_metrics_against_the_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    entropy = torch.rand(8, 50, generator=generator) * 3
+    logp = -entropy
+    mask = torch.rand(8, 50, generator=generator) < 0.8
+    advantage = torch.randn(8, generator=generator)
+    modes = np.array([3, 3, 3, 3, 8, 8, 8, -1])
+    sums = token_sums_by_mode(LAYOUT, token_sums(entropy, logp, mask, advantage), modes)
+    metrics, missing = finish(LAYOUT, sums, sums)
+    values = entropy[mask].double().numpy()
+    assert metrics["rlmon/entropy/mean"] == pytest.approx(values.mean(), abs=1e-9)
+    assert metrics["rlmon/entropy/ratio_to_base"] == pytest.approx(1.0)
+    for percent in (20, 50, 80, 95):
+        assert metrics[f"rlmon/entropy/p{percent}"] == pytest.approx(np.percentile(values, percent), rel=0.06)
+    weights = advantage[:, None].expand(8, 50)[mask].double().numpy()
+    want = np.cov(-values, weights, ddof=0)[0, 1]
+    assert metrics["rlmon/entropy/cov_logp_advantage"] == pytest.approx(want, abs=1e-6)
+    python = entropy[:4][mask[:4]].double().numpy().mean()
+    assert metrics["rlmon/entropy/mode/python"] == pytest.approx(python, abs=1e-9)
+    assert "rlmon/entropy/mode/json" in missing
+    assert metrics["rlmon/format/effective"] is None
+
+
+def test_kl_metrics_are_those_of_the_estimators() -> None:
+    rng = np.random.default_rng(0)
+    row = rng.integers(0, 12, 400)
+    kl = rng.random(400)
+    logp_pi, logp_base = -rng.random(400), -rng.random(400)
+    prompts = np.arange(12) // 3
+    kl[0] = math.nan
+    sums = kl_sums(
+        LAYOUT, kl_T=kl, reverse_T=np.ones(400), entropy_base_T=np.full(400, 2.0), row_T=row,
+        tokens_B=np.full(12, 50.0), mode_code_B=np.full(12, 3), prompt_B=prompts,
+        logp_pi_T=logp_pi, logp_base_T=logp_base,
+    )  # fmt: skip
+    metrics, _ = finish(LAYOUT, sums, None)
+    assert metrics["rlmon/kl/mean"] == pytest.approx(np.nanmean(kl))
+    assert metrics["rlmon/kl/reverse"] == 1.0
+    assert metrics["rlmon/kl/base_entropy"] == 2.0
+    assert metrics["rlmon/kl/mode/python"] == pytest.approx(np.nanmean(kl))
+    rows = [np.nanmean(kl[row == i]) * 50.0 for i in range(12)]
+    assert metrics["rlmon/kl/seq"] == pytest.approx(np.mean(rows))
+    want = kl_estimators(logp_pi, logp_base, prompts[row])
+    for name in ("k1", "k1_se", "k2", "k2_se", "k3", "k3_se"):
+        assert metrics[f"rlmon/kl/{name}"] == pytest.approx(getattr(want, name), rel=1e-9)
+    assert metrics["rlmon/health/non_finite"] == 1.0
+
+
+def test_effective_number_and_distance_are_scipy() -> None:
+    rng = np.random.default_rng(0)
+    p, q = rng.integers(0, 20, 12), rng.integers(0, 20, 12)
+    assert effective_number(p) == pytest.approx(math.exp(scipy.stats.entropy(p)))
+    assert js_distance(p, q) == pytest.approx(scipy.spatial.distance.jensenshannon(p, q, base=2))
+    assert effective_number(np.zeros(3)) is None
+    assert js_distance(np.zeros(3), np.ones(3)) is None
+
+
+def test_histogram_quantile_is_within_a_bin() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.exponential(0.7, 5_000)
+    counts = np.histogram(values, ENTROPY_EDGES_NATS)[0]
+    for share in (0.0, 0.2, 0.5, 0.95, 1.0):
+        got = histogram_quantile(counts, ENTROPY_EDGES_NATS, share)
+        assert got == pytest.approx(np.quantile(values, share), rel=0.05)
+    assert histogram_quantile(np.zeros(3), np.arange(4.0), 0.5) is None
+
+
+def test_the_vector_of_a_layout_round_trips_and_refuses_other_shapes() -> None:
+    _, _, sums = measured(make(list(TEXTS)))
+    vector = LAYOUT.flatten(sums)
+    assert vector.shape == (LAYOUT.size,)
+    back = LAYOUT.unflatten(vector)
+    assert all(np.array_equal(back[name], sums[name]) for name in LAYOUT.keys)
+    with pytest.raises(ValueError, match="length"):
+        LAYOUT.unflatten(vector[:-1])
+    with pytest.raises(ValueError, match="rows"):
+        LAYOUT.flatten({})
+
+
+def test_ranks_add_up_to_the_whole() -> None:
+    rewards = [float(i % 3 == 0) for i in range(60)]
+    whole = make([TEXTS[i % 6] for i in range(60)], rewards=rewards, advantages=rewards)
+    parts = []
+    for rows in (range(24), range(24, 60)):
+        columns = {
+            field.name: [getattr(whole, field.name)[i] for i in rows]
+            for field in dataclasses.fields(whole)
+            if isinstance(getattr(whole, field.name), list)
+        }
+        parts.append(measured(dataclasses.replace(whole, **columns))[2])
+    one = measured(whole)[2]
+    two = add_sums(*parts)
+    # Pairs and words are formed on each rank; within-prompt pairs and everything else are the same.
+    for name in LAYOUT.keys:
+        if name == "text" or name in ("pairs_similarity", "pairs_near_duplicate"):
+            continue
+        if name.startswith("pairs_"):
+            np.testing.assert_allclose(two[name][..., 2:], one[name][..., 2:], atol=1e-6, err_msg=name)
+        else:
+            np.testing.assert_allclose(two[name], one[name], err_msg=name)
+    assert two["pairs_mode"][1] == 24 * 23 / 2 + 36 * 35 / 2 - two["pairs_mode"][3]
+
+
+def test_sampled_pairs_do_not_depend_on_the_order_of_rows() -> None:
+    # 120 rows have 7,140 pairs, of which 1,000 are compared.
+    rng = np.random.default_rng(0)
+    whole = make(["".join(rng.choice(list("ab "), 30)) for _ in range(120)], group_size=12)
+    order = rng.permutation(120).tolist()
+    columns = {
+        field.name: [getattr(whole, field.name)[i] for i in order]
+        for field in dataclasses.fields(whole)
+        if isinstance(getattr(whole, field.name), list)
+    }
+    one, two = measured(whole)[2], measured(dataclasses.replace(whole, **columns))[2]
+    assert one["pairs_similarity"][1] == 500
+    np.testing.assert_allclose(two["pairs_similarity"], one["pairs_similarity"])
+
+
+def test_keys_depend_on_the_secret_and_are_63_bits() -> None:
+    batch = make(list(TEXTS))
+    one = Featurizer(MODES, b"one").features(batch)
+    two = Featurizer(MODES, b"two" * 40).features(batch)
+    assert not np.array_equal(one.template_key, two.template_key)
+    assert np.array_equal(one.template_key, Featurizer(MODES, b"one").features(batch).template_key)
+    assert (one.template_key >= 0).all()
+    assert (one.opening_key >= 0).all()
+    assert all(key is None or 0 <= key < 2**63 for key in one.answer_key)
+
+
+def test_texts_are_remembered_up_to_a_bound() -> None:
+    calls = []
+
+    def counting(text: str) -> bool:
+        calls.append(text)
+        return False
+
+    featurizer = Featurizer(ModeSet.build({"counting": counting}), b"s", remembered_texts=4)
+    featurizer.features(make(TEXTS[:3]))
+    featurizer.features(make(TEXTS[:3]))
+    assert len(calls) == 3
+    featurizer.features(make([f"text number {i}" for i in range(50)]))
+    assert len(featurizer._remembered) == 4
+
+
+def test_stored_openers_are_the_64_heaviest() -> None:
+    many = "".join(f".{chr(33 + i % 90)}{chr(33 + i // 7 % 90)}" for i in range(1_000))
+    features = Featurizer(MODES, b"s", VOCABULARY).features(make([many, "ab"]))
+    assert features.openers is not None
+    assert features.opener_weights is not None
+    assert len(features.openers[0]) == 64
+    assert features.openers[0].dtype == np.int32
+    assert features.opener_weights[0].dtype == np.float32
+    assert (np.diff(features.opener_weights[0]) <= 0).all()
+    assert features.opener_weights[1].tolist() == [1.0]
+
+
+def test_a_round_of_hostile_texts_is_measured() -> None:
+    texts = ["\ud800", "\x00\x01", "[" * 9_000, "<script>" * 50, "", "\n" * 500, "x" * 300_000, "\x1b[2J", "9" * 10_000]
+    metrics, _, _ = measured(make(texts, group_size=3))
+    assert metrics["format/other_share"] is not None
+    blocks = round_blocks(make(texts, group_size=3), Featurizer(MODES, b"s").features(make(texts, group_size=3)))
+    assert sum(block.completions for block in blocks) == len(texts)
+
+
+def test_columns_of_unequal_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="prompts"):
+        Featurizer(MODES, b"s").features(dataclasses.replace(make(list(TEXTS)), prompts=["one"]))
+
+
+_RANDOM_STATES = """
+import random, warnings
+import numpy as np, torch
+from rlmon.metrics.formats import ModeSet
+from rlmon.metrics.groups import SolveLedger
+from rlmon.metrics.layout import SumsLayout
+from rlmon.metrics.rollouts import Featurizer, default_group_stats, finish, round_blocks, round_sums
+from rlmon.metrics.tokens import exact_kl, token_sums
+from rlmon.records import RolloutBatch
+n = 160
+batch = RolloutBatch(
+    round=0, split="train", step=1, group_size=4, global_row=list(range(n)), prompt_id=[str(i // 4) for i in range(n)],
+    source=["s"] * n, prompts=["p"] * n, completions=[f"print({i}) and so on. " * 20 for i in range(n)],
+    completion_ids=[[i % 50, 1, 2, 3, 4] for i in range(n)], reward=[0.0, 1.0] * (n // 2),
+)
+hidden, head = torch.ones(4, 8), torch.ones(11, 8)
+modes = ModeSet.build(None)
+before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), warnings.filters[:]
+features = Featurizer(modes, b"s", [str(i) for i in range(50)]).features(batch)
+ledger = SolveLedger()
+ledger.update(batch.prompt_id, batch.source, batch.reward, step=1)
+stats = default_group_stats(batch, ledger.credibly_below(batch.prompt_id, batch.source))
+layout = SumsLayout(modes.names)
+finish(layout, round_sums(layout, batch, features, group_stats=stats), None)
+round_blocks(batch, features, stats)
+token_sums(hidden, -hidden, hidden, hidden[:, 0])
+exact_kl(hidden, head, hidden, head)
+after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), warnings.filters[:]
+assert before == after
+"""
+
+
+def test_no_random_state_and_no_warning_filter_is_touched() -> None:
+    # In a process of its own: the type checker of the test run draws random numbers.
+    done = subprocess.run([sys.executable, "-c", _RANDOM_STATES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,141 @@
+"""The demo's page: one file, no network, and no text of a run ever becomes markup."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlmon.lab.demo import DEFINITIONS
+from rlmon.report.demo import build_page
+from rlmon.report.figure import Shares, draw_order, panel, trailing_mean
+from rlmon.report.page import HERE, fill, json_for_html
+
+HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> \x1b[31m \u2028 \ud800 {{style}} &lt;"
+
+
+def demo_of(text: str) -> dict[str, Any]:
+    values = {
+        "accuracy": 0.9, "effective_formats": 1.2, "effective_formats_within": None, "effective_formats_correct": 1.1,
+        "other_share": 0.0, "top_format": text, "top_share": 0.95, "entropy_nats": 0.1, "kl_nats": 0.2,
+        "kl_seq_nats": 2.0,
+    }  # fmt: skip
+    sample = {"prompt": text, "completion": text, "format": text, "correct": True}
+    finding = {"detector": "format-collapse", "severity": "fail", "step": 2, "message": text, "advice": text}
+    run = {
+        **values, "arm": "unprotected", "seed": 0, "first_warn_step": 1, "first_fail_step": 2,
+        "top_share_over_0_9_step": 3, "cpu_seconds": 1.0, "monitor_seconds": 0.1, "samples": [sample],
+        "findings": [finding], "log": "x",
+    }  # fmt: skip
+    return {
+        "tool": "rlmon demo", "created_unix_seconds": 0.0, "packages": {"rlmon": text}, "seeds": [0],
+        "arms": {"unprotected": {"beta": 0.0}}, "definitions": dict(DEFINITIONS), "cpu_seconds": 3.0,
+        "evaluation": {"completions": 8, "prompts": 1, "samples_per_prompt": 8, "temperature": 1.0, "held_out": text},
+        "base": {**values, "weights_sha256": "0" * 64, "samples": [sample]}, "runs": [run],
+        "claims": [{"id": "c", "arm": "unprotected", "seed": 0, "text": text, "holds": True, "shown": text}],
+    }  # fmt: skip
+
+
+def page_of(text: str) -> str:
+    curves = {name: [1.0, None, 0.5] for name in ("effective", "within", "top_share", "entropy", "kl", "reward")}
+    series = {"unprotected-seed0": {"steps": [1, 2, 3], "curves": curves, "shares": {text: [0.2, 0.4, 0.6]}}}
+    return build_page(demo_of(text), series)
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=False)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+
+def tags_of(page: str) -> _Tags:
+    parser = _Tags()
+    parser.feed(page)
+    return parser
+
+
+def test_hostile_text_adds_no_markup() -> None:
+    plain, hostile = tags_of(page_of("python")), tags_of(page_of(HOSTILE))
+    assert hostile.tags == plain.tags
+    assert not [name for name, _ in hostile.attributes if name.startswith("on")]
+    assert "<script>alert" not in page_of(HOSTILE)
+
+
+def test_the_check_can_fail() -> None:
+    assert tags_of(page_of("python").replace("</main>", HOSTILE + "</main>")).tags != tags_of(page_of("python")).tags
+
+
+def test_hostile_text_arrives_unchanged() -> None:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page_of(HOSTILE), re.DOTALL)
+    assert found is not None
+    data = json.loads(found.group(1))
+    assert data["demo"]["base"]["samples"][0]["completion"] == HOSTILE
+    assert found.group(1).isascii()
+
+
+def test_page_loads_nothing() -> None:
+    page = page_of("python")
+    assert "Content-Security-Policy" in page
+    assert "default-src &#x27;none&#x27;" in page
+    assert not [v for n, v in tags_of(page).attributes if n in ("src", "srcset") or (n == "href" and v != "#main")]
+    assert not re.findall(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", page)
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_script_never_writes_markup() -> None:
+    script = (HERE / "assets" / "demo.js").read_text(encoding="utf-8")
+    for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "fetch("):
+        assert way not in script
+
+
+def test_chart_library_comes_with_its_licence() -> None:
+    vendor = Path(HERE) / "vendor"
+    assert "uPlot (v1.6.32)" in (vendor / "uPlot.iife.min.js").read_text(encoding="utf-8")
+    licence = (vendor / "LICENSE.uPlot").read_text(encoding="utf-8")
+    assert "MIT License" in licence
+    assert licence in page_of("python")
+
+
+def test_json_for_html_refuses_nan() -> None:
+    assert json_for_html({"a": "</"}) == '{"a":"\\u003c/"}'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_for_html(float("nan"))
+
+
+def test_fill_is_one_pass() -> None:
+    assert fill("{{a}}-{{b}}", {"a": "{{b}}", "b": "x"}) == "{{b}}-x"
+
+
+def test_trailing_mean() -> None:
+    # (1) (1+2)/2 (2+6)/2
+    assert trailing_mean([1.0, 2.0, 6.0], 2) == [1.0, 1.5, 4.0]
+
+
+def test_panel_stacks_the_winner_first_and_escapes_names() -> None:
+    run = Shares(
+        title="a < b",
+        steps=[1, 2],
+        shares={"prose": [0.6, 0.1], "other": [0.1, 0.0], "<i>": [0.3, 0.9], "never": [0.0, 0.0]},
+        marks=[("fail", 2)],
+    )
+    order = draw_order([run])
+    assert order == ["<i>", "prose", "other"]
+    svg = panel(run, order)
+    assert svg.count("<polygon") == 3
+    assert "a &lt; b" in svg
+    assert "<i>" not in svg
+    assert "FAIL 2" in svg
+    # The last ceiling is the whole: .3 + .6 + .1 = 1 at the first step, drawn at the top edge of the plot.
+    assert ",42.0" in svg
+    assert draw_order([dataclasses.replace(run, shares={})]) == []
