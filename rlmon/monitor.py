@@ -17,6 +17,7 @@ import math
 import secrets
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,9 @@ BASELINE_ROUNDS = 8
 ROUNDS_REMEMBERED = 8
 """Rounds whose rows can still be named by token statistics; a buffer never spans more."""
 SAMPLE_ROWS = 32
+EXAMPLE_CHARACTERS = 500
+RECENT_STEPS = 8
+"""Steps whose format counts are pooled as "now" when a finding is illustrated."""
 PLACES = (
     "capture.rollouts", "capture.tokens", "capture.vocabulary", "capture.logs", "base.tap", "base.forward",
     "metrics.features", "metrics.rollouts", "metrics.blocks", "metrics.tokens", "metrics.kl", "metrics.finish",
@@ -158,6 +162,9 @@ class Monitor:
         self._remembered: dict[tuple[Split, int], _Round] = {}
         self._samples: list[dict[str, Any]] = []
         self._source_names: dict[int, str] = {}
+        self._base_examples: dict[str, str] = {}
+        self._now_examples: dict[str, str] = {}
+        self._recent_modes: deque[Vector] = deque(maxlen=RECENT_STEPS)
         self._base_sums: dict[str, Vector] | None = None
         self._base_counts = [0.0, 0.0, 0.0]
         self._ledger = SolveLedger()
@@ -399,6 +406,13 @@ class Monitor:
         self._samples = [
             {name: None if values is None else values[i] for name, values in columns.items()} for i in kept
         ]
+        if self.config.rlmon_store_text == "full":
+            newest = {
+                mode: text[:EXAMPLE_CHARACTERS] for mode, text in zip(features.mode, batch.completions, strict=True)
+            }
+            self._now_examples |= newest
+            if not self._baseline_full():
+                self._base_examples = newest | self._base_examples
 
     def sample_rows(self, count: int) -> list[dict[str, Any]]:
         """At most ``count`` rows of the newest round on rank 0, with the field names of ``records.Rollout``."""
@@ -543,6 +557,8 @@ class Monitor:
         missing: dict[str, str] = {}
         with self.guard("metrics.finish"):
             self._grow_baseline(sums, prompts, completions)
+            if completions:
+                self._recent_modes.append(sums["mode_count"])
             metrics, missing = rollouts.finish(self.layout, sums, self._base_sums)
             for name in metrics:
                 if metrics[name] is None and name.startswith("rlmon/kl/"):
@@ -577,6 +593,8 @@ class Monitor:
             self.writer.append_step(record)
         for finding in findings:
             self._event("finding", dataclasses.asdict(finding))
+            with self.guard("metrics.finish"):
+                self._illustrate(finding)
         self._drain_writer()
         if self.rank == 0:
             for sink in self.sinks:
@@ -674,12 +692,7 @@ class Monitor:
 
     def _grow_baseline(self, sums: Mapping[str, Vector], prompts: float, completions: float) -> None:
         """Add the step to the baseline while that is still growing; round 0 *is* the base."""
-        full = (
-            self._base_counts[0] >= BASELINE_PROMPTS
-            or self._base_counts[1] >= BASELINE_COMPLETIONS
-            or self._base_counts[2] >= BASELINE_ROUNDS
-        )
-        if full or not completions:
+        if self._baseline_full() or not completions:
             return
         self._base_sums = (
             {name: np.array(value) for name, value in sums.items()}
@@ -691,6 +704,37 @@ class Monitor:
             self._base_counts[1] + completions,
             self._base_counts[2] + 1,
         ]
+
+    def _baseline_full(self) -> bool:
+        prompts, completions, rounds = self._base_counts
+        return prompts >= BASELINE_PROMPTS or completions >= BASELINE_COMPLETIONS or rounds >= BASELINE_ROUNDS
+
+    def _illustrate(self, finding: Finding) -> None:
+        """Log what the finding looks like: the formats that lost and won most since the baseline, with an example.
+
+        An event of its own, since a finding must come out the same from a replay, which has no texts.
+        """
+        if self._base_sums is None or not self._recent_modes:
+            return
+        base, now = self._base_sums["mode_count"], np.sum(self._recent_modes, axis=0)
+        if not base.sum() or not now.sum():
+            return
+        change = now / now.sum() - base / base.sum()
+        order = np.argsort(change, kind="stable")
+
+        def entry(index: int) -> dict[str, Any]:
+            mode = self.modes.names[index]
+            return {
+                "mode": mode,
+                "base_share": float(base[index] / base.sum()),
+                "now_share": float(now[index] / now.sum()),
+                "base_example": self._base_examples.get(mode),
+                "now_example": self._now_examples.get(mode),
+            }
+
+        losers = [entry(int(i)) for i in order[:3] if change[i] < 0]
+        gainers = [entry(int(i)) for i in order[::-1][:3] if change[i] > 0]
+        self._event("examples", {"finding_id": finding.finding_id, "losers": losers, "gainers": gainers})
 
     def end_eval(self, step: int) -> None:
         """Log what an evaluation showed, as an event of its own: it never mixes with training. Never raises."""
@@ -741,6 +785,7 @@ class Monitor:
             "base_counts": self._base_counts,
             "base_sums": None if self._base_sums is None else self.layout.flatten(self._base_sums).tolist(),
             "modes": list(self.modes.names),
+            "base_examples": self._base_examples,
         }
 
     def rank_state(self) -> dict[str, Any]:
@@ -749,6 +794,7 @@ class Monitor:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         shared, own = state["shared"], state.get("rank")
+        self._base_examples = dict(shared["base_examples"])
         self._rounds = {"train": int(shared["rounds"]["train"]), "eval": int(shared["rounds"]["eval"])}
         if shared["modes"] == list(self.modes.names):
             self._detectors = detectors.state_from_json(shared["detectors"])

@@ -337,6 +337,12 @@ def test_replay_equals_live(tmp_path: Path, store_text: str) -> None:
         state, findings = detectors.step(state, record)
         replayed += findings
     assert replayed == monitor.monitor.findings == run.findings
+    shown = [event.payload for event in run.events if event.kind == "examples"]
+    assert [payload["finding_id"] for payload in shown] == [finding.finding_id for finding in run.findings]
+    formats = next(p for p, f in zip(shown, run.findings, strict=True) if "collapse" in f.detector)
+    assert formats["gainers"][0]["now_share"] > formats["gainers"][0]["base_share"]
+    assert formats["losers"][0]["now_share"] < formats["losers"][0]["base_share"]
+    assert (formats["gainers"][0]["now_example"] is not None) == (store_text == "full")
     table = run.rollouts()
     texts = set(table.column("completion").to_pylist())
     assert (texts == {None}) == (store_text != "full")

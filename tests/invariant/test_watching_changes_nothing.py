@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,27 @@ def test_every_hook_leaves_the_world_as_it_was(tmp_path: Path, lora: bool) -> No
     assert seen["changed"] == []
     assert {"_observe_rollouts", "_observe_tokens", "on_step_end", "on_save", "attach"} <= set(seen["calls"])
     assert seen["noticed"] == ["python", "numpy", "torch", "training", "requires_grad"], "the photographs can see"
+
+
+@pytest.mark.slow
+def test_a_compiled_model(tmp_path: Path) -> None:
+    """Compiled, the same weights and entropies; KL is left out, with the reason."""
+
+    def run(name: str, watch: bool) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own
+            trained = tiny.trainer(tmp_path / name, policy=tiny.model(), torch_compile=True, max_steps=2)
+            monitor = RLMon(trained, CONFIG) if watch else None
+            trained.train()
+        return trained, monitor
+
+    stock, _ = run("stock", False)
+    watched, monitor = run("watched", True)
+    assert tiny.same_weights(tiny.weights(stock), tiny.weights(watched))
+    record = monitor.monitor.last_record
+    entropies = [row["entropy"] for row in watched.state.log_history if "entropy" in row]
+    assert record.metrics["rlmon/entropy/mean"] == pytest.approx(entropies[-1], abs=1e-6)
+    assert "torch_compile" in record.missing["rlmon/kl/mean"]
 
 
 def test_detach_leaves_the_trainer_as_it_came(tmp_path: Path) -> None:
