@@ -118,8 +118,7 @@ def tasks(rng: np.random.Generator, modes: int, count: int) -> list[Task]:
     if count == 1:
         return [Task(np.zeros(modes), 1.0, 1.0)]
     return [
-        Task(rng.normal(0, 0.5, modes), float(rng.uniform(0.5, 2)), float(rng.uniform(0.6, 1.6)))
-        for _ in range(count)
+        Task(rng.normal(0, 0.5, modes), float(rng.uniform(0.5, 2)), float(rng.uniform(0.6, 1.6))) for _ in range(count)
     ]
 
 
@@ -253,9 +252,7 @@ class Pools:
         z = np.full((n, len(STATISTICS)), np.nan)
         level = level_N[:, None]
         for kernel in KERNELS:
-            pairs = [
-                self.across[kernel][level_N, groups[:, a], groups[:, b]] for a in range(prompts) for b in range(a)
-            ]
+            pairs = [self.across[kernel][level_N, groups[:, a], groups[:, b]] for a in range(prompts) for b in range(a)]
             if pairs:
                 z[:, Q[f"{kernel}_collision"]] = np.mean(pairs, axis=0)
             if f"{kernel}_collision_within" in Q:
@@ -387,8 +384,11 @@ def clopper_pearson(events: int, trials: int, level: float = 0.95) -> tuple[floa
         if p >= 1.0:
             return 1.0 if k >= trials else 0.0
         logs = [
-            math.lgamma(trials + 1) - math.lgamma(i + 1) - math.lgamma(trials - i + 1)
-            + i * math.log(p) + (trials - i) * math.log1p(-p)
+            math.lgamma(trials + 1)
+            - math.lgamma(i + 1)
+            - math.lgamma(trials - i + 1)
+            + i * math.log(p)
+            + (trials - i) * math.log1p(-p)
             for i in range(k + 1)
         ]
         return min(1.0, math.fsum(math.exp(v) for v in logs))

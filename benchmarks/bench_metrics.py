@@ -1,6 +1,6 @@
 """What a generation round costs the metrics: process CPU over all threads, medians.
 
-    python benchmarks/bench_metrics.py [--rounds 30] [--flat]
+python benchmarks/bench_metrics.py [--rounds 30] [--flat]
 """
 
 from __future__ import annotations

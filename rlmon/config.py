@@ -103,7 +103,7 @@ class RLMonConfig:
             except json.JSONDecodeError as error:
                 raise ConfigError(
                     f"rlmon_modes is not valid JSON ({error}). Give a mapping of name to regular expression, for "
-                    "example --rlmon_modes '{\"tagged\": \"^<answer>\"}'."
+                    'example --rlmon_modes \'{"tagged": "^<answer>"}\'.'
                 ) from error
         if self.rlmon_modes is not None and not isinstance(self.rlmon_modes, Mapping):
             raise ConfigError(

@@ -258,7 +258,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         meaning="Share of the gradient weight that single lucky completions carry on prompts which the policy almost "
         "never solves; each gets the largest advantage there is, (G-1)/sqrt(G).",
         advice="Leave those prompts out (return None as their reward, or drop their source), raise num_generations to "
-        "see whether they are solvable, or set scale_rewards=\"none\" so that one success is not amplified.",
+        'see whether they are solvable, or set scale_rewards="none" so that one success is not amplified.',
     ),
     DetectorSpec(
         id="answer-concentration",
@@ -287,7 +287,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         warn=0.5,
         fail=0.33,
         meaning="Completions are much shorter than the base's: computation is skipped, often before accuracy falls.",
-        advice="Check the verifier for bare answers that it should not accept; loss_type=\"dr_grpo\" removes the "
+        advice='Check the verifier for bare answers that it should not accept; loss_type="dr_grpo" removes the '
         "length bias; raise beta; look at max_completion_length and mask_truncated_completions.",
     ),
     DetectorSpec(

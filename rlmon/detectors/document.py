@@ -1,7 +1,7 @@
 """Renders docs/detectors.md from the specs and the measured prices.
 
-    python -m rlmon.detectors.document            print it
-    python -m rlmon.detectors.document PATH       write it
+python -m rlmon.detectors.document            print it
+python -m rlmon.detectors.document PATH       write it
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ run.
   absolute side: a base without any repeated template is not damaged by the first repetition. Where a line lies beyond
   what the statistic can reach (a base that already has one format), `status()` says `cannot`.
 * **Evidence.** With Z the statistic of a block and z* the line, b = clip((Z - z*)/u, -1, 20), R(l) <- (R(l) + w)(1 +
-  l b) for l in {{{', '.join(f'{size:g}' for size in DEFAULTS['lambdas'])}}}, M = mean of R over l + the weight not yet
+  l b) for l in {{{", ".join(f"{size:g}" for size in DEFAULTS["lambdas"])}}}, M = mean of R over l + the weight not yet
   spent; alarm when M reaches 1/alpha of the detector *and* the smoothed statistic is past the line too. While
   undamaged, M is a nonnegative supermartingale that starts at 1, so P(ever alarm) <= alpha by Ville's inequality,
   whatever the autocorrelation and however often one looks. Each restart gets w = .9/T of the weight at each of the T

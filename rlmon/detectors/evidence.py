@@ -309,9 +309,7 @@ def _close_baseline(plan: Plan, arrays: Arrays, source: int, seen_NQ: Bools) -> 
     arrays.done[:, source] |= close
 
 
-def _place_bets(
-    plan: Plan, arrays: Arrays, now: _Record, source: int, z_NQ: Floats, weight_by_now: float
-) -> None:
+def _place_bets(plan: Plan, arrays: Arrays, now: _Record, source: int, z_NQ: Floats, weight_by_now: float) -> None:
     z = z_NQ[:, plan.stat_K]
     line = source_lines(plan, arrays, source)
     least = np.where(np.isnan(plan.factor_K), 0.0, arrays.least[:, source][:, plan.stat_K])

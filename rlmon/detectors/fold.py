@@ -175,9 +175,7 @@ def step(state: DetectorState, record: StepRecord) -> tuple[DetectorState, tuple
             findings.append(_immediate_finding(state, record, spec, value))
         quiet = 0 if bad else quiet if quiet < 0 else quiet + 1
         calm.append(-1 if quiet >= state.parameters["rearm_records"] else quiet)
-    return dataclasses.replace(
-        state, immediate_calm=tuple(calm), fired=state.fired + len(findings)
-    ), tuple(findings)
+    return dataclasses.replace(state, immediate_calm=tuple(calm), fired=state.fired + len(findings)), tuple(findings)
 
 
 def seed_baseline(state: DetectorState, blocks: tuple[Block, ...]) -> DetectorState:
@@ -392,9 +390,7 @@ def _plan(alpha: float, parameters: Mapping[str, Any]) -> ev.Plan:
 # --- records to columns -----------------------------------------------------------------------------------------
 
 
-def _columns(
-    state: DetectorState, blocks: Any
-) -> tuple[DetectorState, list[tuple[int, ev.Floats, float, float]]]:
+def _columns(state: DetectorState, blocks: Any) -> tuple[DetectorState, list[tuple[int, ev.Floats, float, float]]]:
     columns = []
     sources, arrays = list(state.sources), state.arrays
     for block in blocks:
@@ -467,9 +463,7 @@ def _finding(state: DetectorState, plan: ev.Plan, record: StepRecord, d: int, ru
             f"{missing} more prompts are missing, until then the line is 6 SE from the base."
         )
     if spec.agreement:
-        seconds = [
-            other.id for i, other in enumerate(BETTING) if other.witness and state.arrays.raised[0, i, ev.WARN]
-        ]
+        seconds = [other.id for i, other in enumerate(BETTING) if other.witness and state.arrays.raised[0, i, ev.WARN]]
         if severity == "fail":
             message += f" Second signal: {', '.join(seconds)}."
     else:
@@ -545,9 +539,7 @@ def _short(value: float | None) -> str:
     return "not known" if value is None else f"{value:.3g}"
 
 
-def _missing_prompts(
-    state: DetectorState, plan: ev.Plan, spec: DetectorSpec, row: Mapping[str, Any], rung: int
-) -> int:
+def _missing_prompts(state: DetectorState, plan: ev.Plan, spec: DetectorSpec, row: Mapping[str, Any], rung: int) -> int:
     """Prompts by which the baseline is short: 6 SE shrinks with their square root down to the nominal margin."""
     base, se, prompts = row["baseline"], row["baseline_se"], row["baseline_prompts"]
     if spec.rule == "absolute" or base is None or se is None:
@@ -566,9 +558,13 @@ def _benign(state: DetectorState, source: str) -> bool | None:
     s = state.sources.index(source)
     arrays, reward, correct = state.arrays, _Q["reward"], _Q["mode_collision_correct"]
     values = [
-        float(array[0, s, q]) for array, q in (
-            (arrays.base, reward), (arrays.se, reward), (arrays.smooth, reward),
-            (arrays.base, correct), (arrays.smooth, correct),
+        float(array[0, s, q])
+        for array, q in (
+            (arrays.base, reward),
+            (arrays.se, reward),
+            (arrays.smooth, reward),
+            (arrays.base, correct),
+            (arrays.smooth, correct),
         )
     ]
     if not all(math.isfinite(v) for v in values):
@@ -577,9 +573,7 @@ def _benign(state: DetectorState, source: str) -> bool | None:
     return bool(reward_now > reward_base + 2.0 * reward_se and correct_now <= correct_base / 0.8)
 
 
-def _immediate_finding(
-    state: DetectorState, record: StepRecord, spec: DetectorSpec, value: float | None
-) -> Finding:
+def _immediate_finding(state: DetectorState, record: StepRecord, spec: DetectorSpec, value: float | None) -> Finding:
     shown = value if value is not None and math.isfinite(value) else None
     amount = "an unknown number of" if shown is None else f"{shown:g}"
     return Finding(

@@ -309,9 +309,7 @@ def claims(results: Sequence[ArmResult], base: Evaluation) -> list[dict[str, Any
     rows: list[dict[str, Any]] = []
 
     def claim(result: ArmResult, id: str, text: str, holds: bool | None, shown: str) -> None:
-        rows.append(
-            {"id": id, "arm": result.arm, "seed": result.seed, "text": text, "holds": holds, "shown": shown}
-        )
+        rows.append({"id": id, "arm": result.arm, "seed": result.seed, "text": text, "holds": holds, "shown": shown})
 
     for r in results:
         now, fail, over = r.evaluation, r.first_fail_step, r.top_share_over_0_9_step
@@ -328,14 +326,14 @@ def claims(results: Sequence[ArmResult], base: Evaluation) -> list[dict[str, Any
                 "warned-in-time",
                 f"FAIL at least {LEAD_STEPS} steps before the top share passes .9",
                 fail is not None and (over is None or fail <= over - LEAD_STEPS),
-                f"FAIL at step {_or_never(fail)}, .9 passed at step {_or_never(over)}",
+                f"FAIL {_at(fail)}, .9 passed {_at(over)}",
             )
             claim(
                 r,
                 "no-false-alarm",
                 "no FAIL before the 5-round mean of effective formats is below .9 of the base",
                 fail is None or (r.narrowed_step is not None and r.narrowed_step <= fail),
-                f"FAIL at step {_or_never(fail)}, below .9 of base at step {_or_never(r.narrowed_step)}",
+                f"FAIL {_at(fail)}, below .9 of base {_at(r.narrowed_step)}",
             )
         else:
             other = unprotected.get(r.seed)
@@ -344,7 +342,7 @@ def claims(results: Sequence[ArmResult], base: Evaluation) -> list[dict[str, Any
                 "kept",
                 "no collapse FAIL with KL, and at least .8 of the base's effective formats",
                 fail is None and now.effective_formats >= 0.8 * base.effective_formats,
-                f"FAIL at step {_or_never(fail)}, {now.effective_formats:.2f} of {base.effective_formats:.2f}",
+                f"FAIL {_at(fail)}, {now.effective_formats:.2f} of {base.effective_formats:.2f}",
             )
             claim(
                 r,
@@ -417,6 +415,10 @@ def _table_line(name: str, e: Evaluation, warn: str, fail: str, over: str, cpu: 
 
 def _or_never(step: int | None) -> str:
     return "never" if step is None else str(step)
+
+
+def _at(step: int | None) -> str:
+    return "never" if step is None else f"at step {step}"
 
 
 def _evaluated(evaluation: Evaluation) -> dict[str, Any]:

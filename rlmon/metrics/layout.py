@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from rlmon.metrics import moves
 from rlmon.metrics.tokens import ENTROPY_BINS
 
-LENGTH_EDGES_TOKENS: NDArray[np.float64] = np.concatenate(
-    [np.arange(0.0, 32.0), np.geomspace(32.0, 2.0**20, 181)]
-)
+LENGTH_EDGES_TOKENS: NDArray[np.float64] = np.concatenate([np.arange(0.0, 32.0), np.geomspace(32.0, 2.0**20, 181)])
 """Exact to 32 tokens, then bins of 5.9 % up to 1M tokens."""
 ADVANTAGE_EDGES: NDArray[np.float64] = np.concatenate([[0.0], np.geomspace(1e-4, 1e2, 161)])
 """|advantage|: one bin below 1e-4, then bins of 9 %."""

@@ -287,9 +287,7 @@ def sketches(
     return sketch, distinct, grams
 
 
-def jaccard(
-    sketch: NDArray[np.uint32], i_N: NDArray[np.int64], j_N: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def jaccard(sketch: NDArray[np.uint32], i_N: NDArray[np.int64], j_N: NDArray[np.int64]) -> NDArray[np.float64]:
     """Estimated Jaccard similarity of each pair's 4-gram sets, [N] in [0, 1], NaN where either row has no gram.
 
     Counts the hashes up to the smaller of the two sketches' reach: exact for rows with at most 128 distinct grams,

@@ -406,9 +406,7 @@ def _add_sketches(sums: Sums, features: RowFeatures, prompt_B: NDArray[np.int64]
         sums["pairs_near_duplicate"][offset : offset + 2] = (part >= NEAR_DUPLICATE).sum(), part.size
 
 
-def _group_fields(
-    stats: GroupStats, features: RowFeatures, repetition_B: NDArray[np.float64]
-) -> list[float]:
+def _group_fields(stats: GroupStats, features: RowFeatures, repetition_B: NDArray[np.float64]) -> list[float]:
     fields = dict.fromkeys(GROUP_FIELDS, 0.0)
     judged = stats.size_P >= 2
     known_std = np.isfinite(stats.reward_std_P) & judged
@@ -517,9 +515,7 @@ def kl_sums(
 # --- blocks ---------------------------------------------------------------------------------------------------
 
 
-def _block_codes(
-    source: Sequence[str], prompt_id: Sequence[str]
-) -> tuple[NDArray[np.int64], list[str]]:
+def _block_codes(source: Sequence[str], prompt_id: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
     """Block of each row and source of each block: min(8, P // 2) prompt-disjoint blocks per source, by sorted id."""
     prompts: dict[str, list[str]] = {}
     for stratum, prompt in sorted(set(zip(source, prompt_id, strict=True))):

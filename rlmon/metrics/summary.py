@@ -210,9 +210,7 @@ def _group(out: _Numbers, sums: Mapping[str, NDArray[np.float64]]) -> None:
     out.ratio("group/lone_weight", field["weight_lone"], field["weight"], weightless)
     unknown = weightless if field["ledger_rows"] > 0 or rows <= 0 else "no ledger of earlier rounds"
     out.ratio("group/lone_success_weight", field["weight_lone_hard"], field["weight_known"], unknown)
-    out.ratio(
-        "group/hard_share", field["hard_rows"], field["ledger_rows"], _few(rows, "no ledger of earlier rounds")
-    )
+    out.ratio("group/hard_share", field["hard_rows"], field["ledger_rows"], _few(rows, "no ledger of earlier rounds"))
     no_lone = _few(rows, "no group with a single success")
     winner = field["lone_winner_tokens"] / field["lone_winner_rows"] if field["lone_winner_rows"] > 0 else 0.0
     other = field["lone_other_tokens"] / field["lone_other_rows"] if field["lone_other_rows"] > 0 else 0.0
@@ -267,9 +265,7 @@ def _health(out: _Numbers, sums: Mapping[str, NDArray[np.float64]]) -> None:
         value = histogram_quantile(sums["length_hist"], LENGTH_EDGES_TOKENS, percent / 100)
         # The bin [n, n + 1) below 32 holds only n.
         out.put(f"health/length_p{percent}", None if value is None else float(math.floor(value)), no_ids)
-    out.ratio(
-        "health/truncated", sums["truncated"][0], sums["truncated"][1], _few(rows, "truncation was not captured")
-    )
+    out.ratio("health/truncated", sums["truncated"][0], sums["truncated"][1], _few(rows, "truncation was not captured"))
     out.ratio("health/reward_mean", sums["reward"][0], sums["reward"][1], _few(rows, "no finite reward"))
     out.put("health/reward_missing", sums["reward_missing"][0] if rows > 0 else None, _NO_ROUND)
     out.put("health/reward_non_finite", sums["reward_non_finite"][0] if rows > 0 else None, _NO_ROUND)

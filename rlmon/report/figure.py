@@ -28,9 +28,7 @@ class Shares:
 
 def trailing_mean(values: Sequence[float], window: int = SMOOTHING_ROUNDS) -> list[float]:
     """Mean of each value and the ``window - 1`` before it (fewer at the start)."""
-    return [
-        sum(values[max(0, end - window) : end]) / (end - max(0, end - window)) for end in range(1, len(values) + 1)
-    ]
+    return [sum(values[max(0, end - window) : end]) / (end - max(0, end - window)) for end in range(1, len(values) + 1)]
 
 
 def colours(order: Sequence[str]) -> dict[str, str]:

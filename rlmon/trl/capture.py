@@ -190,7 +190,7 @@ class Capture:
             reward=totals_N[first : first + rows],
             advantages=_or_none(advantages),
             truncated=[not len(ids) or int(ids[-1]) not in ends for ids in completion_ids],
-            staleness=None,
+            policy_version=[step] * rows,
         )
 
     # -- loss ------------------------------------------------------------------------------------------------------

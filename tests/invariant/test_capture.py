@@ -64,6 +64,13 @@ def test_every_way_in_sees_every_completion(tmp_path: Path, way: str) -> None:
     assert len(records) == 4
     assert records[2].metrics["rlmon/kl/mean"] is not None, "step 2 is due"
     assert all(0 < record.metrics["rlmon/entropy/mean"] < math.log(len(tiny.WORDS)) for record in records)
+    # Law 5: what was not measured is null with a reason, and nothing is NaN.
+    for record in records:
+        assert {name for name, value in record.metrics.items() if value is None} == set(record.missing)
+        assert all(record.missing.values())
+        assert all(math.isfinite(value) for value in record.metrics.values() if value is not None)
+    versions = run.rollouts().select(["step", "policy_version"]).to_pylist()
+    assert all(row["policy_version"] == row["step"] - 1 for row in versions)
 
 
 def test_the_probe_sees_every_completion_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,18 @@ def test_kl_is_that_of_full_logits_to_the_initial_policy(
         assert any("kl_nats" in block.stats for block in record.blocks)
     assert records[0].metrics["rlmon/kl/mean"] == pytest.approx(0.0, abs=1e-6)
     assert records[-1].metrics["rlmon/kl/mean"] > 1e-4
+
+
+@pytest.mark.parametrize("adapter", [False, lora(), lora(lora_dropout=0.5)], ids=["copy", "adapter", "dropout"])
+def test_half_precision_is_compared_in_half_precision(tmp_path: Path, adapter: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of autocast on a CPU
+        trained = tiny.trainer(tmp_path / "run", lora=adapter, bf16=True, learning_rate=3e-2)
+        monitor = RLMon(trained, RLMonConfig(rlmon_base_kl_every=1, **QUIET))
+        trained.train()
+    records = watched_steps(monitor)
+    assert records[0].metrics["rlmon/kl/mean"] == pytest.approx(0.0, abs=1e-3)
+    assert records[-1].metrics["rlmon/kl/mean"] > 1e-3
 
 
 def test_an_adapter_trained_before_starts_at_itself_not_at_the_bare_base(tmp_path: Path) -> None:
