@@ -70,9 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"monitor without base (median)     {statistics.median(own) * 1e3:8.1f} ms")
     print(f"monitor without base, whole run   {share:8.2%} of the steps (limit {LIMIT:.0%})")
     print(f"base forward and exact KL, each   {statistics.median(base):8.3f} s, on {len(base)} of {len(records)} steps")
-    print(
-        f"that is                           {statistics.median(base) / statistics.median(forward_seconds):8.2f} forwards"
-    )
+    forwards = statistics.median(base) / statistics.median(forward_seconds)
+    print(f"that is                           {forwards:8.2f} forwards")
     print(f"faults                            {sum(sum(r.faults.values()) for r in records):8d}")
     return int(share > LIMIT)
 

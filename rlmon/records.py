@@ -250,6 +250,8 @@ class RolloutBatch:
     """The model's own token ids, in the same form."""
     rewards: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     reward: Sequence[float | None] | None = None
+    round_reward: Sequence[float | None] | None = None
+    """``reward`` of the whole round over all ranks, by ``global_row``: needed only where groups straddle ranks."""
     advantages: Sequence[float | None] | None = None
     truncated: Sequence[bool | None] | None = None
     turn: Sequence[int | None] | None = None

@@ -43,7 +43,7 @@ class GroupStats:
     group_B: NDArray[np.int64]
     """Code of the row's group in the arrays below; -1 when the group is not counted here."""
     size_P: NDArray[np.int64]
-    """Rows of the group with a finite reward."""
+    """Rows of the group with a finite reward; 0 where another rank counts the group."""
     successes_P: NDArray[np.int64]
     reward_std_P: NDArray[np.float64]
     """Standard deviation in the group, ddof=1."""
@@ -61,9 +61,9 @@ class GroupStats:
     """NaN where unknown."""
     success_B: NDArray[np.bool_]
     whole: int
-    """Groups counted: all G rows are here."""
+    """Groups counted here."""
     partial: int
-    """Groups left out, since rows of them are on another rank."""
+    """Groups left out, since rows of them are on another rank and their rewards are not known here."""
 
 
 def group_statistics(
@@ -74,8 +74,12 @@ def group_statistics(
     advantages: Sequence[Any] | NDArray[Any] | None = None,
     hard_B: NDArray[np.bool_] | None = None,
     success_above: float = SUCCESS_ABOVE,
+    round_reward: Sequence[Any] | NDArray[Any] | None = None,
 ) -> GroupStats:
     """Facts about the groups ``global_row // group_size`` that are whole in these rows.
+
+    ``round_reward`` holds the rewards of all rows of the round over all ranks, in the order of ``global_row``: with it
+    groups that straddle ranks are judged as well, each counted once, by the rank that holds its first row.
 
     Uses the raw rewards, never the trainer's normalising standard deviation (which is the batch's under
     ``scale_rewards="batch"``). Groups with fewer than 2 finite rewards are neither silent nor lone. *No spread* means
@@ -83,15 +87,25 @@ def group_statistics(
     """
     rows = len(global_row)
     reward_B = column(reward, rows)
-    group_ids = np.asarray(global_row, dtype=np.int64) // max(1, group_size)
-    ids, code_B = np.unique(group_ids, return_inverse=True)
-    whole_all = np.bincount(code_B, minlength=ids.size) >= group_size
-    renumber = np.cumsum(whole_all) - 1
-    group_B = np.where(whole_all[code_B], renumber[code_B], -1) if rows else np.zeros(0, np.int64)
+    row_B = np.asarray(global_row, dtype=np.int64)
+    ids = np.unique(row_B // max(1, group_size))
+    if round_reward is None:
+        judged_row, judged_reward = row_B, reward_B
+    else:
+        judged_row = np.arange(len(round_reward), dtype=np.int64)
+        judged_reward = column(round_reward, len(round_reward))
+        touched = np.isin(judged_row // max(1, group_size), ids)
+        judged_row, judged_reward = judged_row[touched], judged_reward[touched]
+    code_J = np.searchsorted(ids, judged_row // max(1, group_size))
+    whole_all = np.bincount(code_J, minlength=ids.size) >= group_size
+    renumber = np.where(whole_all, np.cumsum(whole_all) - 1, -1)
+    group_J = renumber[code_J]
+    group_B = renumber[np.searchsorted(ids, row_B // max(1, group_size))]
     groups = int(whole_all.sum())
-    finite = np.isfinite(reward_B) & (group_B >= 0)
-    code = group_B[finite]
-    value = reward_B[finite]
+    own = np.isin(ids[whole_all] * group_size, row_B)
+    finite = np.isfinite(judged_reward) & (group_J >= 0)
+    code = group_J[finite]
+    value = judged_reward[finite]
     size = np.bincount(code, minlength=groups)
     success_B = np.isfinite(reward_B) & (reward_B > success_above)
     successes = np.bincount(code, weights=(value > success_above), minlength=groups).astype(np.int64)
@@ -110,17 +124,17 @@ def group_statistics(
     lone_B[lone_B] = lone[group_B[lone_B]]
     return GroupStats(
         group_B=group_B.astype(np.int64),
-        size_P=size.astype(np.int64),
+        size_P=np.where(own, size, 0).astype(np.int64),
         successes_P=successes,
         reward_std_P=std,
-        all_good_P=silent & (successes == size),
-        all_bad_P=silent & (successes == 0),
-        lone_P=lone,
+        all_good_P=own & silent & (successes == size),
+        all_bad_P=own & silent & (successes == 0),
+        lone_P=own & lone,
         lone_B=lone_B,
         hard_B=None if hard_B is None else np.asarray(hard_B, dtype=bool),
         advantage_B=column(advantages, rows),
         success_B=success_B,
-        whole=groups,
+        whole=int(own.sum()),
         partial=int(ids.size - groups),
     )
 

@@ -341,7 +341,12 @@ def round_sums(
 def default_group_stats(batch: RolloutBatch, hard_B: NDArray[np.bool_] | None = None) -> GroupStats:
     """Group statistics of a batch; ``hard_B`` is what the ledger knew before this round."""
     return group_statistics(
-        batch.global_row, batch.reward, batch.group_size, advantages=batch.advantages, hard_B=hard_B
+        batch.global_row,
+        batch.reward,
+        batch.group_size,
+        advantages=batch.advantages,
+        hard_B=hard_B,
+        round_reward=batch.round_reward,
     )
 
 

@@ -188,6 +188,7 @@ class Capture:
             completion_ids=own_ids,
             rewards={name: _or_none(local_BF[:, i]) for i, name in enumerate(names)},
             reward=totals_N[first : first + rows],
+            round_reward=totals_N if rows % group_size else None,
             advantages=_or_none(advantages),
             truncated=[not len(ids) or int(ids[-1]) not in ends for ids in completion_ids],
             policy_version=[step] * rows,

@@ -1,8 +1,8 @@
 """One rank of two-process runs: ``torchrun --nproc_per_node 2 two_ranks.py OUT CELL...``; writes JSON per rank.
 
-A cell is a kind and flags (``rloo``, ``lora``), joined by dashes. Kinds: ``stock`` (no monitor), ``watched``, or a
-fault on rank 1 alone: ``observe`` (a metric raises), ``vector`` (its share of the collective cannot be made), ``base``
-(out of memory in the base forward), ``disk`` (no row can be written).
+A cell is a kind and flags (``rloo``, ``lora``), joined by dashes. Kinds: ``stock`` (no monitor), ``watched``,
+``straddle`` (groups lie across ranks), or a fault on rank 1 alone: ``observe`` (a metric raises), ``vector`` (its share
+of the collective cannot be made), ``base`` (out of memory in the base forward), ``disk`` (no row can be written).
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def one_run(out: Path, kind: str, rloo: bool, lora: bool) -> None:
         eval_steps=2,
         per_device_eval_batch_size=4,
         num_generations_eval=4,
+        # Three groups of four on two ranks of six rows: the middle one straddles them.
+        per_device_train_batch_size=6 if kind == "straddle" else 8,
     )
     monitor = None
     if kind != "stock":

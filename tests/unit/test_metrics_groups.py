@@ -120,3 +120,21 @@ def test_ledger_bytes_per_prompt_are_as_stated() -> None:
     index = sys.getsizeof(ledger._slot) + 5_000 * (sys.getsizeof(2**63) + sys.getsizeof(5_000))
     columns = sum(getattr(ledger, name).nbytes for name in ledger._columns())
     assert (index + columns) / 5_000 <= 160
+
+
+def test_a_group_on_two_ranks_is_counted_once() -> None:
+    # Three groups of 4 over two ranks of 6: the middle one has rows 4, 5 here and 6, 7 there.
+    reward = [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    first = group_statistics(range(6), reward[:6], 4, round_reward=reward)
+    second = group_statistics(range(6, 12), reward[6:], 4, round_reward=reward)
+    assert (first.whole, second.whole) == (2, 1)
+    assert first.partial == second.partial == 0
+    assert first.all_good_P.tolist() == [True, False]
+    assert second.all_bad_P.tolist() == [False, True]
+    # Its lone success, row 7, is known to be one on the rank that holds it; the group is counted by the other.
+    assert first.lone_P.tolist() == [False, True]
+    assert second.lone_P.tolist() == [False, False]
+    assert second.lone_B.tolist() == [False, True, False, False, False, False]
+    assert second.size_P.tolist() == [0, 4]
+    alone = group_statistics(range(6), reward[:6], 4)
+    assert (alone.whole, alone.partial) == (1, 1)
