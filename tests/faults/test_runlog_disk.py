@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,22 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import make_runlog as made
 import pytest
 
 from rlmon.runlog import RunLogWriter, files, open_run
 from rlmon.runlog import writer as writer_module
-
-
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "golden" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-made = _load("make_runlog")
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ while True:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     path, truth = tmp_path / "run", tmp_path / "truth"
-    made = Path(__file__).parents[1] / "golden" / "make_runlog.py"
+    made = Path(__file__).parents[1] / "support" / "make_runlog.py"
     seed = time.time_ns()
     draw = random.Random(seed)
     print("seed", seed)  # shown when the test fails

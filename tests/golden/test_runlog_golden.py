@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
-from typing import Any
+
+import make_runlog as made
 
 from rlmon.runlog import RunLogWriter, compact, open_run, restore_text
-
-
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "golden" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-made = _load("make_runlog")
 
 GOLDEN = Path(__file__).parent / "runlog-schema-1"
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 from typing import Any
 
+import make_runlog as made
 import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,18 +14,6 @@ from hypothesis import strategies as st
 from rlmon.records import Rollout
 from rlmon.runlog import RunLogWriter, as_stored, compact, layout, lines, open_run, restore_text, schema
 from rlmon.runlog.text import MARK, stored_text
-
-
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "golden" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-made = _load("make_runlog")
 
 patient = settings(deadline=None, max_examples=60)
 

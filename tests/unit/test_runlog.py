@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import make_runlog as made
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,18 +22,6 @@ import pytest
 from rlmon.errors import ConfigError, RunLogError, SchemaError
 from rlmon.records import SCHEMA_VERSION, Pass, Rollout
 from rlmon.runlog import RunLogWriter, as_stored, next_attempt, open_run, peek, restore_text, schema
-
-
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "golden" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-made = _load("make_runlog")
 
 
 def _open(path: Path, attempt: int = 0, **options: Any) -> RunLogWriter:

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import make_runlog as made
 import pytest
 
 from rlmon.errors import RunLogError
 from rlmon.runlog import RunLogWriter, compact, compaction, open_run, reader
-
-
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "golden" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-made = _load("make_runlog")
 
 ROUNDS = 5
 EXPECTED = [(0, round, row) for round in range(ROUNDS) for row in range(8)]

@@ -20,6 +20,13 @@ MakeStep = Callable[..., StepRecord]
 MakeFinding = Callable[..., Finding]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _leave_no_settings_behind() -> Iterator[None]:
+    yield
+    # wandb reads WANDB_* once per process: without this no later test could set them.
+    wandb.teardown()
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Any]:
     opened = wandb.init(mode="offline", dir=str(tmp_path), project="rlmon-tests")

@@ -1,6 +1,6 @@
 """Makes ``runlog-schema-1``, the frozen run directory, and small records for the other tests of the run log.
 
-Run it only for a new schema version, into a new directory: ``python tests/golden/make_runlog.py tests/golden/NAME``.
+Run it only for a new schema version, into a new directory: ``python tests/support/make_runlog.py tests/golden/NAME``.
 The frozen one must never be made again: it stands for what users have on their disks.
 """
 
