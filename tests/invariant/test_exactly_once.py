@@ -46,7 +46,7 @@ def pairwise_cover(grid: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     return chosen
 
 
-CELLS = GRID if os.environ.get("RLMON_FULL_GRID") else pairwise_cover(GRID)
+CELLS = GRID if os.environ.get("TEST_FULL_GRID") else pairwise_cover(GRID)
 
 
 def _run(out: Path, truth: Path, steps: int, cell: dict[str, Any], resume: str | None) -> Any:
