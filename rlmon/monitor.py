@@ -159,7 +159,7 @@ class Monitor:
         self._last_error: BaseException | None = None
         self._non_finite: dict[str, float] = {}
         self._rounds: dict[Split, int] = {"train": 0, "eval": 0}
-        self._remembered: dict[tuple[Split, int], _Round] = {}
+        self._remembered: dict[Split, dict[int, _Round]] = {"train": {}, "eval": {}}
         self._samples: list[dict[str, Any]] = []
         self._source_names: dict[int, str] = {}
         self._base_examples: dict[str, str] = {}
@@ -323,7 +323,7 @@ class Monitor:
         into = self._train if batch.split == "train" else self._eval
         into.rounds.append(batch.round)
         into.completions += len(batch)
-        into.prompts += len({row // max(1, batch.group_size) for row in batch.global_row})
+        into.prompts += sum(row % max(1, batch.group_size) == 0 for row in batch.global_row)
         features = None
         with self.guard("metrics.features"):
             features = self._featurizer.features(batch)
@@ -341,15 +341,16 @@ class Monitor:
                     into.blocks += rollouts.round_blocks(batch, features, groups)
                     self._ledger.update(batch.prompt_id, batch.source, batch.reward, step=batch.step)
                     self._keep_samples(batch, features)
-        self._remembered[batch.split, batch.round] = _Round(
+        remembered = self._remembered[batch.split]  # by split: an evaluation in mid-buffer is longer than the buffer
+        remembered[batch.round] = _Round(
             source=list(batch.source),
             prompt_id=list(batch.prompt_id),
             mode_code=np.full(len(batch), -1) if features is None else features.mode_code,
             global_row=list(batch.global_row),
             iterations=np.zeros(len(batch), dtype=np.int64),
         )
-        while len(self._remembered) > ROUNDS_REMEMBERED:
-            self._remembered.pop(next(iter(self._remembered)))
+        while len(remembered) > ROUNDS_REMEMBERED:
+            remembered.pop(next(iter(remembered)))
 
     def _columns(self, batch: RolloutBatch, features: rollouts.RowFeatures | None) -> dict[str, Sequence[Any] | None]:
         rows = len(batch)
@@ -433,7 +434,9 @@ class Monitor:
         with self.guard("metrics.tokens"):
             into = self._train if split == "train" else self._eval
             sums = tokens.token_sums(entropies_BT, logps_BT, mask_BT, advantages_B)
-            rounds = [self._remembered.get((split, number)) for number, _ in rows_B2]
+            rounds = [self._remembered[split].get(number) for number, _ in rows_B2]
+            if None in rounds:
+                self.fault("capture.tokens", "token statistics of a round that was not observed")
             modes_B = np.array(
                 [-1 if known is None else known.mode_code[row] for known, (_, row) in zip(rounds, rows_B2, strict=True)]
             )
@@ -489,7 +492,7 @@ class Monitor:
             self._base_seconds += seconds
             self._overhead -= seconds
             row_T = np.repeat(np.arange(len(sampled_b)), np.asarray(sampled_b, dtype=np.int64))
-            known = [self._remembered.get(("train", number)) for number, _ in rows_b2]
+            known = [self._remembered["train"].get(number) for number, _ in rows_b2]
             prompts = ["" if r is None else r.prompt_id[row] for r, (_, row) in zip(known, rows_b2, strict=True)]
             into = self._train
             into.sums = rollouts.add_sums(

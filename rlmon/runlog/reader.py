@@ -181,8 +181,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
             return Run(candidate, attempts)
     state = "is not an rlmon run directory: it has no run.json" if root.exists() else "does not exist"
     raise RunLogError(
-        f"{root} {state}. A directory that rlmon wrote was needed (rlmon_dir; by default <output_dir>/rlmon). "
-        f"For logs of other tools type `rlmon audit {root}`."
+        f"{root} {state}. A directory that rlmon wrote was needed (rlmon_dir; by default <output_dir>/rlmon)."
     )
 
 

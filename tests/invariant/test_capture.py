@@ -240,6 +240,24 @@ def test_eval_is_kept_apart(tmp_path: Path) -> None:
     assert max(row["group"] for row in table if row["split"] == "eval") == 1
 
 
+def test_a_long_evaluation_in_mid_buffer_loses_no_pass(tmp_path: Path) -> None:
+    trained = tiny.trainer(
+        tmp_path / "run",
+        num_iterations=4,
+        max_steps=8,
+        eval_strategy="steps",
+        eval_steps=1,
+        num_generations_eval=2,
+        per_device_eval_batch_size=2,
+        extra={"eval_dataset": tiny.dataset(12)},
+    )
+    passes = watch(trained).passes().to_pylist()
+    seen = Counter((row["round"], row["global_row"]) for row in passes if row["split"] == "train")
+    assert len(seen) == 16
+    assert set(seen.values()) == {4}
+    assert len([row for row in passes if row["split"] == "eval"]) == 8 * 12 * 2
+
+
 def test_sources_come_from_the_column(tmp_path: Path) -> None:
     data = tiny.dataset(12).add_column("task", ["sums"] * 6 + ["products"] * 6)
     run = watch(tiny.trainer(tmp_path / "run", train=data, max_steps=6))

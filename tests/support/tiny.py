@@ -140,11 +140,10 @@ def trainer(
             reward_funcs=reward,
             args=settings(out, rloo=rloo, **overrides),
             train_dataset=dataset() if train is None else train,
-            eval_dataset=dataset(4) if overrides.get("eval_strategy", "no") != "no" else None,
             processing_class=tokenizer(),
             peft_config=lora or None,
             callbacks=callbacks,
-            **(extra or {}),
+            **({"eval_dataset": dataset(4) if overrides.get("eval_strategy", "no") != "no" else None} | (extra or {})),
         )
 
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from rlmon.metrics.tokens import ENTROPY_BINS, add_token_sums, exact_kl, kl_estimators, kl_terms, token_sums
+from rlmon.metrics.tokens import (
+    ENTROPY_BINS,
+    ENTROPY_EDGES_NATS,
+    add_token_sums,
+    exact_kl,
+    kl_estimators,
+    kl_terms,
+    token_sums,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -167,3 +175,14 @@ def test_clusters_widen_the_error_and_non_finite_tokens_are_left_out() -> None:
     nothing = kl_estimators(np.array([NAN]), np.zeros(1))
     assert nothing.k1 is None
     assert nothing.k1_se is None
+
+
+def test_a_long_micro_batch_enters_the_histogram_thinned() -> None:
+    torch.manual_seed(0)
+    entropies = torch.rand(4, 200_000)  # 800,000 tokens: every fourth is counted, with weight 4
+    sums = token_sums(entropies, None, torch.ones_like(entropies), None)
+    assert sums.entropy_hist.sum() == 800_000
+    assert set(sums.entropy_hist % 4) == {0.0}
+    assert sums.tokens_B.sum() == 800_000
+    half = np.searchsorted(ENTROPY_EDGES_NATS, 0.5)
+    assert sums.entropy_hist[:half].sum() / 800_000 == pytest.approx(0.5, abs=0.03)  # bins are 4.8 % wide

@@ -461,7 +461,7 @@ def test_no_permission_names_the_directory_and_the_setting(tmp_path: Path, monke
 
 
 def test_open_run_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(RunLogError, match=r"has no run\.json.*rlmon audit"):
+    with pytest.raises(RunLogError, match=r"has no run\.json.*rlmon_dir"):
         open_run(tmp_path)
     with pytest.raises(RunLogError, match="does not exist"):
         open_run(tmp_path / "nowhere")
