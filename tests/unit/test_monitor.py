@@ -1,0 +1,95 @@
+"""The monitor by hand, as any other training loop would use it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rlmon
+from rlmon.records import RolloutBatch
+
+TEXTS = ["print(7+9)", "16", '{"answer": 16}', "\\boxed{16}"]
+
+
+def batch(number: int, **changes: Any) -> RolloutBatch:
+    """Two prompts, four completions each, in four formats."""
+    columns: dict[str, Any] = {
+        "round": number,
+        "split": "train",
+        "step": number + 1,
+        "group_size": 4,
+        "global_row": range(8),
+        "prompt_id": ["a"] * 4 + ["b"] * 4,
+        "source": ["all"] * 8,
+        "prompts": ["7+9?"] * 8,
+        "completions": TEXTS * 2,
+        "reward": [1.0, 0.0, 1.0, 1.0] * 2,
+    }
+    return RolloutBatch(**(columns | changes))
+
+
+def test_a_loop_of_ones_own(tmp_path: Path) -> None:
+    monitor = rlmon.Monitor(rlmon.RLMonConfig(rlmon_console=False), directory=tmp_path / "run", group_size=4)
+    seen: list[int] = []
+    monitor.on_record.append(lambda record, findings: seen.append(record.step))
+    for step in range(3):
+        number = monitor.next_round("train")
+        monitor.observe(batch(number))
+        # Half the tokens have 1 nat, half 3: the mean is 2.
+        entropies = torch.tensor([1.0, 3.0]).repeat(8, 1)
+        monitor.observe_tokens(
+            split="train",
+            rows_B2=[(number, row) for row in range(8)],
+            logps_BT=-entropies,
+            entropies_BT=entropies,
+            mask_BT=torch.ones(8, 2),
+        )
+        record = monitor.end_step(step + 1)
+        assert record is not None
+        # Four formats in equal shares: exp(ln 4) = 4.
+        assert record.metrics["rlmon/format/effective"] == pytest.approx(4.0)
+        assert record.metrics["rlmon/entropy/mean"] == pytest.approx(2.0)
+        assert record.metrics["rlmon/health/reward_mean"] == pytest.approx(0.75)
+        assert record.missing["rlmon/kl/mean"] == "no base model was compared"
+        assert not record.faults
+    monitor.close()
+    monitor.close()
+    run = rlmon.open_run(tmp_path / "run")
+    assert seen == [1, 2, 3]
+    assert run.rollouts().num_rows == 24
+    assert run.header.trainer == "manual"
+
+
+def test_nothing_observed_is_nothing_measured(tmp_path: Path) -> None:
+    monitor = rlmon.Monitor(rlmon.RLMonConfig(rlmon_console=False), directory=tmp_path / "run", group_size=4)
+    record = monitor.end_step(1)
+    assert record is not None
+    assert record.metrics["rlmon/format/effective"] is None
+    assert record.missing["rlmon/format/effective"] == "no new generation was trained in this step"
+    assert record.completions == 0
+    assert not record.faults
+
+
+def test_a_batch_that_is_no_table_is_a_fault_not_an_error(tmp_path: Path) -> None:
+    monitor = rlmon.Monitor(rlmon.RLMonConfig(rlmon_console=False), directory=tmp_path / "run", group_size=4)
+    monitor.observe(batch(0, completions=TEXTS))
+    monitor.observe_tokens(
+        split="train",
+        rows_B2=[(7, 0)],
+        logps_BT=None,
+        entropies_BT=torch.ones(1, 2),
+        mask_BT=torch.ones(1, 2),
+        loss=torch.tensor(math.nan),
+    )
+    record = monitor.end_step(1)
+    assert record is not None
+    assert record.faults["metrics.features"] == 1
+    assert record.faults["capture.tokens"] == 1, "tokens of a round that was never observed"
+    assert record.metrics["rlmon/health/non_finite"] == 1
+    assert [finding.detector for finding in monitor.findings] == ["non-finite"]
+    # What was handed in is in the log or reported as shed.
+    assert rlmon.open_run(tmp_path / "run").rollouts().num_rows + monitor.writer.shed_rows == 8
