@@ -24,8 +24,7 @@ BENCHMARKS: tuple[tuple[str, ...], ...] = (
 ELSEWHERE = """\
 ## Measured apart
 
-On a real model, SmolLM2-135M with LoRA on a CPU (`python benchmarks/bench_smollm2.py`, needs `make smollm2` once):
-see [docs/cost.md](../docs/cost.md).
+On a real model (`make smollm2` once, then `python benchmarks/bench_smollm2.py`): see [docs/cost.md](../docs/cost.md).
 
 The price of an alarm is measured by `python benchmarks/alarm_price.py` and kept in
 [docs/detectors.md](../docs/detectors.md).
