@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rlmon import detectors
 from rlmon.config import RLMonConfig
 from rlmon.errors import RLMonError
-from rlmon.metrics import rollouts, tokens
+from rlmon.metrics import moves, rollouts, tokens
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import SolveLedger
 from rlmon.records import Block, Fault, Finding, RolloutBatch, RunHeader, Split, StepRecord
@@ -49,7 +49,8 @@ ROUNDS_REMEMBERED = 8
 SAMPLE_ROWS = 32
 EXAMPLE_CHARACTERS = 500
 RECENT_STEPS = 8
-"""Steps whose format counts are pooled as "now" when a finding is illustrated."""
+"""Steps whose counts are pooled as "now" when a finding is illustrated."""
+ILLUSTRATED = ("mode_count", "openers", "opener_tokens")
 PLACES = (
     "capture.rollouts", "capture.tokens", "capture.vocabulary", "capture.logs", "base.tap", "base.forward",
     "metrics.features", "metrics.rollouts", "metrics.blocks", "metrics.tokens", "metrics.kl", "metrics.finish",
@@ -164,7 +165,7 @@ class Monitor:
         self._source_names: dict[int, str] = {}
         self._base_examples: dict[str, str] = {}
         self._now_examples: dict[str, str] = {}
-        self._recent_modes: deque[Vector] = deque(maxlen=RECENT_STEPS)
+        self._recent: deque[dict[str, Vector]] = deque(maxlen=RECENT_STEPS)
         self._base_sums: dict[str, Vector] | None = None
         self._base_counts = [0.0, 0.0, 0.0]
         self._ledger = SolveLedger()
@@ -561,7 +562,7 @@ class Monitor:
         with self.guard("metrics.finish"):
             self._grow_baseline(sums, prompts, completions)
             if completions:
-                self._recent_modes.append(sums["mode_count"])
+                self._recent.append({name: sums[name] for name in ILLUSTRATED})
             metrics, missing = rollouts.finish(self.layout, sums, self._base_sums)
             for name in metrics:
                 if metrics[name] is None and name.startswith("rlmon/kl/"):
@@ -713,13 +714,15 @@ class Monitor:
         return prompts >= BASELINE_PROMPTS or completions >= BASELINE_COMPLETIONS or rounds >= BASELINE_ROUNDS
 
     def _illustrate(self, finding: Finding) -> None:
-        """Log what the finding looks like: the formats that lost and won most since the baseline, with an example.
+        """Log what the finding looks like: the formats that lost and won most since the baseline, with an example,
+        and the openers of sentences whose rate changed most.
 
         An event of its own, since a finding must come out the same from a replay, which has no texts.
         """
-        if self._base_sums is None or not self._recent_modes:
+        if self._base_sums is None or not self._recent:
             return
-        base, now = self._base_sums["mode_count"], np.sum(self._recent_modes, axis=0)
+        recent = {name: np.sum([step[name] for step in self._recent], axis=0) for name in ILLUSTRATED}
+        base, now = self._base_sums["mode_count"], recent["mode_count"]
         if not base.sum() or not now.sum():
             return
         change = now / now.sum() - base / base.sum()
@@ -737,7 +740,24 @@ class Monitor:
 
         losers = [entry(int(i)) for i in order[:3] if change[i] < 0]
         gainers = [entry(int(i)) for i in order[::-1][:3] if change[i] > 0]
-        self._event("examples", {"finding_id": finding.finding_id, "losers": losers, "gainers": gainers})
+        openers: tuple[moves.OpenerChange, ...] = ()
+        if self.config.rlmon_store_text == "full":
+            openers = moves.changed_openers(
+                recent["openers"],
+                float(recent["opener_tokens"][0]),
+                self._base_sums["openers"],
+                float(self._base_sums["opener_tokens"][0]),
+                self._featurizer.opener_words(),
+            )
+        self._event(
+            "examples",
+            {
+                "finding_id": finding.finding_id,
+                "losers": losers,
+                "gainers": gainers,
+                "openers": [dataclasses.asdict(opener) for opener in openers],
+            },
+        )
 
     def end_eval(self, step: int) -> None:
         """Log what an evaluation showed, as an event of its own: it never mixes with training. Never raises."""

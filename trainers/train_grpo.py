@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             peft_config=get_peft_config(model_arguments),
             rlmon=config,
         )
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     except RLMonError as error:
         print(f"rlmon: {error}", file=sys.stderr)
         return 2
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"model in {args.output_dir}, run log in {trainer.rlmon.log_dir}")
     return 0

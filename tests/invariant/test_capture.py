@@ -368,6 +368,9 @@ def test_replay_equals_live(tmp_path: Path, store_text: str) -> None:
     assert formats["gainers"][0]["now_share"] > formats["gainers"][0]["base_share"]
     assert formats["losers"][0]["now_share"] < formats["losers"][0]["base_share"]
     assert (formats["gainers"][0]["now_example"] is not None) == (store_text == "full")
+    assert bool(formats["openers"]) == (store_text == "full")
+    for opener in formats["openers"]:
+        assert opener["base_per_1000_tokens"] != opener["now_per_1000_tokens"]
     table = run.rollouts()
     texts = set(table.column("completion").to_pylist())
     assert (texts == {None}) == (store_text != "full")
