@@ -118,13 +118,16 @@ class BaseModel:
             else:
                 refusal = _copy_refusal(model, initial_weights)
             if refusal is None:
-                return cls(
-                    trainer,
-                    config,
-                    kind=kind,
-                    frozen=_frozen_copy(model) if kind == "copy" else None,
-                    snapshot=_trainable_tensors(model) if kind == "snapshot" else None,
-                )
+                try:
+                    return cls(
+                        trainer,
+                        config,
+                        kind=kind,
+                        frozen=_frozen_copy(model) if kind == "copy" else None,
+                        snapshot=_trainable_tensors(model) if kind == "snapshot" else None,
+                    )
+                except Exception as error:  # quantised and compiled models do not all copy
+                    refusal = f"{type(error).__name__}: {str(error)[:200]}"
             refusals.append(f"{kind}: {refusal}")
         text = "; ".join(refusals)
         if asked != "auto":

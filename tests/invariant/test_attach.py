@@ -156,6 +156,19 @@ def test_too_little_memory_for_a_copy(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [row["reason"] for row in rows if row["signal"] == "kl"] == [base.reason]
 
 
+def test_a_model_that_cannot_be_copied_is_watched_without_kl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any) -> Any:
+        raise TypeError("cannot pickle this")
+
+    trained = tiny.trainer(tmp_path / "run", policy=tiny.model())
+    monkeypatch.setattr(type(trained.model), "__deepcopy__", refuses, raising=False)
+    monitor = RLMon(trained, RLMonConfig(rlmon_console=False, rlmon_strict=True))
+    trained.train()
+    assert "copy: TypeError: cannot pickle this" in monitor.monitor.last_record.missing["rlmon/kl/mean"]
+    with pytest.raises(AttachError, match="cannot pickle this"):
+        RLMon(tiny.trainer(tmp_path / "other", policy=tiny.model()), RLMonConfig(rlmon_base_kl="copy"))
+
+
 def test_a_callback_that_cannot_find_its_trainer() -> None:
     with pytest.raises(AttachError, match=r"RLMon\(trainer\)"):
         RLMon().on_train_begin(None, None, None)  # type: ignore[arg-type]
