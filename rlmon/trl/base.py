@@ -183,9 +183,14 @@ class BaseModel:
         if _has_dropout(self._policy):
             yield  # the training forward is noisy: `measure` runs its own
             return
-        handle = _backbone(self._policy).register_forward_hook(
-            lambda module, arguments, output: box.append(output.last_hidden_state.detach())
-        )
+
+        def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+            # Inside the user's forward: what has no such field is left for `measure` to complain about.
+            hidden = getattr(output, "last_hidden_state", None)
+            if isinstance(hidden, torch.Tensor):
+                box.append(hidden.detach())
+
+        handle = _backbone(self._policy).register_forward_hook(keep)
         try:
             yield
         finally:

@@ -223,6 +223,31 @@ def test_the_base_forward_runs_out_of_memory(run: Any, monkeypatch: pytest.Monke
     assert "OutOfMemoryError" in log.faults[0].error
 
 
+def test_a_backbone_that_shows_no_hidden_states(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked for inside the user's own forward, where nothing may raise."""
+
+    class Opaque:
+        last_hidden_state = "not a tensor"
+
+    def start(monitor: Any) -> None:
+        backbone = monitor._trainer.model.base_model
+        monkeypatch.setattr(rlmon.trl.base, "_backbone", lambda model: Spy(backbone))
+
+    class Spy:
+        def __init__(self, backbone: Any) -> None:
+            self.backbone = backbone
+
+        def register_forward_hook(self, hook: Any) -> Any:
+            return self.backbone.register_forward_hook(lambda module, args, output: hook(module, args, Opaque()))
+
+        def __call__(self, **_: Any) -> Any:
+            return Opaque()
+
+    monitor, log = run(start)
+    named(monitor, log, "base.forward")
+    assert log.step_records()[-1].metrics["rlmon/entropy/mean"] is not None
+
+
 def test_the_clock_goes_backwards(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(_: Any) -> None:
         now = iter(range(10**9, 0, -1000))
