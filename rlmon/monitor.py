@@ -170,6 +170,7 @@ class Monitor:
         self._base_counts = [0.0, 0.0, 0.0]
         self._ledger = SolveLedger()
         self._detectors = detectors.start(alpha=self.config.rlmon_alpha, total_steps=total_steps, group_size=group_size)
+        self._keeps_text = self.config.rlmon_store_text == "full" and self.config.rlmon_text_sample_per_round != 0
         self._step = resumed_from_step or 0
         if state is not None:
             self._load(state)
@@ -408,7 +409,7 @@ class Monitor:
         self._samples = [
             {name: None if values is None else values[i] for name, values in columns.items()} for i in kept
         ]
-        if self.config.rlmon_store_text == "full":
+        if self._keeps_text:
             newest = {
                 mode: text[:EXAMPLE_CHARACTERS] for mode, text in zip(features.mode, batch.completions, strict=True)
             }
@@ -741,7 +742,7 @@ class Monitor:
         losers = [entry(int(i)) for i in order[:3] if change[i] < 0]
         gainers = [entry(int(i)) for i in order[::-1][:3] if change[i] > 0]
         openers: tuple[moves.OpenerChange, ...] = ()
-        if self.config.rlmon_store_text == "full":
+        if self._keeps_text:
             openers = moves.changed_openers(
                 recent["openers"],
                 float(recent["opener_tokens"][0]),
@@ -817,7 +818,7 @@ class Monitor:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         shared, own = state["shared"], state.get("rank")
-        self._base_examples = dict(shared["base_examples"])
+        self._base_examples = dict(shared["base_examples"]) if self._keeps_text else {}
         self._rounds = {"train": int(shared["rounds"]["train"]), "eval": int(shared["rounds"]["eval"])}
         if shared["modes"] == list(self.modes.names):
             self._detectors = detectors.state_from_json(shared["detectors"])

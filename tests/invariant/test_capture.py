@@ -342,6 +342,31 @@ def test_resuming_without_our_state_says_so(tmp_path: Path) -> None:
     assert any("no state of rlmon" in event.payload.get("text", "") for event in run.events)
 
 
+def test_no_text_means_none_anywhere(tmp_path: Path) -> None:
+    """Not in the rows, not in the events, not in the checkpoint."""
+    for name, settings in (("hash", {"rlmon_store_text": "hash"}), ("sample", {"rlmon_text_sample_per_round": 0})):
+        trained = tiny.trainer(
+            tmp_path / name,
+            reward=lambda completions, **_: [float("=" in tiny.text(c)) for c in completions],
+            max_steps=40,
+            learning_rate=2e-2,
+            per_device_train_batch_size=32,
+            save_strategy="steps",
+            save_steps=40,
+        )
+        monitor = RLMon(trained, RLMonConfig(**QUIET, **settings))
+        trained.train()
+        assert monitor.monitor.findings
+        texts = {text for sample in monitor.monitor.sample_rows(32) if len(text := sample["completion"]) > 8}
+        assert texts
+        files = [*monitor.log_dir.glob("*.json*"), *(tmp_path / name).glob("checkpoint-40/rlmon/*")]
+        assert len(files) >= 5
+        for file in files:
+            content = file.read_text()
+            assert not [text for text in texts if text in content], file
+        assert set(rlmon.open_run(monitor.log_dir).rollouts().column("completion").to_pylist()) == {None}
+
+
 @pytest.mark.parametrize("store_text", ["full", "hash", "off"])
 def test_replay_equals_live(tmp_path: Path, store_text: str) -> None:
     """A run that collapses, replayed through the stored records and the stored detector configuration."""
