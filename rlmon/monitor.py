@@ -138,9 +138,7 @@ class Monitor:
         self.config = config if config is not None else RLMonConfig()
         self.rank, self.world_size, self.group_size = rank, world_size, group_size
         self.log_dir = Path(directory)
-        modes = self.config.rlmon_modes
-        assert not isinstance(modes, str), "RLMonConfig parses JSON"
-        self.modes = ModeSet.build(modes)
+        self.modes = ModeSet.build(self.config.modes)
         self.layout = rollouts.SumsLayout(self.modes.names)
         self.kl_reason = "no base model was compared"
         self.findings: list[Finding] = []
