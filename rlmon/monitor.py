@@ -327,8 +327,10 @@ class Monitor:
         features = None
         with self.guard("metrics.features"):
             features = self._featurizer.features(batch)
+        columns = None
         with self.guard("runlog.rollouts"):
-            self.writer.write_rollouts(self._columns(batch, features))
+            columns = self._columns(batch, features)
+            self.writer.write_rollouts(columns)
         self._drain_writer()
         if features is not None:
             with self.guard("metrics.rollouts"):
@@ -340,7 +342,7 @@ class Monitor:
                 if batch.split == "train":
                     into.blocks += rollouts.round_blocks(batch, features, groups)
                     self._ledger.update(batch.prompt_id, batch.source, batch.reward, step=batch.step)
-                    self._keep_samples(batch, features)
+                    self._keep_samples(batch, features, columns)
         remembered = self._remembered[batch.split]  # by split: an evaluation in mid-buffer is longer than the buffer
         remembered[batch.round] = _Round(
             source=list(batch.source),
@@ -398,12 +400,13 @@ class Monitor:
         key = self.writer.secret
         return [hashlib.blake2b(name.encode(), digest_size=12, key=key).hexdigest() for name in prompt_id]
 
-    def _keep_samples(self, batch: RolloutBatch, features: rollouts.RowFeatures) -> None:
+    def _keep_samples(
+        self, batch: RolloutBatch, features: rollouts.RowFeatures, columns: Mapping[str, Sequence[Any] | None] | None
+    ) -> None:
         """An even spread of the newest round for tables: bounded, and without a random draw."""
-        if self.rank != 0:
+        if self.rank != 0 or columns is None:
             return
         kept = np.unique(np.linspace(0, len(batch) - 1, min(SAMPLE_ROWS, len(batch))).astype(int))
-        columns = self._columns(batch, None) | {"mode": features.mode, "reasoning_mode": features.reasoning_mode}
         self._samples = [
             {name: None if values is None else values[i] for name, values in columns.items()} for i in kept
         ]
@@ -554,6 +557,8 @@ class Monitor:
                 self.writer.write_passes(local.passes)
         self._drain_writer()
         sums, head, faults, slots = self._over_ranks(local)
+        self._faults[:] = 0.0
+        self._non_finite.clear()
         completions, prompts, trained, rounds, shed, non_finite = head
         sums["token_non_finite"] = sums["token_non_finite"] + non_finite
         metrics: dict[str, float | None] = {}
@@ -619,8 +624,6 @@ class Monitor:
             vector = self._local_vector(local)
         start = self.layout.size + HEAD
         vector[start : start + len(PLACES)] = self._faults
-        self._faults[:] = 0.0
-        self._non_finite.clear()
         if self._reduce is not None:
             vector = self._reduce(vector)
         sums, head, faults, slots = np.split(vector, np.cumsum([self.layout.size, HEAD, len(PLACES)]))
@@ -764,9 +767,7 @@ class Monitor:
             local, self._eval = self._eval, self._fresh()
             if local.passes.get("round"):
                 self.writer.write_passes(local.passes)
-            faults = self._faults.copy()
             sums, head, _, _ = self._over_ranks(local)
-            self._faults += faults  # they belong to the next step's record
             metrics, _ = rollouts.finish(self.layout, sums, self._base_sums)
             self._event(
                 "eval",

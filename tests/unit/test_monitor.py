@@ -93,3 +93,18 @@ def test_a_batch_that_is_no_table_is_a_fault_not_an_error(tmp_path: Path) -> Non
     assert [finding.detector for finding in monitor.findings] == ["non-finite"]
     # What was handed in is in the log or reported as shed.
     assert rlmon.open_run(tmp_path / "run").rollouts().num_rows + monitor.writer.shed_rows == 8
+
+
+def test_an_evaluation_uses_up_nothing_of_the_next_step(tmp_path: Path) -> None:
+    monitor = rlmon.Monitor(rlmon.RLMonConfig(rlmon_console=False), directory=tmp_path / "run", group_size=4)
+    monitor.count_non_finite("grad_norm", 1)  # the trainer logs, then evaluates
+    monitor.fault("sinks", "broken on purpose")
+    monitor.end_eval(1)
+    record = monitor.end_step(2)
+    assert record is not None
+    assert record.metrics["rlmon/health/non_finite"] == 1
+    assert record.faults == {"sinks": 1}
+    after = monitor.end_step(3)
+    assert after is not None
+    assert after.metrics["rlmon/health/non_finite"] is None, "nothing was observed"
+    assert after.faults == {}
