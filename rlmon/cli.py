@@ -1,8 +1,8 @@
 """The ``rlmon`` command.
 
 Results go to stdout, progress and notes to stderr. Exit codes: 0 fine, 1 a finding at or above the level asked
-for, 2 usage or unreadable input, 3 too little data to judge. Every command imports what it needs when it runs, so
-that ``rlmon --help`` stays quick.
+for, 2 usage or unreadable input, 3 too little data to judge (only with ``--strict``), 130 interrupted. Every command
+imports what it needs when it runs, so that ``rlmon --help`` stays quick.
 """
 
 from __future__ import annotations
@@ -11,17 +11,31 @@ import contextlib
 import dataclasses
 import enum
 import json
+import os
+import secrets
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlmon import __version__
 from rlmon.errors import ConfigError, MissingExtraError, RLMonError, RunLogError
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from rlmon.audit.result import Audit
+
+FINDING = 1
 USAGE_OR_UNREADABLE = 2
+TOO_LITTLE_DATA = 3
+WORST_FIRST = (USAGE_OR_UNREADABLE, FINDING, TOO_LITTLE_DATA, 0)
+PROGRESS_AFTER_SECONDS = 1.0
+TRACEBACK = "RLMON_TRACEBACK"
+"""Environment variable: an unforeseen error shows its traceback."""
 
 app = typer.Typer(
     help="See which outputs your RL run is killing, while there is still time to stop it.",
@@ -34,12 +48,42 @@ app = typer.Typer(
 )
 
 
+READER_HELP = "The reader to use, for example trl, wandb or tensorboard. Default: what the files look like."
+MAP_HELP = "Which of the file's columns are prompt, completion, reward, step, ... (implies the mapped reader)."
+
+
 class CatalogueFormat(str, enum.Enum):
     """How a catalogue is printed."""
 
     text = "text"
     json = "json"
     markdown = "markdown"
+
+
+class AuditFormat(str, enum.Enum):
+    """How audits are printed."""
+
+    rich = "rich"
+    json = "json"
+    markdown = "markdown"
+    junit = "junit"
+    github = "github"
+
+
+class CompareFormat(str, enum.Enum):
+    """How a comparison is printed."""
+
+    rich = "rich"
+    json = "json"
+    markdown = "markdown"
+
+
+class FailOn(str, enum.Enum):
+    """From which verdict on the exit code is 1."""
+
+    never = "never"
+    warn = "warn"
+    fail = "fail"
 
 
 class TrainerKind(str, enum.Enum):
@@ -51,11 +95,52 @@ class TrainerKind(str, enum.Enum):
 
 def main() -> None:
     """Run the command line; what rlmon itself refuses becomes one line and exit code 2."""
+    _never_fail_on_odd_characters()
     try:
         app(prog_name="rlmon")
     except RLMonError as error:
-        print(f"rlmon: {error}", file=sys.stderr)
+        _note(f"rlmon: {error}")
         sys.exit(USAGE_OR_UNREADABLE)
+    except Exception as error:
+        if TRACEBACK in os.environ:
+            raise
+        # A verdict is 0 or 1: a mistake of ours must not look like one.
+        said = f"{type(error).__name__}: {error} ({TRACEBACK}=1 shows where)"
+        _note(f"rlmon: a mistake of rlmon's own, please report it: {said}")
+        sys.exit(USAGE_OR_UNREADABLE)
+    finally:
+        with _reader_may_leave():
+            sys.stdout.flush()
+
+
+def _never_fail_on_odd_characters() -> None:
+    """A terminal or pipe in another encoding gets backslash escapes instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Whoever reads our output may have had enough (``| head``): what follows goes nowhere, and nothing is said."""
+    try:
+        yield
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _say(text: str = "", end: str = "\n") -> None:
+    with _reader_may_leave():
+        sys.stdout.write(text + end)
+
+
+def _draw(drawing: RenderableType) -> None:
+    from rich.console import Console
+
+    with _reader_may_leave():
+        Console(highlight=False).print(drawing)
 
 
 @app.callback(invoke_without_command=True)
@@ -65,6 +150,368 @@ def root(
     if version:
         print(f"rlmon {__version__}")
         raise typer.Exit
+
+
+@app.command(short_help="Collapse a tiny model on purpose and watch it happen.")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the run logs, demo.json and the page.")] = Path("out/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="The first seed only, both arms, the same claims.")] = False,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    arms: Annotated[str | None, typer.Option(help="Only these arms, separated by commas. Default: all.")] = None,
+) -> None:
+    """Train a tiny model with real TRL GRPO until it knows one answer format only, and once more held by KL.
+
+    Ends with a table, demo.json and one self-contained HTML page. Exit code 1 when a claim does not hold.
+    """
+    _need_trl("demo")
+    from rlmon.lab.demo import ARMS, run
+
+    try:
+        numbers = tuple(int(seed) for seed in seeds.split(","))
+    except ValueError:
+        raise ConfigError(f"--seeds must be whole numbers separated by commas, got {seeds!r}.") from None
+    names = tuple(arms.split(",")) if arms is not None else tuple(ARMS)
+    raise typer.Exit(run(out, numbers, names, quick))
+
+
+@app.command(short_help="What a YAML file would have captured, and what not.")
+def check(
+    config: Annotated[Path, typer.Argument(help="A YAML file for `trl grpo`, `trl rloo` or trainers/train_*.py.")],
+    trainer: Annotated[TrainerKind, typer.Option(help="The trainer that it is for.")] = TrainerKind.grpo,
+) -> None:
+    """What will be captured with this TRL, this config and this machine; what cannot be, and why."""
+    _need_trl("check")
+    # Libraries greet on stdout when they are imported or configured; that is where the result goes.
+    with contextlib.redirect_stdout(sys.stderr):
+        from rlmon.trl.check import check_config
+
+        report = check_config(config, trainer.value)
+    for note in report.notes:
+        print(note, file=sys.stderr)
+    for line in _aligned(report.rows):
+        _say(line)
+
+
+def _need_trl(command: str) -> None:
+    from importlib.util import find_spec
+
+    for package in ("torch", "transformers", "trl"):
+        if find_spec(package) is None:
+            raise MissingExtraError(
+                f"`rlmon {command}` needs {package}, which is not installed. Type: pip install 'rlmon[trl]'"
+            )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    for row in rows:
+        yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+
+
+@app.command(short_help="What happened to a run: verdict, checks, advice.")
+def audit(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Runs: a folder or a file of any of them.")],
+    reader: Annotated[str | None, typer.Option(metavar="NAME", help=READER_HELP)] = None,
+    mapping: Annotated[str | None, typer.Option("--map", metavar="OUR=THEIRS,...", help=MAP_HELP)] = None,
+    form: Annotated[AuditFormat, typer.Option("--format", help="How to print.")] = AuditFormat.rich,
+    fail_on: Annotated[FailOn, typer.Option(help="From which verdict on the exit code is 1.")] = FailOn.fail,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 where there is too little to judge.")] = False,
+    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="A run whose first steps are the base, instead of its own.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: what pays.")] = None,
+) -> None:
+    """What happened to a run: a verdict, its checks, and what to change.
+
+    Reads rlmon's own logs and what TRL, W&B, TensorBoard, trackio, verl and others left behind; it needs none of
+    them installed, and no GPU.
+
+    \b
+    rlmon audit out/grpo                                the folder of a TRL run (log_completions=True)
+    rlmon audit out/grpo --html report.html             and a page with charts and completions
+    rlmon audit wandb/run-20250101_120000-abc           an offline or synced W&B run
+    rlmon audit rows.jsonl --map prompt=question,completion=text,reward=score,step=iteration
+    rlmon audit out/grpo --format github --fail-on warn    in CI; also junit, markdown, json
+
+    \b
+    Exit codes: 0 nothing at or above --fail-on; 1 something was; 2 usage or unreadable;
+    3 too little data to judge, only with --strict.
+    """
+    if page is not None and len(paths) > 1:
+        raise ConfigError(f"--html writes the page of one run, got {len(paths)}. Audit them one by one.")
+    columns = _mapping(mapping)
+    audits: list[Audit] = []
+    code = 0
+    for path in paths:
+        try:
+            found = _audit(path, reader, columns, baseline, processes)
+        except RLMonError as error:
+            if len(paths) == 1:
+                raise
+            # One run that cannot be read does not hide what the others show.
+            _note(f"rlmon: {error}")
+            code = USAGE_OR_UNREADABLE
+            continue
+        audits.append(found)
+        code = min(code, _exit_code(found, fail_on, strict), key=WORST_FIRST.index)
+    if page is not None:
+        _write_page(page, audits[0])
+    if form is AuditFormat.rich:
+        _draw_audits(audits, page)
+    elif audits or form is not AuditFormat.markdown:
+        _say(_rendered(audits, form, fail_on, many=len(paths) > 1), end="")
+    raise typer.Exit(code)
+
+
+def _audit(
+    path: Path, reader: str | None, columns: Mapping[str, str] | None, baseline: Path | None, processes: int | None
+) -> Audit:
+    from rlmon.audit import engine
+
+    with _progress(str(path)) as progress:
+        return engine.audit(
+            path, reader=reader, mapping=columns, baseline=baseline, processes=processes, progress=progress
+        )
+
+
+def _exit_code(found: Audit, fail_on: FailOn, strict: bool) -> int:
+    if fail_on is not FailOn.never and found.verdict in ("fail", fail_on.value):
+        return FINDING
+    return TOO_LITTLE_DATA if strict and found.verdict == "insufficient" else 0
+
+
+def _rendered(audits: Sequence[Audit], form: AuditFormat, fail_on: FailOn, *, many: bool) -> str:
+    from rlmon.report import as_json, github, junit, markdown
+
+    if form is AuditFormat.json:
+        return as_json.render_array(*audits) if many else as_json.render(audits[0])
+    if form is AuditFormat.junit:
+        return junit.render(*audits, fail_on=fail_on.value)
+    if form is AuditFormat.github:
+        return github.render(*audits)
+    return markdown.render(*audits)
+
+
+def _draw_audits(audits: Sequence[Audit], page: Path | None) -> None:
+    from rich.console import Console, Group
+    from rich.rule import Rule
+
+    from rlmon.report import terminal
+
+    width = Console().width
+    for position, found in enumerate(audits):
+        drawing = terminal.render(found, width=width, page=None if page is None else str(page))
+        _draw(Group(Rule(style="dim"), drawing) if position else drawing)
+
+
+def _mapping(text: str | None) -> dict[str, str] | None:
+    """``prompt=question,completion=text`` as a mapping."""
+    if text is None:
+        return None
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    wrong = [ours + equals + theirs for ours, equals, theirs in pairs if not (ours.strip() and theirs.strip())]
+    if wrong or not pairs:
+        raise ConfigError(f"--map takes pairs like prompt=question,completion=text (rlmon's name first), got {text!r}.")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+@contextlib.contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Something to call with bytes done and in all: a bar on stderr, where that is a terminal and it takes a while."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    from rlmon.printable import one_line
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task(Text(one_line(name, 60)).plain)
+    began = time.monotonic()
+    started = False
+
+    def tell(done: int, total: int) -> None:
+        nonlocal started
+        bar.update(task, completed=done, total=total)
+        if not started and time.monotonic() - began > PROGRESS_AFTER_SECONDS:
+            bar.start()
+            started = True
+
+    try:
+        yield tell
+    finally:
+        if started:
+            bar.stop()
+
+
+def _note(text: str) -> None:
+    from rlmon.printable import one_line
+
+    print(one_line(text, 4_000), file=sys.stderr)
+
+
+def _write_page(file: Path, found: Audit) -> None:
+    from rlmon.report.audit import build_page
+
+    _write(file, build_page(found))
+
+
+def _write(file: Path, text: str) -> None:
+    """Replace the file as a whole. A link there is replaced and not followed: a run's folder may come from anybody."""
+    temporary = file.parent / f".{file.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(text)
+        os.replace(temporary, file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise ConfigError(f"cannot write {file}: {error.strerror or error}. Choose another file.") from error
+
+
+@app.command(short_help="The same as one HTML page, with charts and completions.")
+def report(
+    path: Annotated[Path, typer.Argument(help="A run, as for `rlmon audit`.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Default: report.html in an rlmon log, else ./rlmon-report.html."),
+    ] = None,
+    reader: Annotated[str | None, typer.Option(metavar="NAME", help=READER_HELP)] = None,
+    mapping: Annotated[str | None, typer.Option("--map", metavar="OUR=THEIRS,...", help=MAP_HELP)] = None,
+    baseline: Annotated[Path | None, typer.Option(metavar="RUN", help="As for `rlmon audit`.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="As for `rlmon audit`.")] = None,
+) -> None:
+    """Audit a run and write one self-contained HTML file: no server, no network, made to be mailed.
+
+    \b
+    rlmon report out/grpo
+    rlmon report out/grpo/rlmon --out ~/public/run-7.html
+    """
+    found = _audit(path, reader, _mapping(mapping), baseline, processes)
+    log = _log_in(path)
+    file = out if out is not None else Path("rlmon-report.html") if log is None else log / "report.html"
+    _write_page(file, found)
+    _say(str(file))
+    _note(f"{found.verdict.upper()}: {found.headline}")
+
+
+def _log_in(path: Path) -> Path | None:
+    """The rlmon log that ``path`` is or holds."""
+    return next((folder for folder in (path, path / "rlmon") if (folder / "run.json").is_file()), None)
+
+
+@app.command(short_help="Whether two runs, or two sets of seeds, differ.")
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run, or runs (seeds) separated by commas.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other run, or runs.")],
+    more_a: Annotated[list[Path] | None, typer.Option("--a", metavar="PATH", help="One more run of A.")] = None,
+    more_b: Annotated[list[Path] | None, typer.Option("--b", metavar="PATH", help="One more run of B.")] = None,
+    base: Annotated[Path | None, typer.Option(metavar="RUN", help="A run whose first steps are the base.")] = None,
+    form: Annotated[CompareFormat, typer.Option("--format", help="How to print.")] = CompareFormat.rich,
+    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page.")] = None,
+    reader: Annotated[str | None, typer.Option(metavar="NAME", help=READER_HELP)] = None,
+    mapping: Annotated[str | None, typer.Option("--map", metavar="OUR=THEIRS,...", help=MAP_HELP)] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="As for `rlmon audit`.")] = None,
+) -> None:
+    """What differs between two runs, or between two sets of seeds: endings, onsets, formats, examples side by side.
+
+    \b
+    rlmon compare out/plain out/kl
+    rlmon compare out/plain-0,out/plain-1 out/kl-0,out/kl-1 --html compare.html
+    rlmon compare out/plain-0 out/kl-0 --a out/plain-1 --b out/kl-1 --base out/base
+    """
+    from rlmon.audit.compare import compare as compared
+    from rlmon.report import compare as compare_report
+
+    columns = _mapping(mapping)
+    sides = [[*_paths(text), *(more or [])] for text, more in ((a, more_a), (b, more_b))]
+    audits = [[_audit(path, reader, columns, None, processes) for path in side] for side in sides]
+    result = compared(audits[0], audits[1], None if base is None else _audit(base, reader, columns, None, processes))
+    if page is not None:
+        _write(page, compare_report.html(result))
+        _note(f"The page is {page}.")
+    if form is CompareFormat.rich:
+        _draw(compare_report.terminal(result))
+    else:
+        _say((compare_report.json if form is CompareFormat.json else compare_report.markdown)(result))
+
+
+def _paths(text: str) -> list[Path]:
+    """``A1,A2`` as paths; a path that exists may hold commas."""
+    if Path(text).exists():
+        return [Path(text)]
+    return [Path(part) for part in text.split(",") if part]
+
+
+@app.command(short_help="A run as it trains, on one screen.")
+def watch(
+    path: Annotated[Path, typer.Argument(help="A run directory (<output_dir>/rlmon), or the folder it will be in.")],
+    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="How often to look.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one screen and leave.")] = False,
+) -> None:
+    """A run as it trains, on one screen: progress, metrics against the base, detectors, findings, faults.
+
+    Reads the log only, from another terminal or another machine that sees the folder; it can be started before the
+    run is. Ctrl-C leaves.
+
+    \b
+    rlmon watch out/grpo
+    rlmon watch out/grpo --once          one screen, for a script or a mail
+    """
+    from rlmon.report.watch import watch as run_watch
+
+    with _reader_may_leave():
+        run_watch(path, every_seconds=every, once=once)
+
+
+@app.command(short_help="Look at completions.")
+def show(
+    path: Annotated[Path, typer.Argument(help="A run directory (<output_dir>/rlmon), or any run that can be audited.")],
+    step: Annotated[int | None, typer.Option(help="Only completions of this step (first trained at it).")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Only this prompt_id, or the beginning of one.")] = None,
+    mode: Annotated[str | None, typer.Option(help="Only this format mode.")] = None,
+    template: Annotated[str | None, typer.Option(help="Only this template (the short name that is shown).")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many completions.")] = 20,
+    all_attempts: Annotated[bool, typer.Option(help="Also rows that a resumed run has superseded.")] = False,
+    reader: Annotated[str | None, typer.Option(metavar="NAME", help=READER_HELP)] = None,
+    mapping: Annotated[str | None, typer.Option("--map", metavar="OUR=THEIRS,...", help=MAP_HELP)] = None,
+) -> None:
+    """Look at completions: those of the newest step unless a filter says otherwise.
+
+    \b
+    rlmon show out/grpo/rlmon --step 120 --mode json
+    rlmon show out/grpo --prompt 3f2a --limit 50        any run that can be audited
+    """
+    from rlmon.report import show as shown
+
+    filters = shown.Filters(step=step, prompt=prompt, mode=mode, template=template, limit=limit)
+    if reader is None and mapping is None and (log := _log_in(path)) is not None:
+        from rlmon.runlog import open_run
+
+        found = shown.of_log(open_run(log), filters, all_attempts=all_attempts)
+    else:
+        from rlmon.audit.readers import open_source
+
+        found = shown.of_run(open_source(path, reader=reader, mapping=_mapping(mapping)), filters)
+    modes = found.modes.most_common()
+    if not found.rows:
+        had = ", ".join(f"{name} {count}" for name, count in modes) or "none for this step and prompt"
+        raise RunLogError(f"No completion in {path} fits these filters. Modes there: {had}.")
+    for row in found.rows:
+        _say(shown.render(row))
+    shares = ", ".join(f"{name} {count / found.modes.total():.2f}" for name, count in modes)
+    _note(f"{len(found.rows)} of {found.fitting} completions; modes: {shares}")
 
 
 @app.command(short_help="The catalogue of metrics.")
@@ -79,7 +526,7 @@ def metrics(
     if family is not None and family not in families:
         raise ConfigError(f"There is no metric family {family!r}; there are {', '.join(families)}.")
     if form is CatalogueFormat.markdown and family is None:
-        print(render_markdown(), end="")
+        _say(render_markdown(), end="")
         return
     rows = [dataclasses.asdict(metric) for metric in METRICS if family in (None, _family(metric.name))]
     _print_catalogue(rows, form)
@@ -115,17 +562,17 @@ def _price(measured: Mapping[str, Any] | None) -> str:
 
 def _print_catalogue(rows: Sequence[Mapping[str, Any]], form: CatalogueFormat) -> None:
     if form is CatalogueFormat.json:
-        print(json.dumps(rows, indent=2))
+        _say(json.dumps(rows, indent=2))
         return
     markdown = form is CatalogueFormat.markdown
     for row in rows:
         (_, title), *rest = row.items()
-        print(f"### `{title}`\n" if markdown else title)
+        _say(f"### `{title}`\n" if markdown else title)
         for key, value in rest:
             if value is not None and value != "":
                 name = key.replace("_", " ")
-                print(f"- {name}: {_said(value)}" if markdown else f"    {name}: {_said(value)}")
-        print()
+                _say(f"- {name}: {_said(value)}" if markdown else f"    {name}: {_said(value)}")
+        _say()
 
 
 def _said(value: Any) -> str:
@@ -134,125 +581,6 @@ def _said(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_said(inner) for inner in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-@app.command(short_help="Look at completions.")
-def show(
-    path: Annotated[Path, typer.Argument(help="A run directory (<output_dir>/rlmon).")],
-    step: Annotated[int | None, typer.Option(help="Only completions first trained at this step.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Only this prompt_id, or the beginning of one.")] = None,
-    mode: Annotated[str | None, typer.Option(help="Only this format mode.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many completions.")] = 20,
-    all_attempts: Annotated[bool, typer.Option(help="Also rows that a resumed run has superseded.")] = False,
-) -> None:
-    """Look at completions: those of the newest step unless a filter says otherwise."""
-    from collections import Counter
-
-    import pyarrow.compute as pc
-
-    from rlmon.runlog import open_run
-
-    table = open_run(path).rollouts(all_attempts=all_attempts)
-    if table.num_rows == 0:
-        raise RunLogError(f"{path} holds no completions yet. They are written at each generation.")
-    if step is None and prompt is None and mode is None:
-        step = pc.max(pc.filter(table["step"], pc.equal(table["split"], "train"))).as_py()
-        step = pc.max(table["step"]).as_py() if step is None else step
-    if step is not None:
-        table = table.filter(pc.equal(table["step"], step))
-    if prompt is not None:
-        table = table.filter(pc.starts_with(table["prompt_id"], prompt))
-    counts = Counter(table["mode"].to_pylist())
-    if mode is not None:
-        table = table.filter(pc.equal(table["mode"], mode))
-    if table.num_rows == 0:
-        had = ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none for this step and prompt"
-        raise RunLogError(f"No completion in {path} fits these filters. Modes there: {had}.")
-    for row in table.slice(0, limit).to_pylist():
-        _print_completion(row)
-    total = sum(counts.values())
-    modes = ", ".join(f"{name} {count / total:.2f}" for name, count in counts.most_common())
-    print(f"{min(limit, table.num_rows)} of {table.num_rows} completions; modes: {modes}", file=sys.stderr)
-
-
-def _print_completion(row: Mapping[str, Any]) -> None:
-    from rlmon.sinks.terminal import one_line
-
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3g}"
-
-    print(
-        f"== step {row['step']} round {row['round']} {row['split']} row {row['global_row']} "
-        f"prompt {row['prompt_id'][:12]} source {one_line(row['source'], 40)} mode {one_line(row['mode'], 40)} "
-        f"reward {number(row['reward'])} advantage {number(row['advantage'])} tokens {row['completion_tokens']}"
-        + (" truncated" if row["truncated"] else "")
-    )
-    for name in ("prompt", "completion"):
-        text = row[name]
-        if text is None:
-            print(f"{name}: not stored (rlmon_store_text or rlmon_text_sample_per_round)")
-            continue
-        print(f"{name}:")
-        # A mark before every line: no completion can pass for a line of ours.
-        for line in text.split("\n"):
-            print(f"  | {one_line(line, 2_000)}")
-    print()
-
-
-@app.command(short_help="What a YAML file would have captured, and what not.")
-def check(
-    config: Annotated[Path, typer.Argument(help="A YAML file for `trl grpo`, `trl rloo` or trainers/train_*.py.")],
-    trainer: Annotated[TrainerKind, typer.Option(help="The trainer that it is for.")] = TrainerKind.grpo,
-) -> None:
-    """What will be captured with this TRL, this config and this machine; what cannot be, and why."""
-    _need_trl("check")
-    # Libraries greet on stdout when they are imported or configured; that is where the result goes.
-    with contextlib.redirect_stdout(sys.stderr):
-        from rlmon.trl.check import check_config
-
-        report = check_config(config, trainer.value)
-    for note in report.notes:
-        print(note, file=sys.stderr)
-    for line in _aligned(report.rows):
-        print(line)
-
-
-def _need_trl(command: str) -> None:
-    from importlib.util import find_spec
-
-    for package in ("torch", "transformers", "trl"):
-        if find_spec(package) is None:
-            raise MissingExtraError(
-                f"`rlmon {command}` needs {package}, which is not installed. Type: pip install 'rlmon[trl]'"
-            )
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    for row in rows:
-        yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
-
-
-@app.command(short_help="Collapse a tiny model on purpose and watch it happen.")
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the run logs, demo.json and the page.")] = Path("out/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="The first seed only, both arms, the same claims.")] = False,
-    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
-    arms: Annotated[str | None, typer.Option(help="Only these arms, separated by commas. Default: all.")] = None,
-) -> None:
-    """Train a tiny model with real TRL GRPO until it knows one answer format only, and once more held by KL.
-
-    Ends with a table, demo.json and one self-contained HTML page. Exit code 1 when a claim does not hold.
-    """
-    _need_trl("demo")
-    from rlmon.lab.demo import ARMS, run
-
-    try:
-        numbers = tuple(int(seed) for seed in seeds.split(","))
-    except ValueError:
-        raise ConfigError(f"--seeds must be whole numbers separated by commas, got {seeds!r}.") from None
-    names = tuple(arms.split(",")) if arms is not None else tuple(ARMS)
-    raise typer.Exit(run(out, numbers, names, quick))
 
 
 if __name__ == "__main__":

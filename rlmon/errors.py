@@ -7,6 +7,7 @@
     ├── AttachError            this trainer, this TRL or this machine cannot be monitored as asked
     ├── RunLogError            a run directory cannot be read or written (also OSError)
     │   └── SchemaError        it was written by another schema
+    ├── ReadError              what was given to audit is no run that can be read (also OSError)
     └── MissingExtraError      an optional dependency is not installed (also ImportError)
 
 All of them are raised *before* the first training step or by commands; nothing here is raised into a running
@@ -34,6 +35,10 @@ class RunLogError(RLMonError, OSError):
 
 class SchemaError(RunLogError):
     """A run directory was written by a schema that this version cannot read."""
+
+
+class ReadError(RLMonError, OSError):
+    """What was given to audit is not a run, or cannot be read."""
 
 
 class MissingExtraError(RLMonError, ImportError):

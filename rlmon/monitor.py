@@ -286,7 +286,7 @@ class Monitor:
                 self.writer.append_event("fault", dataclasses.asdict(fault))
                 written = True
         if self.config.rlmon_console or not written:
-            from rlmon.sinks.terminal import one_line
+            from rlmon.printable import one_line
 
             with contextlib.suppress(Exception):
                 print(f"rlmon FAULT {place} (rank {self.rank}): {one_line(text)}", file=sys.stderr, flush=True)

@@ -29,6 +29,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,15 @@ class Plan:
     @property
     def detectors(self) -> int:
         return len(self.all_of_D)
+
+    @cached_property
+    def groups(self) -> tuple[Ints, tuple[Ints, Ints], Floats]:
+        """Processes of one detector and rung stand together: where each run of them starts, its detector and rung, and
+        per process the logarithm of how many there are in its run."""
+        pair = 2 * self.detector_K + self.rung_K
+        starts = np.flatnonzero(np.concatenate([[True], pair[1:] != pair[:-1]]))
+        size = np.diff(np.append(starts, len(pair)))
+        return starts, (self.detector_K[starts], self.rung_K[starts]), np.log(np.repeat(size, size))
 
 
 @dataclass(frozen=True)
@@ -166,7 +176,7 @@ def restart_weight(records: int, total: int | None) -> float:
 
 def unit(line: Floats, least: Floats, direction: Floats) -> Floats:
     """Length of a bet of -1: from the line down to the least block of the baseline, or to zero; > 0."""
-    spared = np.where(direction > 0, np.clip(np.nan_to_num(least, nan=0.0), 0.0, 0.5 * line), 0.0)
+    spared = np.where(direction > 0, np.clip(np.where(np.isnan(least), 0.0, least), 0.0, 0.5 * line), 0.0)
     return np.asarray(line - spared, dtype=np.float64)
 
 
@@ -234,6 +244,8 @@ class _Record:
     bet_sum: Floats
     bet_count: Floats
     sources: set[int]
+    lines_and_units: dict[int, tuple[Floats, Floats]]
+    """By source: they change only where a baseline is completed, after the last block of a record."""
 
 
 def observe(
@@ -257,13 +269,15 @@ def observe(
         bet_sum=np.zeros_like(arrays.excess),
         bet_count=np.zeros_like(arrays.excess),
         sources=set(),
+        lines_and_units={},
     )
     for source, z_NQ, prompts, completions in blocks:
         _feed_baseline(arrays, source, z_NQ, prompts, completions)
         if not only_baseline:
             _place_bets(plan, arrays, now, source, z_NQ, weight_by_now)
-        now.z_sum[:, source] += np.nan_to_num(z_NQ)
-        now.z_count[:, source] += np.isfinite(z_NQ)
+        seen_NQ = np.isfinite(z_NQ)
+        now.z_sum[:, source] += np.where(seen_NQ, z_NQ, 0.0)
+        now.z_count[:, source] += seen_NQ
         now.sources.add(source)
     for source in now.sources:
         _close_baseline(plan, arrays, source, now.z_count[:, source] > 0)
@@ -311,25 +325,27 @@ def _close_baseline(plan: Plan, arrays: Arrays, source: int, seen_NQ: Bools) -> 
 
 def _place_bets(plan: Plan, arrays: Arrays, now: _Record, source: int, z_NQ: Floats, weight_by_now: float) -> None:
     z = z_NQ[:, plan.stat_K]
-    line = source_lines(plan, arrays, source)
-    least = np.where(np.isnan(plan.factor_K), 0.0, arrays.least[:, source][:, plan.stat_K])
-    b = bet(z, line, unit(line, least, plan.direction_K), plan.direction_K, plan.clip)
+    if source not in now.lines_and_units:
+        line = source_lines(plan, arrays, source)
+        least = np.where(np.isnan(plan.factor_K), 0.0, arrays.least[:, source][:, plan.stat_K])
+        now.lines_and_units[source] = line, unit(line, least, plan.direction_K)
+    b = bet(z, *now.lines_and_units[source], plan.direction_K, plan.clip)
     placed = np.isfinite(b)
     if not placed.any():
         return
     b = np.where(placed, b, 0.0)
-    columns = np.arange(len(plan.stat_K))
-    slot_K = np.where(plan.per_source_K, source, 0)
-    spent = arrays.spent[:, slot_K, columns]
+    # A process that is not per source lives in slot 0 whatever the source is.
+    at = (slice(None), np.where(plan.per_source_K, source, 0), np.arange(len(plan.stat_K)))
+    spent = arrays.spent[at]
     fresh = weight_by_now - spent
     log_weight = np.where(fresh > 0, np.log(np.where(fresh > 0, fresh, 1.0)), LOG_ZERO)
-    old = arrays.wealth[:, slot_K, columns]
+    old = arrays.wealth[at]
     new = np.maximum(grow(old, log_weight, b, plan.lambdas_L), LOG_ZERO)
-    arrays.wealth[:, slot_K, columns] = np.where(placed[..., None], new, old)
-    arrays.spent[:, slot_K, columns] = np.where(placed, np.maximum(spent, weight_by_now), spent)
-    arrays.bets[:, slot_K, columns] += placed
-    now.bet_sum[:, slot_K, columns] += b
-    now.bet_count[:, slot_K, columns] += placed
+    arrays.wealth[at] = np.where(placed[..., None], new, old)
+    arrays.spent[at] = np.where(placed, np.maximum(spent, weight_by_now), spent)
+    arrays.bets[at] += placed
+    now.bet_sum[at] += b
+    now.bet_count[at] += placed
 
 
 def _smooth(into: Floats, total: Floats, count: Floats, smoothing: float) -> None:
@@ -343,7 +359,7 @@ def detector_evidence(plan: Plan, arrays: Arrays) -> tuple[Floats, Bools, Bools]
     """Evidence of every detector and rung, whether the recent blocks agree, and whether it ever bet.
 
     Returns log evidence minus its threshold [N, D, 2] (0 and above alarms), the gate [N, D, 2] (the smoothed
-    statistic is past the line too) and has-bet [N, D, 2].
+    statistic is past the line too; only looked at where the evidence is 0 and above) and has-bet [N, D, 2].
     """
     runs, sources = arrays.spent.shape[:2]
     log_m = log_evidence(arrays.wealth, arrays.spent)  # [N, S, K]
@@ -351,30 +367,30 @@ def detector_evidence(plan: Plan, arrays: Arrays) -> tuple[Floats, Bools, Bools]
     # Slot s of a per-source process answers for a share 1 / ((s + 1)(s + 2)) of its error rate; these sum to 1.
     share = np.where(plan.per_source_K[None, :], np.log((slots + 1.0) * (slots + 2.0))[:, None], 0.0)
     margin = log_m - plan.log_threshold_D[plan.detector_K] - share[None]
-    past = np.nan_to_num(arrays.excess, nan=-1.0) > 0
+    past = arrays.excess > 0  # False where nothing was bet yet: NaN
     bet_made = arrays.bets > 0
+    # Most of the time nothing is near an alarm: the maxima of all detectors at once, and the rest where it matters.
+    starts, owner, members = plan.groups
+    best = np.where(bet_made, margin - members, LOG_ZERO).max(axis=1)
     evidence = np.full((runs, plan.detectors, 2), LOG_ZERO)
-    gate = np.zeros((runs, plan.detectors, 2), dtype=np.bool_)
     has_bet = np.zeros((runs, plan.detectors, 2), dtype=np.bool_)
-    for detector in range(plan.detectors):
-        for rung in (WARN, FAIL):
-            mine = np.flatnonzero((plan.detector_K == detector) & (plan.rung_K == rung))
-            if not len(mine):
-                continue
+    gate = np.zeros((runs, plan.detectors, 2), dtype=np.bool_)
+    evidence[:, owner[0], owner[1]] = np.maximum.reduceat(best, starts, axis=1)
+    has_bet[:, owner[0], owner[1]] = np.logical_or.reduceat(bet_made.any(axis=1), starts, axis=1)
+    ends = np.append(starts[1:], len(plan.stat_K))
+    for detector, rung, start, end in zip(*owner, starts, ends, strict=True):
+        mine = slice(start, end)
+        if plan.all_of_D[detector]:
+            # Every statistic that was measured must have passed: the weakest one speaks.
             used = bet_made[:, :, mine]
-            has_bet[:, detector, rung] = used.any(axis=(1, 2))
-            parts, parts_past = margin[:, :, mine], past[:, :, mine]
-            if plan.all_of_D[detector]:
-                # Every statistic that was measured must have passed: the weakest one speaks.
-                parts = np.where(used, parts, np.inf)
-                evidence[:, detector, rung] = np.where(used.any(axis=(1, 2)), parts.min(axis=(1, 2)), LOG_ZERO)
-                gate[:, detector, rung] = np.where(used, parts_past, True).all(axis=(1, 2)) & used.any(axis=(1, 2))
-            else:
-                # The average of e-processes is one, but the maximum is not: each statistic gets an equal share.
-                parts = np.where(used, parts - math.log(len(mine)), LOG_ZERO).reshape(runs, -1)
-                best = parts.argmax(axis=1)
-                evidence[:, detector, rung] = parts[np.arange(runs), best]
-                gate[:, detector, rung] = parts_past.reshape(runs, -1)[np.arange(runs), best]
+            parts = np.where(used, margin[:, :, mine], np.inf)
+            evidence[:, detector, rung] = np.where(used.any(axis=(1, 2)), parts.min(axis=(1, 2)), LOG_ZERO)
+            gate[:, detector, rung] = np.where(used, past[:, :, mine], True).all(axis=(1, 2)) & used.any(axis=(1, 2))
+        elif (evidence[:, detector, rung] >= 0).any():
+            # The average of e-processes is one, but the maximum is not: each statistic gets an equal share (above).
+            parts = np.where(bet_made[:, :, mine], margin[:, :, mine] - math.log(end - start), LOG_ZERO)
+            speaker = parts.reshape(runs, -1).argmax(axis=1)
+            gate[:, detector, rung] = past[:, :, mine].reshape(runs, -1)[np.arange(runs), speaker]
     return evidence, gate, has_bet
 
 
@@ -392,12 +408,12 @@ def _alarms(plan: Plan, arrays: Arrays, bet_now: Bools) -> Bools:
 
     spoke = np.zeros_like(arrays.calm, dtype=np.bool_)
     inside = np.ones_like(spoke)
-    past = np.nan_to_num(arrays.excess, nan=-1.0) > 0
-    for k in range(len(plan.stat_K)):
-        detector = plan.detector_K[k]
-        spoke[:, detector] |= bet_now[:, :, k].any(axis=1)
-        if plan.rung_K[k] == WARN:
-            inside[:, detector] &= ~past[:, :, k].any(axis=1)
+    past = arrays.excess > 0  # False where nothing was bet yet: NaN
+    starts, (detector, rung), _ = plan.groups
+    for d, bet_made in zip(detector, np.logical_or.reduceat(bet_now.any(axis=1), starts, axis=1).T, strict=True):
+        spoke[:, d] |= bet_made
+    outside = np.logical_or.reduceat(past.any(axis=1), starts, axis=1)
+    inside[:, detector[rung == WARN]] = ~outside[:, rung == WARN]
     arrays.calm[:] = np.where(spoke, np.where(inside, arrays.calm + 1, 0), arrays.calm)
     rearm = (arrays.calm >= plan.rearm_records) & arrays.raised.any(axis=2)
     if rearm.any():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import itertools
 import json
 import operator
 import re
@@ -119,10 +120,26 @@ def mask_template(text: str) -> str:
         masked = _CURLY_QUOTED.sub("«", masked)
         masked = _NAME.sub("N", _NUMBER.sub("#", masked))
     else:
-        masked = _ASCII_NAME.sub("N", _ASCII_NUMBER.sub("#", masked))
+        masked = _mask_ascii(masked)
     if "  " in masked or "\t" in masked:
         masked = _SPACE.sub(" ", masked)
     return masked.replace("«", "Q")
+
+
+# Searching for a class of characters walks the text; searching for one character does not. So capitals and digits
+# become one mark each first (bytes.translate costs a nanosecond a character).
+_CAPITAL, _DIGIT = b"\x01", b"\x02"
+_MARKED = bytes(1 if 65 <= byte <= 90 else 2 if 48 <= byte <= 57 else byte for byte in range(256))
+_MARKED_NUMBER = re.compile(rb"\x02(?:[\x02.,]*\x02)?")
+_MARKED_NAME = re.compile(rb"\x01[a-z_\x01]*")
+
+
+def _mask_ascii(text: str) -> str:
+    """``_ASCII_NAME`` and ``_ASCII_NUMBER`` replaced, in half the time."""
+    data = text.encode("ascii")
+    if _CAPITAL in data or _DIGIT in data:
+        return _ASCII_NAME.sub("N", _ASCII_NUMBER.sub("#", text))
+    return _MARKED_NAME.sub(b"N", _MARKED_NUMBER.sub(b"#", data.translate(_MARKED))).decode("ascii")
 
 
 _OPENING_TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -135,8 +152,8 @@ def opening_tokens(text: str) -> tuple[str, ...]:
 
 
 def _opening_of_masked(masked: str) -> tuple[str, ...]:
-    tokens = _OPENING_TOKEN.findall(masked[:200])
-    return tuple(tokens[:_OPENING_TOKENS])
+    found = itertools.islice(_OPENING_TOKEN.finditer(masked[:200]), _OPENING_TOKENS)
+    return tuple(token.group() for token in found)
 
 
 # --- final answer ---------------------------------------------------------------------------------------------
@@ -326,11 +343,14 @@ _CONTROLS = bytes([*range(9), 11, 12, *range(14, 32), 127])
 
 
 def _is_fenced(text: str) -> bool:
-    return "```" in text or "\n~~~" in text or text.startswith("~~~")
+    # One character is found by memchr, ten times quicker than three.
+    if "`" in text and "```" in text:
+        return True
+    return "~" in text and ("\n~~~" in text or text.startswith("~~~"))
 
 
 def _is_xml(text: str) -> bool:
-    at = text.find("</")
+    at = text.find("</") if "<" in text else -1
     for _ in range(8):
         if at < 0:
             return False
@@ -449,7 +469,8 @@ def _is_code(statement: ast.stmt, text: str) -> bool:
 
 
 def _is_boxed(text: str) -> bool:
-    return ("\\" in text or "$" in text) and _LATEX.search(text) is not None
+    # The usual case first: a search for one word is ten times quicker than the pattern.
+    return "\\boxed" in text or (("\\" in text or "$" in text) and _LATEX.search(text) is not None)
 
 
 def _at_least(pattern: re.Pattern[str], text: str, count: int) -> bool:

@@ -9,6 +9,7 @@ repetition.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ DECILES = 10
 SKETCH_SIZE = 128
 NGRAM = 4
 STORED_OPENERS = 64
+_ASCII_DIGIT = re.compile("[0-9]")
 _SORT_MOST = 1_024
 _PAD = np.uint32(0xFFFFFFFF)
 _SENTENCE_ENDS = ".!?\u3002\uff01\uff1f\uff61\u061f\u0964\u0965\u2026"
@@ -55,7 +57,7 @@ class Vocabulary:
             bare = text.strip().rstrip(_CLOSERS)
             if "\n" in text or (bare and bare[-1] in _SENTENCE_ENDS):
                 self.is_break[token] = True
-            if bare and any(mark.isdigit() for mark in bare):
+            if bare and (_ASCII_DIGIT.search(bare) if bare.isascii() else any(mark.isdigit() for mark in bare)):
                 self.canonical[token] = size
         self.token_hash: NDArray[np.uint32] = _mixed(self.canonical.view(np.uint32))
 

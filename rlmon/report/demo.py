@@ -74,8 +74,8 @@ def build_page(demo: Mapping[str, Any], series: Mapping[str, Mapping[str, Any]])
         title="rlmon demo: what GRPO did to six answer formats",
         body=body,
         data={"demo": demo, "series": series, "order": order},
-        styles=("vendor/uPlot.min.css", "assets/demo.css"),
-        scripts=("vendor/uPlot.iife.min.js", "assets/demo.js"),
+        styles=("vendor/uPlot.min.css", "assets/page.css", "assets/demo.css"),
+        scripts=("vendor/uPlot.iife.min.js", "assets/page.js", "assets/demo.js"),
     ).replace("/*figure-style*/", FIGURE_STYLE, 1)
 
 

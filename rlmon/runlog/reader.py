@@ -133,6 +133,15 @@ class Run:
         """One row per completion and training pass; as ``rollouts``."""
         return self._rows("passes", columns, all_attempts)
 
+    def row_files(self, folder: str = "rollouts") -> list[str]:
+        """Names of the files of a folder that count now, in the order of attempt, split, round and rank."""
+        return compaction.live_files(self.path / folder, compaction.read_manifest(self.path).listing(folder))
+
+    def rows_of(self, name: str, columns: Sequence[str], folder: str = "rollouts") -> pa.Table:
+        """The shown rows of one of ``row_files``. Raises ``OSError`` or ``pa.ArrowException`` where it is damaged."""
+        table = _read_file(self.path / folder / name, folder, schema.TABLES[folder], columns)
+        return _shown(table, self._last_steps())
+
     # ---- internals
 
     def _objects(self, file: str, kind: str) -> Iterator[dict[str, Any]]:

@@ -2,44 +2,21 @@
 
 A part of the monitor that fails is not said here: the rank it happens on says it at once, with the error.
 
-Text from a run is hostile: a completion may hold escape sequences that retitle a window or repaint a line above.
-`one_line` is the only way such text reaches a terminal here.
+Text from a run is hostile: `rlmon.printable.one_line` is the only way it reaches a terminal here.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
+from rlmon.printable import one_line
 from rlmon.records import Finding, StepRecord
 from rlmon.sinks import SampleRows
 
-MAX_LINE_CHARACTERS = 600
 _COLOURS = {"warn": "33", "fail": "1;31", "fault": "35"}
-
-
-def one_line(text: str, limit: int = MAX_LINE_CHARACTERS) -> str:
-    """The text as one line of at most ``limit`` printable characters.
-
-    Control characters, escape sequences, direction overrides, line separators and lone surrogates come out as
-    backslash escapes; exotic spaces as spaces. What was cut is marked by an ellipsis.
-    """
-    cut = len(text) > limit
-    shown = "".join(_visible(character) for character in text[:limit])
-    if cut or len(shown) > limit:
-        shown = shown[: max(limit - 1, 0)] + "…"
-    return shown
-
-
-def _visible(character: str) -> str:
-    if character.isprintable():
-        return character
-    if unicodedata.category(character) == "Zs":
-        return " "
-    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 class TerminalSink:

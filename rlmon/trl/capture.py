@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rlmon.metrics.prompts import prompt_identity, render_completion, render_prompt
 from rlmon.records import RolloutBatch, Split
-from rlmon.trl.prompts import SourceMap, prompt_identity, render_completion, render_prompt
+from rlmon.trl.prompts import SourceMap
 
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor

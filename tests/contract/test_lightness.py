@@ -56,7 +56,7 @@ def test_import_rlmon_loads_nothing_heavy() -> None:
 
 def test_rlmon_help_loads_nothing_heavy() -> None:
     help_text = run(["-m", "rlmon.cli", "--help"])
-    for command in ("demo", "metrics", "detectors", "check", "show"):
+    for command in ("demo", "check", "audit", "report", "compare", "watch", "show", "metrics", "detectors"):
         assert f"\n  {command} " in help_text
     silenced = (
         f"import io, contextlib\nwith contextlib.redirect_stdout(io.StringIO()):\n    {HELP!r}\n    exec({HELP!r})"
@@ -77,7 +77,8 @@ def test_the_check_of_time_can_fail() -> None:
 @pytest.mark.parametrize(
     "module",
     ["rlmon.records", "rlmon.config", "rlmon.metrics.catalog", "rlmon.metrics.tokens", "rlmon.detectors",
-     "rlmon.runlog", "rlmon.monitor", "rlmon.sinks.terminal", "rlmon.sinks.wandb", "rlmon.report"],
+     "rlmon.runlog", "rlmon.monitor", "rlmon.sinks.terminal", "rlmon.sinks.wandb", "rlmon.report", "rlmon.audit.engine",
+     "rlmon.report.terminal", "rlmon.report.watch", "rlmon.report.show", "rlmon.report.audit", "rlmon.cli"],
 )  # fmt: skip
 def test_no_training_library_below_the_trl_room(module: str) -> None:
     assert loaded(f"import {module}", ("torch", "trl", "transformers", "datasets", "pandas", "wandb")) == []

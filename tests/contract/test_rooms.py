@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlmon"
 
 STDLIB_ONLY: frozenset[str] = frozenset()
-LANGUAGE = {"records", "errors"}
+LANGUAGE = {"records", "errors", "printable"}
 BELOW_MONITOR = LANGUAGE | {"config", "metrics", "detectors", "interventions", "runlog"}
 TRAINING = {"torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "packaging", "yaml"} | {
     "safetensors",
@@ -33,6 +33,7 @@ class Room:
 ROOMS = {
     "records": Room(set(), STDLIB_ONLY),
     "errors": Room(set(), STDLIB_ONLY),
+    "printable": Room(set(), STDLIB_ONLY),
     "config": Room(LANGUAGE, STDLIB_ONLY),
     "metrics": Room(LANGUAGE, {"numpy", "jaxtyping"}),
     "detectors": Room(LANGUAGE, {"numpy"}),
@@ -43,7 +44,7 @@ ROOMS = {
     "sinks": Room(LANGUAGE, {"wandb"}),
     "trl": Room(BELOW_MONITOR | {"monitor", "sinks"}, TRAINING),
     "audit": Room(LANGUAGE | {"runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),
-    "report": Room(LANGUAGE | {"runlog", "metrics", "detectors"}, {"numpy", "pyarrow"}),
+    "report": Room(LANGUAGE | {"runlog", "metrics", "detectors", "audit"}, {"numpy", "pyarrow", "rich"}),
     "lab": Room(
         BELOW_MONITOR | {"monitor", "sinks", "trl", "report"},
         TRAINING | {"pyarrow", "rich", "tokenizers", "safetensors", "reasoning_gym"},

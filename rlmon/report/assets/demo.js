@@ -1,35 +1,15 @@
 "use strict";
-// Every string from a run reaches the page through textContent (el below); nothing here writes markup.
+// Every string from a run reaches the page through textContent (el in page.js); nothing here writes markup.
 (() => {
-  const { demo, series, order } = JSON.parse(document.getElementById("data").textContent);
+  const { $, el, table, fixed, css } = page;
+  const { demo, series, order } = page.data;
   const SMOOTH = 5;
-  const $ = (id) => document.getElementById(id);
   const nameOf = (run) => `${run.arm}-seed${run.seed}`;
   const armWords = { unprotected: "unprotected", kl: "with KL" };
   const words = (arm) => armWords[arm] || arm;
-  const fixed = (value, digits = 3) => (value === null || value === undefined ? "–" : Number(value).toFixed(digits));
   const stepOf = (value) => (value === null || value === undefined ? "never" : String(value));
   const collapse = new Set(["format-collapse", "entropy-collapse"]);
 
-  function el(tag, props = {}, ...children) {
-    const node = document.createElement(tag);
-    for (const [key, value] of Object.entries(props)) {
-      if (key === "class") node.className = value;
-      else node.setAttribute(key, value);
-    }
-    for (const child of children) node.append(child instanceof Node ? child : document.createTextNode(String(child)));
-    return node;
-  }
-  function table(target, head, rows, numeric = new Set()) {
-    const side = (i) => (numeric.has(i) ? { class: "n" } : {});
-    target.append(el("thead", {}, el("tr", {}, ...head.map((h, i) => el("th", { scope: "col", ...side(i) }, h)))));
-    const body = el("tbody");
-    for (const row of rows) {
-      const cells = row.cells.map((cell, i) => (i === 0 ? el("th", { scope: "row" }, cell) : el("td", side(i), cell)));
-      body.append(el("tr", row.class ? { class: row.class } : {}, ...cells));
-    }
-    target.append(body);
-  }
   const trailing = (values) =>
     values.map((value, i) => {
       if (value === null) return null;
@@ -118,8 +98,7 @@
     const at = new Map(series[nameOf(run)].steps.map((step, i) => [step, smoothed[nameOf(run)][key][i]]));
     return steps.map((step) => at.get(step) ?? null);
   };
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const armColour = (arm) => css(`--arm-${arm}`) || css("--accent");
+  const armColour = (arm) => css(`--arm-${arm}, var(--accent)`);
   let seedsShown = new Set(demo.seeds);
   let plots = [];
 

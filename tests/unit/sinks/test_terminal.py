@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlmon.printable import one_line
 from rlmon.records import Finding, StepRecord
-from rlmon.sinks.terminal import TerminalSink, one_line
+from rlmon.sinks.terminal import TerminalSink
 
 MakeStep = Callable[..., StepRecord]
 MakeFinding = Callable[..., Finding]

@@ -1,0 +1,99 @@
+"""Everything that checks look at: the run as it was counted, folded and laid out over time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rlmon.audit.contrast import Windows
+from rlmon.audit.features import Bools, Floats
+from rlmon.audit.partial import Partial
+from rlmon.audit.run import OpenedRun
+from rlmon.audit.timeline import Timeline
+from rlmon.records import Action, Fault, Finding, StepRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """What an rlmon log says of itself."""
+
+    findings: Sequence[Finding]
+    actions: Sequence[Action]
+    faults: Sequence[Fault]
+    shed_rows: int
+    torn_lines: int
+    differences: Sequence[str]
+    """Where the replay does not give the live findings, or the rows not the live metrics; empty when all agree."""
+    stored_text: str
+    """``full | hash | off``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """What the detectors made of the run."""
+
+    findings: Sequence[Finding]
+    status: Sequence[Mapping[str, Any]]
+    """``detectors.status`` after the last step."""
+    alpha: float
+    looks: int
+    """Records that were folded."""
+    records: Sequence[StepRecord]
+    """Those of the first steps at least: what another run takes as its base."""
+    live: Live | None
+    """``None``: the run was not watched by rlmon."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One run, ready to be judged."""
+
+    run: OpenedRun
+    modes: Sequence[str]
+    counted: Partial
+    line: Timeline
+    windows: Windows | None
+    fold: Fold
+    scalars: Mapping[str, Sequence[tuple[int, float]]]
+    characters: bool
+    """Lengths are in characters, since nothing says how many tokens there were."""
+    baseline_kind: str
+    base: Partial | None = None
+    """Counts of the base's own run, where another run was given."""
+
+    def with_base(self, other: Case, fold: Fold) -> Case:
+        """The case with the first steps of ``other`` as its base."""
+        assert other.windows is not None
+        keep = np.isin(other.counted.groups["step"], other.windows.base) & ~other.counted.groups["eval"]
+        base = dataclasses.replace(
+            other.counted, groups={name: values[keep] for name, values in other.counted.groups.items()}
+        )
+        base.samples = [
+            table.filter(pa.array(np.isin(table["step"].to_numpy(), other.windows.base)))
+            for table in other.counted.samples
+        ]
+        return dataclasses.replace(self, base=base, fold=fold, baseline_kind="given")
+
+    def series(self, name: str) -> Floats | None:
+        """The values of a metric [S], ``None`` where it was never measured."""
+        return self.line.series.get(name)
+
+    def ends(self) -> tuple[dict[str, NDArray[Any]], Bools, Bools]:
+        """Groups with their columns [G], and which of them belong to the base and to the last window of the run."""
+        groups = self.counted.groups
+        if not groups or self.windows is None:
+            return {}, np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)
+        train = ~groups["eval"]
+        last = train & np.isin(groups["step"], self.windows.last)
+        if self.base is None:
+            return groups, train & np.isin(groups["step"], self.windows.base), last
+        given = self.base.groups
+        both = {name: np.concatenate([given[name], values]) for name, values in groups.items()}
+        older = np.arange(len(both["step"])) < len(given["step"])
+        return both, older, np.concatenate([np.zeros(len(given["step"]), dtype=bool), last])

@@ -1,0 +1,540 @@
+"""What a shard of a run shows, as columns that can be put together: ``partial``, ``merge``, and no more state.
+
+A group is the unit of sampling (some completions of one draw of one prompt), so most of what is kept is one row per
+group: counts and sums. Pairs of completions of different prompts need the whole step, so sums of pairs are kept per
+step, and per block of prompts for the detectors. Of the texts a sample is kept, chosen by hash, so that it is the
+same however the shards were shared out. Merging puts columns one behind another: associative, and in the order of
+the shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rlmon.audit.features import UNKNOWN, Bools, Features, Floats, Ints, Reader, codes, column, floats, key_of_each
+from rlmon.audit.run import RowBatch, Shard
+from rlmon.metrics.collision import equality_pairs, hashed
+from rlmon.metrics.formats import ModeSet
+from rlmon.metrics.groups import SUCCESS_ABOVE
+from rlmon.metrics.prompts import template_name
+
+MAX_BLOCKS = 8
+PROMPT_CHARACTERS = 2_000
+COMPLETION_CHARACTERS = 8_192
+"""Of a sampled completion; the rest of a longer one is not kept."""
+WORKING_BYTES = 24 << 20
+"""Rows are read until they take this much memory, then counted."""
+FIRST_AND_LAST = 2
+"""Completions of every mode kept from both ends of a shard."""
+KERNELS = ("mode", "mode_correct", "template", "template_correct", "answer", "text")
+BLOCK_STATISTICS = (
+    "mode_collision",
+    "mode_collision_within",
+    "mode_collision_correct",
+    "template_collision",
+    "template_collision_within",
+    "answer_collision",
+    "completion_tokens",
+    "reward",
+    "all_good",
+    "all_bad",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a worker needs to know beside its shard."""
+
+    modes: ModeSet
+    templates: frozenset[str]
+    """Prompt templates that are strata of their own; empty: all prompts are one stratum where no source is given."""
+    group_size: int | None
+    sample_rows: int
+    """Rows of a shard whose text is kept."""
+
+
+@dataclass
+class Partial:
+    """Counts of some rows. Columns of ``groups`` have one entry per group, of ``steps`` per step of a shard, of
+    ``blocks`` per block; ``samples`` are rows."""
+
+    groups: dict[str, NDArray[Any]] = field(default_factory=dict)
+    steps: dict[str, NDArray[Any]] = field(default_factory=dict)
+    blocks: dict[str, NDArray[Any]] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
+    prompts: dict[int, tuple[str, str | None]] = field(default_factory=dict)
+    """Key to identity and text of the prompts, those with the smallest keys."""
+    samples: list[pa.Table] = field(default_factory=list)
+    rows: int = 0
+    duplicates: int = 0
+    damaged: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+MAX_PROMPTS = 4_096
+
+
+def merge(parts: Iterable[Partial]) -> Partial:
+    """The parts as one, in their order."""
+    parts = list(parts)
+    sources: dict[str, int] = {}
+    whole = Partial()
+    columns: dict[str, dict[str, list[NDArray[Any]]]] = {"groups": {}, "steps": {}, "blocks": {}}
+    for part in parts:
+        new = np.array([sources.setdefault(name, len(sources)) for name in part.sources], dtype=np.int64)
+        for kind, into in columns.items():
+            for name, values in getattr(part, kind).items():
+                into.setdefault(name, []).append(new[values] if name == "source" else values)
+        whole.prompts |= part.prompts
+        whole.samples += part.samples
+        whole.rows += part.rows
+        whole.duplicates += part.duplicates
+        whole.damaged += part.damaged
+        whole.unreadable |= part.unreadable
+    for kind, into in columns.items():
+        getattr(whole, kind).update({name: np.concatenate(values) for name, values in into.items()})
+    whole.sources = list(sources)
+    whole.prompts = dict(sorted(whole.prompts.items())[:MAX_PROMPTS])
+    return whole
+
+
+def partial(shard: Shard, settings: Settings) -> Partial:
+    """What one shard shows. Texts are read piece by piece; pieces end where a step ends wherever that is possible."""
+    parts: list[Partial] = []
+    waiting: list[pa.Table] = []
+    facts = Partial()
+    for batch in shard.read():
+        _count(facts, batch)
+        if batch.rows.num_rows:
+            waiting.append(batch.rows)
+        if sum(rows.nbytes for rows in waiting) > WORKING_BYTES:
+            whole, waiting = _up_to_the_last_step(pa.concat_tables(waiting, promote_options="default"))
+            parts.append(_count_rows(whole, settings))
+    if waiting:
+        parts.append(_count_rows(pa.concat_tables(waiting, promote_options="default"), settings))
+    result = merge([facts, *parts])
+    result.samples = _spread(result.samples, settings.sample_rows)
+    return result
+
+
+def _count(facts: Partial, batch: RowBatch) -> None:
+    facts.rows += batch.rows.num_rows
+    facts.duplicates += batch.duplicates
+    facts.damaged += batch.damaged
+    facts.unreadable |= batch.unreadable
+
+
+def _up_to_the_last_step(rows: pa.Table) -> tuple[pa.Table, list[pa.Table]]:
+    """The rows before the last step, and that step, which may go on; all of them where there is only one."""
+    steps = rows["step"].to_numpy()
+    changes = np.flatnonzero(steps[1:] != steps[:-1])
+    if not changes.size:
+        return rows, []
+    cut = int(changes[-1]) + 1
+    return rows.slice(0, cut), [rows.slice(cut)]
+
+
+def _count_rows(rows: pa.Table, settings: Settings) -> Partial:
+    read = Reader(settings.modes).features(rows)
+    step = np.asarray(rows["step"].to_numpy(), dtype=np.int64)
+    evaluation = np.asarray(pc.equal(rows["split"], "eval").to_numpy(), dtype=bool)
+    prompt, prompt_names = _prompts(rows, read)
+    source, sources = _sources(rows, settings)
+    group = _groups(rows, step, evaluation, prompt, settings.group_size)
+    reward, missing, non_finite = _rewards(rows)
+    part = Partial(sources=sources, prompts=prompt_names)
+    part.groups = _group_columns(
+        rows, read, step, evaluation, prompt, source, group, reward, missing, non_finite, len(settings.modes.names)
+    )
+    train = ~evaluation & (read.mode >= 0)
+    if train.any():
+        kernels = _kernels(read, reward > SUCCESS_ABOVE)
+        part.steps = _step_columns(kernels, read, step, prompt, train)
+        part.blocks = _block_columns(rows, kernels, read, step, prompt, source, group, reward, train)
+    part.samples = [_samples(rows, read, step, evaluation, prompt, source, sources, settings)]
+    return part
+
+
+def _prompts(rows: pa.Table, read: Features) -> tuple[Ints, dict[int, tuple[str, str | None]]]:
+    """A key per row, equal for equal prompts, and identity and text by key. Without prompts every row has its own."""
+    names: dict[int, tuple[str, str | None]] = {}
+    identity, text = column(rows, "prompt_id"), column(rows, "prompt")
+    if identity is None and text is None:
+        return hashed(np.arange(rows.num_rows).astype(np.uint64), 7).astype(np.int64) >> 1, names
+    given = text if identity is None else identity
+    code, values = codes(given)
+    key = key_of_each([str(value) for value in values])
+    shown: list[str | None] = [None] * len(values)
+    if text is not None and len(values):
+        known = code >= 0
+        first = np.full(len(values), -1, dtype=np.int64)
+        first[code[known][::-1]] = np.flatnonzero(known)[::-1]
+        shown = text.take(pa.array(np.maximum(first, 0))).to_pylist()
+    for at in np.argsort(key, kind="stable")[:MAX_PROMPTS].tolist():
+        label = f"{key[at]:016x}" if identity is None else str(values[at])
+        cut = shown[at]
+        names[int(key[at])] = label[:200], None if cut is None else cut[:PROMPT_CHARACTERS]
+    return np.append(key, UNKNOWN)[code], names
+
+
+def _sources(rows: pa.Table, settings: Settings) -> tuple[Ints, list[str]]:
+    given = column(rows, "source")
+    if given is not None:
+        code, values = codes(pc.fill_null(given, "unnamed"))
+        return code, [str(value)[:80] for value in values]
+    text = column(rows, "prompt")
+    if text is None or not settings.templates:
+        return np.zeros(rows.num_rows, dtype=np.int64), ["all"]
+    code, values = codes(text)
+    names: dict[str, int] = {}
+    of_value = []
+    for value in values:
+        name = template_name(value)
+        of_value.append(names.setdefault(name if name in settings.templates else "other", len(names)))
+    other = names.setdefault("other", len(names))
+    return np.array([*of_value, other], dtype=np.int64)[code], list(names)
+
+
+def _groups(rows: pa.Table, step: Ints, evaluation: Bools, prompt: Ints, group_size: int | None) -> Ints:
+    """A code from 0 per row, equal inside a group: the source's own groups, else runs of equal prompts in a step."""
+    given = column(rows, "group")
+    if given is not None:
+        own, _ = codes(given)
+        _, code = np.unique(np.stack([step, own, evaluation.astype(np.int64)]), axis=1, return_inverse=True)
+        return np.asarray(code, dtype=np.int64).reshape(-1)
+    change = np.ones(step.size, dtype=bool)
+    change[1:] = (step[1:] != step[:-1]) | (prompt[1:] != prompt[:-1]) | (evaluation[1:] != evaluation[:-1])
+    start = np.flatnonzero(change)
+    run = np.cumsum(change) - 1
+    if group_size and group_size > 1:
+        # A prompt may be drawn twice in a row; a group has no more rows than the trainer samples.
+        change |= (np.arange(step.size) - start[run]) % group_size == 0
+        run = np.cumsum(change) - 1
+    return np.asarray(run, dtype=np.int64)
+
+
+def _rewards(rows: pa.Table) -> tuple[Floats, Bools, Floats]:
+    """Reward (NaN where missing or not finite), whether it is missing, and how many values were not finite."""
+    reward = floats(rows, "reward")
+    found = column(rows, "reward")
+    missing = np.ones(reward.size, dtype=bool) if found is None else np.asarray(pc.is_null(found).to_numpy())
+    bad = (~np.isfinite(reward) & ~missing).astype(np.float64)
+    parts = column(rows, "rewards")
+    if parts is not None:
+        array = parts.combine_chunks()
+        array = array if isinstance(array, pa.MapArray) else array.chunk(0)
+        items = np.asarray(pc.fill_null(array.items, 0.0).to_numpy(zero_copy_only=False), dtype=np.float64)
+        offsets = np.asarray(array.offsets.to_numpy())
+        wrong = np.concatenate([[0], np.cumsum(~np.isfinite(items))])
+        bad = np.maximum(bad, (wrong[offsets[1:]] - wrong[offsets[:-1]]).astype(np.float64))
+    return np.where(np.isfinite(reward), reward, np.nan), missing, bad
+
+
+def _group_columns(
+    rows: pa.Table,
+    read: Features,
+    step: Ints,
+    evaluation: Bools,
+    prompt: Ints,
+    source: Ints,
+    group: Ints,
+    reward: Floats,
+    missing: Bools,
+    non_finite: Floats,
+    modes: int,
+) -> dict[str, NDArray[Any]]:
+    count = int(group.max()) + 1 if group.size else 0
+    first = np.zeros(count, dtype=np.int64)
+    first[group[::-1]] = np.arange(group.size)[::-1]
+    scored = np.isfinite(reward)
+    success = scored & (reward > SUCCESS_ABOVE)
+
+    def total(values: NDArray[Any], keep: Bools | None = None) -> Floats:
+        if keep is None:
+            return np.bincount(group, weights=values, minlength=count).astype(np.float64)
+        return np.bincount(group[keep], weights=values[keep], minlength=count).astype(np.float64)
+
+    n_scored = total(scored)
+    wins = total(success)
+    high, low = np.full(count, -np.inf), np.full(count, np.inf)
+    np.maximum.at(high, group[scored], reward[scored])
+    np.minimum.at(low, group[scored], reward[scored])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        still = (n_scored >= 2) & (high - low <= 1e-9 * np.maximum(1.0, np.maximum(np.abs(high), np.abs(low))))
+        mean = total(reward, scored) / n_scored
+        square = total((reward - mean[group]) ** 2, scored)
+        std = np.where(n_scored >= 2, np.sqrt(square / np.maximum(n_scored - 1, 1)), np.nan)
+    advantage = np.abs(floats(rows, "advantage"))
+    weighed = np.isfinite(advantage)
+    lone = (n_scored >= 2) & (wins == 1)
+    known = read.mode >= 0
+    by_mode = group[known] * modes + read.mode[known]
+    right = known & success
+    by_mode_right = group[right] * modes + read.mode[right]
+    paid = known & scored
+    by_mode_paid = group[paid] * modes + read.mode[paid]
+    tokens, truncated = floats(rows, "completion_tokens"), floats(rows, "truncated")
+    characters = read.characters
+    return {
+        "step": step[first],
+        "eval": evaluation[first],
+        "prompt": prompt[first],
+        "source": source[first],
+        "rows": total(np.ones(group.size)),
+        "scored": n_scored,
+        "missing": total(missing),
+        "non_finite": total(non_finite),
+        "successes": wins,
+        "reward": total(reward, scored),
+        "reward_std": std,
+        "silent": still,
+        "lone": lone,
+        "weight": np.where(total(weighed) > 0, total(advantage, weighed), np.nan),
+        "weight_lone": total(advantage, weighed & success & lone[group]),
+        "modes": np.bincount(by_mode, minlength=count * modes).reshape(count, modes).astype(np.int32),
+        "modes_correct": np.bincount(by_mode_right, minlength=count * modes).reshape(count, modes).astype(np.int32),
+        "modes_scored": np.bincount(by_mode_paid, minlength=count * modes).reshape(count, modes).astype(np.int32),
+        "modes_reward": np.bincount(by_mode_paid, weights=reward[paid], minlength=count * modes)
+        .reshape(count, modes)
+        .astype(np.float32),
+        "answered": total(read.answer >= 0),
+        "answers": _effective(read.answer, group, read.answer >= 0, count),
+        "answers_correct": _effective(read.answer, group, (read.answer >= 0) & success, count),
+        "templates": _effective(read.template, group, read.template >= 0, count),
+        "templates_correct": _effective(read.template, group, (read.template >= 0) & success, count),
+        "characters": total(characters, np.isfinite(characters)),
+        "characters_correct": total(characters, np.isfinite(characters) & success),
+        "tokens": total(tokens, np.isfinite(tokens)),
+        "tokens_known": total(np.isfinite(tokens)),
+        "truncated": total(truncated, np.isfinite(truncated)),
+        "truncated_known": total(np.isfinite(truncated)),
+    }
+
+
+def _effective(value: Ints, group: Ints, keep: Bools, count: int) -> Floats:
+    """exp(-sum p ln p) of the values inside each group (Hill q=1, plug-in); NaN with fewer than two kept rows."""
+    value, group = value[keep], group[keep]
+    kept = np.bincount(group, minlength=count)
+    if not value.size:
+        return np.full(count, np.nan)
+    _, code = np.unique(value, return_inverse=True)
+    key, times = np.unique(group * (int(code.max()) + 1) + code, return_counts=True)
+    owner = key // (int(code.max()) + 1)
+    share = times / kept[owner]
+    entropy = np.bincount(owner, weights=-share * np.log(share), minlength=count)
+    return np.where(kept >= 2, np.exp(entropy), np.nan)
+
+
+def _kernels(read: Features, success: Bools) -> dict[str, tuple[Ints, Bools]]:
+    """Values whose equality is counted over pairs of completions, and which rows take part."""
+    return {
+        "mode": (read.mode, read.mode >= 0),
+        "mode_correct": (read.mode, (read.mode >= 0) & success),
+        "template": (read.template, read.template >= 0),
+        "template_correct": (read.template, (read.template >= 0) & success),
+        "answer": (read.answer, read.answer >= 0),
+        "text": (read.text, read.text >= 0),
+    }
+
+
+def _step_columns(
+    kernels: Mapping[str, tuple[Ints, Bools]], read: Features, step: Ints, prompt: Ints, train: Bools
+) -> dict[str, NDArray[Any]]:
+    steps, at = np.unique(step[train], return_inverse=True)
+    prompt_code = _codes_of(at, prompt[train])
+    columns: dict[str, NDArray[Any]] = {"step": steps}
+    for name, (value, keep) in kernels.items():
+        pairs = equality_pairs(value[train], prompt_code, at, steps.size, keep[train])
+        columns[f"pairs_{name}"] = np.stack(
+            [pairs.across_sum, pairs.across_pairs, pairs.within_sum, pairs.within_pairs], axis=1
+        )
+    stored = read.text[train] >= 0
+    distinct = np.unique(np.stack([at[stored], read.text[train][stored]]), axis=1)
+    columns["distinct_texts"] = np.bincount(distinct[0], minlength=steps.size).astype(np.float64)
+    columns["texts"] = np.bincount(at[stored], minlength=steps.size).astype(np.float64)
+    return columns
+
+
+def _codes_of(*keys: Ints) -> Ints:
+    """Codes from 0 of the distinct tuples, in sorted order."""
+    if not keys[0].size:
+        return np.zeros(0, dtype=np.int64)
+    order = np.lexsort(keys[::-1])
+    change = np.zeros(order.size, dtype=np.int64)
+    for key in keys:
+        ordered = key[order]
+        change[1:] |= ordered[1:] != ordered[:-1]
+    codes_ = np.empty(order.size, dtype=np.int64)
+    codes_[order] = np.cumsum(change)
+    return codes_
+
+
+def _block_columns(
+    rows: pa.Table,
+    kernels: Mapping[str, tuple[Ints, Bools]],
+    read: Features,
+    step: Ints,
+    prompt: Ints,
+    source: Ints,
+    group: Ints,
+    reward: Floats,
+    train: Bools,
+) -> dict[str, NDArray[Any]]:
+    """As ``rlmon.metrics.rollouts.round_blocks``, over all steps at once: min(8, P // 2) prompt-disjoint blocks per
+    step and source, dealt by the prompt's key."""
+    step, prompt, source, group, reward = step[train], prompt[train], source[train], group[train], reward[train]
+    stratum = _codes_of(step, source)
+    prompt_code = _codes_of(stratum, prompt)
+    prompts, first_row = np.unique(prompt_code, return_index=True)
+    stratum_of_prompt = stratum[first_row]
+    per_stratum = np.bincount(stratum_of_prompt)
+    blocks_per = np.clip(per_stratum // 2, 1, MAX_BLOCKS)
+    rank = np.arange(prompts.size) - np.concatenate([[0], np.cumsum(per_stratum)[:-1]])[stratum_of_prompt]
+    offset = np.concatenate([[0], np.cumsum(blocks_per)[:-1]])
+    block_of_prompt = offset[stratum_of_prompt] + rank * blocks_per[stratum_of_prompt] // per_stratum[stratum_of_prompt]
+    block = block_of_prompt[prompt_code]
+    count = int(blocks_per.sum())
+    stats = np.full((count, len(BLOCK_STATISTICS)), np.nan)
+
+    def put(name: str, top: Floats, bottom: Floats) -> None:
+        seen = bottom > 0
+        stats[seen, BLOCK_STATISTICS.index(name)] = top[seen] / bottom[seen]
+
+    for kernel, name in (("mode", "mode_collision"), ("template", "template_collision"), ("answer", "answer_collision"),
+                         ("mode_correct", "mode_collision_correct")):  # fmt: skip
+        value, keep = kernels[kernel]
+        pairs = equality_pairs(value[train], prompt_code, block, count, keep[train])
+        put(name, pairs.across_sum, pairs.across_pairs)
+        if f"{name}_within" in BLOCK_STATISTICS:
+            put(f"{name}_within", pairs.within_sum, pairs.within_pairs)
+
+    def mean(name: str, values: Floats) -> None:
+        stats[:, BLOCK_STATISTICS.index(name)] = _mean_by(block, values, count)
+
+    tokens = floats(rows, "completion_tokens")[train]
+    mean("completion_tokens", tokens)
+    mean("reward", reward)
+    groups, group_code = np.unique(group, return_inverse=True)
+    scored = np.isfinite(reward)
+    n = np.bincount(group_code[scored], minlength=groups.size)
+    high, low = np.full(groups.size, -np.inf), np.full(groups.size, np.inf)
+    np.maximum.at(high, group_code[scored], reward[scored])
+    np.minimum.at(low, group_code[scored], reward[scored])
+    with np.errstate(invalid="ignore"):
+        silent = (n >= 2) & (high - low <= 1e-9 * np.maximum(1.0, np.maximum(np.abs(high), np.abs(low))))
+    block_of_group = np.zeros(groups.size, dtype=np.int64)
+    block_of_group[group_code] = block
+    judged = np.bincount(block_of_group[n >= 2], minlength=count).astype(np.float64)
+    good = silent & (high > SUCCESS_ABOVE)
+    for name, flags in (("all_good", good), ("all_bad", silent & ~good)):
+        put(name, np.bincount(block_of_group, weights=flags, minlength=count).astype(np.float64), judged)
+    first_of_block = np.zeros(count, dtype=np.int64)
+    first_of_block[block[::-1]] = np.arange(block.size)[::-1]
+    return {
+        "step": step[first_of_block],
+        "source": source[first_of_block],
+        "prompts": np.bincount(block_of_prompt, minlength=count).astype(np.int64),
+        "completions": np.bincount(block, minlength=count).astype(np.int64),
+        "characters": _mean_by(block, read.characters[train], count),
+        "stats": stats,
+    }
+
+
+def _mean_by(block: Ints, values: Floats, count: int) -> Floats:
+    known = np.isfinite(values)
+    total = np.bincount(block[known], weights=values[known], minlength=count)
+    seen = np.bincount(block[known], minlength=count)
+    return np.where(seen > 0, total / np.maximum(seen, 1), np.nan)
+
+
+SAMPLE_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("split", pa.string()),
+        ("prompt", pa.string()),
+        ("completion", pa.string()),
+        ("prompt_key", pa.int64()),
+        ("source", pa.string()),
+        ("reward", pa.float64()),
+        ("advantage", pa.float64()),
+        ("truncated", pa.bool_()),
+        ("mode", pa.int64()),
+        ("template_key", pa.int64()),
+        ("answer_key", pa.int64()),
+        ("text_key", pa.int64()),
+        ("rank", pa.int64()),
+    ]
+)
+"""``rank``: place of the row in the hash order of its step; the uniform sample of a step is its lowest ranks. Rows
+kept only since they are among the first or last of their mode have -1."""
+
+
+def _samples(
+    rows: pa.Table,
+    read: Features,
+    step: Ints,
+    evaluation: Bools,
+    prompt: Ints,
+    source: Ints,
+    sources: Sequence[str],
+    settings: Settings,
+) -> pa.Table:
+    count = rows.num_rows
+    identity = read.text.astype(np.uint64) ^ hashed(prompt.astype(np.uint64), 1)
+    noise = hashed(identity + np.arange(count).astype(np.uint64), 3)
+    order = np.lexsort([noise, step, evaluation])
+    same = np.zeros(count, dtype=bool)
+    same[1:] = (step[order][1:] == step[order][:-1]) & (evaluation[order][1:] == evaluation[order][:-1])
+    start = np.maximum.accumulate(np.where(same, 0, np.arange(count)))
+    rank = np.empty(count, dtype=np.int64)
+    rank[order] = np.arange(count) - start
+    steps = max(1, np.unique(step).size)
+    kept = rank < max(1, -(-settings.sample_rows // steps))
+    ends = np.zeros(count, dtype=bool)
+    for mode in range(len(settings.modes.names)):
+        mine = np.flatnonzero(~evaluation & (read.mode == mode))
+        ends[mine[:FIRST_AND_LAST]] = True
+        ends[mine[max(0, mine.size - FIRST_AND_LAST) :]] = True
+    at = np.flatnonzero(kept | ends)
+    taken = rows.take(pa.array(at))
+
+    def text(name: str, characters: int) -> Any:
+        found = column(taken, name)
+        return pa.nulls(at.size, pa.string()) if found is None else pc.utf8_slice_codeunits(found, 0, characters)
+
+    truncated = column(taken, "truncated")
+    return pa.table(
+        {
+            "step": step[at],
+            "split": np.where(evaluation[at], "eval", "train"),
+            "prompt": text("prompt", PROMPT_CHARACTERS),
+            "completion": text("completion", COMPLETION_CHARACTERS),
+            "prompt_key": prompt[at],
+            "source": pa.array([sources[code] for code in source[at]], pa.string()),
+            "reward": pc.cast(taken["reward"], pa.float64()) if "reward" in taken.column_names else pa.nulls(at.size),
+            "advantage": floats(taken, "advantage"),
+            "truncated": pa.nulls(at.size, pa.bool_()) if truncated is None else truncated,
+            "mode": read.mode[at],
+            "template_key": read.template[at],
+            "answer_key": read.answer[at],
+            "text_key": read.text[at],
+            "rank": np.where(kept[at], rank[at], -1),
+        }
+    ).cast(SAMPLE_SCHEMA)
+
+
+def _spread(samples: Sequence[pa.Table], budget: int) -> list[pa.Table]:
+    """The samples of one shard cut to its budget: as many of each step, lowest ranks first."""
+    if not samples:
+        return []
+    table = pa.concat_tables(samples)
+    rank = table["rank"].to_numpy()
+    steps = np.unique(table["step"].to_numpy()).size
+    return [table.filter(pa.array(rank < max(1, -(-budget // max(1, steps)))))]

@@ -1,0 +1,133 @@
+"""Which tool wrote what lies at a path, and its reader.
+
+Every reader is a module with ``NAME``, ``recognises(path)`` (names and a few bytes only) and ``open_run(path)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from rlmon.audit.readers import mapped, rlmon_log, tensorboard, trackio, trl, wandb
+from rlmon.audit.readers.columns import inside
+from rlmon.audit.run import OpenedRun
+from rlmon.errors import ReadError, RLMonError
+
+READERS: tuple[ModuleType, ...] = (rlmon_log, trl, wandb, trackio, tensorboard, mapped)
+"""The most informative source first: where several recognise a folder the first is read."""
+KEPT_IN: Mapping[str, tuple[str, ...]] = {
+    rlmon_log.NAME: ("rlmon",),
+    wandb.NAME: ("wandb",),
+    trackio.NAME: ("trackio",),
+    tensorboard.NAME: ("tensorboard", "runs"),
+}
+"""Folders inside an output folder where trainers keep what a reader reads."""
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
+READABLE = (
+    "an rlmon log, a TRL output folder (completions/, trainer_state.json), a W&B run, a trackio or TensorBoard folder, "
+    "and JSONL, Parquet or CSV files of verl, verifiers, NeMo-RL, SkyRL, AReaL and tinker-cookbook"
+)
+HOW = (
+    "Name the reader with --reader, or the columns with --map prompt=...,completion=...,reward=...,step=... for any "
+    "JSONL, Parquet or CSV file."
+)
+
+
+def open_source(path: Path | str, reader: str | None = None, mapping: Mapping[str, str] | None = None) -> OpenedRun:
+    """The run at ``path``, by the reader named, by ``mapping`` (canonical column to the file's own), or as recognised.
+
+    Raises ``ReadError`` where there is nothing, nothing readable, or no such reader, and what the reader raises.
+    """
+    path = Path(path)
+    # Behind :: stands one run of a trackio data base.
+    place = Path(str(path).partition("::")[0])
+    try:
+        there = place.exists()
+    except (OSError, ValueError) as problem:
+        raise ReadError(f"{str(path)!r} cannot be looked at: {problem}.") from None
+    if not there:
+        raise ReadError(f"There is nothing at {str(path)!r}. Give the folder of a run or one of its files.")
+    if path.suffix.lower() in PICKLES and path.is_file():
+        raise ReadError(_refusal_of_pickles(path))
+    if mapping is not None:
+        if reader not in (None, mapped.NAME):
+            raise ReadError(f"--map names columns of files, so it goes without --reader {reader}.")
+        return mapped.open_run(path, mapping)
+    if reader is not None:
+        return _by_name(path, reader)
+    return _recognised_run(path)
+
+
+def names() -> list[str]:
+    """What ``--reader`` takes: readers, then layouts of mapped files."""
+    return [module.NAME for module in READERS] + mapped.preset_names()
+
+
+def _recognised_run(path: Path) -> OpenedRun:
+    """The run of the most informative reader that can read ``path``."""
+    found = [(module, place) for module in READERS[:-1] if (place := _place(module, path)) is not None]
+    failed: list[RLMonError] = []
+    notes: list[str] = []
+    for module, place in found or ([(mapped, path)] if mapped.recognises(path) else []):
+        try:
+            run: OpenedRun = module.open_run(place)
+        except RLMonError as problem:
+            failed.append(problem)
+            notes.append(f"{module.NAME} was here too, but: {problem}")
+            continue
+        others = [f"{other.NAME} ({_relative(path, where)})" for other, where in found if other is not module]
+        if others and not failed:
+            notes.append(f"Also here, to be read with --reader: {', '.join(others)}.")
+        return dataclasses.replace(run, notes=[*run.notes, *notes])
+    if failed:
+        raise failed[0]
+    raise ReadError(_nothing_readable(path))
+
+
+def _by_name(path: Path, reader: str) -> OpenedRun:
+    for module in READERS:
+        if reader == module.NAME:
+            run: OpenedRun = module.open_run(_place(module, path) or path)
+            return run
+    if reader in mapped.preset_names():
+        return mapped.open_run(path, preset=reader)
+    raise ReadError(f"There is no reader {reader!r}; there are {', '.join(names())}.")
+
+
+def _place(module: ModuleType, path: Path) -> Path | None:
+    """Where at or below ``path`` the module finds its run; ``None``: nowhere."""
+    if module.recognises(path):
+        return path
+    for name in KEPT_IN.get(module.NAME, ()):
+        place = path / name
+        if place.is_dir() and inside(path, place) and module.recognises(place):
+            return place
+    return None
+
+
+def _relative(path: Path, place: Path) -> str:
+    return "in the same folder" if place == path else f"in {place.relative_to(path)}/"
+
+
+def _refusal_of_pickles(path: Path) -> str:
+    return (
+        f"{path.name!r} is a pickle by its name ({path.suffix}). Unpickling runs code of whoever wrote the file, so "
+        "rlmon does not read it. Write the rows as JSONL or Parquet and name their columns with --map."
+    )
+
+
+def _nothing_readable(path: Path) -> str:
+    if path.is_file():
+        return f"{path.name!r} is no run that rlmon knows. Readable are {READABLE}. {HOW}"
+    try:
+        found = sorted(entry.name for entry in path.iterdir())
+    except OSError as problem:
+        return f"{str(path)!r} cannot be read: {problem}."
+    if not found:
+        return f"{str(path)!r} is empty. Readable are {READABLE}."
+    if all(Path(name).suffix.lower() in PICKLES for name in found):
+        return _refusal_of_pickles(path / found[0])
+    shown = ", ".join(repr(name) for name in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    return f"{str(path)!r} holds no run that rlmon knows, but {shown}. Readable are {READABLE}. {HOW}"

@@ -1,0 +1,140 @@
+"""What a tracker's log calls add up to: scalars by the trainer's own step, and tables by the call before them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from rlmon.audit import aliases
+from rlmon.audit.readers.tables import EVAL_PREFIXES, Logged, Split
+from rlmon.audit.run import Lack
+
+STEP_KEYS = (
+    "train/global_step",
+    "training/global_step",
+    "trainer/global_step",
+    "global_step",
+    "train/step",
+    "train_step",
+    "progress/batch",
+    "step",
+)
+"""The trainer's own step, by descending claim."""
+NOT_MEASURED = frozenset(
+    {"epoch", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos"}
+)
+"""The clock, and what transformers logs once, when training ends."""
+
+_COUNTERS = {"train/global_step", "eval/global_step", "training/global_step", "trainer/global_step"}
+_NOT_OF_TRAINING = ("_", "profiling/", "system/")
+_MAX_STEP = 2**53
+
+
+@dataclass(kw_only=True, slots=True)
+class History:
+    """Log calls, folded in their order."""
+
+    step_key: str | None
+    """The trainer's step; ``None``: the tracker's own counter is taken."""
+    scalars: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    eval_scalars: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    tables: dict[str, list[Logged]] = field(default_factory=dict)
+    step: int = 0
+    """Forward-filled: not every call names it."""
+    split: Split = "train"
+    """Side of the last call that held the trainer's own metrics."""
+    generations: int | None = None
+    """Train calls that told of new completions; ``None`` before the first train call."""
+    seen: dict[str, int] = field(default_factory=dict)
+    """``generations`` at the last train table of a key."""
+
+    def add(self, numbers: Mapping[str, float], own_step: int) -> None:
+        """Takes the numbers of one call. Steps beyond 2**53 are no steps."""
+        if self.step_key is None:
+            self.step = own_step
+        else:
+            step = numbers.get("eval/global_step", numbers.get(self.step_key))
+            if step is not None and abs(step) < _MAX_STEP:
+                self.step = int(step)
+        trainers = [key for key in numbers if key.startswith(("train/", "eval/")) and key not in _COUNTERS]
+        if any(key.startswith("eval/") for key in trainers):
+            self.split = "eval"
+        elif trainers:
+            self.split = "train"
+            self.generations = (self.generations or 0) + ("train/reward" in numbers)
+        for key, value in numbers.items():
+            if key.startswith(_NOT_OF_TRAINING) or key in _COUNTERS or key == self.step_key:
+                continue
+            name = key.removeprefix("train/")
+            if name in NOT_MEASURED:
+                continue
+            if key.startswith(EVAL_PREFIXES):
+                name = key.removeprefix("eval/").removeprefix("eval_")
+                self.eval_scalars.setdefault(name, []).append((self.step, value))
+            else:
+                self.scalars.setdefault(name, []).append((self.step, value))
+
+    def add_table(self, key: str, place: str, size: int, rows: int | None, incremental: bool = False) -> None:
+        """Takes a table of the last call, or of one behind it."""
+        fresh = None if self.generations is None else self.generations > self.seen.get(key, 0)
+        if self.split == "train":
+            self.seen[key] = self.generations or 0
+        self.tables.setdefault(key, []).append(
+            Logged(
+                place=place,
+                step=self.step,
+                split=self.split,
+                bytes=size,
+                rows=rows,
+                fresh=fresh,
+                incremental=incremental,
+            )
+        )
+
+
+def step_key_of(calls: Iterable[Iterable[str]]) -> str | None:
+    """The trainer's step among the keys of some log calls; ``None`` where none of them has one."""
+    seen: set[str] = set()
+    for keys in calls:
+        seen.update(key for key in keys if key in STEP_KEYS)
+        if STEP_KEYS[0] in seen:
+            break
+    return next((key for key in STEP_KEYS if key in seen), None)
+
+
+def series(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The points in order of step. The last value of a step counts; a restart supersedes what it goes back behind."""
+    kept: list[tuple[int, float]] = []
+    for step, value in points:
+        while kept and kept[-1][0] >= step:
+            kept.pop()
+        kept.append((step, value))
+    return kept
+
+
+def all_series(scalars: Mapping[str, Iterable[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
+    """``series`` of every key."""
+    return {key: series(points) for key, points in scalars.items()}
+
+
+def reward_functions(history: History) -> set[str]:
+    """Names of TRL's reward functions: the keys ``rewards/<name>/mean``."""
+    keys = (*history.scalars, *history.eval_scalars)
+    return {
+        key[len("rewards/") : -len("/mean")] for key in keys if key.startswith("rewards/") and key.endswith("/mean")
+    }
+
+
+def scalar_lacks(scalars: Mapping[str, list[tuple[int, float]]], evals: Mapping[str, object]) -> dict[Lack, str]:
+    """What the trainer did not log as numbers, and how to have it."""
+    found = aliases.chosen(scalars)
+    lacks: dict[Lack, str] = {}
+    if "rlmon/entropy/mean" not in found:
+        lacks["entropy"] = "the trainer logged no entropy; TRL 0.18 and later logs it, RLMon(trainer) measures it"
+    if "rlmon/kl/mean" not in found:
+        lacks["kl"] = (
+            "no KL to the base was logged; TRL logs it with beta > 0, RLMon(trainer) measures it with beta=0 too"
+        )
+    if not evals:
+        lacks["eval"] = "no evaluation was logged; set eval_strategy='steps' and an eval_dataset"
+    return lacks

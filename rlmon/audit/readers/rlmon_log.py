@@ -1,0 +1,91 @@
+"""rlmon's own run directory: rows with their stored features; steps and findings are replayed by ``rlmon.audit.replay``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rlmon.audit.run import Lack, OpenedRun, RowBatch
+from rlmon.errors import RLMonError, RunLogError
+from rlmon.runlog import open_run as open_log
+from rlmon.runlog.layout import RUN_FILE
+
+NAME = "rlmon"
+SHARD_BYTES = 8 << 20
+SHARD_FILES = 256
+COLUMNS = (
+    "attempt", "step", "split", "round", "group", "prompt", "completion", "prompt_id", "source", "reward", "rewards",
+    "advantage", "completion_tokens", "truncated", "mode", "template_key", "answer_key",
+)  # fmt: skip
+
+
+def recognises(path: Path) -> bool:
+    """Whether ``path`` or ``path/rlmon`` holds the header of a run."""
+    return (path / RUN_FILE).is_file() or (path / "rlmon" / RUN_FILE).is_file()
+
+
+@dataclass(frozen=True)
+class _Files:
+    path: Path
+    names: tuple[str, ...]
+    bytes: int
+
+    def read(self) -> Iterator[RowBatch]:
+        log = open_log(self.path)
+        for name in self.names:
+            try:
+                table = log.rows_of(name, COLUMNS)
+            except (OSError, pa.ArrowException, RLMonError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                yield RowBatch(rows=pa.table({"step": pa.array([], pa.int64())}), unreadable={name: reason})
+                continue
+            # A round is one draw; the group counts inside it.
+            group = pc.binary_join_element_wise(
+                *(pc.cast(table[part], pa.string()) for part in ("attempt", "round", "group")), "-"
+            )
+            yield RowBatch(rows=table.drop_columns(["attempt", "round", "group"]).append_column("group", group))
+
+
+def open_run(path: Path) -> OpenedRun:
+    """The run in ``path``. Raises ``RunLogError`` or ``SchemaError`` where this version cannot read it."""
+    log = open_log(path)
+    header = log.header
+    store_text = str(header.config.get("rlmon_store_text", "full"))
+    lacks: dict[Lack, str] = {}
+    if store_text == "off":
+        lacks["completions"] = "rlmon_store_text was off: neither text nor sketches were kept; set it to full or hash"
+    return OpenedRun(
+        reader=NAME,
+        run_id=log.run_id,
+        path=log.path,
+        shards=_shards(log.path, log.row_files()),
+        config=dict(header.trainer_config),
+        group_size=header.group_size,
+        lacks=lacks,
+        notes=[]
+        if store_text == "full"
+        else [f"rlmon_store_text was {store_text}: there is no text to show or compare"],
+    )
+
+
+def _shards(path: Path, names: list[str]) -> list[_Files]:
+    """Consecutive files of about 8 MB; parts that several ranks wrote of one round stay together."""
+    shards: list[_Files] = []
+    held: list[str] = []
+    size = 0
+    for name in names:
+        try:
+            length = (path / "rollouts" / name).stat().st_size
+        except OSError as error:
+            raise RunLogError(f"cannot read {path / 'rollouts' / name}: {error.strerror or error}.") from error
+        same_round = bool(held) and name.split("-k")[0] == held[-1].split("-k")[0]
+        if held and not same_round and (size + length > SHARD_BYTES or len(held) >= SHARD_FILES):
+            shards.append(_Files(path, tuple(held), size))
+            held, size = [], 0
+        held.append(name)
+        size += length
+    return [*shards, _Files(path, tuple(held), size)] if held else shards

@@ -1,0 +1,278 @@
+"""TensorBoard event files: scalars by tag and step. No dependency: TFRecord frames and four protobuf messages.
+
+An event file holds numbers only. Text summaries are passed over but for the trainer's settings, which transformers
+writes as the text ``args``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rlmon.audit.readers.history import NOT_MEASURED, all_series, scalar_lacks
+from rlmon.audit.readers.tables import EVAL_PREFIXES, group_size, no_completions
+from rlmon.audit.run import OpenedRun
+from rlmon.errors import ReadError
+
+NAME = "tensorboard"
+MAX_RECORD_BYTES = 64 << 20
+NO_TEXT = (
+    "TensorBoard files hold no completions; with log_completions=True TRL keeps completions/*.parquet in its output "
+    "folder, and RLMon(trainer) keeps its own log"
+)
+
+_FILE = "events.out.tfevents."
+_ATTEMPT = re.compile(r"[A-Z][a-z]{2}\d{2}_\d{2}-\d{2}-\d{2}_")
+"""How transformers names the folder of one start: month, day, time, host."""
+_FLOATS: dict[int, tuple[str, int]] = {1: ("f", 5), 2: ("d", 6)}
+"""TensorFlow's type of a tensor to its format and the field of its values."""
+_SETTINGS_TAGS = ("args/text_summary", "args")
+
+
+class _Damaged(Exception):
+    """A message whose lengths do not fit."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Damage:
+    """What could not be read."""
+
+    torn_files: int = 0
+    records: int = 0
+
+
+def recognises(path: Path) -> bool:
+    """Whether ``path`` is an event file, a folder of them, or one with ``tensorboard/`` or ``runs/*/``."""
+    return bool(_folders(path))
+
+
+def open_run(path: Path) -> OpenedRun:
+    """The run at ``path``. Raises ``ReadError`` where there is no event file, or files of several runs."""
+    folders = _folders(path)
+    if not folders:
+        raise ReadError(
+            f"{str(path)!r} holds no TensorBoard files ({_FILE}*), nor do tensorboard/ and runs/*/ in it. Give the "
+            "folder of one run."
+        )
+    if len(folders) > 1 and not all(_ATTEMPT.match(folder.name) for folder in folders):
+        names = ", ".join(repr(str(folder.relative_to(path))) for folder in folders[:20])
+        raise ReadError(
+            f"{str(path)!r} holds {len(folders)} TensorBoard runs: {names}. Give the folder of one, for example "
+            f"{str(folders[-1])!r}."
+        )
+    files = [path] if path.is_file() else sorted((file for f in folders for file in _event_files(f)), key=_begun)
+    damage = Damage()
+    scalars: dict[str, list[tuple[int, float]]] = {}
+    evals: dict[str, list[tuple[int, float]]] = {}
+    config: dict[str, Any] = {}
+    for file in files:
+        for tag, step, value in _values(file, damage):
+            if isinstance(value, bytes):
+                config.update(_settings(value))
+                continue
+            name = tag.removeprefix("train/")
+            if name in NOT_MEASURED:
+                continue
+            if tag.startswith(EVAL_PREFIXES):
+                evals.setdefault(tag.removeprefix("eval/").removeprefix("eval_"), []).append((step, value))
+            else:
+                scalars.setdefault(name, []).append((step, value))
+    if not scalars and not evals and damage.torn_files + damage.records:
+        raise ReadError(f"{str(path)!r} has no scalar that can be read: {_words(damage)}. Was the copy complete?")
+    by_key, evals_by_key = all_series(scalars), all_series(evals)
+    notes = ["TensorBoard keeps numbers with 7 digits (float32)"]
+    if len(files) > 1:
+        notes.append(
+            f"{len(files)} event files were read in order of time; where one goes back in steps, it supersedes"
+        )
+    if damage.torn_files or damage.records:
+        notes.append(_words(damage))
+    return OpenedRun(
+        reader=NAME,
+        run_id=(path.parent if path.is_file() else path).resolve().name,
+        path=path,
+        shards=(),
+        scalars=by_key,
+        eval_scalars=evals_by_key,
+        config=config,
+        group_size=group_size(config),
+        lacks={**scalar_lacks(by_key, evals_by_key), **no_completions(NO_TEXT)},
+        notes=tuple(notes),
+    )
+
+
+def _words(damage: Damage) -> str:
+    return f"{damage.torn_files} event files end in a torn or damaged record, {damage.records} records were passed over"
+
+
+def _folders(path: Path) -> list[Path]:
+    """The folders that hold event files, in order of name."""
+    if path.is_file():
+        return [path.parent] if path.name.startswith(_FILE) else []
+    if not path.is_dir():
+        return []
+    for pattern in (".", "tensorboard", "runs/*", "tensorboard/*", "*"):
+        places = [path] if pattern == "." else sorted(path.glob(pattern))
+        # Links may lead out of the run.
+        found = [
+            place
+            for place in places
+            if place.is_dir() and (place == path or not place.is_symlink()) and _event_files(place)
+        ]
+        if found:
+            return found
+    return []
+
+
+def _event_files(folder: Path) -> list[Path]:
+    return [file for file in folder.glob(f"{_FILE}*") if file.is_file() and not file.is_symlink()]
+
+
+def _begun(file: Path) -> tuple[int, str]:
+    """When a file was begun, by its name: ``events.out.tfevents.SECONDS.host.process.number``."""
+    seconds = file.name[len(_FILE) :].split(".")[0]
+    return (int(seconds) if seconds.isascii() and seconds.isdecimal() and len(seconds) < 16 else 0, file.name)
+
+
+def _values(path: Path, damage: Damage) -> Iterator[tuple[str, int, float | bytes]]:
+    """(tag, step, number) of every scalar in a file, and (tag, step, bytes) of the trainer's settings."""
+    try:
+        with path.open("rb") as file:
+            for record in _records(file, damage):
+                try:
+                    yield from _event(record)
+                except (_Damaged, IndexError, struct.error):
+                    damage.records += 1
+    except OSError as error:
+        raise ReadError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
+
+
+def _records(file: BinaryIO, damage: Damage) -> Iterator[bytes]:
+    """TFRecord frames: length (8), its checksum (4), data, checksum (4). Ends at the first that is not whole."""
+    while head := file.read(12):
+        length = int.from_bytes(head[:8], "little")
+        if len(head) < 12 or length > MAX_RECORD_BYTES:
+            damage.torn_files += 1
+            return
+        data = file.read(length + 4)
+        if len(data) < length + 4:
+            damage.torn_files += 1
+            return
+        yield data[:length]
+
+
+def _event(data: bytes) -> Iterator[tuple[str, int, float | bytes]]:
+    """What one Event says: step (2), and summary (5) with its values (1)."""
+    step, summaries = 0, []
+    for number, value in _fields(data):
+        if number == 2 and isinstance(value, int):
+            step = value - (1 << 64) if value >> 63 else value
+        elif number == 5 and isinstance(value, bytes):
+            summaries.append(value)
+    for summary in summaries:
+        for number, value in _fields(summary):
+            if number == 1 and isinstance(value, bytes):
+                found = _value(value)
+                if found is not None:
+                    yield found[0], step, found[1]
+
+
+def _value(data: bytes) -> tuple[str, float | bytes] | None:
+    """Tag (1) with simple_value (2) or tensor (8); ``None`` for pictures, histograms and text."""
+    tag, found = "", None
+    for number, value in _fields(data):
+        if number == 1 and isinstance(value, bytes):
+            tag = value.decode("utf-8", "replace")
+        elif number == 2 and isinstance(value, bytes) and len(value) == 4:
+            found = struct.unpack("<f", value)[0]
+        elif number == 8 and isinstance(value, bytes):
+            found = _tensor(value, text=tag in _SETTINGS_TAGS)
+    return None if found is None else (tag, found)
+
+
+def _tensor(data: bytes, text: bool) -> float | bytes | None:
+    """The number in a tensor of one: type (1), raw content (4), or values (5 to 10)."""
+    kind, raw = 0, b""
+    values: dict[int, int | bytes] = {}
+    for number, value in _fields(data):
+        if number == 1 and isinstance(value, int):
+            kind = value
+        elif number == 4 and isinstance(value, bytes):
+            raw = value
+        elif 5 <= number <= 10:
+            values.setdefault(number, value)
+    if text and kind == 7:
+        settings = values.get(8)
+        return settings if isinstance(settings, bytes) else None
+    if kind in _FLOATS:
+        form, place = _FLOATS[kind]
+        packed = raw or values.get(place, b"")
+        size = struct.calcsize(form)
+        if isinstance(packed, bytes) and len(packed) == size:
+            number_found: float = struct.unpack(f"<{form}", packed)[0]
+            return number_found
+        return None
+    if kind in (3, 9):  # int32, int64
+        size = 4 if kind == 3 else 8
+        if len(raw) == size:
+            return float(int.from_bytes(raw, "little", signed=True))
+        whole = values.get(7 if kind == 3 else 10)
+        if isinstance(whole, bytes) and whole:
+            whole = _varint(whole, 0)[0]
+        if isinstance(whole, int):
+            return float(whole - (1 << 64) if whole >> 63 else whole)
+    return None
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Field numbers and values of a message: integers of varints, bytes of everything else."""
+    position, end = 0, len(data)
+    while position < end:
+        key, position = _varint(data, position)
+        kind = key & 7
+        if kind == 0:
+            value, position = _varint(data, position)
+            yield key >> 3, value
+            continue
+        if kind == 2:
+            length, position = _varint(data, position)
+        elif kind == 1:
+            length = 8
+        elif kind == 5:
+            length = 4
+        else:
+            raise _Damaged
+        if length > end - position:
+            raise _Damaged
+        yield key >> 3, data[position : position + length]
+        position += length
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """A variable-length integer and the position behind it."""
+    value = data[position]
+    position += 1
+    if value < 128:
+        return value, position
+    value &= 127
+    for shift in range(7, 70, 7):
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value & ((1 << 64) - 1), position
+    raise _Damaged
+
+
+def _settings(text: bytes) -> dict[str, Any]:
+    """The trainer's settings out of the text that transformers writes."""
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return settings if isinstance(settings, dict) else {}

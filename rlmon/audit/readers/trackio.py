@@ -1,0 +1,447 @@
+"""trackio: one SQLite data base a project, with metrics, inline tables and traces.
+
+The data base is opened read-only; nothing of trackio is imported. The step of a row is the trainer's own where it was
+logged: trackio's counter goes up with every log call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from rlmon.audit.readers import columns
+from rlmon.audit.readers.history import History, all_series, reward_functions, scalar_lacks, step_key_of
+from rlmon.audit.readers.tables import (
+    MAX_TABLE_BYTES,
+    Cells,
+    Logged,
+    UnreadableTable,
+    group_size,
+    is_count,
+    number_of,
+    parse_json,
+    plan,
+)
+from rlmon.audit.run import ROWS, Lack, OpenedRun, RowBatch
+from rlmon.errors import ReadError
+from rlmon.metrics.prompts import prompt_identity
+
+NAME = "trackio"
+MAGIC = b"SQLite format 3\0"
+SMALL_BYTES = 65_536
+"""Cells up to this are parsed when the run is opened; of larger ones only the beginning is looked at."""
+TRACES = 512
+"""Traces of one batch."""
+TRACES_OF_A_SHARD = 8_192
+
+_PEEK_ROWS = 400
+_TABLE = re.compile(rb'\s*\{"((?:[^"\\]|\\.){1,200})":\{"_type":"trackio\.table"')
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One run of a project."""
+
+    name: str
+    id: str | None
+    """``None``: a data base from before runs had ids."""
+    rows: int
+    first: str
+    """When it began, as text that sorts by time."""
+    last: str
+
+
+def recognises(path: Path) -> bool:
+    """Whether ``path`` is a trackio data base (``FILE.db`` or ``FILE.db::RUN``), or a folder that has one."""
+    return bool(_data_bases(_split(path)[0]))
+
+
+def open_run(path: Path) -> OpenedRun:
+    """The run at ``path``: a data base, a folder with one, or either with ``::RUN`` behind it.
+
+    Raises ``ReadError`` where there is no such run, or more than one to choose from.
+    """
+    place, wanted = _split(path)
+    files = _data_bases(place)
+    if not files:
+        raise ReadError(
+            f"{str(place)!r} holds no trackio data base (*.db with a table metrics). trackio keeps them in "
+            "TRACKIO_DIR, by default ~/.cache/huggingface/trackio/PROJECT.db."
+        )
+    if len(files) > 1:
+        names = ", ".join(repr(file.name) for file in files[:20])
+        raise ReadError(f"{str(place)!r} holds {len(files)} trackio projects: {names}. Give one of the files.")
+    try:
+        with contextlib.closing(_connect(files[0])) as base:
+            run = _choose(files[0], _runs(base), wanted)
+            return _open(files[0], base, run)
+    except sqlite3.Error as error:
+        raise ReadError(f"{str(files[0])!r} is a damaged data base: {error}.") from error
+
+
+def _split(path: Path) -> tuple[Path, str | None]:
+    """The place and the name of a run behind ``::``."""
+    place, separator, run = str(path).rpartition("::")
+    if separator and run and not path.exists():
+        return Path(place), run
+    return path, None
+
+
+def _data_bases(place: Path) -> list[Path]:
+    """The trackio data bases that ``place`` is, holds, or holds in ``trackio/``."""
+    if place.is_file():
+        found = [place]
+    else:
+        found = sorted(place.glob("*.db")) or sorted(place.glob("trackio/*.db"))
+        found = [file for file in found if not file.is_symlink() and not file.parent.is_symlink()]
+    return [file for file in found if _is_trackio(file)]
+
+
+def _is_trackio(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                return False
+        with contextlib.closing(_connect(path)) as base:
+            return {"run_name", "step", "metrics"} <= _columns(base, "metrics")
+    except (OSError, sqlite3.Error):
+        return False
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection that writes nothing, not even beside the file.
+
+    Rows of a running program may still lie in the write-ahead log, which an immutable data base has not. It is read
+    where its index is there too; making one would be writing.
+    """
+    modes = ["mode=ro&immutable=1"]
+    if _has_log(path) and path.with_name(path.name + "-shm").is_file():
+        modes.insert(0, "mode=ro")
+    for mode in modes:
+        base = sqlite3.connect(f"file:{quote(str(path.resolve()))}?{mode}", uri=True, timeout=5)
+        base.text_factory = _decode
+        try:
+            # A view or trigger of a hostile file must not call functions; a damaged page is found and not followed.
+            base.execute("PRAGMA trusted_schema=OFF")
+            base.execute("PRAGMA cell_size_check=ON")
+            base.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            return base
+        except sqlite3.Error:
+            base.close()
+            if mode == modes[-1]:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _has_log(path: Path) -> bool:
+    """Whether rows may lie in a write-ahead log."""
+    log = path.with_name(path.name + "-wal")
+    try:
+        return log.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _decode(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
+
+
+def _columns(base: sqlite3.Connection, table: str) -> set[str]:
+    """Columns of an ordinary table; none of a view or a virtual table, which could run for ever."""
+    row = base.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)).fetchone()
+    if row is None or not isinstance(row[0], str) or not re.match(r"\s*CREATE\s+TABLE\b", row[0], re.IGNORECASE):
+        return set()
+    return {str(column[1]) for column in base.execute("SELECT * FROM pragma_table_info(?)", (table,))}
+
+
+def _runs(base: sqlite3.Connection) -> list[Run]:
+    """The runs with metrics or traces, the newest last."""
+    found: dict[tuple[str, str | None], Run] = {}
+    for table in ("metrics", "traces"):
+        names = _columns(base, table)
+        if "run_name" not in names:
+            continue
+        run_id = "run_id" if "run_id" in names else "NULL"
+        time = "timestamp" if "timestamp" in names else "''"
+        query = f"SELECT run_name, {run_id}, count(*), min({time}), max({time}) FROM {table} GROUP BY 1, 2"
+        for name, identity, rows, first, last in base.execute(query):
+            key = (str(name), None if identity is None else str(identity))
+            before = found.get(key)
+            found[key] = Run(
+                name=key[0],
+                id=key[1],
+                rows=rows + (before.rows if before else 0),
+                first=min(str(first), before.first) if before else str(first),
+                last=max(str(last), before.last) if before else str(last),
+            )
+    return sorted(found.values(), key=lambda run: (run.last, run.first, run.name))
+
+
+def _choose(path: Path, runs: list[Run], wanted: str | None) -> Run:
+    """The run that was asked for, or the only one."""
+    if wanted is not None:
+        named = [run for run in runs if run.name == wanted or run.id == wanted]
+        if named:
+            return named[-1]
+    elif len(runs) == 1:
+        return runs[0]
+    if not runs:
+        raise ReadError(f"{str(path)!r} is a trackio project without a logged value.")
+    listed = ", ".join(f"{run.name!r} ({run.rows} rows, last {run.last[:19]})" for run in runs[-20:])
+    if wanted is not None:
+        raise ReadError(f"{str(path)!r} has no run {wanted!r}; it has {listed}.")
+    raise ReadError(
+        f"{str(path)!r} holds {len(runs)} runs: {listed}. Type {f'{path}::{runs[-1].name}'!r} for the last."
+    )
+
+
+def _of_run(run: Run) -> tuple[str, tuple[str, ...]]:
+    """Condition and parameters that pick a run's rows."""
+    if run.id is None:
+        return "run_name = ?", (run.name,)
+    return "run_name = ? AND run_id = ?", (run.name, run.id)
+
+
+def _open(path: Path, base: sqlite3.Connection, run: Run) -> OpenedRun:
+    config = _config(base, run)
+    damaged = 0
+    peeked = (call for _, _, _, call in _calls(base, run, _PEEK_ROWS) if call is not None)
+    history = History(step_key=step_key_of(peeked))
+    for row, step, size, call in _calls(base, run, None):
+        if call is None:
+            damaged += 1
+            continue
+        numbers = {}
+        for key, value in call.items():
+            number = None if isinstance(value, bool) else number_of(value)
+            if number is not None:
+                numbers[key] = number
+        history.add(numbers, step)
+        for key, value in call.items():
+            if isinstance(value, dict) and value.get("_type") == "trackio.table":
+                cells = value.get("_value")
+                rows = len(cells) if isinstance(cells, list) and cells else None
+                history.add_table(key, f"{row}:{key}", size, rows)
+    tables = plan(history.tables, LoadCell(path), config, reward_functions(history))
+    scalars, evals = all_series(history.scalars), all_series(history.eval_scalars)
+    traces = () if tables.shards else tuple(_trace_shards(path, base, run))
+    lacks: dict[Lack, str] = {**scalar_lacks(scalars, evals), **tables.lacks}
+    notes = [*tables.notes]
+    if traces:
+        lacks = {key: why for key, why in lacks.items() if key in ("entropy", "kl", "eval")}
+        lacks["truncation"] = "traces do not say which completions were cut off"
+        notes.append("completions are those of traces: TRL's asynchronous trainer logs at most 16 a step")
+    if _has_log(path) and not path.with_name(path.name + "-shm").is_file():
+        notes.append(
+            f"the newest rows may lie in {path.name}-wal and were not read: its index {path.name}-shm is missing; copy "
+            "both with the data base"
+        )
+    if damaged:
+        notes.append(f"{damaged} damaged rows of the data base were passed over")
+    if history.step_key is None and (scalars or evals):
+        notes.append("no key of the trainer's step was logged (train/global_step, ...): trackio's own step was taken")
+    return OpenedRun(
+        reader=NAME,
+        run_id=run.name,
+        path=path,
+        shards=traces or tables.shards,
+        scalars=scalars,
+        eval_scalars=evals,
+        config=config,
+        group_size=group_size(config),
+        lacks=lacks,
+        notes=tuple(notes),
+    )
+
+
+def _config(base: sqlite3.Connection, run: Run) -> dict[str, Any]:
+    """The run's settings, without trackio's own."""
+    if not {"run_name", "config"} <= _columns(base, "configs"):
+        return {}
+    condition, parameters = _of_run(run)
+    if "run_id" not in _columns(base, "configs"):
+        condition, parameters = "run_name = ?", (run.name,)
+    query = f"SELECT config FROM configs WHERE {condition} AND length(config) <= ? ORDER BY rowid DESC LIMIT 1"
+    row = base.execute(query, (*parameters, MAX_TABLE_BYTES)).fetchone()
+    if row is None:
+        return {}
+    try:
+        config = parse_json(row[0])
+    except (UnreadableTable, TypeError, AttributeError):
+        return {}
+    if not isinstance(config, dict):
+        return {}
+    return {key: value for key, value in config.items() if not key.startswith("_") or key == "_name_or_path"}
+
+
+def _calls(
+    base: sqlite3.Connection, run: Run, limit: int | None
+) -> Iterator[tuple[int, int, int, Mapping[str, Any] | None]]:
+    """Row, trackio's step, bytes and content of each log call, in order; ``None`` for a damaged one.
+
+    A call with a large table is not parsed: it has an empty table under its key.
+    """
+    condition, parameters = _of_run(run)
+    query = (
+        f"SELECT rowid, step, length(metrics), substr(metrics, 1, {SMALL_BYTES}) FROM metrics WHERE {condition} "
+        f"ORDER BY rowid LIMIT {-1 if limit is None else limit}"
+    )
+    for row, step, size, content in base.execute(query, parameters):
+        start = content.encode("utf-8", "replace") if isinstance(content, str) else content
+        if not isinstance(start, bytes) or not is_count(size) or size > MAX_TABLE_BYTES:
+            yield row, 0, 0, None
+            continue
+        own = step if is_count(step) else 0
+        table = _TABLE.match(start) if size > SMALL_BYTES else None
+        try:
+            if table is not None:
+                key = parse_json(b'"' + table[1] + b'"')
+                yield row, own, size, {key: {"_type": "trackio.table"}}
+                continue
+            call = parse_json(start if size <= SMALL_BYTES else _cell(base, row))
+        except UnreadableTable:
+            call = None
+        yield row, own, size, call if isinstance(call, dict) else None
+
+
+def _cell(base: sqlite3.Connection, row: int) -> bytes | str:
+    found = base.execute(
+        "SELECT metrics FROM metrics WHERE rowid = ? AND length(metrics) <= ?", (row, MAX_TABLE_BYTES)
+    ).fetchone()
+    if found is None or not isinstance(found[0], (bytes, str)):
+        raise UnreadableTable("gone, or too large")
+    content: bytes | str = found[0]
+    return content
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCell:
+    """Reads inline tables of a data base."""
+
+    path: Path
+
+    def __call__(self, table: Logged) -> Cells:
+        row, _, key = table.place.partition(":")
+        try:
+            with contextlib.closing(_connect(self.path)) as base:
+                call = parse_json(_cell(base, int(row)))
+        except sqlite3.Error as error:
+            raise UnreadableTable(f"damaged data base: {error}") from error
+        value = call.get(key) if isinstance(call, dict) else None
+        rows = value.get("_value") if isinstance(value, dict) else None
+        if not isinstance(rows, list):
+            raise UnreadableTable("no rows in the table")
+        names: dict[str, None] = {}
+        for cells in rows:
+            if isinstance(cells, dict):
+                names.update(dict.fromkeys(cells))
+        return list(names), [
+            [cells.get(name) for name in names] if isinstance(cells, dict) else cells for cells in rows
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TraceShard:
+    """Some traces of a run: conversations with rewards, advantages and groups."""
+
+    path: Path
+    run: Run
+    first: int
+    last: int
+    """First and last step."""
+    size: int
+
+    @property
+    def bytes(self) -> int:
+        return self.size
+
+    def read(self) -> Iterator[RowBatch]:
+        condition, parameters = _of_run(self.run)
+        query = (
+            f"SELECT step, key, messages, metadata FROM traces WHERE {condition} AND step BETWEEN ? AND ? "
+            f"AND length(messages) <= {MAX_TABLE_BYTES} AND length(metadata) <= {MAX_TABLE_BYTES} "
+            "ORDER BY step, timestamp, trace_index, rowid"
+        )
+        try:
+            with contextlib.closing(_connect(self.path)) as base:
+                cursor = base.execute(query, (*parameters, self.first, self.last))
+                while found := cursor.fetchmany(TRACES):
+                    yield _traces(found)
+        except sqlite3.Error as error:
+            yield RowBatch(rows=ROWS.empty_table(), unreadable={self.path.name: f"damaged data base: {error}"})
+
+
+def _trace_shards(path: Path, base: sqlite3.Connection, run: Run) -> Iterator[TraceShard]:
+    """Groups of steps of about ``TRACES_OF_A_SHARD`` traces."""
+    needed = {"run_name", "step", "key", "messages", "metadata", "timestamp", "trace_index"}
+    if not needed <= _columns(base, "traces"):
+        return
+    condition, parameters = _of_run(run)
+    query = (
+        "SELECT step, count(*), sum(length(messages) + length(metadata)) FROM traces "
+        f"WHERE {condition} AND typeof(step) = 'integer' GROUP BY step ORDER BY step"
+    )
+    steps: list[int] = []
+    count = size = 0
+    for step, traces, held in base.execute(query, parameters):
+        if steps and count + traces > TRACES_OF_A_SHARD:
+            yield TraceShard(path=path, run=run, first=steps[0], last=steps[-1], size=size)
+            steps, count, size = [], 0, 0
+        steps.append(step)
+        count += traces
+        size += int(held or 0)
+    if steps:
+        yield TraceShard(path=path, run=run, first=steps[0], last=steps[-1], size=size)
+
+
+def _traces(found: Sequence[tuple[Any, ...]]) -> RowBatch:
+    """Rows of traces. The completion is what follows the last message of the user."""
+    made: list[dict[str, Any]] = []
+    for step, key, messages, metadata in found:
+        try:
+            spoken, about = parse_json(messages), parse_json(metadata)
+        except (UnreadableTable, AttributeError, TypeError):
+            continue
+        if not isinstance(spoken, list) or not isinstance(about, dict):
+            continue
+        if not all(isinstance(message, dict) for message in spoken):
+            continue
+        asked = [i for i, message in enumerate(spoken) if message.get("role") in ("user", "system", "developer")]
+        cut = asked[-1] + 1 if asked else 0
+        rewards = {
+            name.removeprefix("rewards/").removesuffix("/mean"): number_of(value)
+            for name, value in about.items()
+            if name.startswith("rewards/") and not name.endswith("/std")
+        }
+        tokens, group = about.get("completion_tokens"), about.get("group_id")
+        made.append(
+            {
+                "step": step,
+                "split": "eval" if str(key).startswith(("eval", "val", "test")) else "train",
+                "prompt": columns.rendered(spoken[:cut]) if cut else None,
+                "completion": columns.rendered(spoken[cut:], completion=True) if spoken[cut:] else "",
+                "prompt_id": prompt_identity(spoken[:cut]) if cut else None,
+                "group": columns.label(group),
+                "reward": number_of(about.get("reward")),
+                "rewards": list(rewards.items()) or None,
+                "advantage": number_of(about.get("advantage")),
+                "completion_tokens": tokens if is_count(tokens) else None,
+            }
+        )
+    texts = ("prompt", "completion", "group")
+    arrays = {
+        field.name: columns.strings([row[field.name] for row in made])
+        if field.name in texts
+        else pa.array([row[field.name] for row in made], field.type)
+        for field in ROWS
+        if made and field.name in made[0]
+    }
+    return RowBatch(rows=columns.table(arrays) if made else ROWS.empty_table(), damaged=len(found) - len(made))

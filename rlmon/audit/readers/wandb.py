@@ -1,0 +1,466 @@
+"""W&B: an offline run directory, or a downloaded history.
+
+The ``.wandb`` file is LevelDB's log format with protobuf records (``wandb.proto``, of the extra ``wandb``); tables lie
+beside it in ``files/media/table``. The x axis is the trainer's own step, never W&B's ``_step``: the trainer's
+integration logs many times per step.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import itertools
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlmon.audit.readers.history import (
+    STEP_KEYS,
+    History,
+    all_series,
+    reward_functions,
+    scalar_lacks,
+    step_key_of,
+)
+from rlmon.audit.readers.tables import (
+    MAX_TABLE_BYTES,
+    Cells,
+    Logged,
+    UnreadableTable,
+    group_size,
+    is_count,
+    no_completions,
+    number_of,
+    parse_cells,
+    parse_json,
+    path_inside,
+    plan,
+)
+from rlmon.audit.run import OpenedRun
+from rlmon.errors import MissingExtraError, ReadError
+
+NAME = "wandb"
+
+BLOCK_BYTES = 32_768
+FILE_HEADER_BYTES = 7
+MAX_RECORD_BYTES = 64 << 20
+NO_TEXT_IN_HISTORY = (
+    "a downloaded history holds numbers only; audit the offline run directory (wandb/offline-run-*), or download the "
+    "run's artifacts of type run_table, or keep TRL's completions/*.parquet (log_completions=True)"
+)
+
+MAX_HISTORY_BYTES = 512 << 20
+
+_PEEK_ROWS = 400
+_PEEK_CHARACTERS = 65_536
+_MAX_LINE = 1 << 20
+
+
+def recognises(path: Path) -> bool:
+    """Whether ``path`` is a W&B run, a ``wandb`` folder, a folder with one in it, or a downloaded history."""
+    if path.is_file():
+        return path.suffix == ".wandb" or _is_history(path)
+    return bool(_run_files(path)) or any(_is_history(file) for file in sorted(path.glob("*.parquet"))[:1])
+
+
+def open_run(path: Path) -> OpenedRun:
+    """The run at ``path``. Raises ``ReadError`` where there is none or more than one, ``MissingExtraError`` without
+    wandb."""
+    if path.is_file() and path.suffix != ".wandb":
+        return _open_history(path, [path])
+    files = [path] if path.is_file() else _run_files(path)
+    if not files:
+        histories = sorted(path.glob("*.parquet"))
+        if histories:
+            return _open_history(path, histories)
+        raise ReadError(
+            f"{path} holds no W&B run: no run-*.wandb in it, in offline-run-*/ or in wandb/. Give the run directory "
+            "(wandb/offline-run-DATE-ID) or a history downloaded with Run.download_history_exports."
+        )
+    file = files[0] if len(files) == 1 else _latest(files)
+    if file is None:
+        names = ", ".join(repr(other.parent.name) for other in files[:20])
+        raise ReadError(
+            f"{path} holds {len(files)} W&B runs: {names}{', ...' if len(files) > 20 else ''}. Give the directory of "
+            f"one, for example {str(files[-1].parent)!r}."
+        )
+    opened = _open_offline(file)
+    if len(files) > 1:
+        note = f"{len(files)} W&B runs in {path.name!r}: the one that latest-run names was read, {file.parent.name!r}"
+        opened = replace(opened, notes=(*opened.notes, note))
+    return opened
+
+
+def _run_files(folder: Path) -> list[Path]:
+    """The ``.wandb`` files of a run directory, of a ``wandb`` folder, or of a folder that has one; by date."""
+    for pattern in ("*.wandb", "*run-*/*.wandb", "wandb/*run-*/*.wandb"):
+        # latest-run is a link to one of the others.
+        found = [
+            file
+            for file in sorted(folder.glob(pattern))
+            if file.is_file() and not file.is_symlink() and (file.parent == folder or not file.parent.is_symlink())
+        ]
+        if found:
+            return found
+    return []
+
+
+def _latest(files: list[Path]) -> Path | None:
+    """The file whose directory ``latest-run`` names."""
+    link = files[0].parent.parent / "latest-run"
+    if not link.is_symlink():
+        return None
+    target = link.parent / os.readlink(link)
+    named = [file for file in files if file.parent == target or file.parent.name == target.name]
+    return named[0] if len(named) == 1 else None
+
+
+@dataclass(kw_only=True, slots=True)
+class Damage:
+    """What could not be read of a ``.wandb`` file."""
+
+    torn_bytes: int = 0
+    """Bytes of an unfinished record at the end."""
+    records: int = 0
+
+
+def log_records(file: BinaryIO, damage: Damage) -> Iterator[bytes]:
+    """The records of a file in LevelDB's log format, after W&B's header of 7 bytes.
+
+    Damaged records are counted and passed over. Raises ``ReadError`` where the header is another.
+    """
+    header = file.read(FILE_HEADER_BYTES)
+    if len(header) < FILE_HEADER_BYTES or header[:4] != b":W&B" or header[4:6] != b"\xe1\xbe":
+        raise ReadError(
+            f"{file.name} does not begin like a W&B file (:W&B); it begins with {header!r}. Was the copy complete?"
+        )
+    block = header + file.read(BLOCK_BYTES - FILE_HEADER_BYTES)
+    position, start = FILE_HEADER_BYTES, 0
+    parts: list[bytes] = []
+    size = 0
+    checked: bool | None = None
+    while True:
+        if len(block) - position < 7:
+            torn = len(block) - position if len(block) < BLOCK_BYTES else 0
+            start += len(block)
+            block, position = file.read(BLOCK_BYTES), 0
+            if not block:
+                damage.torn_bytes += torn + size
+                return
+            continue
+        crc, length, kind = struct.unpack_from("<IHB", block, position)
+        data = block[position + 7 : position + 7 + length]
+        if kind == 0 and length == 0:  # the rest of a block that was set aside
+            position = len(block)
+            continue
+        if len(data) < length and len(block) < BLOCK_BYTES:
+            damage.torn_bytes += len(block) - position + size
+            return
+        right = kind in (1, 2, 3, 4) and len(data) == length
+        matches = right and zlib.crc32(data, zlib.crc32(bytes([kind]))) == crc
+        if checked is None:
+            # Files of a version with another checksum are read without.
+            checked = matches
+        if not right or (checked and not matches):
+            damage.records += 1
+            parts, size = [], 0
+            # A length that is wrong says nothing of where the next record begins: the next block does.
+            position = position + 7 + length if right else len(block)
+            continue
+        position += 7 + length
+        if kind in (1, 2):
+            damage.records += bool(parts)
+            parts, size = [data], length
+        elif not parts:
+            continue  # the rest of a record whose beginning was damaged
+        elif size + length > MAX_RECORD_BYTES:
+            damage.records += 1
+            parts, size = [], 0
+            continue
+        else:
+            parts.append(data)
+            size += length
+        if kind in (1, 4):
+            yield b"".join(parts)
+            parts, size = [], 0
+
+
+def _proto() -> Any:
+    try:
+        from wandb.proto import wandb_internal_pb2
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Reading a .wandb file needs wandb's protobuf definitions ({error}). Type: pip install 'rlmon[wandb]'"
+        ) from error
+    return wandb_internal_pb2
+
+
+def _messages(path: Path, damage: Damage) -> Iterator[Any]:
+    """The file's protobuf records."""
+    kind = _proto().Record
+    # Came with wandb; its own module does not name it.
+    damaged: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
+    try:
+        with path.open("rb") as file:
+            for data in log_records(file, damage):
+                try:
+                    yield kind.FromString(data)
+                except damaged:
+                    damage.records += 1
+    except OSError as error:
+        if isinstance(error, ReadError):
+            raise
+        raise ReadError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def history_row(items: Iterable[Any]) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """Numbers and objects (tables, pictures) of one history record."""
+    numbers: dict[str, float] = {}
+    objects: dict[str, dict[str, Any]] = {}
+    for item in items:
+        nested = list(item.nested_key)
+        key = item.key or (nested[0] if nested else "")
+        if len(item.value_json) > 65_536:  # bins of a histogram and the like
+            continue
+        try:
+            value = json.loads(item.value_json)
+        except (ValueError, RecursionError):
+            continue
+        if not item.key and len(nested) > 1:
+            objects.setdefault(key, {})["/".join(nested[1:])] = value
+        elif isinstance(value, dict):
+            objects.setdefault(key, {}).update(value)
+        elif not isinstance(value, bool):
+            number = number_of(value)
+            if number is not None:
+                numbers[key] = number
+    for key, value in objects.items():
+        if "_type" not in value:
+            for name, part in value.items():
+                number = None if isinstance(part, bool) else number_of(part)
+                if number is not None:
+                    numbers[f"{key}.{name}"] = number
+    return numbers, objects
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFile:
+    """Reads tables below a run's ``files`` directory."""
+
+    files: Path
+
+    def __call__(self, table: Logged) -> Cells:
+        path = path_inside(self.files, table.place)
+        if path is None:
+            raise UnreadableTable("not in the run directory, or a link")
+        if table.bytes > MAX_TABLE_BYTES:
+            raise UnreadableTable(f"larger than {MAX_TABLE_BYTES >> 20} MiB")
+        try:
+            return parse_cells(path.read_bytes())
+        except OSError as error:
+            raise UnreadableTable(error.strerror or type(error).__name__) from error
+
+
+def _peek(path: Path) -> Iterator[list[str]]:
+    """Keys of the first history records."""
+    rows = 0
+    for record in _messages(path, Damage()):
+        if record.WhichOneof("record_type") == "history":
+            yield [item.key or "/".join(item.nested_key) for item in record.history.item]
+            rows += 1
+            if rows == _PEEK_ROWS:
+                return
+
+
+def _open_offline(path: Path) -> OpenedRun:
+    """The run of one ``.wandb`` file."""
+    load = LoadFile(path.parent / "files")
+    history = History(step_key=step_key_of(_peek(path)))
+    config: dict[str, Any] = {}
+    run_id = path.stem.removeprefix("run-")
+    damage = Damage()
+    for record in _messages(path, damage):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            numbers, objects = history_row(record.history.item)
+            own = number_of(numbers.get("_step"))
+            history.add(numbers, record.history.step.num if own is None or not abs(own) < 2**53 else int(own))
+            for key, value in objects.items():
+                place = value.get("path")
+                if value.get("_type") in ("table-file", "incremental-table-file") and isinstance(place, str):
+                    file = path_inside(load.files, place)
+                    rows = value.get("nrows")
+                    history.add_table(
+                        key,
+                        place,
+                        0 if file is None else file.stat().st_size,
+                        rows if is_count(rows) else None,
+                        incremental=value["_type"] == "incremental-table-file",
+                    )
+        elif kind == "config":
+            _update(config, record.config)
+        elif kind == "run":
+            run_id = record.run.run_id or run_id
+            _update(config, record.run.config)
+    config.pop("_wandb", None)
+    tables = plan(history.tables, load, config, reward_functions(history))
+    scalars, evals = all_series(history.scalars), all_series(history.eval_scalars)
+    return OpenedRun(
+        reader=NAME,
+        run_id=run_id,
+        path=path.parent,
+        shards=tables.shards,
+        scalars=scalars,
+        eval_scalars=evals,
+        config=config,
+        group_size=group_size(config),
+        lacks={**scalar_lacks(scalars, evals), **tables.lacks},
+        notes=(*_notes(history, damage), *tables.notes),
+    )
+
+
+def _notes(history: History, damage: Damage) -> Iterator[str]:
+    if history.step_key is None:
+        yield f"no key of the trainer's step was logged ({', '.join(STEP_KEYS[:4])}, ...): W&B's own _step was taken"
+    if damage.torn_bytes:
+        yield f"the run's file ends in an unfinished record ({damage.torn_bytes} bytes): the run was killed or goes on"
+    if damage.records:
+        yield f"{damage.records} damaged records of the run's file were passed over"
+
+
+def _update(config: dict[str, Any], record: Any) -> None:
+    """Takes a config record: whole values, or one value deep inside."""
+    for item in record.update:
+        path = [item.key] if item.key else list(item.nested_key)
+        try:
+            value = json.loads(item.value_json)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and "value" in value and value.keys() <= {"value", "desc"}:
+            value = value["value"]
+        inner = config
+        for name in path[:-1]:
+            below = inner.setdefault(name, {})
+            inner = below if isinstance(below, dict) else {}
+        inner[path[-1]] = value
+    for item in record.remove:
+        config.pop(item.key or "/".join(item.nested_key), None)
+
+
+def _is_history(path: Path) -> bool:
+    """Whether a file holds a run's history: rows with W&B's own columns."""
+    return {"_step", "_timestamp"} <= set(_history_columns(path)) or "train/global_step" in _history_columns(path)
+
+
+def _history_columns(path: Path) -> list[str]:
+    """Columns of the first row; none where it is no table of rows."""
+    try:
+        if path.suffix == ".parquet":
+            return list(pq.read_schema(path).names)
+        if path.suffix == ".csv":
+            with path.open(encoding="utf-8", errors="replace", newline="") as file:
+                return next(csv.reader([file.readline(_MAX_LINE)]), [])
+        if path.suffix in (".json", ".jsonl", ".ndjson"):
+            with path.open(encoding="utf-8", errors="replace") as file:
+                start = file.read(_PEEK_CHARACTERS)
+            names = re.findall(r'"([^"\\]{1,200})"\s*:', start[: start.find("}") + 1 or None])
+            return names
+    except (OSError, pa.ArrowException, csv.Error):
+        return []
+    return []
+
+
+def _history_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a downloaded history, one mapping a row. Raises ``ReadError`` where the file is damaged."""
+    try:
+        if path.suffix == ".parquet":
+            with pq.ParquetFile(path) as file:
+                numeric = [field.name for field in file.schema_arrow if _is_numeric(field.type)]
+                for batch in file.iter_batches(batch_size=8_192, columns=numeric):
+                    yield from batch.to_pylist()
+        elif path.suffix == ".csv":
+            with path.open(encoding="utf-8", errors="replace", newline="") as text:
+                for row in csv.DictReader(text):
+                    yield {key: _parsed(value) for key, value in row.items() if isinstance(key, str)}
+        else:
+            yield from _json_rows(path)
+    except (OSError, pa.ArrowException, csv.Error) as error:
+        if isinstance(error, ReadError):
+            raise
+        raise ReadError(f"{path} is no history that can be read: {str(error)[:300]}") from error
+
+
+def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    if path.stat().st_size > MAX_HISTORY_BYTES:
+        raise ReadError(f"{path} has more than {MAX_HISTORY_BYTES >> 20} MiB. Store the history as Parquet, or cut it.")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        start = file.read(1)
+        while start.isspace():
+            start = file.read(1)
+        file.seek(0)
+        lines: Iterable[str] = [file.read()] if start == "[" else file
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                value = parse_json(line)
+            except UnreadableTable:
+                continue  # a torn last line
+            for row in value if isinstance(value, list) else [value]:
+                if isinstance(row, dict):
+                    yield row
+
+
+def _parsed(text: Any) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind))
+
+
+def _open_history(path: Path, files: list[Path]) -> OpenedRun:
+    """A downloaded history: numbers only."""
+    peeked = [itertools.islice(_history_rows(file), _PEEK_ROWS) for file in files]
+    history = History(
+        step_key=step_key_of([key for key in row if row[key] is not None] for rows in peeked for row in rows)
+    )
+    count = 0
+    for file in files:
+        for row in _history_rows(file):
+            numbers = {}
+            for key, value in row.items():
+                number = None if isinstance(value, bool) else number_of(value)
+                if number is not None:
+                    numbers[key] = number
+            own = numbers.get("_step", float(count))
+            history.add(numbers, int(own) if abs(own) < 2**53 else count)
+            count += 1
+    if not history.scalars and not history.eval_scalars:
+        raise ReadError(
+            f"{path} holds no metrics: {count} rows, none with a number under a metric's name. Give a history as "
+            "Run.download_history_exports or Run.scan_history write it (columns like train/global_step, train/reward)."
+        )
+    scalars, evals = all_series(history.scalars), all_series(history.eval_scalars)
+    return OpenedRun(
+        reader=NAME,
+        run_id=path.stem,
+        path=path,
+        shards=(),
+        scalars=scalars,
+        eval_scalars=evals,
+        lacks={**scalar_lacks(scalars, evals), **no_completions(NO_TEXT_IN_HISTORY)},
+        notes=tuple(_notes(history, Damage())),
+    )

@@ -1,0 +1,220 @@
+"""The one result of an audit. Every output (terminal, JSON, Markdown, JUnit, annotations, page) is made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlmon.records import Status
+
+RESULT_VERSION = 1
+"""Version of the JSON object; raised when a key changes its meaning or goes away."""
+
+Verdict = Literal["pass", "warn", "fail", "insufficient"]
+Method = Literal["fold", "hindsight", "exact"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """What one check says of the run."""
+
+    id: str
+    """Kebab-case, stable: ``format-collapse``, ``mode-extinction``, ..."""
+    title: str
+    """The question that PASS answers with yes: ``Do answers keep their formats?``"""
+    status: Status
+    """``pass | warn | fail | skip | error``."""
+    method: Method
+    """``fold``: a detector that looked at every step. ``hindsight``: one look at the whole run. ``exact``: a count."""
+    message: str
+    """One line for a person: what was seen. Holds no text of the run except through ``repr``."""
+    metric: str | None = None
+    """Catalogue name of what ``value``, ``baseline`` and ``threshold`` measure, or a name in words without a slash."""
+    unit: str | None = None
+    value: float | None = None
+    baseline: float | None = None
+    threshold: float | None = None
+    interval: tuple[float, float] | None = None
+    """Confidence interval of ``value`` (or of its difference to the baseline; ``message`` says which)."""
+    first_step: int | None = None
+    """Onset: the first step from which the metric stays past its WARN line; ``None`` where it never does."""
+    alarm_step: int | None = None
+    """Step at which the evidence sufficed, for detectors."""
+    source: str | None = None
+    """Stratum of the data with most of the evidence; ``None`` when the run has one."""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    """JSON types; numbers and names only, never completions."""
+    examples: Sequence[Example] = ()
+    """Completions that show it."""
+    advice: str = ""
+    """The setting to change, and how. Empty for PASS and SKIP."""
+    reason: str | None = None
+    """For SKIP: what is missing and how to log it next time. For ERROR: what failed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One completion. Hostile text: renderers must escape it."""
+
+    step: int
+    split: str
+    prompt_id: str
+    prompt: str | None
+    completion: str | None
+    """Cut to 4,000 characters."""
+    mode: str
+    template: str
+    """Short name of the masked template, equal for equal templates."""
+    source: str
+    reward: float | None
+    advantage: float | None
+    truncated: bool | None = None
+    label: str = ""
+    """Why it is shown: ``base``, ``first``, ``last``, ``lucky``, ... Empty in the sample browser."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModeStory:
+    """What became of one format mode."""
+
+    mode: str
+    fate: Literal["extinct", "shrunk", "steady", "grown", "newborn"]
+    base_share: float
+    last_share: float
+    base_reward: float | None
+    last_reward: float | None
+    last_seen_step: int | None
+    examples: Sequence[Example] = ()
+    """Labelled ``base``, ``first`` (after the onset, what the winning mode writes to the same prompt where possible)
+    and ``last``: shown side by side."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeatRow:
+    """One prompt's solve rate over the bins of the strip."""
+
+    prompt_id: str
+    prompt: str | None
+    source: str
+    rates: Sequence[float | None]
+    """Share of rewarded completions per bin; ``None`` where the prompt was not sampled."""
+    attempts: int
+    fate: Literal["impossible", "forgotten", "lucky", "solved", "learned", "mixed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heat:
+    """Solve rate per prompt and time: at most 64 bins and 200 prompts, worst first."""
+
+    bins: Sequence[tuple[int, int]]
+    """First and last step of each bin."""
+    rows: Sequence[HeatRow]
+    prompts: int
+    """Prompts of the run that had at least two visits; ``rows`` are some of them."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """A mark on the timeline."""
+
+    step: int
+    kind: Literal["finding", "action", "onset", "note", "fault"]
+    severity: Literal["warn", "fail", "info"]
+    check: str | None
+    """Id of the check or detector it belongs to."""
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricSummary:
+    """One metric over the run; base and last are means over the baseline and the last tenth (5 steps at least)."""
+
+    unit: str
+    base: float | None
+    first: float | None
+    last: float | None
+    min: float | None
+    max: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFacts:
+    """What was read."""
+
+    id: str
+    source: str
+    """The path as it was given."""
+    reader: str
+    steps: int
+    """Steps with rows or scalars."""
+    first_step: int | None
+    last_step: int | None
+    completions: int
+    prompts: int
+    eval_completions: int
+    group_size: int | None
+    coverage: Mapping[str, Any]
+    """What the numbers rest on: rows read, re-written rows passed over, damaged rows, unreadable files, steps without
+    rows, and the token budget of the text metrics with the rows and words that it covered."""
+    baseline: Mapping[str, Any]
+    """``kind``, ``prompts``, ``completions``, ``steps``."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """Everything an audit found."""
+
+    run: RunFacts
+    verdict: Verdict
+    headline: str
+    """The verdict in one sentence."""
+    checks: Sequence[Check]
+    """Worst first within: fail, warn, error, pass, skip."""
+    actions: Sequence[Mapping[str, Any]]
+    """Interventions recorded in an rlmon log (``records.Action`` as mappings)."""
+    findings: Sequence[Mapping[str, Any]]
+    """What the detectors said, step by step (``records.Finding`` as mappings)."""
+    metrics: Mapping[str, MetricSummary]
+    correction: str
+    """How several checks and many looks are accounted for, in words."""
+    steps: Sequence[int]
+    """The steps of ``series`` and ``mode_shares``."""
+    series: Mapping[str, Sequence[float | None]]
+    """Metric name to one value per step; ``None``: not measured."""
+    mode_shares: Mapping[str, Sequence[float | None]]
+    modes: Sequence[ModeStory]
+    heat: Heat | None
+    samples: Sequence[Example]
+    """For the sample browser: spread over time, at most 500."""
+    events: Sequence[Event]
+    timing_seconds: Mapping[str, float]
+    """Wall and processor time; the only part that differs between two audits of the same run."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``--format json`` prints: everything but the series and the texts of the page."""
+        run = dataclasses.asdict(self.run)
+        checks = [dataclasses.asdict(check) for check in self.checks]
+        for check in checks:
+            check["interval"] = None if check["interval"] is None else list(check["interval"])
+        return {
+            "schema_version": RESULT_VERSION,
+            "tool": "rlmon",
+            "run": run,
+            "verdict": self.verdict,
+            "headline": self.headline,
+            "checks": checks,
+            "metrics": {name: dataclasses.asdict(summary) for name, summary in self.metrics.items()},
+            "modes": [
+                {key: value for key, value in dataclasses.asdict(mode).items() if key != "examples"}
+                for mode in self.modes
+            ],
+            "findings": [dict(finding) for finding in self.findings],
+            "actions": [dict(action) for action in self.actions],
+            "correction": self.correction,
+            "timing_seconds": dict(self.timing_seconds),
+        }

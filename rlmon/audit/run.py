@@ -1,0 +1,98 @@
+"""What a reader makes of a path: where the rows are, what the trainer logged, and what cannot be known.
+
+A reader never judges. It says what a run left behind in one form, so that the engine and the checks never ask
+which tool wrote it. Rows are read later, shard by shard, perhaps in another process: a shard is a small picklable
+object and the same shards come out whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+
+ROWS: pa.Schema = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("prompt", pa.string()),
+        pa.field("completion", pa.string()),
+        pa.field("prompt_id", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("group", pa.string()),
+        pa.field("reward", pa.float64()),
+        pa.field("rewards", pa.map_(pa.string(), pa.float64())),
+        pa.field("advantage", pa.float64()),
+        pa.field("completion_tokens", pa.int64()),
+        pa.field("truncated", pa.bool_()),
+    ]
+)
+"""One completion a row, in the order of sampling. All but ``step`` and ``split`` may be null.
+
+``split``: ``train`` or ``eval``. ``prompt``, ``completion``: as text (conversations rendered one message per
+paragraph, tool results left out of completions). ``prompt_id``: the source's own identity of a prompt; null: the hash
+of the prompt is taken. ``source``: stratum of the data mix; null: prompts are stratified by template where that is
+possible. ``group``: the source's own identity of a group of completions of one draw of one prompt, unique within its
+step; null: runs of equal prompts are groups. ``reward``: what the trainer maximised, the weighted sum of ``rewards``.
+NaN and infinities are kept in ``reward`` and ``rewards`` (a check counts them); null is a reward that was not given.
+"""
+
+Lack = Literal[
+    "completions", "prompts", "rewards", "advantages", "groups", "tokens", "truncation", "entropy", "kl", "eval"
+]
+"""What a check may need and a run may not have."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowBatch:
+    """Some rows of a shard, and what was passed over to get them."""
+
+    rows: pa.Table
+    """In the schema ``ROWS`` (columns that are all null may be left out)."""
+    duplicates: int = 0
+    """Rows that the tool had written again and that were passed over."""
+    damaged: int = 0
+    """Rows or lines that could not be read."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Files that could not be read (relative to the run), and why."""
+
+
+class Shard(Protocol):
+    """A part of a run's rows. Picklable; no step lies in two shards where the source can tell steps apart."""
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk, to share out work."""
+        ...
+
+    def read(self) -> Iterator[RowBatch]:
+        """The rows in order. Raises nothing for damaged content: that is counted in the batches."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedRun:
+    """A run as its reader found it. Making one is cheap: no row has been read."""
+
+    reader: str
+    """Name of the reader, for example ``trl``."""
+    run_id: str
+    path: Path
+    shards: Sequence[Shard]
+    """In the order of time; empty where the source holds no completions."""
+    scalars: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """What the trainer logged while training, by its own key (``entropy``, ``actor/entropy``): (step, value) in
+    order of step; the last value of a step counts. Non-finite values are kept."""
+    eval_scalars: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """The same of evaluations, keys without their ``eval_`` or ``eval/``."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The trainer's settings, where the source has them, as JSON types."""
+    group_size: int | None = None
+    """Completions per prompt where the source says so; ``None``: inferred from the rows."""
+    lacks: Mapping[Lack, str] = field(default_factory=dict)
+    """What this source does not hold, why, and how to log it next time: the reason of every SKIP."""
+    notes: Sequence[str] = ()
+    """What a person should know about how the source was read (re-written batches, guesses)."""

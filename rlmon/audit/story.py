@@ -1,0 +1,421 @@
+"""The result: what the checks say, told with the numbers, curves and completions that show it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from rlmon.audit.case import Case
+from rlmon.audit.checks import Judged, prompt_halves
+from rlmon.audit.features import Bools, Floats, Ints
+from rlmon.audit.result import Audit, Check, Event, Example, Heat, HeatRow, MetricSummary, ModeStory, RunFacts, Verdict
+from rlmon.audit.timeline import ratio
+from rlmon.metrics.catalog import METRICS
+from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, beta_cdf
+
+MAX_SAMPLES = 500
+HEAT_BINS = 64
+HEAT_ROWS = 200
+EXAMPLE_CHARACTERS = 4_000
+Fate = Literal["extinct", "shrunk", "steady", "grown", "newborn"]
+
+
+def tell(case: Case, judged: Judged, source: str, timing: Mapping[str, float]) -> Audit:
+    """The finished audit of ``source``."""
+    samples = _Samples(case)
+    stories = _mode_stories(case, judged.checks, samples)
+    checks = _with_examples(judged.checks, stories)
+    verdict = _verdict(checks)
+    steps = case.line.steps
+    series = {name: _values(values) for name, values in sorted(case.line.series.items())}
+    if judged.wording is not None:
+        at = np.searchsorted(steps, judged.wording.steps)
+        for name, values in judged.wording.series.items():
+            column = np.full(steps.size, np.nan)
+            column[at] = values
+            series[name] = _values(column)
+    return Audit(
+        run=_facts(case, judged, source),
+        verdict=verdict,
+        headline=_headline(verdict, checks, case),
+        checks=checks,
+        actions=[dataclasses.asdict(action) for action in case.fold.live.actions] if case.fold.live else [],
+        findings=[dataclasses.asdict(finding) for finding in case.fold.findings],
+        metrics={name: _summary(case, name, values) for name, values in series.items()},
+        correction=judged.correction,
+        steps=steps.tolist(),
+        series=series,
+        mode_shares={mode: _values(values) for mode, values in case.line.mode_shares.items()},
+        modes=stories,
+        heat=_heat(case),
+        samples=samples.browser(),
+        events=_events(case, checks),
+        timing_seconds={name: round(value, 3) for name, value in timing.items()},
+    )
+
+
+def _values(values: Floats) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _verdict(checks: Sequence[Check]) -> Verdict:
+    spoken = {check.status for check in checks if check.method != "exact" or check.status != "pass"}
+    if "fail" in spoken:
+        return "fail"
+    if "warn" in spoken:
+        return "warn"
+    return "pass" if "pass" in spoken else "insufficient"
+
+
+def _headline(verdict: Verdict, checks: Sequence[Check], case: Case) -> str:
+    counts = {status: sum(check.status == status for check in checks) for status in ("fail", "warn", "pass", "skip")}
+    read = f"{case.line.steps.size:,} steps and {case.counted.rows:,} completions"
+    if verdict == "insufficient":
+        return f"Too little to judge: {read} were read, and {counts['skip']} checks could not speak."
+    if verdict == "pass":
+        judged = counts["pass"]
+        return f"Nothing passed its damage line in {read}; {judged} of {len(checks)} checks could be judged."
+    first = checks[0]
+    since = f" since step {first.first_step}" if first.first_step is not None else ""
+    moved = ""
+    if first.value is not None and first.baseline is not None:
+        moved = f": {first.unit or 'value'} {first.baseline:.3g} -> {first.value:.3g}"
+    tally = [f"{counts['fail']} FAIL"] * bool(counts["fail"]) + [f"{counts['warn']} WARN"] * bool(counts["warn"])
+    return (
+        f"{first.id}{since}{moved}. {' and '.join(tally)} in {len(checks)} checks, {counts['skip']} without an answer."
+    )
+
+
+def _facts(case: Case, judged: Judged, source: str) -> RunFacts:
+    counted, groups = case.counted, case.counted.groups
+    steps = case.line.steps
+    with_rows = np.unique(groups["step"][~groups["eval"]]).size if groups else 0
+    coverage: dict[str, Any] = {
+        "rows": counted.rows,
+        "duplicate_rows": counted.duplicates,
+        "damaged_rows": counted.damaged,
+        "unreadable_files": len(counted.unreadable),
+        "steps_without_rows": int(steps.size - with_rows),
+    }
+    if judged.wording is not None:
+        coverage["text_budget"] = {
+            "rows": judged.wording.rows,
+            "rows_share": judged.wording.rows / counted.rows,
+            "words": judged.wording.words,
+        }
+    evaluated = int(groups["rows"][groups["eval"]].sum()) if groups else 0
+    base: dict[str, Any] = {"kind": case.baseline_kind, "prompts": 0, "completions": 0, "steps": []}
+    every, is_base, _ = case.ends()
+    if every:
+        base |= {
+            "prompts": int(np.unique(every["prompt"][is_base]).size),
+            "completions": int(every["rows"][is_base].sum()),
+            "steps": np.unique(every["step"][is_base]).tolist(),
+        }
+    elif case.windows is not None:
+        base["steps"] = case.windows.base.tolist()
+    sizes = groups["rows"] if groups else np.zeros(0)
+    size = case.run.group_size or (int(np.median(sizes)) if sizes.size else None)
+    return RunFacts(
+        id=case.run.run_id,
+        source=source,
+        reader=case.run.reader,
+        steps=int(steps.size),
+        first_step=int(steps[0]),
+        last_step=int(steps[-1]),
+        completions=counted.rows,
+        prompts=int(np.unique(groups["prompt"]).size) if groups else 0,
+        eval_completions=evaluated,
+        group_size=size,
+        coverage=coverage,
+        baseline=base,
+        config=dict(case.run.config),
+        notes=list(case.run.notes),
+    )
+
+
+def _summary(case: Case, name: str, values: Sequence[float | None]) -> MetricSummary:
+    known = [value for value in values if value is not None]
+    column = np.array([math.nan if value is None else value for value in values])
+
+    def mean(steps: Ints | None) -> float | None:
+        if steps is None:
+            return None
+        mine = column[np.isin(case.line.steps, steps)]
+        mine = mine[np.isfinite(mine)]
+        return float(mine.mean()) if mine.size else None
+
+    ends = case.windows
+    return MetricSummary(
+        unit=_UNITS.get(name, ""),
+        base=mean(None if ends is None else ends.base),
+        first=known[0] if known else None,
+        last=mean(None if ends is None else ends.last),
+        min=min(known, default=None),
+        max=max(known, default=None),
+    )
+
+
+_UNITS = {metric.name: metric.unit for metric in METRICS} | {
+    "completion characters": "characters",
+    "exact duplicate share": "share",
+    "sentence openings": "effective number",
+}
+
+
+def _events(case: Case, checks: Sequence[Check]) -> list[Event]:
+    events = [
+        Event(step=f.step, kind="finding", severity=f.severity, check=f.detector, text=f.message)
+        for f in case.fold.findings[:1_000]
+    ]
+    for check in checks:
+        if check.first_step is not None and check.status in ("warn", "fail"):
+            events.append(
+                Event(
+                    step=check.first_step,
+                    kind="onset",
+                    severity=check.status,
+                    check=check.id,
+                    text=f"{check.id} begins",
+                )
+            )
+    if case.fold.live is not None:
+        for action in case.fold.live.actions[:1_000]:
+            text = f"{action.phase} {action.knob}: {action.old} -> {action.new} ({action.reason})"
+            events.append(Event(step=action.step, kind="action", severity="info", check=None, text=text[:300]))
+        for fault in case.fold.live.faults[:100]:
+            text = f"{fault.place} failed: {fault.error}"
+            events.append(Event(step=fault.step, kind="fault", severity="info", check=None, text=text[:300]))
+    return sorted(events, key=lambda event: event.step)
+
+
+# --- completions --------------------------------------------------------------------------------------------------
+
+
+class _Samples:
+    """The kept completions as examples."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        table = pa.concat_tables(case.counted.samples) if case.counted.samples else None
+        self.rows: list[dict[str, Any]] = []
+        if table is not None:
+            table = table.sort_by([("step", "ascending"), ("rank", "ascending"), ("text_key", "ascending")])
+            self._table: pa.Table | None = table
+            self.step = table["step"].to_numpy()
+            self.mode = table["mode"].to_numpy()
+            self.train = np.array([split == "train" for split in table["split"].to_pylist()], dtype=bool)
+            self.reward = np.nan_to_num(table["reward"].to_numpy(), nan=-math.inf)
+            self.prompt = table["prompt_key"].to_numpy()
+        else:
+            self._table = None
+
+    def example(self, row: int, label: str = "") -> Example:
+        """One row of the sample."""
+        assert self._table is not None
+        values = {name: column[0].as_py() for name, column in
+                  zip(self._table.column_names, self._table.slice(row, 1).columns, strict=True)}  # fmt: skip
+        key = values["prompt_key"]
+        identity, text = self._case.counted.prompts.get(key, (f"{key:016x}", None))
+        code = values["mode"]
+        return Example(
+            step=values["step"],
+            split=values["split"],
+            prompt_id=identity,
+            prompt=values["prompt"] if values["prompt"] is not None else text,
+            completion=None if values["completion"] is None else values["completion"][:EXAMPLE_CHARACTERS],
+            mode=self._case.modes[code] if 0 <= code < len(self._case.modes) else "not known",
+            template=f"{values['template_key'] & 0xFFFFFFFF:08x}",
+            source=values["source"],
+            reward=_finite(values["reward"]),
+            advantage=_finite(values["advantage"]),
+            truncated=values["truncated"],
+            label=label,
+        )
+
+    def browser(self) -> list[Example]:
+        """At most 500 completions spread over time."""
+        if self._table is None:
+            return []
+        kept = np.unique(np.linspace(0, self._table.num_rows - 1, min(MAX_SAMPLES, self._table.num_rows)).astype(int))
+        return [self.example(int(row)) for row in kept]
+
+    def of_mode(self, code: int, steps: Ints | None = None) -> Ints:
+        """Rows of a mode, in order of step."""
+        if self._table is None:
+            return np.zeros(0, dtype=np.int64)
+        mine = self.train & (self.mode == code)
+        if steps is not None:
+            mine &= np.isin(self.step, steps)
+        return np.flatnonzero(mine)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _mode_stories(case: Case, checks: Sequence[Check], samples: _Samples) -> list[ModeStory]:
+    groups, is_base, is_last = case.ends()
+    if not groups or not is_base.any() or not is_last.any() or case.windows is None:
+        return []
+    counts = groups["modes"].astype(np.float64)
+    base_counts, last_counts = counts[is_base].sum(axis=0), counts[is_last].sum(axis=0)
+    if not base_counts.sum() or not last_counts.sum():
+        return []
+    base, last = base_counts / base_counts.sum(), last_counts / last_counts.sum()
+    base_reward = _mode_reward(groups, is_base)
+    last_reward = _mode_reward(groups, is_last)
+    winner = int(last.argmax())
+    onsets = [check.first_step for check in checks if check.first_step is not None and check.status in ("warn", "fail")]
+    since = min(onsets, default=int(case.windows.last[0]))
+    stories = []
+    for code, mode in enumerate(case.modes):
+        if base[code] == 0 and last[code] == 0:
+            continue
+        values = case.line.mode_shares.get(mode)
+        seen = np.zeros(0, dtype=np.int64) if values is None else np.flatnonzero(np.nan_to_num(values) > 0)
+        fate = _fate(float(base[code]), float(last[code]))
+        stories.append(
+            ModeStory(
+                mode=mode,
+                fate=fate,
+                base_share=float(base[code]),
+                last_share=float(last[code]),
+                base_reward=base_reward[code],
+                last_reward=last_reward[code],
+                last_seen_step=int(case.line.steps[seen[-1]]) if seen.size else None,
+                examples=_mode_examples(case, samples, code, winner, since) if fate != "steady" else [],
+            )
+        )
+    order = {"extinct": 0, "shrunk": 1, "newborn": 2, "grown": 3, "steady": 4}
+    return sorted(stories, key=lambda story: (order[story.fate], -story.base_share))
+
+
+def _mode_reward(groups: Mapping[str, Any], mine: Bools) -> list[float | None]:
+    means = ratio(
+        groups["modes_reward"][mine].sum(axis=0).astype(np.float64),
+        groups["modes_scored"][mine].sum(axis=0).astype(np.float64),
+    )
+    return _values(means)
+
+
+def _fate(base: float, last: float) -> Fate:
+    if base >= 0.02 and last < 0.1 * base:
+        return "extinct"
+    if base < 0.01 and last >= 0.05:
+        return "newborn"
+    if last < 0.67 * base and base - last > 0.02:
+        return "shrunk"
+    return "grown" if last > 1.5 * base and last - base > 0.02 else "steady"
+
+
+def _mode_examples(case: Case, samples: _Samples, code: int, winner: int, since: int) -> list[Example]:
+    """How the mode looked at the base, what the winner writes once it is gone, and its last sighting."""
+    found: list[Example] = []
+    own = samples.of_mode(code)
+    if not own.size:
+        return found
+    early = samples.of_mode(code, case.windows.base if case.windows is not None else None)
+    pool = early if early.size else own[:1]
+    best = pool[np.argmax(samples.reward[pool])]
+    found.append(samples.example(int(best), "base"))
+    if code != winner:
+        after = samples.of_mode(winner)
+        after = after[samples.step[after] >= since]
+        if after.size:
+            same = after[samples.prompt[after] == samples.prompt[best]]
+            found.append(samples.example(int(same[0] if same.size else after[0]), "first"))
+    if own[-1] != best:
+        found.append(samples.example(int(own[-1]), "last"))
+    return found
+
+
+def _with_examples(checks: Sequence[Check], stories: Sequence[ModeStory]) -> list[Check]:
+    """Failing checks about formats and templates with completions that show it."""
+    lost = [example for story in stories if story.fate in ("extinct", "shrunk") for example in story.examples][:6]
+    about = {"format-collapse", "mode-extinction", "template-collapse"}
+    return [
+        dataclasses.replace(check, examples=lost) if check.id in about and check.status in ("warn", "fail") else check
+        for check in checks
+    ]
+
+
+# --- prompts over time --------------------------------------------------------------------------------------------
+
+
+def _heat(case: Case) -> Heat | None:
+    """Solve rates of prompts that were sampled at two steps or more, worst first; ``None`` where there are none."""
+    groups = case.counted.groups
+    if not groups or not groups["scored"].any():
+        return None
+    mine = ~groups["eval"] & (groups["scored"] > 0)
+    steps = np.unique(groups["step"][mine])
+    keys, code = np.unique(groups["prompt"][mine], return_inverse=True)
+    visits = np.bincount(_pairs(code, np.searchsorted(steps, groups["step"][mine])), minlength=keys.size)
+    several = visits >= 2
+    if not several.any():
+        return None
+    bins = min(HEAT_BINS, steps.size)
+    place = np.searchsorted(steps, groups["step"][mine]) * bins // steps.size
+    n = np.zeros((keys.size, bins))
+    k = np.zeros((keys.size, bins))
+    np.add.at(n, (code, place), groups["scored"][mine])
+    np.add.at(k, (code, place), groups["successes"][mine])
+    halves = prompt_halves(case)
+    at = np.searchsorted(np.unique(groups["prompt"][~groups["eval"]]), keys)
+    fates = _fates(*(half[at] for half in halves))
+    source = np.zeros(keys.size, dtype=np.int64)
+    source[code] = groups["source"][mine]
+    rank = {"forgotten": 0, "lucky": 1, "impossible": 2, "mixed": 3, "learned": 4, "solved": 5}
+    chosen = sorted(np.flatnonzero(several).tolist(), key=lambda p: (rank[fates[p]], -n[p].sum(), keys[p]))[:HEAT_ROWS]
+    edges = [steps[np.flatnonzero(np.arange(steps.size) * bins // steps.size == b)] for b in range(bins)]
+    rows = []
+    for p in chosen:
+        identity, text = case.counted.prompts.get(int(keys[p]), (f"{int(keys[p]):016x}", None))
+        rates = [float(k[p, b] / n[p, b]) if n[p, b] else None for b in range(bins)]
+        rows.append(
+            HeatRow(
+                prompt_id=identity,
+                prompt=text,
+                source=case.counted.sources[source[p]],
+                rates=rates,
+                attempts=int(n[p].sum()),
+                fate=fates[p],
+            )
+        )
+    return Heat(
+        bins=[(int(edge[0]), int(edge[-1])) for edge in edges],
+        rows=rows,
+        prompts=int(several.sum()),
+        note=f"{len(rows)} of {int(several.sum())} prompts that were sampled at two steps or more, worst first",
+    )
+
+
+def _pairs(code: Ints, step: Ints) -> Ints:
+    """The code of every distinct (code, step), so that counting them counts visits."""
+    width = int(step.max()) + 1 if step.size else 1
+    return np.asarray(np.unique(code * width + step) // width, dtype=np.int64)
+
+
+def _fates(early_n: Floats, early_k: Floats, late_n: Floats, late_k: Floats) -> list[Any]:
+    n, k = early_n + late_n, early_k + late_k
+    below = beta_cdf(HARD_SOLVE_RATE, k + 1.0, n - k + 1.0) >= CREDIBILITY
+    early, late = ratio(early_k, early_n), ratio(late_k, late_n)
+    fates = []
+    for p in range(n.size):
+        if below[p]:
+            fates.append("lucky" if k[p] else "impossible")
+        elif early[p] >= 0.5 and late[p] < 0.25 and min(early_n[p], late_n[p]) >= 4:
+            fates.append("forgotten")
+        elif k[p] == n[p]:
+            fates.append("solved")
+        elif late[p] >= 0.9 and early[p] < 0.9:
+            fates.append("learned")
+        else:
+            fates.append("mixed")
+    return fates

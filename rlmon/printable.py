@@ -1,0 +1,32 @@
+"""Text of a run, made safe to print.
+
+Text from a run is hostile: a completion may hold escape sequences that retitle a window or repaint a line above.
+`one_line` is the only way such text reaches a terminal, a report in text form or a line of CI output.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+MAX_LINE_CHARACTERS = 600
+
+
+def one_line(text: str, limit: int = MAX_LINE_CHARACTERS) -> str:
+    """The text as one line of at most ``limit`` printable characters.
+
+    Control characters, escape sequences, direction overrides, line separators and lone surrogates come out as
+    backslash escapes; exotic spaces as spaces. What was cut is marked by an ellipsis.
+    """
+    cut = len(text) > limit
+    shown = "".join(_visible(character) for character in text[:limit])
+    if cut or len(shown) > limit:
+        shown = shown[: max(limit - 1, 0)] + "…"
+    return shown
+
+
+def _visible(character: str) -> str:
+    if character.isprintable():
+        return character
+    if unicodedata.category(character) == "Zs":
+        return " "
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")

@@ -1,0 +1,726 @@
+"use strict";
+// Every string of a run reaches the page through textContent (el and svg in page.js); nothing here writes markup.
+(() => {
+  const { data, $, el, svg, table, css } = page;
+  const LEFT = 46, RIGHT = 14, SAMPLES_PER_PAGE = 8, TABLE_ROWS = 60;
+  const WORDS = { fail: "FAIL", warn: "WARN", pass: "PASS", skip: "SKIP", error: "ERROR", insufficient: "TOO LITTLE DATA" };
+  const word = (status) => (Object.hasOwn(WORDS, status) ? WORDS[status] : "?");
+
+  // Three significant digits; thousands set apart; a string (NaN, inf) as it is.
+  const number = (value) => {
+    if (value === null || value === undefined) return "–";
+    if (typeof value !== "number") return String(value);
+    const size = Math.abs(value);
+    if (size >= 1000) return Math.round(value).toLocaleString("en-US");
+    if (size !== 0 && size < 0.001) return value.toExponential(1);
+    return String(Number(value.toPrecision(3)));
+  };
+  const count = (value) => Number(value || 0).toLocaleString("en-US");
+  const plural = (n, one, many) => `${count(n)} ${n === 1 ? one : many}`;
+  // Characters that cannot be seen (escapes, direction overrides, lone surrogates) are shown by their numbers.
+  const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu, HARMLESS = new Set(["\n", "\t", "\u200c", "\u200d"]);
+  const escaped = (c) => {
+    const code = c.codePointAt(0);
+    return code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`;
+  };
+  const seen = (text) => String(text).replace(/\r\n/g, "\n").replace(UNSEEN, (c) => (HARMLESS.has(c) ? c : escaped(c)));
+  const line = (text, limit = 400) => {
+    const shown = seen(String(text).slice(0, limit)).replace(/\s+/g, " ");
+    return String(text).length > limit ? `${shown}…` : shown;
+  };
+  function rich(text, search) {
+    const parts = [], source = String(text).replace(/\r\n/g, "\n");
+    const plain = (piece) => {
+      let from = 0;
+      for (const found of piece.matchAll(UNSEEN)) {
+        if (HARMLESS.has(found[0])) continue;
+        parts.push(piece.slice(from, found.index), el("span", { class: "ctl" }, escaped(found[0])));
+        from = found.index + found[0].length;
+      }
+      parts.push(piece.slice(from));
+    };
+    if (!search) { plain(source); return parts; }
+    const low = source.toLowerCase(), want = search.toLowerCase();
+    let from = 0;
+    // Lower case may be longer than the text (İ); then nothing is marked.
+    for (let at = low.indexOf(want); low.length === source.length && at >= 0; at = low.indexOf(want, from)) {
+      plain(source.slice(from, at));
+      const inner = parts.length;
+      plain(source.slice(at, at + want.length));
+      parts.push(el("mark", {}, ...parts.splice(inner)));
+      from = at + want.length;
+    }
+    plain(source.slice(from));
+    return parts;
+  }
+  const badge = (status) => el("span", { class: `badge ${Object.hasOwn(WORDS, status) ? status : ""}` }, word(status));
+  const share = (value) => (value === null || value === undefined ? "–" : `${number(100 * value)} %`);
+  function facts(value) {
+    if (value === null || value === undefined) return "–";
+    if (typeof value === "boolean") return value ? "yes" : "no";
+    if (typeof value === "number") return number(value);
+    if (Array.isArray(value)) return value.length ? value.map(facts).join(", ") : "none";
+    if (typeof value === "object") return value.pairs.length ? value.pairs.map(([key, item]) => `${line(key, 80)}: ${facts(item)}`).join("; ") : "none";
+    return line(value, 500);
+  }
+  // As the eye reads it: arrows between numbers, no line break before a per cent sign.
+  const prose = (text, limit) => line(text, limit).replace(/(\d) -> (?=[-\d])/g, "$1\u00a0→\u00a0").replaceAll(" %", "\u00a0%");
+  const words = (key) => line(key, 80).replaceAll("_", " ");
+  const pairs = (target, items) => target.append(...items.flatMap(([key, value]) => [el("dt", {}, words(key)), el("dd", {}, facts(value))]));
+  const find = (items, key) => (items.find(([name]) => name === key) || [null, null])[1];
+  const show = (id) => { $(id).hidden = false; return $(id); };
+
+  // ---- verdict
+  const run = data.run;
+  $("run-id").textContent = line(run.id, 200);
+  $("verdict").classList.add(["pass", "warn", "fail"].includes(data.verdict) ? data.verdict : "insufficient");
+  $("verdict-word").textContent = word(data.verdict);
+  $("headline").textContent = prose(data.headline, 1200);
+  if (data.headline.length > 180) $("headline").classList.add("long");
+  const byStatus = (...statuses) => data.checks.map((check, index) => ({ ...check, index })).filter((check) => statuses.includes(check.status));
+  for (const [status, target] of [["fail", "checks-bad"], ["warn", "checks-bad"], ["error", "checks-bad"], ["pass", "checks-pass"], ["skip", "checks-skip"]]) {
+    const amount = byStatus(status).length;
+    if (amount) $("counts").append(el("li", {}, el("a", { href: `#${target}` }, el("b", {}, amount), word(status))));
+  }
+  const isNothing = (value) => value === null || value === 0 || value === "" || (Array.isArray(value) && !value.length) || (value && value.pairs && !value.pairs.length);
+  const fact = (name, value, small) => $("facts").append(el("div", {}, el("dt", {}, name), el("dd", {}, line(value, 60), small ? el("small", {}, small) : "")));
+  fact("Completions", count(run.completions), `${plural(run.prompts, "prompt", "prompts")}${run.group_size ? `, groups of ${run.group_size}` : ""}${run.eval_completions ? `; ${count(run.eval_completions)} of evaluations` : ""}`);
+  fact("Steps", count(run.steps), run.first_step === null ? "none" : `${run.first_step} to ${run.last_step}`);
+  const kind = find(run.baseline, "kind");
+  fact("Baseline", kind ? words(kind) : "none", run.baseline.filter(([key, value]) => key !== "kind" && !isNothing(value))
+    .map(([key, value]) => (key === "steps" && Array.isArray(value) ? `steps ${facts(value[0])} to ${facts(value.at(-1))}` : `${facts(value)} ${words(key)}`)).join(", "));
+  const coverage = run.coverage.filter(([, value]) => !isNothing(value));
+  fact("What was read", coverage.length ? `${facts(coverage[0][1])} ${words(coverage[0][0])}` : "nothing",
+    coverage.slice(1, 4).map(([key, value]) => `${words(key)}: ${line(facts(value), 90)}`).join("; "));
+  fact("Read as", line(run.reader, 60), line(run.source, 160));
+  $("notes").append(...run.notes.map((note) => el("li", {}, line(note, 600))));
+
+  // ---- texts
+  function text(index, search) {
+    const [shown, missing] = data.texts[index];
+    const box = el("pre", { class: "text", dir: "auto" }, rich(shown, search), missing ? el("span", { class: "ctl" }, `… ${count(missing)} more characters`) : "");
+    const more = el("button", { type: "button", class: "more", hidden: true, "aria-expanded": "false" }, "Show all");
+    more.addEventListener("click", () => {
+      const open = box.classList.toggle("open");
+      more.textContent = open ? "Show less" : "Show all";
+      more.setAttribute("aria-expanded", String(open));
+    });
+    unclipped.observe(box);
+    return [box, more];
+  }
+  const unclipped = new ResizeObserver((entries) => {
+    for (const { target } of entries) if (!target.classList.contains("open")) target.nextElementSibling.hidden = target.scrollHeight <= target.clientHeight + 4;
+  });
+  const metaOf = (example) => el("ul", { class: "meta" },
+    example.label ? el("li", {}, el("b", {}, line(example.label, 40))) : "",
+    el("li", {}, "step ", el("b", {}, count(example.step))),
+    el("li", {}, line(example.mode, 60)),
+    el("li", {}, "reward ", el("b", {}, number(example.reward))),
+    example.advantage === null ? "" : el("li", {}, "advantage ", el("b", {}, number(example.advantage))),
+    example.truncated ? el("li", { class: "warn" }, "truncated") : "");
+  function exampleCard(example, { promptSearch = "", textSearch = "", full = false } = {}) {
+    const meta = metaOf(example);
+    if (full) meta.append(el("li", {}, line(example.split, 20)), el("li", {}, "source ", line(example.source, 60)), el("li", {}, "prompt ", line(example.prompt_id, 60)), el("li", {}, "template ", line(example.template, 60)));
+    return el("div", { class: "example" }, meta,
+      example.prompt === null ? (full ? el("div", { class: "prompt" }, el("h4", {}, "Prompt"), el("p", { class: "dim" }, "not kept")) : "") : el("div", { class: "prompt" }, el("h4", {}, "Prompt"), text(example.prompt, promptSearch)),
+      el("div", {}, el("h4", {}, "Completion"), example.completion === null ? el("p", { class: "dim" }, "not kept") : text(example.completion, textSearch)));
+  }
+
+  // ---- checks
+  const METHODS = { fold: "looked at every step", hindsight: "one look at the whole run", exact: "an exact count" };
+  function gauge(check) {
+    const { value, baseline, threshold, interval } = check;
+    if (typeof value !== "number" || (typeof baseline !== "number" && typeof threshold !== "number")) return "";
+    const known = [value, baseline, threshold, ...(interval || [])].filter((v) => typeof v === "number");
+    let low = Math.min(...known), high = Math.max(...known);
+    if (low >= 0 && low < 0.6 * high) low = 0;
+    const room = (high - low || Math.abs(high) || 1) * 0.06;
+    high += room;
+    if (low !== 0) low -= room;
+    const x = (v) => 8 + (314 * (v - low)) / (high - low || 1);
+    const parts = [svg("line", { class: "scale", x1: 8, x2: 322, y1: 34, y2: 34 })];
+    if (typeof threshold === "number" && typeof baseline === "number" && threshold !== baseline)
+      parts.push(svg("line", { class: "zone", x1: threshold < baseline ? 8 : x(threshold), x2: threshold < baseline ? x(threshold) : 322, y1: 34, y2: 34 }));
+    if (interval) parts.push(svg("line", { class: "interval", x1: x(interval[0]), x2: x(interval[1]), y1: 34, y2: 34 }));
+    const label = (v, y, words, cls) => svg("text", { x: Math.min(318, Math.max(12, x(v))), y, class: cls, "text-anchor": x(v) < 60 ? "start" : x(v) > 270 ? "end" : "middle" }, words);
+    if (typeof threshold === "number") parts.push(svg("line", { class: "limit", x1: x(threshold), x2: x(threshold), y1: 24, y2: 44 }), label(threshold, 70, `line ${number(threshold)}`));
+    if (typeof baseline === "number") parts.push(svg("circle", { class: "base", cx: x(baseline), cy: 34, r: 6 }), label(baseline, 56, `base ${number(baseline)}`));
+    parts.push(svg("circle", { class: `now ${check.status}`, cx: x(value), cy: 34, r: 7 }), label(value, 18, number(value), "now-text"));
+    return svg("svg", { class: "gauge", viewBox: "0 0 330 76", role: "img", "aria-label": `now ${number(value)}, base ${number(baseline)}, line ${number(threshold)}` }, ...parts);
+  }
+  function checkCard(check) {
+    const meta = [];
+    const item = (name, value) => meta.push(el("li", {}, `${name} `, el("b", {}, value)));
+    if (check.first_step !== null) item("past its line from step", count(check.first_step));
+    if (check.alarm_step !== null) item("evidence complete at step", count(check.alarm_step));
+    if (check.source !== null) item("mostly in source", line(check.source, 60));
+    if (check.interval !== null) item("interval", `${number(check.interval[0])} to ${number(check.interval[1])}`);
+    if (check.metric !== null) item("metric", `${line(check.metric, 80)}${check.unit ? `, ${line(check.unit, 40)}` : ""}`);
+    item("method", Object.hasOwn(METHODS, check.method) ? METHODS[check.method] : "–");
+    return el("article", { class: `check ${check.status}`, id: `check-${check.index}` },
+      el("div", { class: "check-head" }, badge(check.status), el("h3", {}, line(check.title, 200)), el("span", { class: "mono" }, line(check.id, 80))),
+      el("div", { class: "check-body" },
+        el("div", {}, el("p", {}, prose(check.message, 700)),
+          check.reason ? el("p", {}, line(check.reason, 700)) : "",
+          el("ul", { class: "meta" }, ...meta),
+          check.advice ? el("p", { class: "advice" }, el("b", {}, "What to do"), line(check.advice, 900)) : ""),
+        el("div", {}, gauge(check))),
+      el("div", { class: "behind" }, check.examples.length ? el("details", {}, el("summary", {}, plural(check.examples.length, "completion that shows it", "completions that show it")), el("div", { class: "side" }, ...check.examples.map((example) => exampleCard(example)))) : "",
+      check.evidence.length ? el("details", {}, el("summary", {}, "Evidence"), evidence(check.evidence)) : ""));
+  }
+  function evidence(items) {
+    const list = el("dl", { class: "pairs" });
+    pairs(list, items);
+    return list;
+  }
+  if (data.checks.length) {
+    show("checks");
+    const bad = byStatus("fail", "warn", "error"), passed = byStatus("pass"), skipped = byStatus("skip");
+    $("checks-bad").append(...bad.map(checkCard));
+    if (passed.length) {
+      const rows = passed.map((check) => ({ cells: [el("span", {}, badge("pass"), ` ${line(check.title, 200)}`), el("span", {}, prose(check.message, 500), check.evidence.length ? el("details", {}, el("summary", {}, "Evidence"), evidence(check.evidence)) : ""),
+        number(check.baseline), number(check.value), number(check.threshold), line(check.unit || "", 40)] }));
+      $("checks-pass").append(el("h3", { class: "group" }, plural(passed.length, "check passed", "checks passed")),
+        el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Checks that passed" }, table(el("table"), ["check", "what was seen", "base", "now", "line", "unit"], rows, new Set([2, 3, 4]))));
+    }
+    if (skipped.length) {
+      const reasons = new Map();
+      for (const check of skipped) reasons.set(check.reason || "no reason was given", [...(reasons.get(check.reason || "no reason was given") || []), check]);
+      $("checks-skip").append(el("h3", { class: "group" }, plural(skipped.length, "check could not be made", "checks could not be made")),
+        el("ul", { class: "skips" }, ...[...reasons].map(([reason, checks]) => el("li", {}, badge("skip"), " ", el("b", {}, checks.map((check) => line(check.title, 200)).join(" · ")), el("p", {}, line(reason, 700))))));
+    }
+  }
+
+  // ---- one axis of steps for all figures
+  const [FIRST, LAST] = data.steps || [0, 1];
+  let [from, to] = [FIRST, Math.max(LAST, FIRST + 1)];
+  let current = null;
+  const cursors = [], drawings = [];
+  function point(step) {
+    current = step === null ? null : Math.round(Math.min(to, Math.max(from, step)));
+    cursors.forEach((cursor) => cursor(current));
+  }
+  function steerable(node, stops, title, words) {
+    // Arrow keys visit the steps that this figure has values for.
+    node.addEventListener("keydown", (event) => {
+      const here = stops().filter((step) => step >= from && step <= to);
+      if (event.key === "Escape") { point(null); return; }
+      const stride = { ArrowLeft: -1, ArrowRight: 1, PageUp: -Math.ceil(here.length / 10), PageDown: Math.ceil(here.length / 10), Home: -Infinity, End: Infinity }[event.key];
+      if (!stride || !here.length) return;
+      event.preventDefault();
+      const at = current === null ? (stride > 0 ? -1 : here.length) : stride > 0 ? here.findLastIndex((step) => step <= current) : here.findIndex((step) => step >= current);
+      point(here[Math.min(here.length - 1, Math.max(0, (at < 0 && stride < 0 ? here.length : at) + stride))]);
+      $("readout").textContent = `${title}, step ${current}: ${words()}`;
+    });
+  }
+  function hoverable(node, width) {
+    node.addEventListener("pointermove", (event) => {
+      const at = event.clientX - node.getBoundingClientRect().left;
+      point(from + ((to - from) * (at - LEFT)) / (width() - LEFT - RIGHT));
+    });
+    node.addEventListener("pointerleave", () => point(null));
+  }
+  const ticks = (room) => {
+    const widths = [1, 2, 5].flatMap((m) => [1, 10, 100, 1000, 10000, 100000, 1000000].map((p) => m * p)).sort((a, b) => a - b);
+    const width = widths.find((w) => (to - from) / w <= Math.max(2, room / 90)) || to - from;
+    const result = [];
+    for (let step = Math.ceil(from / width) * width; step <= to; step += width) result.push(step);
+    return result;
+  };
+  const scaleX = (width) => (step) => LEFT + ((width - LEFT - RIGHT) * (step - from)) / (to - from || 1);
+  function place(rule, step, width) {
+    if (!rule) return;
+    rule.style.visibility = step === null ? "hidden" : "visible";
+    if (step !== null) for (const side of ["x1", "x2"]) rule.setAttribute(side, scaleX(width)(step));
+  }
+  const nearest = (steps, step) => {
+    let low = 0, high = steps.length - 1;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (steps[middle] < step) low = middle + 1; else high = middle;
+    }
+    return low > 0 && step - steps[low - 1] <= steps[low] - step ? low - 1 : low;
+  };
+  const evenly = (length, most = TABLE_ROWS) => {
+    const picked = new Set();
+    for (let i = 0; i < Math.min(length, most); i++) picked.add(Math.round((i * (length - 1)) / Math.max(1, Math.min(length, most) - 1)));
+    return [...picked];
+  };
+  // A drawing made again whenever its width, the range or the colours change.
+  function drawing(holder, draw) {
+    const again = () => { if (holder.clientWidth) draw(holder.clientWidth); };
+    drawings.push(again);
+    new ResizeObserver(again).observe(holder);
+  }
+  const lazyTable = (details, fill) => details.addEventListener("toggle", () => { if (details.open && !details.querySelector("tbody")) fill(); });
+
+  // ---- timeline
+  const KINDS = { onset: "past its line from here", finding: "alarm", action: "intervention", fault: "fault of the monitor", note: "note" };
+  const kindOf = (event) => (Object.hasOwn(KINDS, event.kind) ? event.kind : "note");
+  const severityOf = (event) => (["fail", "warn"].includes(event.severity) ? event.severity : "info");
+  function markOf(kind, severity, x, y, r = 5) {
+    const cls = kind === "action" ? "mark-action" : `mark-${severity}`;
+    if (kind === "onset") return svg("path", { class: cls, d: `M${x} ${y - r - 1}V${y + r + 1}`, "stroke-width": 3 });
+    if (kind === "finding") return svg("path", { class: cls, d: `M${x} ${y - r}L${x + r} ${y + r * 0.8}H${x - r}Z` });
+    if (kind === "action") return svg("path", { class: cls, d: `M${x} ${y - r}L${x + r} ${y}L${x} ${y + r}L${x - r} ${y}Z` });
+    if (kind === "fault") return svg("path", { class: cls, d: `M${x - 4} ${y - 4}L${x + 4} ${y + 4}M${x + 4} ${y - 4}L${x - 4} ${y + 4}`, "stroke-width": 2 });
+    return svg("circle", { class: cls, cx: x, cy: y, r: 3 });
+  }
+  const lanes = new Map();
+  const laneOf = (key) => lanes.get(key) || lanes.set(key, { events: [], from: null, status: "warn" }).get(key);
+  for (const check of byStatus("fail", "warn")) {
+    if (check.first_step === null && check.alarm_step === null) continue;
+    const lane = laneOf(check.id);
+    lane.status = check.status;
+    lane.from = check.first_step;
+  }
+  for (const event of data.events) laneOf(event.check !== null ? event.check : event.kind === "action" ? "interventions" : "run").events.push(event);
+  const laneList = [...lanes].slice(0, 16);
+  if (data.steps && laneList.length) {
+    show("story"); show("timeline");
+    const kinds = [...new Set(data.events.map(kindOf))];
+    $("timeline-legend").append(...Object.keys(KINDS).filter((kind) => kinds.includes(kind)).map((kind) =>
+      el("li", {}, svg("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, markOf(kind, kind === "onset" || kind === "finding" ? "fail" : "info", 6, 6, 5)), KINDS[kind])));
+    const holder = $("timeline-drawing"), HEIGHT = 38;
+    holder.setAttribute("aria-label", `Timeline of ${plural(data.events_total, "event", "events")}. ` + laneList.map(([key, lane]) =>
+      `${line(key, 60)}: ${lane.events.length ? lane.events.slice(0, 4).map((event) => `${kindOf(event)} at step ${event.step}`).join(", ") : `from step ${lane.from}`}`).join("; ").slice(0, 1500));
+    let rule = null, width = 0;
+    const draw = (wide) => {
+      width = wide;
+      const x = scaleX(wide), height = laneList.length * HEIGHT + 22;
+      const parts = [];
+      laneList.forEach(([key, lane], i) => {
+        const y = i * HEIGHT + 25;
+        parts.push(svg("text", { class: "lane", x: LEFT, y: y - 11 }, line(key, 60)), svg("line", { class: "lane-line", x1: LEFT, x2: wide - RIGHT, y1: y, y2: y }));
+        if (lane.from !== null && lane.from <= to) parts.push(svg("rect", { class: `span-${lane.status}`, x: x(Math.max(from, lane.from)), y: y - 5, width: Math.max(2, wide - RIGHT - x(Math.max(from, lane.from))), height: 10, rx: 3 }));
+        let busy = LEFT + 7 * Math.min(60, key.length);
+        for (const event of lane.events) {
+          if (event.step < from || event.step > to) continue;
+          const mark = markOf(kindOf(event), severityOf(event), x(event.step), y);
+          mark.append(svg("title", {}, `step ${event.step}: ${line(event.text, 200)}`));
+          parts.push(mark);
+          const words = `${event.kind === "finding" ? `${word(event.severity)} ` : ""}${event.step}`;
+          if (x(event.step) - 12 > busy && x(event.step) + 40 < wide) { parts.push(svg("text", { x: x(event.step) - 3, y: y - 11 }, words)); busy = x(event.step) + 7 * words.length; }
+        }
+      });
+      for (const step of ticks(wide)) parts.push(svg("text", { x: x(step), y: height - 4, "text-anchor": "middle" }, count(step)));
+      rule = svg("line", { class: "cursor", y1: 0, y2: height - 18 });
+      holder.replaceChildren(svg("svg", { width: wide, height }, ...parts, rule));
+    };
+    drawing(holder, draw);
+    cursors.push((step) => place(rule, step, width));
+    hoverable(holder, () => width);
+    const stops = [...new Set(data.events.map((event) => event.step).concat(data.checks.map((check) => check.first_step).filter((step) => step !== null)))].sort((a, b) => a - b);
+    steerable(holder, () => stops, "Timeline", () => data.events.filter((event) => event.step === current).map((event) => `${event.check !== null ? `${line(event.check, 60)} ` : ""}${KINDS[kindOf(event)]}, ${line(event.text, 200)}`).join("; ") || "no event");
+    lazyTable($("timeline").querySelector("details"), () => table($("timeline-table"), ["step", "what", "level", "check", "in words"],
+      data.events.map((event) => ({ cells: [count(event.step), KINDS[kindOf(event)], severityOf(event).toUpperCase(), event.check === null ? "" : line(event.check, 80), line(event.text, 500)] })), new Set([0])));
+    if (data.events_total > data.events.length) $("timeline").append(el("p", { class: "dim small" }, `The gravest ${data.events.length} of ${count(data.events_total)} events are shown.`));
+  }
+  const bySeverity = (kind, severity) => data.events.filter((event) => event.kind === kind && event.severity === severity).map((event) => event.step);
+  const firstAlarm = Math.min(...bySeverity("finding", "fail")), firstOnset = Math.min(...bySeverity("onset", "fail"));
+
+  // ---- stacked shares
+  if (data.shares) {
+    show("story"); show("shares");
+    const { steps, rows, pooled_steps: pooled } = data.shares;
+    $("shares-note").textContent = pooled > 1 ? `means of up to ${pooled} steps` : "of the completions of a step";
+    const outputs = rows.map((row) => {
+      const swatch = el("i"), output = el("output");
+      swatch.style.background = row.colour;
+      $("shares-legend").append(el("li", {}, swatch, line(row.mode, 40), output));
+      return output;
+    });
+    const holder = $("shares-drawing"), HEIGHT = 240, TOP = 16, BOTTOM = 22;
+    holder.setAttribute("aria-label", "Share of each answer format over steps. " + rows.map((row) => `${line(row.mode, 40)} from ${share(row.values[0])} to ${share(row.values.at(-1))}`).join("; ").slice(0, 1500) + ".");
+    let rule = null, width = 0;
+    drawing(holder, (wide) => {
+      width = wide;
+      const x = scaleX(wide), y = (v) => HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * Math.min(1, Math.max(0, v));
+      const within = steps.map((_, i) => i).filter((i) => (steps[i + 1] ?? steps[i]) >= from && (steps[i - 1] ?? steps[i]) <= to);
+      // One step alone is drawn as a bar of the whole width.
+      const places = within.length === 1 ? [[from, within[0]], [to, within[0]]] : within.map((i) => [Math.min(to, Math.max(from, steps[i])), i]);
+      const floor = places.map(() => 0), parts = [];
+      for (const row of rows) {
+        const lower = floor.map((v, k) => `${x(places[k][0]).toFixed(1)},${y(v).toFixed(1)}`).reverse();
+        places.forEach(([, i], k) => { floor[k] += row.values[i]; });
+        const upper = floor.map((v, k) => `${x(places[k][0]).toFixed(1)},${y(v).toFixed(1)}`);
+        parts.push(svg("polygon", { class: "area", points: upper.concat(lower).join(" "), fill: row.colour }, svg("title", {}, line(row.mode, 60))));
+      }
+      for (const v of [0, 0.25, 0.5, 0.75, 1]) {
+        parts.push(svg("line", { class: "grid", x1: LEFT, x2: wide - RIGHT, y1: y(v), y2: y(v) }));
+        if (v !== 0.25 && v !== 0.75) parts.push(svg("text", { x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, `${100 * v} %`));
+      }
+      for (const [step, name] of [[firstOnset, "onset"], [firstAlarm, "FAIL"]]) {
+        if (!isFinite(step) || step < from || step > to || (name === "onset" && Math.abs(x(firstAlarm) - x(step)) < 50)) continue;
+        parts.push(svg("line", { class: "halo", x1: x(step), x2: x(step), y1: TOP - 3, y2: y(0) }), svg("line", { class: "at", x1: x(step), x2: x(step), y1: TOP - 3, y2: y(0), "stroke-dasharray": name === "onset" ? "4 3" : null }),
+          svg("text", { x: x(step), y: TOP - 6, "text-anchor": "middle" }, `${name} ${step}`));
+      }
+      for (const step of ticks(wide)) parts.push(svg("text", { x: x(step), y: HEIGHT - 5, "text-anchor": "middle" }, count(step)));
+      rule = svg("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM });
+      holder.replaceChildren(svg("svg", { width: wide, height: HEIGHT }, ...parts, rule));
+    });
+    cursors.push((step) => {
+      const i = step === null ? null : nearest(steps, step);
+      outputs.forEach((output, k) => { output.textContent = i === null ? "" : share(rows[k].values[i]); });
+      place(rule, step, width);
+    });
+    hoverable(holder, () => width);
+    steerable(holder, () => steps, "Shares", () => rows.map((row, k) => `${line(row.mode, 40)} ${outputs[k].textContent}`).join(", "));
+    lazyTable($("shares").querySelector("details"), () => table($("shares-table"), ["step", ...rows.map((row) => line(row.mode, 40))],
+      evenly(steps.length).map((i) => ({ cells: [count(steps[i]), ...rows.map((row) => share(row.values[i]))] })), new Set([0, ...rows.map((_, k) => k + 1)])));
+  }
+
+  // ---- curves
+  const COLOURS = ["--accent", "--c2", "--c3"];
+  const undelta = (steps) => { let at = 0; return steps.map((difference) => (at += difference)); };
+  const value = (steps, values, step) => {
+    if (!steps.length) return null;
+    const i = nearest(steps, step);
+    const reach = Math.max(1, (to - from) / 60);
+    return Math.abs(steps[i] - step) <= reach ? values[i] : null;
+  };
+  function chartCard(chart) {
+    const lines = chart.lines.map((one) => ({ ...one, steps: undelta(one.steps) }));
+    const checks = chart.checks.map((index) => ({ ...data.checks[index], index })).filter((check) => check.status !== "skip");
+    const title = line(chart.title, 80), unit = line(chart.unit, 60);
+    const now = el("p", { class: "now" }), plot = el("div", { class: "plot", role: "img", tabindex: "0" });
+    const worst = checks.find((check) => check.status !== "pass");
+    plot.setAttribute("aria-label", `${title}${unit ? ` (${unit})` : ""} over steps. ` + lines.map((one) => {
+      const known = one.values.filter((v) => v !== null);
+      return `${lines.length > 1 ? `${one.label}: ` : ""}from ${number(known[0])} to ${number(known.at(-1))}, least ${number(known.reduce((a, b) => Math.min(a, b)))}, greatest ${number(known.reduce((a, b) => Math.max(a, b)))}`;
+    }).join("; ") + ".");
+    const legend = el("ul", { class: "legend" }, unit ? el("li", { class: "unit" }, unit) : "");
+    if (lines.length > 1) lines.forEach((one, i) => {
+      const swatch = el("i");
+      swatch.style.background = `var(${COLOURS[i % 3]})`;
+      legend.append(el("li", {}, swatch, one.label));
+    });
+    const details = el("details", {}, el("summary", {}, "Numbers"));
+    const card = el("figure", { class: "chart" }, el("figcaption", {}, el("h3", {}, title, worst ? el("a", { class: `badge ${worst.status}`, href: `#check-${worst.index}` }, word(worst.status)) : ""), now), legend, plot, details);
+    lazyTable(details, () => {
+      const steps = [...new Set(lines.flatMap((one) => evenly(one.steps.length).map((i) => one.steps[i])))].sort((a, b) => a - b);
+      details.append(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, table(el("table"), ["step", ...lines.map((one) => (lines.length > 1 ? one.label : title))],
+        evenly(steps.length).map((i) => ({ cells: [count(steps[i]), ...lines.map((one) => { const k = one.steps.indexOf(steps[i]); return k < 0 ? "–" : number(one.values[k]); })] })), new Set([0, ...lines.map((_, i) => i + 1)]))));
+    });
+    const say = (step) => lines.map((one) => `${lines.length > 1 ? `${one.label} ` : ""}${number(value(one.steps, one.values, step))}`).join(" · ");
+    const rest = () => {
+      const last = lines.map((one) => one.values.findLast((v) => v !== null));
+      now.replaceChildren("end ", el("b", {}, last.map(number).join(" · ")));
+    };
+    rest();
+    let u = null;
+    const joined = uPlot.join(lines.map((one) => [one.steps, one.values]), lines.map(() => [2]));
+    const draw = (wide) => {
+      if (u) u.destroy();
+      const dim = css("--dim"), grid = { stroke: css("--line"), width: 1 };
+      const axis = { stroke: dim, grid, ticks: { show: false }, font: "11px system-ui,sans-serif" };
+      const bad = checks.filter((check) => check.status !== "pass");
+      const threshold = (bad.length ? bad : checks).map((check) => check.threshold).filter((v) => typeof v === "number");
+      const judged = (worst && lines.find((one) => one.name === worst.metric)) || lines[0];
+      u = new uPlot({
+        width: wide, height: 180, padding: [8, 20, 0, 0],
+        cursor: { drag: { x: false, y: false }, y: false, points: { size: 6 } }, legend: { show: false },
+        scales: {
+          x: { time: false, range: () => [from, to] },
+          y: { range: (_, min, max) => {
+            if (chart.low !== null && chart.high !== null && chart.high <= 1) return [chart.low, chart.high];
+            const low = min ?? 0, high = max ?? 1, room = high - low || Math.abs(high) || 1;
+            // A scale that starts at a fixed end does not make noise look like a trend.
+            const bottom = chart.low !== null ? Math.min(chart.low, low) : low - 0.06 * room;
+            return [bottom, high + 0.08 * (high - bottom || 1)];
+          } },
+        },
+        axes: [{ ...axis, size: 26, values: (_, marks) => marks.map((v) => (Number.isInteger(v) ? count(v) : "")) }, { ...axis, size: LEFT, values: (_, marks) => marks.map(number) }],
+        series: [{}, ...lines.map((one, i) => ({ stroke: css(COLOURS[i % 3]), width: 1.7, spanGaps: false, points: { show: one.values.filter((v) => v !== null).length < 40, size: 5, fill: css(COLOURS[i % 3]) } }))],
+        hooks: {
+          draw: [(self) => {
+            const c = self.ctx, px = devicePixelRatio || 1, { left, top, width, height } = self.bbox;
+            c.save();
+            c.beginPath(); c.rect(left, top, width, height); c.clip();
+            const level = (at, colour, dash) => {
+              const y = self.valToPos(at, "y", true);
+              c.strokeStyle = colour; c.lineWidth = px; c.setLineDash(dash.map((v) => v * px));
+              c.beginPath(); c.moveTo(left, y); c.lineTo(left + width, y); c.stroke();
+            };
+            if (typeof judged.base === "number") level(judged.base, dim, [4, 4]);
+            threshold.forEach((at) => level(at, css("--bad"), [2, 3]));
+            const upright = (step, colour, dash, alpha) => {
+              const x = self.valToPos(step, "x", true);
+              c.globalAlpha = alpha; c.strokeStyle = colour; c.lineWidth = 1.5 * px; c.setLineDash(dash.map((v) => v * px));
+              c.beginPath(); c.moveTo(x, top); c.lineTo(x, top + height); c.stroke(); c.globalAlpha = 1;
+            };
+            const own = checks.filter((check) => check.status === "fail" || check.status === "warn");
+            if (isFinite(firstAlarm) && !own.length) upright(firstAlarm, dim, [], 0.35);
+            for (const check of own) {
+              const colour = css(check.status === "fail" ? "--bad" : "--warn");
+              if (check.first_step !== null) upright(check.first_step, colour, [4, 3], 0.9);
+              if (check.alarm_step !== null) upright(check.alarm_step, colour, [], 0.9);
+            }
+            c.restore();
+          }],
+          setCursor: [(self) => { if (plot.matches(":hover") && self.cursor.left >= 0) point(self.posToVal(self.cursor.left, "x")); }],
+        },
+      }, joined, plot);
+      if (current !== null) follow(current);
+    };
+    function follow(step) {
+      if (step === null) { rest(); if (u) u.setCursor({ left: -10, top: -10 }, false); return; }
+      now.replaceChildren(`step ${count(step)} `, el("b", {}, say(step)));
+      if (u && !plot.matches(":hover")) u.setCursor({ left: u.valToPos(step, "x"), top: 10 }, false);
+    }
+    cursors.push(follow);
+    plot.addEventListener("pointerleave", () => point(null));
+    steerable(plot, () => joined[0], title, () => say(current));
+    return [card, () => drawing(plot, draw)];
+  }
+  const mount = (target, charts) => {
+    const cards = charts.filter((chart) => chart.lines.some((one) => one.values.length)).map(chartCard);
+    target.append(...cards.map(([card]) => card));
+    cards.forEach(([, start]) => start());
+  };
+  if (data.steps && (data.charts.length || data.further.length)) {
+    show("curves");
+    for (const [dash, colour, name] of [["3 2", "--dim", "base"], ["2 2", "--bad", "line"]])
+      $("curves-legend").append(el("li", {}, svg("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, svg("line", { x1: 0, x2: 14, y1: 6, y2: 6, "stroke-width": 1.6, "stroke-dasharray": dash, style: `stroke:var(${colour})` })), name));
+    for (const [dash, name] of [["3 2", "past its line from here"], [null, "alarm"]])
+      $("curves-legend").append(el("li", {}, svg("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, svg("line", { x1: 6, x2: 6, y1: -1, y2: 13, "stroke-width": 2, "stroke-dasharray": dash, style: "stroke:var(--bad)" })), name));
+    mount($("charts"), data.charts);
+    if (data.further.length) {
+      show("further");
+      const hidden = data.further_total - data.further.length;
+      $("further-summary").textContent = plural(data.further_total, "further curve", "further curves") + (hidden ? `, ${data.further.length} of them drawn` : "");
+      $("further").addEventListener("toggle", () => { if ($("further").open && !$("further-charts").childElementCount) mount($("further-charts"), data.further); });
+    }
+    if (data.never.length) $("never").textContent = `Never measured in this run: ${data.never.map((name) => line(name, 80)).join(", ")}.`;
+    lazyTable($("metrics-table").closest("details"), () => table($("metrics-table"), ["metric", "unit", "base", "first", "last", "min", "max"],
+      data.summary.map(([name, unit, ...values]) => ({ cells: [line(name, 100), line(unit, 40), ...values.map(number)] })), new Set([2, 3, 4, 5, 6])));
+    const range = (low, high) => {
+      [from, to] = [low, Math.max(high, low + 1)];
+      $("range-from").value = from;
+      $("range-to").value = Math.min(LAST, to);
+      point(null);
+      drawings.forEach((again) => again());
+    };
+    for (const id of ["range-from", "range-to"]) { $(id).min = FIRST; $(id).max = LAST; }
+    $("range-from").value = FIRST;
+    $("range-to").value = LAST;
+    $("range").addEventListener("submit", (event) => {
+      event.preventDefault();
+      const ends = [$("range-from"), $("range-to")].map((input, i) => (input.value === "" ? [FIRST, LAST][i] : Math.min(LAST, Math.max(FIRST, Math.round(Number(input.value))))));
+      range(Math.min(...ends), Math.max(...ends));
+    });
+    $("range-all").addEventListener("click", () => range(FIRST, LAST));
+  }
+
+  // ---- modes
+  const FATES = { extinct: "fail", shrunk: "warn", steady: "", grown: "", newborn: "" };
+  const fateBadge = (fate) => el("span", { class: `badge ${Object.hasOwn(FATES, fate) ? FATES[fate] : ""}` }, Object.hasOwn(FATES, fate) ? fate : "–");
+  const bar = (value) => {
+    const fill = el("i");
+    fill.style.width = `${100 * Math.min(1, Math.max(0, value))}%`;
+    return el("span", {}, el("span", { class: "share-bar", "aria-hidden": "true" }, fill), share(value));
+  };
+  if (data.modes.length) {
+    show("modes");
+    table($("modes-table"), ["format", "fate", "share, base", "share, end", "reward, base", "reward, end", "last seen at step"],
+      data.modes.map((story) => ({ cells: [line(story.mode, 60), fateBadge(story.fate), bar(story.base_share), bar(story.last_share), number(story.base_reward), number(story.last_reward), story.last_seen_step === null ? "–" : count(story.last_seen_step)] })), new Set([4, 5, 6]));
+    for (const story of data.modes.filter((one) => one.fate === "extinct" || one.fate === "shrunk" || one.fate === "newborn")) {
+      if (!story.examples.length) continue;
+      $("modes-cards").append(el("article", { class: "mode" },
+        el("div", { class: "mode-head" }, el("h3", {}, line(story.mode, 60)), fateBadge(story.fate), el("p", {}, `${share(story.base_share)} of completions at the base, ${share(story.last_share)} at the end`)),
+        el("div", { class: "side" }, ...story.examples.map((example) => exampleCard(example)))));
+    }
+  }
+
+  // ---- prompts over time
+  let filterPrompt = () => {};
+  if (data.heat) {
+    show("heat");
+    const { bins, rows } = data.heat, canvas = $("heat-canvas"), ROW = 16, AXIS = 18, FONT = "11.5px system-ui,sans-serif";
+    $("heat-note").textContent = `Share of rewarded completions of each prompt over time; one row a prompt, ${plural(rows.length, "row", "rows")} of ${plural(data.heat.prompts, "prompt", "prompts")} seen at least twice. ${data.heat.note ? `${line(data.heat.note, 400)} ` : ""}Above: the first step of a column. A click, or Enter, shows a prompt's completions below.`;
+    const fates = [...new Set(rows.map((row) => row.fate))];
+    $("heat-fate").append(el("option", { value: "-1" }, `all ${rows.length}`), ...fates.map((fate, i) => el("option", { value: i }, `${line(fate, 30)} (${rows.filter((row) => row.fate === fate).length})`)));
+    for (const [name, words] of [["--heat-low", "never right"], ["--heat-mid", "half"], ["--heat-high", "always right"], ["--heat-none", "not sampled"]]) {
+      const swatch = el("i");
+      swatch.style.background = `var(${name})`;
+      $("heat-legend").append(el("li", {}, swatch, words));
+    }
+    let shown = rows, at = null;
+    const channel = (colour) => colour.match(/[\d.]+/g).slice(0, 3).map(Number);
+    const geometry = () => {
+      const width = canvas.parentElement.clientWidth - 14, c = canvas.getContext("2d");
+      c.font = FONT;
+      const widest = Math.max(40, ...rows.map((row) => c.measureText(words(row)).width));
+      const label = Math.min(widest + 14, width * 0.3, 280);
+      return { width, label, cell: (width - label) / bins.length };
+    };
+    const words = (row) => line(row.prompt === null ? row.prompt_id : row.prompt, 120);
+    function draw() {
+      const { width, label, cell } = geometry(), px = devicePixelRatio || 1, height = shown.length * ROW + AXIS + 2;
+      canvas.width = width * px; canvas.height = height * px;
+      canvas.style.width = `${width}px`; canvas.style.height = `${height}px`;
+      const c = canvas.getContext("2d");
+      c.scale(px, px);
+      c.clearRect(0, 0, width, height);
+      const [low, mid, high] = ["--heat-low", "--heat-mid", "--heat-high"].map((name) => channel(css(name))), none = css("--heat-none");
+      const mix = (a, b, t) => `rgb(${a.map((v, i) => Math.round(v + (b[i] - v) * t)).join(",")})`;
+      c.font = FONT; c.textBaseline = "middle"; c.fillStyle = css("--dim");
+      let busy = -1;
+      bins.forEach(([first], b) => {
+        const at = label + b * cell, wide = c.measureText(count(first)).width;
+        if (at < busy || at + wide > width) return;
+        c.fillText(count(first), at, AXIS / 2 - 1);
+        busy = at + wide + 34;
+      });
+      shown.forEach((row, r) => {
+        c.fillStyle = css("--dim");
+        c.save(); c.beginPath(); c.rect(0, AXIS + r * ROW, label - 8, ROW); c.clip();
+        c.fillText(words(row), 0, AXIS + r * ROW + ROW / 2); c.restore();
+        row.rates.forEach((rate, b) => {
+          c.fillStyle = rate === null ? none : rate < 0.5 ? mix(low, mid, 2 * rate) : mix(mid, high, 2 * rate - 1);
+          c.fillRect(label + b * cell, AXIS + r * ROW + 1, Math.max(1, cell - 1), ROW - 2);
+        });
+      });
+      if (at) { c.strokeStyle = css("--ink"); c.lineWidth = 2; c.strokeRect(label + at[1] * cell, AXIS + at[0] * ROW + 1, Math.max(2, cell - 1), ROW - 2); }
+    }
+    const label = () => canvas.setAttribute("aria-label", `Solve rates of ${plural(shown.length, "prompt", "prompts")} in ${plural(bins.length, "bin", "bins")} of steps. Arrow keys move over the cells. Numbers in the table below.`);
+    function read() {
+      if (!at || !shown[at[0]]) { $("heat-readout").textContent = ""; return; }
+      const row = shown[at[0]], rate = row.rates[at[1]], [first, last] = bins[at[1]];
+      $("heat-readout").textContent = `${words(row)}: ${rate === null ? "not sampled" : share(rate)} in steps ${first} to ${last}; ${line(row.fate, 30)}, ${plural(row.attempts, "attempt", "attempts")} in all, source ${line(row.source, 60)}`;
+    }
+    const move = (next) => { at = next; draw(); read(); };
+    canvas.addEventListener("pointermove", (event) => {
+      const box = canvas.getBoundingClientRect(), { label: left, cell } = geometry();
+      const next = [Math.floor((event.clientY - box.top - AXIS) / ROW), Math.min(bins.length - 1, Math.floor((event.clientX - box.left - left) / cell))];
+      if (next[0] >= shown.length || next[0] < 0) return;
+      next[1] = Math.max(0, next[1]);
+      if (!at || at[0] !== next[0] || at[1] !== next[1]) move(next);
+    });
+    const go = () => { if (at && shown[at[0]]) filterPrompt(shown[at[0]].prompt_id); };
+    canvas.addEventListener("click", go);
+    canvas.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") { go(); return; }
+      const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+      if (!step || !shown.length) return;
+      event.preventDefault();
+      const [r, b] = at || [0, 0];
+      move([Math.min(shown.length - 1, Math.max(0, r + (at ? step[0] : 0))), Math.min(bins.length - 1, Math.max(0, b + (at ? step[1] : 0)))]);
+      const holder = $("heat-scroll"), y = at[0] * ROW && AXIS + at[0] * ROW;
+      if (y < holder.scrollTop) holder.scrollTop = y;
+      else if (y + 2 * ROW > holder.scrollTop + holder.clientHeight) holder.scrollTop = y + 2 * ROW - holder.clientHeight;
+    });
+    $("heat-fate").addEventListener("change", (event) => {
+      const fate = Number(event.target.value);
+      shown = fate < 0 ? rows : rows.filter((row) => row.fate === fates[fate]);
+      at = null; label(); draw(); read();
+    });
+    label();
+    drawings.push(draw);
+    new ResizeObserver(draw).observe($("heat-scroll"));
+    lazyTable($("heat-table").closest("details"), () => table($("heat-table"), ["prompt", "fate", "source", "attempts", ...bins.map(([first, last]) => (first === last ? count(first) : `${first}–${last}`))],
+      rows.map((row) => ({ cells: [words(row), line(row.fate, 30), line(row.source, 60), count(row.attempts), ...row.rates.map((rate) => (rate === null ? "–" : number(rate)))] })), new Set([3, ...bins.map((_, b) => b + 4)])));
+  }
+
+  // ---- samples
+  if (data.samples.length) {
+    show("samples");
+    const samples = data.samples, unique = (key) => [...new Set(samples.map((sample) => sample[key]))].sort((a, b) => (String(a) < String(b) ? -1 : 1));
+    const fields = {}, form = $("filters");
+    const choose = (key, title, values = unique(key)) => {
+      fields[key] = { input: el("select", { name: key }, el("option", { value: "" }, "all"), ...values.map((one, i) => el("option", { value: i }, line(one, 60)))), values };
+      form.append(el("label", {}, title, fields[key].input));
+    };
+    const between = (key, title, step) => {
+      fields[key] = ["from", "to"].map((side) => el("input", { type: "number", step, name: `${key}-${side}`, placeholder: side, "aria-label": `${title} ${side}` }));
+      form.append(el("fieldset", {}, el("legend", {}, title), el("span", { class: "pairbox" }, ...fields[key])));
+    };
+    const type = (key, title) => {
+      fields[key] = el("input", { type: "search", name: key, autocomplete: "off", spellcheck: "false" });
+      form.append(el("label", { class: "wider" }, title, fields[key]));
+    };
+    type("text", "Completion holds");
+    type("prompt", "Prompt or its id holds");
+    between("step", "Steps", "1");
+    between("reward", "Reward", "any");
+    choose("mode", "Format");
+    choose("split", "Split");
+    choose("source", "Source");
+    fields.order = el("select", { name: "order" }, ...["step", "reward, lowest first", "reward, highest first"].map((one, i) => el("option", { value: i }, one)));
+    form.append(el("label", {}, "Order", fields.order), el("button", { type: "reset", class: "quiet" }, "Clear filters"));
+    let at = 0;
+    const textOf = (index) => (index === null ? "" : data.texts[index][0]);
+    const inside = (v, [low, high]) => (low.value === "" && high.value === "") || (typeof v === "number" && (low.value === "" || v >= Number(low.value)) && (high.value === "" || v <= Number(high.value)));
+    const chosen = () => {
+      const want = fields.text.value.toLowerCase(), prompt = fields.prompt.value.toLowerCase();
+      const found = samples.filter((sample) => inside(sample.step, fields.step) && inside(sample.reward, fields.reward) &&
+        ["mode", "split", "source"].every((key) => fields[key].input.value === "" || fields[key].values[Number(fields[key].input.value)] === sample[key]) &&
+        (!want || textOf(sample.completion).toLowerCase().includes(want)) &&
+        (!prompt || textOf(sample.prompt).toLowerCase().includes(prompt) || sample.prompt_id.toLowerCase().includes(prompt)));
+      const low = (sample, missing) => (typeof sample.reward === "number" ? sample.reward : missing);
+      if (fields.order.value === "1") found.sort((a, b) => low(a, Infinity) - low(b, Infinity) || a.step - b.step);
+      else if (fields.order.value === "2") found.sort((a, b) => low(b, -Infinity) - low(a, -Infinity) || a.step - b.step);
+      else found.sort((a, b) => a.step - b.step);
+      return found;
+    };
+    const render = () => {
+      const found = chosen(), pages = Math.max(1, Math.ceil(found.length / SAMPLES_PER_PAGE));
+      at = Math.min(pages - 1, Math.max(0, at));
+      const here = found.slice(at * SAMPLES_PER_PAGE, (at + 1) * SAMPLES_PER_PAGE);
+      $("samples-list").replaceChildren(...here.map((sample) => el("article", { class: "sample" }, exampleCard(sample, { promptSearch: fields.prompt.value, textSearch: fields.text.value, full: true }))));
+      $("samples-count").textContent = found.length ? `${at * SAMPLES_PER_PAGE + 1} to ${at * SAMPLES_PER_PAGE + here.length} of ${found.length} completions${found.length < samples.length ? `, filtered from ${samples.length}` : ""}` : `None of ${samples.length} completions fits; clear a filter.`;
+      $("previous").disabled = at === 0;
+      $("next").disabled = at >= pages - 1;
+    };
+    form.addEventListener("input", () => { at = 0; render(); });
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.addEventListener("reset", () => setTimeout(() => { at = 0; render(); }));
+    $("previous").addEventListener("click", () => { at--; render(); });
+    $("next").addEventListener("click", () => { at++; render(); });
+    filterPrompt = (id) => {
+      form.reset();
+      fields.prompt.value = id;
+      at = 0;
+      render();
+      $("samples").scrollIntoView();
+      fields.prompt.focus({ preventScroll: true });
+    };
+    render();
+    if (data.text_cut < 4000) $("samples").append(el("p", { class: "dim small" }, `To keep this file small, texts are cut to ${count(data.text_cut)} characters.`));
+  }
+
+  // ---- how it was judged
+  $("correction").textContent = line(data.correction, 2000);
+  pairs($("baseline"), run.baseline);
+  pairs($("coverage"), run.coverage);
+  pairs($("timing"), data.timing);
+  const records = (id, title, items, total) => {
+    if (!items.length) return;
+    show(id);
+    $(`${id}-summary`).textContent = `${title} (${count(total)}${total > items.length ? `, the first ${items.length} shown` : ""})`;
+    const heads = [...new Set(items.flatMap((item) => item.map(([key]) => key)))].filter((key) => !/^(finding_id|action_id)$/.test(key)).slice(0, 16);
+    lazyTable($(id), () => table($(`${id}-table`), heads.map(words), items.map((item) => ({ cells: heads.map((key) => facts(find(item, key))) }))));
+  };
+  records("actions", "Interventions", data.actions, data.actions_total);
+  records("findings", "What the detectors said, step by step", data.findings, data.findings_total);
+  if (run.config.length) { show("config"); pairs($("config-pairs"), run.config); }
+
+  // ---- sections, colours, printing
+  for (const [id, title] of [["checks", "Checks"], ["story", "What happened when"], ["curves", "Curves"], ["modes", "Formats"], ["heat", "Prompts"], ["samples", "Completions"], ["details", "How it was judged"]])
+    if (!$(id).hidden) $("nav").append(el("a", { href: `#${id}` }, title));
+  const THEMES = [["", "◐ auto", "automatic"], ["light", "☀ light", "light"], ["dark", "☾ dark", "dark"]];
+  let theme = 0;
+  const redraw = () => drawings.forEach((again) => again());
+  $("theme").addEventListener("click", () => {
+    theme = (theme + 1) % THEMES.length;
+    const [name, sign, spoken] = THEMES[theme];
+    if (name) document.documentElement.dataset.theme = name; else delete document.documentElement.dataset.theme;
+    $("theme").textContent = sign;
+    $("theme").setAttribute("aria-label", `Colour scheme: ${spoken}`);
+    redraw();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  const opened = [];
+  addEventListener("beforeprint", () => document.querySelectorAll(".check details:not([open]), .mode details:not([open])").forEach((one) => { one.open = true; opened.push(one); }));
+  addEventListener("afterprint", () => opened.splice(0).forEach((one) => { one.open = false; }));
+})();

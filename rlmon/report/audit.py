@@ -1,0 +1,387 @@
+"""The audit's page: an ``Audit`` becomes one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rlmon.audit.result import Audit, Check, Event, Example
+from rlmon.errors import RLMonError
+from rlmon.metrics.catalog import lookup
+from rlmon.printable import one_line
+from rlmon.report.figure import OTHER_COLOUR, Shares, colours, draw_order
+from rlmon.report.page import HERE, fill, json_for_html, render
+
+CHART_POINTS = 2_000
+"""Points of a curve at most; of a longer one the extremes of each bucket are kept."""
+FURTHER_POINTS = 60_000
+"""The same for all curves behind the disclosure together."""
+SHARE_POINTS = 600
+MODES_DRAWN = 9
+FURTHER_CHARTS = 160
+EVENTS_SHOWN = 300
+RECORDS_SHOWN = 300
+ITEMS_SHOWN = 300
+ITEM_CHARACTERS = 500
+TEXT_BUDGET_BYTES = 1_500_000
+"""Prompts and completions together, as JSON. Over it, each is cut shorter, to one of ``TEXT_CUTS``."""
+TEXT_CUTS = (4_000, 2_500, 1_600, 1_000, 600, 350, 200)
+HEAT_PROMPT_CHARACTERS = 160
+
+Title = tuple[str, str, tuple[tuple[str, str], ...]]
+CHARTS: Sequence[Title] = (
+    (
+        "Effective formats",
+        "e to the entropy of format shares",
+        (("rlmon/format/effective", "all"), ("rlmon/format/effective_correct", "rewarded")),
+    ),
+    ("Largest format", "share of completions", (("rlmon/format/top_share", "share"),)),
+    ("Reward", "mean", (("rlmon/health/reward_mean", "reward"),)),
+    ("Token entropy", "nats", (("rlmon/entropy/mean", "entropy"),)),
+    ("KL to the base", "nats per token", (("rlmon/kl/mean", "KL"),)),
+    (
+        "Groups without signal",
+        "share of groups",
+        (("rlmon/group/silent", "silent"), ("rlmon/group/all_good", "all good"), ("rlmon/group/all_bad", "all bad")),
+    ),
+    ("Completion length", "tokens", (("rlmon/health/length_mean", "mean"),)),
+    ("Completion length", "characters", (("completion characters", "mean"),)),
+    (
+        "Distinct n-grams",
+        "share, at a fixed budget of words",
+        (
+            ("rlmon/text/distinct_1", "1-grams"),
+            ("rlmon/text/distinct_2", "2-grams"),
+            ("rlmon/text/distinct_3", "3-grams"),
+        ),
+    ),
+    (
+        "Near-duplicates",
+        "share of pairs",
+        (("rlmon/text/near_duplicate_within", "same prompt"), ("rlmon/text/near_duplicate_across", "across prompts")),
+    ),
+    (
+        "Effective templates",
+        "1 / chance that two completions share one",
+        (
+            ("rlmon/collision/template_across_effective", "across prompts"),
+            ("rlmon/collision/template_within_effective", "same prompt"),
+        ),
+    ),
+    (
+        "Effective formats, by pairs",
+        "1 / chance that two completions agree",
+        (
+            ("rlmon/collision/mode_across_effective", "across prompts"),
+            ("rlmon/collision/mode_within_effective", "same prompt"),
+        ),
+    ),
+    ("Weight of lone successes", "share of |advantage|", (("rlmon/group/lone_success_weight", "weight"),)),
+    ("Truncated", "share of completions", (("rlmon/health/truncated", "truncated"),)),
+    ("Distance to the base's formats", "Jensen-Shannon", (("rlmon/format/js_to_base", "distance"),)),
+)
+"""Title, unit and curves of the charts that come first, in their order; a chart without a value is left out."""
+
+
+def build_page(audit: Audit) -> str:
+    """The page as text: ASCII but for what this package itself writes, below 3 MB."""
+    texts = _Texts()
+    data = {
+        "run": _run(audit),
+        "verdict": audit.verdict,
+        "headline": _line(audit.headline),
+        "checks": [_check(check, texts) for check in audit.checks],
+        "steps": [audit.steps[0], audit.steps[-1]] if audit.steps else None,
+        **_charts(audit),
+        "shares": _shares(audit),
+        "events": [dataclasses.asdict(event) for event in _chosen_events(audit.events)],
+        "events_total": len(audit.events),
+        "modes": [
+            {**_fields(story), "examples": [texts.example(example) for example in story.examples]}
+            for story in audit.modes
+        ],
+        "heat": _heat(audit),
+        "samples": [texts.example(example) for example in audit.samples],
+        "findings": [_pairs(finding) for finding in audit.findings[:RECORDS_SHOWN]],
+        "findings_total": len(audit.findings),
+        "actions": [_pairs(action) for action in audit.actions[:RECORDS_SHOWN]],
+        "actions_total": len(audit.actions),
+        "correction": audit.correction,
+        "timing": _pairs(audit.timing_seconds),
+    }
+    data["text_cut"], data["texts"] = texts.cut()
+    body = fill(
+        (HERE / "assets" / "audit.html").read_text(encoding="utf-8"),
+        {"verdict": escape(audit.verdict.upper()), "headline": escape(one_line(audit.headline))},
+    )
+    return render(
+        title=f"rlmon audit: {audit.verdict.upper()}, {one_line(audit.run.id, 60)}",
+        body=body,
+        data=_plain(data),
+        styles=("vendor/uPlot.min.css", "assets/page.css", "assets/audit.css"),
+        scripts=("vendor/uPlot.iife.min.js", "assets/page.js", "assets/audit.js"),
+    )
+
+
+def write_page(audit: Audit, path: str | os.PathLike[str]) -> Path:
+    """Writes the page to ``path`` (folders are made) and returns it. Raises ``RLMonError`` where that cannot be."""
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(build_page(audit), encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RLMonError(
+            f"cannot write the page to {target}: {reason}; give a file name, as in --html out.html"
+        ) from error
+    return target
+
+
+class _Texts:
+    """Prompts and completions, each kept once; examples hold their index."""
+
+    def __init__(self) -> None:
+        self._index: dict[str, int] = {}
+
+    def add(self, text: str | None) -> int | None:
+        return None if text is None else self._index.setdefault(text, len(self._index))
+
+    def example(self, example: Example) -> dict[str, Any]:
+        fields = {**_fields(example), "template": example.template[:ITEM_CHARACTERS]}
+        return {**fields, "prompt": self.add(example.prompt), "completion": self.add(example.completion)}
+
+    def cut(self) -> tuple[int, list[list[Any]]]:
+        """The characters that each text was cut to, and ``[text, characters cut off]`` by index."""
+        limit = TEXT_CUTS[-1]
+        for limit in TEXT_CUTS:
+            if sum(len(json_for_html(text[:limit])) for text in self._index) <= TEXT_BUDGET_BYTES:
+                break
+        return limit, [[text[:limit], max(0, len(text) - limit)] for text in self._index]
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """The fields of a record, not descending into them."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def _line(text: str) -> str:
+    return text[:2_000]
+
+
+def _run(audit: Audit) -> dict[str, Any]:
+    run = _fields(audit.run)
+    return {
+        **run,
+        **{key: _pairs(run[key]) for key in ("coverage", "baseline", "config")},
+        "notes": list(audit.run.notes),
+    }
+
+
+def _check(check: Check, texts: _Texts) -> dict[str, Any]:
+    examples = [texts.example(example) for example in check.examples]
+    return {**_fields(check), "examples": examples, "evidence": _pairs(check.evidence)}
+
+
+def _pairs(mapping: Mapping[Any, Any]) -> list[list[Any]]:
+    """Names and values: a mapping whose keys a run may have chosen is no object in the page."""
+    items = list(mapping.items())
+    rest = [["", f"{len(items) - ITEMS_SHOWN} more"]] if len(items) > ITEMS_SHOWN else []
+    return [[str(key)[:ITEM_CHARACTERS], _value(value)] for key, value in items[:ITEMS_SHOWN]] + rest
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {"pairs": _pairs(value)}
+    if isinstance(value, (list, tuple)):
+        rest = [f"{len(value) - ITEMS_SHOWN} more"] if len(value) > ITEMS_SHOWN else []
+        return [_value(item) for item in value[:ITEMS_SHOWN]] + rest
+    return value[:ITEM_CHARACTERS] if isinstance(value, str) else value
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON types. NaN and infinities, which only rewards and evidence can hold, become words."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
+# ---- curves
+
+
+def thin(steps: Sequence[int], values: Sequence[float | None], points: int) -> tuple[list[int], list[float | None]]:
+    """At most about ``points`` measured values with their steps, the least and the greatest of every bucket kept.
+
+    Steps without a value are left out, but one ``None`` stands in every gap more than four times as wide as usual, so
+    that a curve measured every few steps is drawn through and one that stopped for a while is not.
+    """
+    known = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None and math.isfinite(v)]
+    if not known:
+        return [], []
+    gaps = sorted(b[0] - a[0] for a, b in pairwise(known))
+    wide = 4 * gaps[len(gaps) // 2] if gaps else math.inf
+    if len(known) > points:
+        buckets = max(1, points // 2)
+        kept: set[int] = {0, len(known) - 1}
+        for bucket in range(buckets):
+            inside = range(len(known) * bucket // buckets, len(known) * (bucket + 1) // buckets)
+            kept |= {min(inside, key=lambda at: known[at][1]), max(inside, key=lambda at: known[at][1])}
+        order = sorted(kept)
+    else:
+        order = list(range(len(known)))
+    out_steps: list[int] = []
+    out_values: list[float | None] = []
+    broken = [at for at in range(1, len(known)) if known[at][0] - known[at - 1][0] > wide]
+    next_break = 0
+    for at in order:
+        passed = False
+        while next_break < len(broken) and broken[next_break] <= at:
+            passed, next_break = True, next_break + 1
+        if passed and out_steps and known[at][0] - out_steps[-1] > 1:
+            out_steps.append(out_steps[-1] + 1)
+            out_values.append(None)
+        out_steps.append(known[at][0])
+        out_values.append(_rounded(known[at][1]))
+    return out_steps, out_values
+
+
+def _rounded(value: float) -> float:
+    """Six significant digits."""
+    return float(f"{value:.6g}")
+
+
+def _charts(audit: Audit) -> dict[str, Any]:
+    """``charts``: the important ones and those that a check complains about. ``further``: one for each other series."""
+    series = {name: values for name, values in audit.series.items() if any(value is not None for value in values)}
+    complained = {check.metric for check in audit.checks if check.status in ("fail", "warn", "error") and check.metric}
+    charts, taken = [], set()
+    for title, unit, curves in CHARTS:
+        here = [(name, label) for name, label in curves if name in series]
+        if here:
+            # One curve alone has no legend, so its label goes beside the unit.
+            alone = f", {here[0][1]}" if len(here) == 1 < len(curves) else ""
+            charts.append(_chart(audit, title, unit + alone, here, CHART_POINTS))
+            taken |= {name for name, _ in here}
+    rest = [name for name in series if name not in taken and not name.startswith("rlmon/format/share/")]
+    charts += [_single(audit, name, CHART_POINTS) for name in rest if name in complained]
+    rest = [name for name in rest if name not in complained]
+    grave = {"fail": 0, "warn": 1}
+    worst = [min((grave.get(audit.checks[i].status, 2) for i in chart["checks"]), default=2) for chart in charts]
+    charts = [charts[i] for i in sorted(range(len(charts)), key=lambda i: (i > 1, i > 1 and worst[i], i))]
+    points = max(100, min(CHART_POINTS, FURTHER_POINTS // max(1, len(rest))))
+    return {
+        "charts": charts,
+        "further": [_single(audit, name, points) for name in rest[:FURTHER_CHARTS]],
+        "further_total": len(rest),
+        "never": [name[:ITEM_CHARACTERS] for name in audit.series if name not in series][:ITEMS_SHOWN],
+        "summary": [
+            [name[:ITEM_CHARACTERS], *_fields(summary).values()]
+            for name, summary in list(audit.metrics.items())[: 2 * ITEMS_SHOWN]
+        ],
+    }
+
+
+def _single(audit: Audit, name: str, points: int) -> dict[str, Any]:
+    found = lookup(name)
+    summary = audit.metrics.get(name)
+    unit = found.unit if found is not None else summary.unit if summary is not None else ""
+    title = name.removeprefix("rlmon/").replace("_", " ")
+    return _chart(audit, title[:ITEM_CHARACTERS], unit[:ITEM_CHARACTERS], [(name, "value")], points)
+
+
+def _chart(audit: Audit, title: str, unit: str, curves: Sequence[tuple[str, str]], points: int) -> dict[str, Any]:
+    """One chart. Steps are differences to the one before, which is half the bytes."""
+    lines = []
+    for name, label in curves:
+        steps, values = thin(audit.steps, audit.series[name], points)
+        summary = audit.metrics.get(name)
+        lines.append(
+            {
+                "name": name[:ITEM_CHARACTERS],
+                "label": label,
+                "steps": steps[:1] + [after - before for before, after in pairwise(steps)],
+                "values": values,
+                "base": None if summary is None else summary.base,
+                "measured": sum(value is not None for value in audit.series[name]),
+            }
+        )
+    found = lookup(curves[0][0])
+    names = {name for name, _ in curves}
+    return {
+        "title": title,
+        "unit": unit,
+        "low": None if found is None else found.low,
+        "high": None if found is None else found.high,
+        "lines": lines,
+        "checks": [index for index, check in enumerate(audit.checks) if check.metric in names],
+    }
+
+
+# ---- shares, events, prompts
+
+
+def _shares(audit: Audit) -> dict[str, Any] | None:
+    """Stacked shares: the mean of each bucket of steps, modes in the order of drawing, small ones pooled."""
+    present = [at for at in range(len(audit.steps)) if any(v[at] is not None for v in audit.mode_shares.values())]
+    if not present:
+        return None
+    buckets = min(SHARE_POINTS, len(present))
+    parts = [present[len(present) * b // buckets : len(present) * (b + 1) // buckets] for b in range(buckets)]
+    means = {
+        mode: [sum(values[at] or 0.0 for at in part) / len(part) for part in parts]
+        for mode, values in audit.mode_shares.items()
+    }
+    order = draw_order([Shares(title="", steps=[audit.steps[part[0]] for part in parts], shares=means)])
+    drawn, pooled = order[:MODES_DRAWN], order[MODES_DRAWN:]
+    palette = colours(drawn)
+    rows = [
+        {"mode": mode[:ITEM_CHARACTERS], "colour": palette[mode], "values": [round(v, 4) for v in means[mode]]}
+        for mode in drawn
+    ]
+    if pooled:
+        sums = [round(sum(means[mode][at] for mode in pooled), 4) for at in range(buckets)]
+        rows.append({"mode": f"{len(pooled)} more", "colour": OTHER_COLOUR, "values": sums})
+    return {
+        "steps": [audit.steps[part[len(part) // 2]] for part in parts],
+        "rows": rows,
+        "pooled_steps": max(len(part) for part in parts),
+    }
+
+
+def _chosen_events(events: Sequence[Event]) -> list[Event]:
+    """The gravest, in order of step."""
+    grave = {"fail": 0, "warn": 1, "info": 2}
+    chosen = sorted(events, key=lambda event: (grave[event.severity], event.step))[:EVENTS_SHOWN]
+    return [
+        dataclasses.replace(event, text=event.text[:ITEM_CHARACTERS])
+        for event in sorted(chosen, key=lambda event: event.step)
+    ]
+
+
+def _heat(audit: Audit) -> dict[str, Any] | None:
+    if audit.heat is None or not audit.heat.rows:
+        return None
+    return {
+        "bins": audit.heat.bins,
+        "prompts": audit.heat.prompts,
+        "note": audit.heat.note,
+        "rows": [
+            {
+                **_fields(row),
+                "prompt": None if row.prompt is None else row.prompt[:HEAT_PROMPT_CHARACTERS],
+                "rates": [None if rate is None else round(rate, 3) for rate in row.rates],
+            }
+            for row in audit.heat.rows
+        ],
+    }

@@ -1,0 +1,45 @@
+"""An audit as GitHub workflow commands: each bad check becomes an annotation of the job."""
+
+from __future__ import annotations
+
+from rlmon.audit.result import Audit, Check
+from rlmon.printable import one_line
+from rlmon.report import phrases
+
+LEVELS = {"fail": "error", "warn": "warning", "error": "error"}
+VERDICT_LEVELS = {"fail": "error", "warn": "warning", "pass": "notice", "insufficient": "warning"}
+
+
+def render(*audits: Audit) -> str:
+    """One command a line: the bad checks, worst first, and before them the verdict of each audit."""
+    lines: list[str] = []
+    for audit in audits:
+        verdict = f"{one_line(audit.headline)} ({phrases.counts(audit)}; {one_line(audit.run.source, 200)})"
+        title = f"rlmon: {phrases.VERDICT_WORDS[audit.verdict]}"
+        # Each failing check is an error of its own; the verdict would only count it twice.
+        level = "notice" if phrases.bad(audit) else VERDICT_LEVELS[audit.verdict]
+        lines.append(command(level, title, verdict))
+        lines += [command(LEVELS[check.status], f"rlmon: {check.id}", _text(check)) for check in phrases.bad(audit)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def command(level: str, title: str, message: str) -> str:
+    """``::error title=...::message`` with everything escaped that would end the title, the command or the line."""
+    return f"::{level} title={_property(one_line(title, 120))}::{_data(one_line(message, 4_000))}"
+
+
+def _text(check: Check) -> str:
+    parts = [phrases.said(check)]
+    if where := phrases.where(check):
+        parts.append(f"{where[0].upper()}{where[1:]}.")
+    if check.advice:
+        parts.append(f"What to do: {one_line(check.advice)}")
+    return " ".join(parts)
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")

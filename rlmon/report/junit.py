@@ -1,0 +1,73 @@
+"""An audit as JUnit XML, which every CI shows: one test suite a run, one test case a check."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+from xml.etree import ElementTree
+
+from rlmon.audit.result import Audit, Check
+from rlmon.printable import one_line
+from rlmon.report import phrases
+
+FailOn = Literal["never", "warn", "fail"]
+
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def render(*audits: Audit, fail_on: FailOn = "fail") -> str:
+    """The XML document, in ASCII. ``fail_on``: from which status a check is a failure (``never``: none is)."""
+    root = ElementTree.Element("testsuites", name="rlmon")
+    for audit in audits:
+        suite = ElementTree.SubElement(root, "testsuite", name=valid(f"rlmon {one_line(audit.run.source, 200)}"))
+        for check in audit.checks:
+            _case(suite, audit, check, fail_on)
+        for tag in ("failure", "error", "skipped"):
+            name = {"failure": "failures", "error": "errors"}.get(tag, tag)
+            suite.set(name, str(len(suite.findall(f"testcase/{tag}"))))
+        suite.set("tests", str(len(audit.checks)))
+        wall = audit.timing_seconds.get("wall")
+        if wall is not None:
+            suite.set("time", f"{wall:.3f}")
+        properties = ElementTree.Element("properties")
+        for name, value in (("verdict", audit.verdict), ("headline", one_line(audit.headline))):
+            ElementTree.SubElement(properties, "property", name=name, value=valid(value))
+        suite.insert(0, properties)
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="us-ascii").decode() + "\n"
+
+
+def valid(text: str) -> str:
+    """``text`` with every character that XML 1.0 forbids replaced by U+FFFD."""
+    return _NOT_XML.sub("\ufffd", text)
+
+
+def _case(suite: ElementTree.Element, audit: Audit, check: Check, fail_on: FailOn) -> None:
+    case = ElementTree.SubElement(
+        suite, "testcase", classname=f"rlmon.{valid(one_line(audit.run.id, 80))}", name=valid(one_line(check.id, 80))
+    )
+    said = valid(phrases.said(check))
+    failing = check.status == "fail" if fail_on == "fail" else check.status in ("warn", "fail")
+    if check.status == "skip":
+        ElementTree.SubElement(case, "skipped", message=said)
+    elif check.status == "error":
+        ElementTree.SubElement(case, "error", message=said, type="error").text = _body(check)
+    elif fail_on != "never" and failing:
+        ElementTree.SubElement(case, "failure", message=said, type=check.status).text = _body(check)
+    else:
+        ElementTree.SubElement(case, "system-out").text = f"{check.status.upper()}: {_body(check)}"
+
+
+def _body(check: Check) -> str:
+    lines = [phrases.said(check)]
+    if numbers := phrases.base_to_now(check):
+        line = "" if check.threshold is None else f" (line {phrases.number(check.threshold)})"
+        lines.append(f"{numbers}{line}")
+    if where := phrases.where(check):
+        lines.append(where)
+    if check.advice:
+        lines.append(f"What to do: {one_line(check.advice)}")
+    for example in phrases.examples(check):
+        text = "not stored" if example.completion is None else one_line(example.completion, 300)
+        lines.append(f"{phrases.example_head(example)}: {text}")
+    return valid("\n".join(lines))

@@ -1,0 +1,160 @@
+"""The words and numbers that every rendering of an audit shares. All texts come out as one printable line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlmon.audit.result import Audit, Check, Example, Verdict
+from rlmon.printable import one_line
+
+NOT_MEASURED = "-"
+BAD = ("fail", "warn", "error")
+"""Statuses that a person should read about, worst first."""
+VERDICT_WORDS: Mapping[Verdict, str] = {
+    "pass": "PASS",
+    "warn": "WARN",
+    "fail": "FAIL",
+    "insufficient": "TOO LITTLE DATA",
+}
+EXAMPLES_SHOWN = 2
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, thousands set apart, ``-`` for not measured."""
+    if value is None:
+        return NOT_MEASURED
+    if abs(value) >= 999.5:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def base_and_now(check: Check, unit_characters: int = 24) -> tuple[str, str]:
+    """``("4.84", "1.11 modes")``; an empty string where nothing was measured."""
+    base = "" if check.baseline is None else number(check.baseline)
+    # A check of several metrics names all their units, the one of its numbers first.
+    unit = f" {one_line(check.unit.split(';')[0], unit_characters)}" if check.unit else ""
+    return base, "" if check.value is None and not base else f"{number(check.value)}{unit}"
+
+
+def base_to_now(check: Check) -> str:
+    """``4.84 → 1.11 modes``; empty where the check measured nothing."""
+    return " → ".join(part for part in base_and_now(check) if part)
+
+
+def step(value: int | None) -> str:
+    """A step, or nothing."""
+    return "" if value is None else str(value)
+
+
+def run_line(audit: Audit) -> str:
+    """What was read, in one line: completions, prompts, group size, steps, reader."""
+    run = audit.run
+    parts = [f"{run.completions:,} completions of {run.prompts:,} prompts"]
+    if run.group_size is not None:
+        parts[0] += f" in groups of {run.group_size}"
+    if run.first_step is not None and run.last_step is not None:
+        parts.append(f"steps {run.first_step} to {run.last_step}")
+    else:
+        parts.append("no steps")
+    if run.eval_completions:
+        parts.append(f"{run.eval_completions:,} eval completions")
+    parts.append(f"read as {one_line(run.reader, 40)}")
+    return ", ".join(parts)
+
+
+def baseline_line(audit: Audit) -> str:
+    """``early_rounds: 32 prompts, 256 completions, steps 1 to 4``."""
+    baseline = dict(audit.run.baseline)
+    kind = one_line(str(baseline.pop("kind", "none")), 40)
+    steps = baseline.pop("steps", None)
+    parts = [f"{facts_value(value)} {facts_key(key)}" for key, value in baseline.items() if value is not None]
+    if isinstance(steps, (list, tuple)) and len(steps) > 1:
+        parts.append(f"steps {facts_value(steps[0])} to {facts_value(steps[-1])}")
+    elif steps:
+        parts.append(f"step {facts_value(steps)}")
+    return f"{kind}: {', '.join(parts)}" if parts else kind
+
+
+def coverage_line(audit: Audit) -> str:
+    """What the numbers rest on; what is zero or empty is left out, but never all of it."""
+    facts = {key: value for key, value in audit.run.coverage.items() if value not in (None, 0, "", [], {}, ())}
+    shown = facts or dict(list(audit.run.coverage.items())[:1])
+    return ", ".join(f"{facts_key(key)} {facts_value(value)}" for key, value in shown.items())
+
+
+def facts_key(key: Any) -> str:
+    """A key of a free-form mapping in words."""
+    return one_line(str(key).replace("_", " "), 60)
+
+
+def facts_value(value: Any) -> str:
+    """A value of a free-form mapping in words."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: NOT_MEASURED}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, Mapping):
+        inner = [f"{facts_key(key)} {facts_value(item)}" for key, item in list(value.items())[:6]]
+        return "(" + ", ".join(inner) + (f", {len(value) - 6} more" if len(value) > 6 else "") + ")"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(facts_value(item) for item in value[:6]) + (" ..." if len(value) > 6 else "")
+    return one_line(str(value), 120)
+
+
+def skipped(audit: Audit) -> list[tuple[str, list[str]]]:
+    """Reasons, each with the ids of the checks that it keeps from running."""
+    groups: dict[str, list[str]] = {}
+    for check in audit.checks:
+        if check.status == "skip":
+            groups.setdefault(one_line(check.reason or "no reason was given"), []).append(one_line(check.id, 60))
+    return list(groups.items())
+
+
+def bad(audit: Audit) -> list[Check]:
+    """FAIL, WARN and ERROR, worst first."""
+    return [check for status in BAD for check in audit.checks if check.status == status]
+
+
+def said(check: Check) -> str:
+    """The message, or for SKIP and ERROR the reason."""
+    return one_line(check.reason if check.status in ("skip", "error") and check.reason else check.message)
+
+
+def where(check: Check) -> str:
+    """``damaged from step 66, evidence complete at step 88, in source 'sums'``; empty where nothing is known."""
+    parts = []
+    if check.first_step is not None:
+        parts.append(f"past its line from step {check.first_step}")
+    if check.alarm_step is not None:
+        parts.append(f"evidence complete at step {check.alarm_step}")
+    if check.source is not None:
+        parts.append(f"mostly in source {one_line(repr(check.source), 62)}")
+    return ", ".join(parts)
+
+
+def examples(check: Check) -> Sequence[Example]:
+    """At most two examples: the first and the last of what the check chose."""
+    chosen = list(check.examples)
+    return chosen if len(chosen) <= EXAMPLES_SHOWN else [chosen[0], chosen[-1]]
+
+
+def example_head(example: Example) -> str:
+    """``base, step 1, prose, reward 1``."""
+    parts = [one_line(example.label, 20)] if example.label else []
+    parts += [f"step {example.step}", one_line(example.mode, 30)]
+    if example.reward is not None:
+        parts.append(f"reward {number(example.reward)}")
+    return ", ".join(parts)
+
+
+def counts(audit: Audit) -> str:
+    """``1 fail, 2 warn, 9 pass, 3 skip``."""
+    words = []
+    for status in ("fail", "warn", "error", "pass", "skip"):
+        amount = sum(check.status == status for check in audit.checks)
+        if amount:
+            words.append(f"{amount} {status}")
+    return ", ".join(words) or "no checks"

@@ -1,0 +1,171 @@
+"""An audit on a terminal: the verdict first, then one line a check, then what to do about the bad ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rlmon.audit.result import Audit, Check
+from rlmon.printable import one_line
+from rlmon.records import Status
+from rlmon.report import phrases
+
+STATUS_STYLES: dict[Status, str] = {
+    "fail": "bold red",
+    "warn": "yellow",
+    "error": "magenta",
+    "pass": "green",
+    "skip": "dim",
+}
+VERDICT_STYLES = {"fail": "bold white on red", "warn": "bold black on yellow", "pass": "bold black on green"}
+FATE_STYLES = {"extinct": "red", "shrunk": "yellow", "grown": "cyan", "newborn": "cyan", "steady": "dim"}
+WIDE = 110
+"""Columns from which a check's message fits beside its numbers."""
+MODES_SHOWN = 8
+
+
+def render(audit: Audit, *, width: int = 80, page: str | None = None) -> Group:
+    """The screen for a console of ``width`` columns, drawn as literal text (nothing in it is markup).
+
+    ``page``: where the HTML page of this audit is, if there is one.
+    """
+    return Group(*_parts(audit, width, page))
+
+
+def _parts(audit: Audit, width: int, page: str | None) -> Iterator[RenderableType]:
+    blank = Text("")
+    verdict = Text(f" {phrases.VERDICT_WORDS[audit.verdict]} ", style=VERDICT_STYLES.get(audit.verdict, "reverse"))
+    yield _labelled([(verdict, Text(one_line(audit.headline), style="bold"))])
+    yield Text(f"{one_line(audit.run.source, 200)}: {phrases.run_line(audit)}", style="dim")
+    yield blank
+    if table := _checks(audit, width):
+        yield table
+        yield blank
+    advised: dict[str, str] = {}
+    shown: set[tuple[int, str | None]] = set()
+    for check in phrases.bad(audit):
+        yield from _detail(check, width, advised, shown)
+        yield blank
+    if modes := _modes(audit):
+        yield modes
+        yield blank
+    skipped = phrases.skipped(audit)
+    if skipped:
+        amount = sum(len(ids) for _, ids in skipped)
+        yield Text(f"Not checked ({amount})", style="bold")
+        for reason, ids in skipped:
+            yield _hanging("  ", Text.assemble(", ".join(ids), (f": {reason}", "dim")))
+        yield blank
+    yield _facts(audit, page)
+
+
+def _checks(audit: Audit, width: int) -> Table | None:
+    shown = [check for check in audit.checks if check.status != "skip"]
+    if not shown:
+        return None
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    rows = [_row(check, 24 if width >= WIDE else 16) for check in shown]
+    heads = ("", "check", "base", "→ now", "line", "onset")
+    for head, justify in zip(heads, ("left", "left", "right", "left", "right", "right"), strict=True):
+        table.add_column(head, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+    taken = sum(max(cell_len(head), *(row[i].cell_len for row in rows)) + 2 for i, head in enumerate(heads))
+    if width >= WIDE and width - taken >= 20:
+        table.add_column("", no_wrap=True)
+        for check, row in zip(shown, rows, strict=True):
+            said = Text(phrases.said(check), style="dim")
+            said.truncate(width - taken, overflow="ellipsis")
+            row.append(said)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _row(check: Check, unit_characters: int) -> list[Text]:
+    base, now = phrases.base_and_now(check, unit_characters)
+    return [
+        Text(check.status.upper(), style=STATUS_STYLES[check.status]),
+        Text(one_line(check.id, 40), style="bold" if check.status == "fail" else ""),
+        Text(base),
+        Text(f"→ {now}" if base else f"  {now}"),
+        Text("" if check.threshold is None else phrases.number(check.threshold), style="dim"),
+        Text(phrases.step(check.first_step)),
+    ]
+
+
+def _detail(
+    check: Check, width: int, advised: dict[str, str], shown: set[tuple[int, str | None]]
+) -> Iterator[RenderableType]:
+    """One bad check; advice and examples that stand above already (``advised``, ``shown``) are not repeated."""
+    style = STATUS_STYLES[check.status]
+    head = Text.assemble((check.status.upper(), style), " ", (one_line(check.id, 60), "bold"))
+    head.append(f"  {one_line(check.title, 120)}", style="dim")
+    yield head
+    yield _hanging("  ", Text(phrases.said(check)))
+    if where := phrases.where(check):
+        yield _hanging("  ", Text(where, style="dim"))
+    if check.advice:
+        first = advised.setdefault(check.advice, one_line(check.id, 60))
+        advice = one_line(check.advice) if first == one_line(check.id, 60) else f"as for {first}"
+        yield _hanging("  → ", Text(advice, style="cyan"))
+    for example in phrases.examples(check):
+        if (example.step, example.completion) in shown:
+            continue
+        shown.add((example.step, example.completion))
+        # A mark before the text and one line each: no completion can pass for a line of ours.
+        room = max(width - 4, 20)
+        yield Text(f"  {phrases.example_head(example)}", style="dim", no_wrap=True, overflow="ellipsis")
+        if example.completion is None:
+            yield Text("  │ the text was not stored", style="dim")
+        else:
+            text = f"  │ {one_line(example.completion, room)}"
+            yield Text(text, no_wrap=True, overflow="ellipsis")
+
+
+def _modes(audit: Audit) -> RenderableType | None:
+    moved = [mode for mode in audit.modes if mode.fate != "steady"]
+    if not moved:
+        return None
+    moved.sort(key=lambda mode: -abs(mode.last_share - mode.base_share))
+    line = Text()
+    for mode in moved[:MODES_SHOWN]:
+        if line:
+            line.append(" · ", style="dim")
+        line.append(f"{one_line(mode.mode, 30)} {mode.base_share:.2f} → {mode.last_share:.2f} ")
+        line.append(mode.fate, style=FATE_STYLES[mode.fate])
+    if len(moved) > MODES_SHOWN:
+        line.append(f" · {len(moved) - MODES_SHOWN} more", style="dim")
+    return _labelled([("Formats", line)])
+
+
+def _facts(audit: Audit, page: str | None) -> Table:
+    rows: list[tuple[str | Text, Text]] = [
+        ("Checks", Text(phrases.counts(audit))),
+        ("Baseline", Text(phrases.baseline_line(audit))),
+        ("Read", Text(phrases.coverage_line(audit))),
+        ("Alarms", Text(one_line(audit.correction))),
+    ]
+    rows += [("Note", Text(one_line(note))) for note in audit.run.notes]
+    if page is not None:
+        rows.append(("Page", Text(one_line(page, 400), style="cyan")))
+    return _labelled([(label, text) for label, text in rows if text.plain])
+
+
+def _labelled(rows: Sequence[tuple[str | Text, Text]]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(Text(label, style="dim") if isinstance(label, str) else label, text)
+    return table
+
+
+def _hanging(indent: str, text: Text) -> Table:
+    table = Table.grid()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(indent, text)
+    return table

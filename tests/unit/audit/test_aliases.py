@@ -1,0 +1,81 @@
+"""The alias table: every canonical name is the catalogue's or a word of TRL, and no key means two things."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from rlmon.audit import aliases
+from rlmon.metrics.catalog import lookup
+
+TRL_WORDS = {"reward_std", "loss", "grad_norm", "learning_rate", "clip_ratio", "policy_kl", "sampler_mismatch"}
+UNITS = {name: group[0].unit for name, group in aliases.table().items()}
+
+
+def test_names_and_units_are_the_catalogues() -> None:
+    for name, unit in UNITS.items():
+        if name.startswith("rlmon/"):
+            assert lookup(name).unit == unit
+        else:
+            assert name in TRL_WORDS
+
+
+def test_no_key_stands_for_two_quantities() -> None:
+    keys = Counter(alias.key for group in aliases.table().values() for alias in group)
+    assert [key for key, count in keys.items() if count > 1] == []
+
+
+def test_every_trainer_of_the_list_is_there() -> None:
+    tools = {alias.tool for group in aliases.table().values() for alias in group}
+    assert tools == {
+        "rlmon",
+        "trl",
+        "verl",
+        "openrlhf",
+        "tinker-cookbook",
+        "nemo-rl",
+        "skyrl",
+        "prime-rl",
+        "slime",
+        "areal",
+    }
+
+
+@pytest.mark.parametrize(
+    ("logged", "name", "points"),
+    [
+        ({"entropy": [(1, 0.5)]}, "rlmon/entropy/mean", [(1, 0.5)]),
+        ({"train/entropy": [(1, 0.5)]}, "rlmon/entropy/mean", [(1, 0.5)]),
+        ({"actor/entropy": [(1, 0.25), (2, 0.125)]}, "rlmon/entropy/mean", [(1, 0.25), (2, 0.125)]),
+        ({"frac_reward_zero_std": [(3, 0.75)]}, "rlmon/group/silent", [(3, 0.75)]),
+        # Mixed groups are those that are not silent: 1 - .75 = .25.
+        ({"env/all/by_group/frac_mixed": [(3, 0.75)]}, "rlmon/group/silent", [(3, 0.25)]),
+        ({"env/all/by_group/frac_all_bad": [(3, 0.5)]}, "rlmon/group/all_bad", [(3, 0.5)]),
+        ({"train/agg/effective/solver/reward/mean": [(1, 2.0)]}, "rlmon/health/reward_mean", [(1, 2.0)]),
+        ({"agg/effective/solver/reward/mean": [(1, 2.0)]}, "rlmon/health/reward_mean", [(1, 2.0)]),
+    ],
+)
+def test_what_a_trainer_logged_by_canonical_name(
+    logged: dict[str, list[tuple[int, float]]], name: str, points: list[tuple[int, float]]
+) -> None:
+    assert aliases.canonical(logged) == {name: points}
+
+
+def test_the_first_key_that_has_points_is_taken() -> None:
+    logged = {"rlmon/entropy/mean": [], "entropy": [(1, 0.5)], "actor/entropy": [(1, 9.0)]}
+    assert aliases.canonical(logged)["rlmon/entropy/mean"] == [(1, 0.5)]
+    alias, key = aliases.chosen(logged)["rlmon/entropy/mean"]
+    assert (alias.tool, key) == ("trl", "entropy")
+    assert "micro-batches" in alias.note
+    measured = {"rlmon/entropy/mean": [(1, 0.25)], "entropy": [(1, 0.5)]}
+    assert aliases.canonical(measured)["rlmon/entropy/mean"] == [(1, 0.25)]
+
+
+def test_two_agents_are_not_one_number() -> None:
+    logged = {f"agg/effective/{agent}/reward/mean": [(1, 1.0)] for agent in ("a", "b")}
+    assert aliases.canonical(logged) == {}
+
+
+def test_a_key_of_a_run_is_no_pattern() -> None:
+    assert aliases.canonical({"*": [(1, 1.0)], "entrop[y]": [(1, 1.0)]}) == {}

@@ -1,0 +1,341 @@
+"""An audit in each form: what is said, that it can be read back, and that no text of a run is ever obeyed."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+from xml.etree import ElementTree
+
+import make_audit
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from rich.cells import cell_len
+from rich.console import Console
+
+from rlmon.audit.result import Audit, Check, Example
+from rlmon.report import as_json, github, junit, markdown, phrases, terminal
+
+MAKERS = [make_audit.healthy, make_audit.collapsed, make_audit.empty, make_audit.one_step, make_audit.hostile]
+Maker = Callable[[], Audit]
+# Everything that a terminal, a Markdown or HTML parser, a runner of workflows or an XML parser might take for its own.
+NASTY = st.text(
+    alphabet=st.sampled_from("ab@#:%/|\\`*_~$![]()<>&'\"-+=1.\n\r\t \x00\x1b\x9b\u202e\u2028\ud800\ufffe,é")
+)
+
+
+def check(**changes: Any) -> Check:
+    values: dict[str, Any] = {
+        "id": "format-collapse",
+        "title": "answer formats keep their number",
+        "status": "fail",
+        "method": "fold",
+        "message": "fell from 4.84 to 1.11",
+    }
+    return Check(**{**values, **changes})
+
+
+def example(text: str | None) -> Example:
+    return Example(
+        step=1, split="train", prompt_id="p", prompt="?", completion=text, mode="prose", template="t", source="s",
+        reward=1.0, advantage=None, label="base",
+    )  # fmt: skip
+
+
+def with_checks(*checks: Check, **changes: Any) -> Audit:
+    return dataclasses.replace(make_audit.healthy(), checks=checks, **changes)
+
+
+def screen(audit: Audit, width: int, *, colour: bool = False, page: str | None = None) -> str:
+    stream = io.StringIO()
+    system: Any = "truecolor" if colour else None
+    console = Console(file=stream, width=width, force_terminal=colour, color_system=system, highlight=False)
+    console.print(terminal.render(audit, width=width, page=page))
+    return stream.getvalue()
+
+
+# ---- numbers and words
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (0.0, "0"), (1.0, "1"), (4.844, "4.84"), (0.0123, "0.0123"), (999.6, "1,000"), (18_234.2, "18,234")],
+)
+def test_numbers_have_three_digits_and_a_missing_one_is_a_dash(value: float | None, shown: str) -> None:
+    assert phrases.number(value) == shown
+
+
+def test_base_to_now_never_invents_a_zero() -> None:
+    assert phrases.base_to_now(check(baseline=4.84, value=1.11, unit="modes")) == "4.84 → 1.11 modes"
+    assert phrases.base_to_now(check(baseline=4.84, value=None, unit="modes")) == "4.84 → - modes"
+    assert phrases.base_to_now(check(value=0.0, unit="values")) == "0 values"
+    assert phrases.base_to_now(check()) == ""
+
+
+# ---- terminal
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_screen_fits_and_holds_nothing_that_steers_a_terminal(make: Maker, width: int) -> None:
+    for line in screen(make(), width).split("\n"):
+        assert cell_len(line) <= width
+        assert line.isprintable()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_verdict_is_first_and_every_check_is_there(make: Maker, width: int) -> None:
+    audit = make()
+    text = screen(audit, width, page="out/page.html")
+    assert text.lstrip().startswith(phrases.VERDICT_WORDS[audit.verdict])
+    rows = [line.split()[:2] for line in text.split("\n") if line]
+    flat = " ".join(text.split())
+    for item in audit.checks:
+        if item.status == "skip":
+            assert item.id in flat
+        else:
+            assert [item.status.upper(), item.id] in rows
+    assert flat.endswith("Page out/page.html")
+
+
+def test_a_bad_check_says_what_was_seen_and_what_to_do() -> None:
+    bad = check(first_step=66, alarm_step=88, advice="Set beta above 0.", examples=[example("a\nb"), example(None)])
+    lines = [line.rstrip() for line in screen(with_checks(bad), 80).split("\n")]
+    at = lines.index("FAIL format-collapse  answer formats keep their number")
+    assert lines[at + 1 : at + 8] == [
+        "  fell from 4.84 to 1.11",
+        "  past its line from step 66, evidence complete at step 88",
+        "  → Set beta above 0.",
+        "  base, step 1, prose, reward 1",
+        r"  │ a\nb",
+        "  base, step 1, prose, reward 1",
+        "  │ the text was not stored",
+    ]
+
+
+def test_advice_and_examples_are_not_repeated() -> None:
+    bad = [
+        check(id=name, advice="Raise beta.", examples=[example("x")])
+        for name in ("format-collapse", "template-collapse")
+    ]
+    text = screen(with_checks(*bad), 80)
+    assert text.count("→ Raise beta.") == 1
+    assert text.count("→ as for format-collapse") == 1
+    assert text.count("│ x") == 1
+
+
+def test_skips_are_grouped_by_their_reason() -> None:
+    skips = [
+        check(id=name, status="skip", reason=reason)
+        for name, reason in (("x", "no KL"), ("y", "no KL"), ("z", "no text"))
+    ]
+    lines = [line.rstrip() for line in screen(with_checks(*skips), 80).split("\n")]
+    at = lines.index("Not checked (3)")
+    assert lines[at + 1 : at + 3] == ["  x, y: no KL", "  z: no text"]
+
+
+def test_colour_is_the_only_difference_that_colour_makes() -> None:
+    plain, coloured = (screen(make_audit.collapsed(), 100, colour=colour) for colour in (False, True))
+    assert "\x1b[" in coloured
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
+
+
+@given(NASTY)
+def test_no_text_is_taken_for_markup_or_a_line_of_ours(text: str) -> None:
+    audit = with_checks(check(message=f"[red]{text}[/red]", examples=[example(f"[bold]{text}")]))
+    shown = screen(audit, 120)
+    assert "[red]" in shown
+    assert "│ [bold]" in shown
+    assert all(line.isprintable() for line in shown.split("\n"))
+
+
+# ---- Markdown
+
+
+def tokens(text: str) -> list[Token]:
+    flat = []
+    for token in MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text):
+        flat += [token, *(token.children or [])]
+    return flat
+
+
+def literal(text: str) -> str:
+    """The text as a parser shows it, without the invisible spaces."""
+    return "".join(t.content for t in tokens(text) if t.type in ("text", "softbreak", "text_special")).replace(
+        "\u200b", ""
+    )
+
+
+OURS = re.compile(r"(<details><summary>[^<>]*</summary>|</details>)\n*")
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_markdown_holds_no_markup_but_ours(make: Maker) -> None:
+    audit = make()
+    text = markdown.render(audit)
+    found = tokens(text)
+    assert not {t.type for t in found} & {"link_open", "image", "html_inline", "code_inline", "code_block", "s_open"}
+    assert all(OURS.fullmatch(t.content) for t in found if t.type == "html_block")
+    rows = sum(t.type == "tr_open" for t in found)
+    judged = sum(c.status != "skip" for c in audit.checks)
+    assert rows == (judged + 1 if judged else 0)
+    assert sum(t.type == "heading_open" for t in found) == 1
+    assert all(line.isprintable() or line.replace("\u200b", "").isprintable() for line in text.split("\n"))
+
+
+def test_markdown_without_its_escapes_would_be_caught() -> None:
+    raw = f"text {make_audit.HOSTILE}"
+    assert {t.type for t in tokens(raw)} & {"link_open", "image", "html_inline", "code_inline"}
+
+
+@given(NASTY)
+def test_escaped_text_is_shown_literally_in_a_table_cell(text: str) -> None:
+    from rlmon.printable import one_line
+
+    table = f"| a | b |\n| --- | --- |\n| x{markdown.escape(text)}y | second |"
+    found = tokens(table)
+    cells = [t for t in found if t.type == "td_open"]
+    assert len(cells) == 2
+    assert "".join(literal(table).split()) == "".join(f"abx{one_line(text)}ysecond".split())
+
+
+@given(NASTY)
+def test_nobody_is_mentioned_and_nothing_is_linked(text: str) -> None:
+    for escaped in (markdown.escape(text), markdown.escape_html(text)):
+        assert not re.search(r"@\w|#\d|://|\bwww\.|GH-\d", escaped, re.IGNORECASE)
+    for escaped in (markdown.escape("@octocat #12 GH-3 https://e.example www.e.example me@e.example"),):
+        assert not re.search(r"@\w|#\d|://|\bwww\.|GH-\d", escaped)
+
+
+@given(NASTY)
+def test_no_completion_closes_its_fence(text: str) -> None:
+    found = tokens(f"before\n\n{markdown.fence(text)}\n\nafter")
+    assert [t.type for t in found if t.type in ("fence", "paragraph_open")] == [
+        "paragraph_open",
+        "fence",
+        "paragraph_open",
+    ]
+
+
+@given(NASTY)
+def test_a_paragraph_that_begins_with_a_text_is_a_paragraph(text: str) -> None:
+    types = {t.type for t in tokens(markdown.escape(text))}
+    assert types <= {"paragraph_open", "paragraph_close", "inline", "text", "text_special", "softbreak"}
+
+
+def test_a_comment_is_never_too_long_and_says_what_is_missing() -> None:
+    many = [check(id=f"c-{i}", message="x" * 500, examples=[example("y" * 4_000)] * 2) for i in range(400)]
+    text = markdown.render(with_checks(*many))
+    assert len(text) <= 65_536
+    assert "details are left out" in text
+    assert "<details>" not in text
+
+
+# ---- GitHub
+
+
+def commands(text: str) -> list[tuple[str, str, str]]:
+    """What the runner makes of it: level, title, message; written from the runner's own rules."""
+    found = []
+    for line in text.splitlines():
+        match = re.fullmatch(r"::(\w+) title=([^:,]*)::(.*)", line)
+        assert match, line
+        title, message = match[2], match[3]
+        for code, character in (("%3A", ":"), ("%2C", ","), ("%0D", "\r"), ("%0A", "\n"), ("%25", "%")):
+            title = title.replace(code, character)
+        for code, character in (("%0D", "\r"), ("%0A", "\n"), ("%25", "%")):
+            message = message.replace(code, character)
+        found.append((match[1], title, message))
+    return found
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_one_annotation_per_bad_check_after_the_verdict(make: Maker) -> None:
+    audit = make()
+    (_, title, headline), *rest = commands(github.render(audit))
+    assert title == f"rlmon: {phrases.VERDICT_WORDS[audit.verdict]}"
+    assert phrases.counts(audit) in headline
+    levels = {"fail": "error", "error": "error", "warn": "warning"}
+    wanted = [(levels[c.status], c.status) for c in audit.checks if c.status in levels]
+    assert sorted(level for level, _, _ in rest) == sorted(level for level, _ in wanted)
+
+
+@given(NASTY, NASTY)
+def test_a_command_is_one_line_and_reads_back(title: str, message: str) -> None:
+    from rlmon.printable import one_line
+
+    text = github.command("error", title, message)
+    assert text.count("\n") == 0
+    assert commands(text) == [("error", one_line(title, 120), one_line(message))]
+
+
+# ---- JUnit
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("fail_on", ["never", "warn", "fail"])
+def test_junit_counts_what_it_holds(make: Maker, fail_on: Any) -> None:
+    audit = make()
+    suite = ElementTree.fromstring(junit.render(audit, fail_on=fail_on)).find("testsuite")
+    assert suite is not None
+    by_status = {s: sum(c.status == s for c in audit.checks) for s in ("fail", "warn", "skip", "error")}
+    failing = {"never": 0, "fail": by_status["fail"], "warn": by_status["fail"] + by_status["warn"]}[fail_on]
+    for attribute, tag, amount in (
+        ("failures", "failure", failing),
+        ("errors", "error", by_status["error"]),
+        ("skipped", "skipped", by_status["skip"]),
+    ):
+        assert int(suite.attrib[attribute]) == len(suite.findall(f"testcase/{tag}")) == amount
+    assert int(suite.attrib["tests"]) == len(suite.findall("testcase")) == len(audit.checks)
+
+
+def test_junit_of_several_runs_has_a_suite_each() -> None:
+    root = ElementTree.fromstring(junit.render(make_audit.healthy(), make_audit.collapsed()))
+    assert len(root.findall("testsuite")) == 2
+
+
+@given(NASTY)
+def test_junit_is_xml_whatever_it_says(text: str) -> None:
+    audit = with_checks(
+        check(message=text, advice=text, examples=[example(text)]), check(status="skip", reason=text, message=text)
+    )
+    ElementTree.fromstring(junit.render(dataclasses.replace(audit, headline=text)).encode("utf-8"))
+
+
+# ---- JSON
+
+
+def strict(text: str) -> Any:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text.encode("utf-8", "strict"), parse_constant=refuse)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_json_says_what_the_audit_says(make: Maker) -> None:
+    audit = make()
+    value = strict(as_json.render(audit))
+    assert [c["id"] for c in value["checks"]] == [c.id for c in audit.checks]
+    assert [c["value"] for c in value["checks"]] == [c.value for c in audit.checks]
+    assert value["verdict"] == audit.verdict
+    assert strict(as_json.render_array(audit, audit)) == [value, value]
+
+
+def test_json_survives_settings_and_texts_that_json_has_no_word_for() -> None:
+    run = dataclasses.replace(
+        make_audit.healthy().run, config={"max_grad_norm": float("inf"), "nan": float("nan"), "half \ud800": {1, 2}}
+    )
+    value = strict(as_json.render(dataclasses.replace(make_audit.healthy(), run=run)))
+    config = value["run"]["config"]
+    assert (config["max_grad_norm"], config["nan"]) == (None, None)
+    assert config["half \ufffd"] == "{1, 2}"
+    for make in MAKERS:
+        assert not re.search("[\ud800-\udfff]", json.dumps(strict(as_json.render(make())), ensure_ascii=False))
