@@ -444,7 +444,8 @@ def compare(
     if form is CompareFormat.rich:
         _draw(compare_report.terminal(result))
     else:
-        _say((compare_report.json if form is CompareFormat.json else compare_report.markdown)(result))
+        text = compare_report.json(result) if form is CompareFormat.json else compare_report.markdown(result)
+        _say(text.rstrip("\n"))
 
 
 def _paths(text: str) -> list[Path]:

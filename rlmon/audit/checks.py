@@ -190,7 +190,7 @@ def _detector(case: Case, spec: DetectorSpec, row: Mapping[str, Any]) -> Check:
 
 def _alarmed(case: Case, spec: DetectorSpec, row: Mapping[str, Any], mine: Sequence[Finding]) -> Check:
     status: Status = "fail" if any(finding.severity == "fail" for finding in mine) else "warn"
-    first = mine[0]
+    first = next(finding for finding in mine if finding.severity == status)
     shown = next(finding for finding in reversed(mine) if finding.severity == status)
     now = next((r for r in row["sources"] if r["metric"] == shown.metric and shown.source in (None, r["source"])), None)
     value = shown.value if now is None or now["now"] is None else _unit(spec, now["now"])
@@ -364,7 +364,7 @@ def _narrowing(
         value=found.last,
         baseline=found.base,
         threshold=found.base * (fail if status == "fail" and fail is not None else warn),
-        interval=(found.last + found.low - found.change, found.last + found.high - found.change),
+        interval=(max(0.0, found.last + found.low - found.change), found.last + found.high - found.change),
         message=_between(found),
         evidence=dict(evidence or {}) | _sizes(found),
         advice="" if status == "pass" else advice,
@@ -945,7 +945,8 @@ def _replay(case: Case) -> Check:
     assert live is not None
     return Check(
         id="replay", title="Does the log agree with itself?", status="warn" if live.differences else "pass",
-        method="exact", metric="differences", unit="count", value=float(len(live.differences)), baseline=0.0, threshold=0.0,
+        method="exact", metric="differences", unit="count", value=float(len(live.differences)), baseline=0.0,
+        threshold=0.0,
         message="; ".join(live.differences[:3]) if live.differences else
         f"folding {case.fold.looks} records gives the {len(live.findings)} live findings, step for step",
         evidence={"differences": list(live.differences[:50])},

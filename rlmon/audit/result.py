@@ -41,7 +41,7 @@ class Check:
     first_step: int | None = None
     """Onset: the first step from which the metric stays past its WARN line; ``None`` where it never does."""
     alarm_step: int | None = None
-    """Step at which the evidence sufficed, for detectors."""
+    """Step at which the evidence sufficed for ``status``, for detectors."""
     source: str | None = None
     """Stratum of the data with most of the evidence; ``None`` when the run has one."""
     evidence: Mapping[str, Any] = field(default_factory=dict)

@@ -81,14 +81,14 @@ def _headline(verdict: Verdict, checks: Sequence[Check], case: Case) -> str:
         judged = counts["pass"]
         return f"Nothing passed its damage line in {read}; {judged} of {len(checks)} checks could be judged."
     first = checks[0]
-    since = f" since step {first.first_step}" if first.first_step is not None else ""
+    answer = "No" if verdict == "fail" else "Perhaps not"
+    since = f", since step {first.first_step}" if first.first_step is not None else ""
     moved = ""
     if first.value is not None and first.baseline is not None:
         moved = f": {first.unit or 'value'} {first.baseline:.3g} -> {first.value:.3g}"
     tally = [f"{counts['fail']} FAIL"] * bool(counts["fail"]) + [f"{counts['warn']} WARN"] * bool(counts["warn"])
-    return (
-        f"{first.id}{since}{moved}. {' and '.join(tally)} in {len(checks)} checks, {counts['skip']} without an answer."
-    )
+    silent = f", {counts['skip']} without an answer" if counts["skip"] else ""
+    return f"{first.title} {answer}{since}{moved}. {' and '.join(tally)} in {len(checks)} checks{silent}."
 
 
 def _facts(case: Case, judged: Judged, source: str) -> RunFacts:

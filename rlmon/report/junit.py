@@ -34,7 +34,8 @@ def render(*audits: Audit, fail_on: FailOn = "fail") -> str:
             ElementTree.SubElement(properties, "property", name=name, value=valid(value))
         suite.insert(0, properties)
     ElementTree.indent(root)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="us-ascii").decode() + "\n"
+    body: bytes = ElementTree.tostring(root, encoding="us-ascii")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{body.decode("ascii")}\n'
 
 
 def valid(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -10,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-CONTENT_SECURITY_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
-"""Even if a text slipped through as markup, the browser would load nothing for it and send nothing out."""
+CONTENT_SECURITY_POLICY = "default-src 'none'; script-src 'sha256-{script}'; style-src 'unsafe-inline'"
+"""Even if a text slipped through as markup, the browser would run no script but ours (by its hash), load nothing for it
+and send nothing out."""
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -44,15 +47,17 @@ def json_for_html(data: Any) -> str:
 
 def render(*, title: str, body: str, data: Any, styles: tuple[str, ...], scripts: tuple[str, ...]) -> str:
     """The page. ``body`` is trusted markup; ``data`` may hold anything; ``styles`` and ``scripts`` are files here."""
+    script = "\n".join(_script(HERE / name) for name in scripts)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return fill(
         _PAGE,
         {
-            "policy": html.escape(CONTENT_SECURITY_POLICY),
+            "policy": html.escape(CONTENT_SECURITY_POLICY.format(script=digest), quote=False),
             "title": html.escape(title),
             "style": "\n".join((HERE / name).read_text(encoding="utf-8") for name in styles),
             "body": body,
             "data": json_for_html(data),
-            "script": "\n".join(_script(HERE / name) for name in scripts),
+            "script": script,
         },
     )
 

@@ -246,6 +246,25 @@ def test_range_of_steps(visit: Any, pages: dict[str, Path]) -> None:
     assert numbers(page.locator("#charts .now").first.inner_text())[0] == 1
 
 
+def test_heat_strip_has_the_colours_of_its_rates(visit: Any, pages: dict[str, Path]) -> None:
+    heat = make_audit.collapsed().heat
+    assert heat is not None
+    zeros = sum(rate == 0.0 for row in heat.rows for rate in row.rates)
+    ones = sum(rate == 1.0 for row in heat.rows for rate in row.rates)
+    assert min(zeros, ones) > 50
+    low, high, cell = visit(pages["collapsed"]).page.locator("#heat-canvas").evaluate(
+        """(canvas) => {
+          const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+          const count = (r, g, b) => { let n = 0; for (let i = 0; i < data.length; i += 4)
+            if (data[i] === r && data[i + 1] === g && data[i + 2] === b) n++; return n; };
+          return [count(200, 80, 47), count(42, 111, 176), canvas.width / 24 * 14];
+        }"""
+    )  # fmt: skip
+    # Pixels of the colours of 0 and of 1 are as many as cells with these rates: 14 px high, the strip's part wide.
+    assert 0.5 * zeros * cell < low < zeros * cell
+    assert low / high == pytest.approx(zeros / ones, rel=0.05)
+
+
 def test_heat_strip_reads_out_and_leads_to_completions(visit: Any, pages: dict[str, Path]) -> None:
     page = visit(pages["collapsed"]).page
     heat = make_audit.collapsed().heat
@@ -268,14 +287,19 @@ def test_both_schemes_and_the_button(visit: Any, pages: dict[str, Path], scheme:
     paper = "getComputedStyle(document.body).backgroundColor"
     colours = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}
     assert page.evaluate(paper) == colours[scheme]
-    before = page.locator("#charts canvas").first.screenshot()
+    drawn = "document.querySelector('#charts canvas').toDataURL()"
+    before = page.evaluate(drawn)
     for wanted in ("light", "dark"):
         page.locator("#theme").click()
         assert page.evaluate(paper) == colours[wanted]
-    if scheme == "light":
-        assert page.locator("#charts canvas").first.screenshot() != before
+    # The button ends on dark; lines on a canvas have to be drawn again to change their colour.
+    assert (page.evaluate(drawn) == before) == (scheme == "dark")
     page.locator("#theme").click()
     assert page.evaluate(paper) == colours[scheme]
+    assert page.evaluate(drawn) == before
+    page.emulate_media(color_scheme="dark" if scheme == "light" else "light")
+    page.wait_for_timeout(100)
+    assert page.evaluate(drawn) != before
 
 
 def test_a_long_text_opens_and_closes(visit: Any, pages: dict[str, Path]) -> None:

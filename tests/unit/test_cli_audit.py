@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -416,3 +417,32 @@ def test_watch_once(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, b"")
         assert b"step 7/10" in done.stdout
         assert b"\x1b" not in done.stdout
+
+
+def test_compare_hands_over_every_seed(
+    rlmon: Rlmon, audits: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a1", "a2", "a3", "b1", "b2", "base"):
+        audits[name] = dataclasses.replace(make_audit.healthy(), headline=name)
+    given: list[Any] = []
+
+    def compare(a: Sequence[Audit], b: Sequence[Audit], base: Audit | None) -> str:
+        given.append(([x.headline for x in a], [x.headline for x in b], base and base.headline))
+        return "result"
+
+    engine_side, report_side = ModuleType("rlmon.audit.compare"), ModuleType("rlmon.report.compare")
+    engine_side.compare = compare  # type: ignore[attr-defined]
+    for form in ("terminal", "markdown", "json", "html"):
+        setattr(report_side, form, lambda result, form=form: f"{result} as {form}")
+    monkeypatch.setitem(sys.modules, "rlmon.audit.compare", engine_side)
+    monkeypatch.setitem(sys.modules, "rlmon.report.compare", report_side)
+    monkeypatch.setattr("rlmon.report.compare", report_side, raising=False)
+
+    left = rlmon("compare", "a1,a2", "b1", "--a", "a3", "--b", "b2", "--base", "base", "--html", tmp_path / "c.html")
+    assert left == (0, "result as terminal\n", f"The page is {tmp_path / 'c.html'}.\n")
+    assert (tmp_path / "c.html").read_text() == "result as html"
+    assert rlmon("compare", "a1", "b1", "--format", "json").out == "result as json\n"
+    assert rlmon("compare", "a1", "b1", "--format", "markdown").out == "result as markdown\n"
+    assert given == [(["a1", "a2", "a3"], ["b1", "b2"], "base"), (["a1"], ["b1"], None), (["a1"], ["b1"], None)]
+    audits["b1"] = ReadError("nothing there")
+    assert rlmon("compare", "a1", "b1") == (2, "", "rlmon: nothing there\n")

@@ -166,8 +166,15 @@ def test_important_curves_first_complained_ones_beside_them_and_the_rest_behind_
     check = dataclasses.replace(audit.checks[0], metric="trainer/grad_norm")
     data = data_of(build_page(dataclasses.replace(audit, checks=[check, *audit.checks[1:]])))
     titles = [chart["title"] for chart in data["charts"]]
-    assert titles[:4] == ["Effective formats", "Largest format", "Reward", "Token entropy"]
-    assert titles[-1] == "trainer/grad norm"
+    # First these two, then what a check fails, then what it warns of, then the rest in the order of CHARTS.
+    assert titles[:6] == [
+        "Effective formats",
+        "Largest format",
+        "trainer/grad norm",
+        "Groups without signal",
+        "Reward",
+        "Token entropy",
+    ]
     assert [chart["title"] for chart in data["further"]] == ["trainer/learning rate", "text/repetition"][::-1]
     assert data["never"] == ["rlmon/moves/effective_across"]
     drawn = [line["name"] for chart in data["charts"] + data["further"] for line in chart["lines"]]

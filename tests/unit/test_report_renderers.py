@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import make_audit
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -41,7 +41,7 @@ def check(**changes: Any) -> Check:
     return Check(**{**values, **changes})
 
 
-def example(text: str | None) -> Example:
+def sample(text: str | None) -> Example:
     return Example(
         step=1, split="train", prompt_id="p", prompt="?", completion=text, mode="prose", template="t", source="s",
         reward=1.0, advantage=None, label="base",
@@ -106,7 +106,7 @@ def test_the_verdict_is_first_and_every_check_is_there(make: Maker, width: int) 
 
 
 def test_a_bad_check_says_what_was_seen_and_what_to_do() -> None:
-    bad = check(first_step=66, alarm_step=88, advice="Set beta above 0.", examples=[example("a\nb"), example(None)])
+    bad = check(first_step=66, alarm_step=88, advice="Set beta above 0.", examples=[sample("a\nb"), sample(None)])
     lines = [line.rstrip() for line in screen(with_checks(bad), 80).split("\n")]
     at = lines.index("FAIL format-collapse  answer formats keep their number")
     assert lines[at + 1 : at + 8] == [
@@ -122,7 +122,7 @@ def test_a_bad_check_says_what_was_seen_and_what_to_do() -> None:
 
 def test_advice_and_examples_are_not_repeated() -> None:
     bad = [
-        check(id=name, advice="Raise beta.", examples=[example("x")])
+        check(id=name, advice="Raise beta.", examples=[sample("x")])
         for name in ("format-collapse", "template-collapse")
     ]
     text = screen(with_checks(*bad), 80)
@@ -149,7 +149,7 @@ def test_colour_is_the_only_difference_that_colour_makes() -> None:
 
 @given(NASTY)
 def test_no_text_is_taken_for_markup_or_a_line_of_ours(text: str) -> None:
-    audit = with_checks(check(message=f"[red]{text}[/red]", examples=[example(f"[bold]{text}")]))
+    audit = with_checks(check(message=f"[red]{text}[/red]", examples=[sample(f"[bold]{text}")]))
     shown = screen(audit, 120)
     assert "[red]" in shown
     assert "│ [bold]" in shown
@@ -214,6 +214,8 @@ def test_nobody_is_mentioned_and_nothing_is_linked(text: str) -> None:
         assert not re.search(r"@\w|#\d|://|\bwww\.|GH-\d", escaped)
 
 
+@example("```\n# out")
+@example("a\n``````\nb\n```")
 @given(NASTY)
 def test_no_completion_closes_its_fence(text: str) -> None:
     found = tokens(f"before\n\n{markdown.fence(text)}\n\nafter")
@@ -224,6 +226,13 @@ def test_no_completion_closes_its_fence(text: str) -> None:
     ]
 
 
+@example("- a")
+@example("+ a")
+@example("# a")
+@example("1. a")
+@example("12) a")
+@example("=")
+@example("    code")
 @given(NASTY)
 def test_a_paragraph_that_begins_with_a_text_is_a_paragraph(text: str) -> None:
     types = {t.type for t in tokens(markdown.escape(text))}
@@ -231,7 +240,7 @@ def test_a_paragraph_that_begins_with_a_text_is_a_paragraph(text: str) -> None:
 
 
 def test_a_comment_is_never_too_long_and_says_what_is_missing() -> None:
-    many = [check(id=f"c-{i}", message="x" * 500, examples=[example("y" * 4_000)] * 2) for i in range(400)]
+    many = [check(id=f"c-{i}", message="x" * 500, examples=[sample("y" * 4_000)] * 2) for i in range(400)]
     text = markdown.render(with_checks(*many))
     assert len(text) <= 65_536
     assert "details are left out" in text
@@ -267,6 +276,8 @@ def test_one_annotation_per_bad_check_after_the_verdict(make: Maker) -> None:
     assert sorted(level for level, _, _ in rest) == sorted(level for level, _ in wanted)
 
 
+@example("%0A%3A%25", "%0A::error::")
+@example("a:b,c", "\r\n::error::")
 @given(NASTY, NASTY)
 def test_a_command_is_one_line_and_reads_back(title: str, message: str) -> None:
     from rlmon.printable import one_line
@@ -304,9 +315,16 @@ def test_junit_of_several_runs_has_a_suite_each() -> None:
 @given(NASTY)
 def test_junit_is_xml_whatever_it_says(text: str) -> None:
     audit = with_checks(
-        check(message=text, advice=text, examples=[example(text)]), check(status="skip", reason=text, message=text)
+        check(message=text, advice=text, examples=[sample(text)]), check(status="skip", reason=text, message=text)
     )
     ElementTree.fromstring(junit.render(dataclasses.replace(audit, headline=text)).encode("utf-8"))
+
+
+def test_what_xml_forbids_becomes_a_replacement_character() -> None:
+    assert (
+        junit.valid("a\x00\x0b\x1b\ud800\ufffe\uffffb\t\n\r\x85\U0010ffff")
+        == "a" + "\ufffd" * 6 + "b\t\n\r\x85\U0010ffff"
+    )
 
 
 # ---- JSON

@@ -182,7 +182,7 @@ def parse_json(content: bytes | str) -> Any:
 
 def path_inside(root: Path, relative: str) -> Path | None:
     """``root/relative`` as a regular file; ``None`` where that would leave ``root`` or follow a symbolic link."""
-    if not relative or "\0" in relative or Path(relative).is_absolute() or ".." in Path(relative).parts:
+    if not relative or "\0" in relative or Path(relative).is_absolute():
         return None
     try:
         base = root.resolve(strict=True)

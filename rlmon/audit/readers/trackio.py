@@ -42,6 +42,9 @@ TRACES = 512
 """Traces of one batch."""
 TRACES_OF_A_SHARD = 8_192
 
+DAMAGE = (sqlite3.Error, UnicodeDecodeError, OverflowError)
+"""What SQLite's binding raises for a damaged file: it decodes names of a broken schema for its own message."""
+
 _PEEK_ROWS = 400
 _TABLE = re.compile(rb'\s*\{"((?:[^"\\]|\\.){1,200})":\{"_type":"trackio\.table"')
 
@@ -83,7 +86,7 @@ def open_run(path: Path) -> OpenedRun:
         with contextlib.closing(_connect(files[0])) as base:
             run = _choose(files[0], _runs(base), wanted)
             return _open(files[0], base, run)
-    except sqlite3.Error as error:
+    except DAMAGE as error:
         raise ReadError(f"{str(files[0])!r} is a damaged data base: {error}.") from error
 
 
@@ -112,7 +115,7 @@ def _is_trackio(path: Path) -> bool:
                 return False
         with contextlib.closing(_connect(path)) as base:
             return {"run_name", "step", "metrics"} <= _columns(base, "metrics")
-    except (OSError, sqlite3.Error):
+    except (OSError, *DAMAGE):
         return False
 
 
@@ -134,7 +137,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             base.execute("PRAGMA cell_size_check=ON")
             base.execute("SELECT count(*) FROM sqlite_master").fetchone()
             return base
-        except sqlite3.Error:
+        except DAMAGE:
             base.close()
             if mode == modes[-1]:
                 raise
@@ -333,7 +336,7 @@ class LoadCell:
         try:
             with contextlib.closing(_connect(self.path)) as base:
                 call = parse_json(_cell(base, int(row)))
-        except sqlite3.Error as error:
+        except DAMAGE as error:
             raise UnreadableTable(f"damaged data base: {error}") from error
         value = call.get(key) if isinstance(call, dict) else None
         rows = value.get("_value") if isinstance(value, dict) else None
@@ -375,7 +378,7 @@ class TraceShard:
                 cursor = base.execute(query, (*parameters, self.first, self.last))
                 while found := cursor.fetchmany(TRACES):
                     yield _traces(found)
-        except sqlite3.Error as error:
+        except DAMAGE as error:
             yield RowBatch(rows=ROWS.empty_table(), unreadable={self.path.name: f"damaged data base: {error}"})
 
 

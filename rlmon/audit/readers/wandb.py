@@ -173,8 +173,8 @@ def log_records(file: BinaryIO, damage: Damage) -> Iterator[bytes]:
         if not right or (checked and not matches):
             damage.records += 1
             parts, size = [], 0
-            # A length that is wrong says nothing of where the next record begins: the next block does.
-            position = position + 7 + length if right else len(block)
+            # Where the length is wrong too, records are found again in the next block at the latest.
+            position += 7 + length
             continue
         position += 7 + length
         if kind in (1, 2):

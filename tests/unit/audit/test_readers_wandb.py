@@ -278,6 +278,36 @@ def test_an_evaluation_takes_only_its_own_rows(tmp_path: Path) -> None:
     assert all(row["prompt"].startswith("e") == (row["split"] == "eval") for row in rows)
 
 
+def test_an_evaluation_left_in_the_table_is_not_trained_on(tmp_path: Path) -> None:
+    """Generated at step 11, evaluated at 12, logged at 20 from the same deque: the log tells of a generation."""
+    left = [("a1", "c", 1.0), ("a2", "c", 1.0), ("e1", "x", 1.0), ("e2", "y", 0.0)]
+    calls = [
+        {"train/global_step": 10, "train/reward": 1.0},
+        {"completions": trl_table(10, [(f"b{i}", "c", 1.0) for i in range(4)])},
+        {"train/global_step": 12, "eval/reward": 0.5},
+        {"completions": trl_table(12, left)},
+        {"train/global_step": 20, "train/reward": 1.0},
+        {"completions": trl_table(20, left)},
+        {"train/global_step": 24, "eval/reward": 0.5},
+        {"completions": trl_table(24, [("f1", "c", 1.0), ("f2", "c", 1.0), *left[2:]])},
+    ]
+    run = wandb.open_run(write_run(tmp_path, calls))
+    assert [(row["step"], row["split"]) for row in rows_of(run)] == [
+        *[(10, "train")] * 4, *[(12, "train")] * 2, *[(12, "eval")] * 2, *[(24, "train")] * 2, *[(24, "eval")] * 2,
+    ]  # fmt: skip
+    assert passed_over(run)[0] == 4
+
+
+def test_equal_evaluations_are_all_counted(tmp_path: Path) -> None:
+    """A policy that no longer changes answers held-out prompts alike; an evaluation always makes rows."""
+    asked = [("e1", "x", 1.0), ("e2", "y", 0.0)]
+    calls: list[dict[str, Any]] = []
+    for step in (2, 4):
+        calls += [{"train/global_step": step, "eval/reward": 0.5}, {"completions": trl_table(step, asked)}]
+    rows = rows_of(wandb.open_run(write_run(tmp_path, calls)))
+    assert [(row["step"], row["split"]) for row in rows] == [(2, "eval")] * 2 + [(4, "eval")] * 2
+
+
 def test_rows_do_not_depend_on_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = rows_of(wandb.open_run(GOLDEN))
     monkeypatch.setattr(tables, "SHARD_BYTES", 1)
@@ -332,7 +362,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
             data.append([s, f"q{s}", f"a{s}", 1.0, f"r{s}", "<b>\\x1b[31m", float("nan")])
             run.log({"training/global_step": s, "actor/entropy": 1 / s, "x": float("inf"),
                      "val/generations": wandb.Table(columns=columns, data=list(data)), "h": wandb.Histogram([1, 2])})
-            added.add_data(f"p{s}", f"c{s}", 0.5)
+            added.add_data("p", "c", 0.5)  # equal each time
             run.log({"rollouts": added})
         run.finish()
     """
@@ -352,7 +382,7 @@ def test_what_wandb_wrote_is_read(real: Path) -> None:
     rows = rows_of(run)
     added = [row for row in rows if row["split"] == "train"]
     assert [(r["step"], r["prompt"], r["completion"], r["reward"]) for r in added] == [
-        (5, "p5", "c5", 0.5), (10, "p10", "c10", 0.5), (15, "p15", "c15", 0.5),
+        (5, "p", "c", 0.5), (10, "p", "c", 0.5), (15, "p", "c", 0.5),
     ]  # fmt: skip
     held_out = [row for row in rows if row["split"] == "eval"]
     assert [(row["step"], row["prompt"]) for row in held_out] == [
@@ -459,6 +489,15 @@ def test_a_table_of_nonsense_is_no_table(tmp_path: Path) -> None:
     run = wandb.open_run(write_run(tmp_path, [{"train/global_step": 1, "x": table, "train/loss": 1.0}]))
     assert not run.shards
     assert "log_completions=True" in run.lacks["completions"]
+
+
+def test_links_to_other_runs_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run-golden.wandb").symlink_to(GOLDEN / "run-golden.wandb")
+    assert not wandb.recognises(tmp_path / "run")
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "offline-run-1-a").symlink_to(GOLDEN)
+    assert not wandb.recognises(tmp_path / "wandb")
 
 
 # --- choosing

@@ -1,0 +1,389 @@
+"""The checks: each fires on a run in which one thing goes wrong and is silent on its healthy twin."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import scipy.stats
+from audit_rows import MODES, audited, chance, check, draw, in_mode, mixed, opened, prose, spoken, told
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlmon.audit import checks
+from rlmon.audit.result import Audit
+from rlmon.audit.run import ROWS
+from rlmon.metrics.formats import ModeSet
+
+STEPS = 40
+Rng = np.random.Generator
+
+
+def ramp(t: float, begin: float = 0.3, end: float = 0.6) -> float:
+    return min(1.0, max(0.0, (t - begin) / (end - begin)))
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+def only_prose(t: float) -> tuple[float, ...]:
+    """Five formats at the start, one at the end."""
+    left = 1.0 - ramp(t)
+    return 1.0 - 0.6 * left, 0.2 * left, 0.2 * left, 0.1 * left, 0.1 * left
+
+
+def no_python(t: float) -> tuple[float, ...]:
+    """A fifth of the base moves from python to prose."""
+    return 0.4 + 0.2 * ramp(t), 0.2, 0.2 * (1.0 - ramp(t)), 0.1, 0.1
+
+
+def prose_is_worse(rng: Rng, t: float, prompt: int, text: str) -> float:
+    return float(rng.random() < (0.3 if "The answer is" in text else 0.7))
+
+
+def prose_is_better(rng: Rng, t: float, prompt: int, text: str) -> float:
+    return float(rng.random() < (0.7 if "The answer is" in text else 0.3))
+
+
+def one_text(rng: Rng, t: float, prompt: int) -> str:
+    if rng.random() < ramp(t):
+        return f"look at the quiet lamp, carry one stone over a bridge, then wait for songs. The answer is {prompt % 97}."
+    return prose(rng, prompt % 97)
+
+
+def all_prose(rng: Rng, t: float, prompt: int) -> str:
+    return prose(rng, prompt % 97)
+
+
+def solvable_or_not(rng: Rng, t: float, prompt: int, text: str) -> float:
+    """Every prompt at .35 at the start; at the end three in five at 1 and the others at 0."""
+    end = 1.0 if prompt * 2_654_435_761 % 100 < 60 else 0.0
+    return float(rng.random() < 0.35 * (1.0 - ramp(t)) + ramp(t) * end)
+
+
+def odd_ones_forgotten(rng: Rng, t: float, prompt: int, text: str) -> float:
+    return float(rng.random() < (0.9 if t < 0.5 or prompt % 2 == 0 else 0.02))
+
+
+def two_of_three_impossible(rng: Rng, t: float, prompt: int, text: str) -> float:
+    return float(prompt % 3 == 0 and rng.random() < 0.7)
+
+
+def cut_off(rng: Rng, t: float, prompt: int, text: str) -> dict[str, Any]:
+    return {"truncated": bool(rng.random() < 0.02 + 0.7 * ramp(t))}
+
+
+def seldom_cut_off(rng: Rng, t: float, prompt: int, text: str) -> dict[str, Any]:
+    return {"truncated": bool(rng.random() < 0.02)}
+
+
+def four_times_as_long(rng: Rng, t: float, prompt: int) -> str:
+    return prose(rng, prompt % 97, words=int(10 * (1.0 + 3.0 * ramp(t))))
+
+
+def one_answer(rng: Rng, t: float, prompt: int) -> str:
+    mode = MODES[int(rng.integers(len(MODES)))]
+    return in_mode(mode, 7 if rng.random() < ramp(t) else prompt % 97, rng)
+
+
+def bare_answer(rng: Rng, t: float, prompt: int) -> str:
+    return str(prompt % 97) if rng.random() < ramp(t) else prose(rng, prompt % 97)
+
+
+def surer(rng: Rng, t: float, prompt: int) -> str:
+    """Six answers to a prompt at the start, one at the end."""
+    spread = 0 if rng.random() < ramp(t) else int(rng.integers(6))
+    return in_mode(MODES[int(rng.integers(len(MODES)))], 10 * prompt + spread, rng)
+
+
+def right_when_first(rng: Rng, t: float, prompt: int, text: str) -> float:
+    return float(f"{10 * prompt}" in text.replace("}", " ").replace(".", " ").replace("<", " ").split())
+
+
+def sometimes_nan(rng: Rng, t: float, prompt: int, text: str) -> float:
+    return math.nan if t > 0.5 and rng.random() < 0.01 else float(rng.random() < 0.5)
+
+
+def with_evaluations(falling: bool) -> pa.Table:
+    """Training reward from .3 to .8; twelve evaluations that follow it, or fall to .05."""
+
+    def trained(rng: Rng, t: float, prompt: int, text: str) -> float:
+        return float(rng.random() < 0.3 + 0.5 * t)
+
+    def evaluated(rng: Rng, t: float, prompt: int, text: str) -> float:
+        return float(rng.random() < (0.3 - 0.25 * ramp(t, 0.0, 0.9) if falling else 0.3 + 0.5 * t))
+
+    train, evaluation = draw(1, score=trained, steps=48), draw(2, score=evaluated, steps=12)
+    step = pc.multiply(evaluation["step"], 4)
+    split = pa.array(["eval"] * evaluation.num_rows)
+    return pa.concat_tables([train, evaluation.set_column(0, "step", step).set_column(1, "split", split).cast(ROWS)])
+
+
+Runs = Callable[[], pa.Table]
+
+
+@functools.cache
+def healthy() -> pa.Table:
+    return draw(1, steps=STEPS)
+
+
+def run(**how: Any) -> Runs:
+    return lambda: draw(1, steps=STEPS, **how)
+
+
+CASES: dict[str, tuple[str, str, Runs, Runs]] = {
+    "every format but one dies": ("mode-extinction", "fail", run(write=mixed(only_prose)), healthy),
+    "a format of a fifth dies": ("mode-extinction", "warn", run(write=mixed(no_python)), healthy),
+    "formats collapse": ("format-collapse", "fail", run(write=mixed(only_prose)), healthy),
+    "a worse format wins": (
+        "format-winner",
+        "warn",
+        run(write=mixed(only_prose), score=prose_is_worse),
+        run(write=mixed(only_prose), score=prose_is_better),
+    ),
+    "one text for all": ("near-duplicates", "fail", run(write=one_text), run(write=all_prose)),
+    "one text has few words": ("word-diversity", "fail", run(write=one_text), run(write=all_prose)),
+    "one text is one template": ("template-collapse", "fail", run(write=one_text), run(write=all_prose)),
+    "one way to be right": ("correct-diversity", "fail", run(write=one_text, group=16), run(write=all_prose, group=16)),
+    "bare answers open no sentence": ("sentence-openings", "fail", run(write=bare_answer), run(write=all_prose)),
+    "pass@k falls, pass@1 rises": ("pass-at-k", "fail", run(score=solvable_or_not, prompts=16), run(score=chance(0.4))),
+    "forgotten in the second epoch": (
+        "forgotten-prompts",
+        "fail",
+        lambda: draw(1, steps=60, score=odd_ones_forgotten, pool=60),
+        lambda: draw(1, steps=60, score=chance(0.9), pool=60),
+    ),
+    "impossible prompts": (
+        "impossible-prompts",
+        "warn",
+        run(score=two_of_three_impossible, pool=60),
+        run(score=chance(0.3), pool=60),
+    ),
+    "cut off": ("truncation", "fail", run(columns=cut_off), run(columns=seldom_cut_off)),
+    "four times as long": ("length-growth", "warn", run(write=four_times_as_long), run(write=all_prose)),
+    "one answer for all prompts": ("shortcut", "warn", run(write=one_answer), healthy),
+    "one answer for all prompts, every step": ("answer-concentration", "fail", run(write=one_answer), healthy),
+    "short bare winners": ("shortcut", "fail", run(write=bare_answer), run(write=all_prose)),
+    "shorter": ("length-collapse", "fail", run(write=bare_answer), run(write=all_prose)),
+    "surer but not better": (
+        "answer-diversity",
+        "warn",
+        run(write=surer, score=chance(0.5)),
+        run(write=surer, score=right_when_first),
+    ),
+    "evaluation falls behind": (
+        "eval-gap",
+        "fail",
+        lambda: with_evaluations(falling=True),
+        lambda: with_evaluations(falling=False),
+    ),
+    "NaN rewards": ("non-finite", "fail", run(score=sometimes_nan), healthy),
+    "no group is solved": ("silent-groups-bad", "fail", run(score=chance(0.005)), healthy),
+    "every group is solved": ("silent-groups-good", "warn", run(score=chance(0.995)), healthy),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_goes_wrong_is_told_and_the_healthy_twin_passes(name: str) -> None:
+    check_id, status, damaged, twin = CASES[name]
+    found = check(audited(damaged()), check_id)
+    assert found.status == status, found.message
+    assert found.advice
+    assert found.value is not None
+    assert check(audited(twin()), check_id).status == "pass", check(audited(twin()), check_id).message
+
+
+def test_a_healthy_run_passes_and_skips_say_why() -> None:
+    audit = audited(healthy())
+    assert audit.verdict == "pass"
+    assert spoken(audit) == {}
+    for one in audit.checks:
+        assert (one.status == "skip") == (one.reason is not None)
+    # Nothing in rows says these; twelve hindsight checks and the detectors of rows can speak.
+    silent = {one.id for one in audit.checks if one.status == "skip"}
+    assert silent == {
+        "move-collapse", "entropy-collapse", "entropy-explosion", "kl-drift", "lone-success",
+        "forgotten-prompts", "impossible-prompts", "truncation", "eval-gap",
+    }  # fmt: skip
+
+
+def test_a_reader_that_lacks_something_gives_the_reason() -> None:
+    # No rows at all, 40 steps of logged entropy: checks of completions repeat the reader's own words.
+    lacks = {"completions": "set log_completions=True", "rewards": "log the rewards", "eval": "set eval_strategy"}
+    entropy = [(step, 1.0) for step in range(1, 41)]
+    audit = audited(opened(scalars={"entropy": entropy}, lacks=lacks))
+    assert check(audit, "mode-extinction").reason == "set log_completions=True"
+    assert check(audit, "format-collapse").reason == "set log_completions=True"
+    assert check(audit, "pass-at-k").reason == "log the rewards"
+    assert check(audit, "silent-groups-bad").reason == "log the rewards"
+    assert check(audit, "rows-complete").status == "skip"
+    assert check(audit, "entropy-collapse").status == "pass"
+    assert audit.verdict == "pass"
+
+
+def test_logged_entropy_that_falls_warns_and_fails_only_with_a_second_signal() -> None:
+    falls = [(step, 1.0 if step < 15 else 0.1) for step in range(1, STEPS + 1)]
+    alone = audited(opened(healthy(), scalars={"entropy": falls}))
+    assert spoken(alone) == {"entropy-collapse": "warn"}
+    assert check(alone, "entropy-collapse").baseline == pytest.approx(1.0)
+    both = audited(opened(draw(1, steps=STEPS, write=mixed(only_prose)), scalars={"entropy": falls}))
+    assert check(both, "entropy-collapse").status == "fail"
+
+
+def test_a_check_that_raises_is_an_error_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(ends: Any) -> Any:
+        raise ZeroDivisionError("<b>on purpose</b>")
+
+    replaced = tuple(
+        (check_id, title, broken if check_id == "shortcut" else function)
+        for check_id, title, function in checks.HINDSIGHT
+    )
+    before = audited(healthy())
+    monkeypatch.setattr(checks, "HINDSIGHT", replaced)
+    after = audited(healthy())
+    failed = check(after, "shortcut")
+    assert failed.status == "error"
+    assert failed.reason is not None
+    assert "ZeroDivisionError: '<b>on purpose</b>'" in failed.reason
+    others = {one.id: one for one in after.checks if one.id != "shortcut"}
+    assert others == {one.id: one for one in before.checks if one.id != "shortcut"}
+    assert after.verdict != "fail"
+
+
+def test_checks_come_worst_first() -> None:
+    statuses = [one.status for one in audited(draw(1, steps=STEPS, write=mixed(only_prose))).checks]
+    order = ["fail", "warn", "error", "pass", "skip"]
+    assert statuses == sorted(statuses, key=order.index)
+    assert statuses[0] == "fail"
+
+
+def test_the_error_rate_is_shared_out_over_the_checks() -> None:
+    # Bonferroni: .01 over the hindsight checks, two-sided; the sentence names that level.
+    alpha = 0.01 / len(checks.HINDSIGHT)
+    assert f"{1 - alpha:.3%}" in audited(healthy()).correction
+
+
+def test_messages_hold_no_text_of_the_run() -> None:
+    hostile = "\x1b[31m<script>alert(1)</script>[bold]"
+
+    def write(rng: Rng, t: float, prompt: int) -> str:
+        return f"{hostile} {mixed(only_prose)(rng, t, prompt)}"
+
+    rows = draw(1, steps=STEPS, write=write)
+    audit = audited(rows.set_column(2, "prompt", pa.array([hostile + prompt for prompt in rows["prompt"].to_pylist()])))
+    for one in audit.checks:
+        assert "\x1b" not in one.message + one.title + one.advice + (one.reason or "")
+        assert "<script>" not in str(one.evidence) + one.message + (one.reason or "")
+
+
+# --- onset --------------------------------------------------------------------------------------------------------
+
+
+def slow_effective(rows: pa.Table) -> tuple[list[int], list[float]]:
+    """exp(-sum p ln p) of the formats of every step, with a parser and a Counter."""
+    parse, modes = ModeSet.build(None).parse, defaultdict[int, Counter[str]](Counter)
+    for step, text in zip(rows["step"].to_pylist(), rows["completion"].to_pylist(), strict=True):
+        modes[step][parse(text)] += 1
+    steps = sorted(modes)
+    shares = [[count / modes[step].total() for count in modes[step].values()] for step in steps]
+    return steps, [math.exp(-sum(p * math.log(p) for p in one)) for one in shares]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_onset_is_the_first_step_from_which_the_mean_stays_below_the_line(seed: int) -> None:
+    rows = draw(seed, steps=60, write=mixed(only_prose))
+    audit = audited(rows)
+    steps, effective = slow_effective(rows)
+    # Base: 8 prompts a step, so 8 steps until 64 prompts and 256 completions. WARN at .8 of it.
+    assert audit.run.baseline["steps"] == list(range(1, 9))
+    line = 0.8 * sum(effective[:8]) / 8
+    expected = None
+    for at in reversed(range(len(steps))):
+        window = effective[max(0, at - 4) : at + 1]
+        if sum(window) / len(window) >= line:
+            break
+        expected = steps[at]
+    found = check(audit, "format-collapse")
+    assert found.first_step == expected
+    assert expected is not None
+    assert 18 <= expected <= 36, "formats begin to die at step 19 and are gone at 37"
+    assert found.alarm_step is not None
+    assert found.alarm_step < 40
+
+
+def test_a_run_that_recovers_keeps_the_onset_of_its_alarm() -> None:
+    def dip(t: float) -> tuple[float, ...]:
+        left = 0.0 if 0.3 <= t < 0.6 else 1.0
+        return 1.0 - 0.6 * left, 0.2 * left, 0.2 * left, 0.1 * left, 0.1 * left
+
+    found = check(audited(draw(1, steps=120, write=mixed(dip))), "format-collapse")
+    assert found.status == "fail"
+    assert "recovered" in found.message
+    # Steps 37 to 72 are all prose; the mean of five crosses .8 of the base two steps in or so.
+    assert found.first_step is not None
+    assert 37 <= found.first_step <= 40
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=20), st.integers(1, 7))
+def test_trailing_mean_is_the_mean_of_the_last_few(values: list[float], window: int) -> None:
+    found = checks.trailing_mean(np.array(values), window)
+    for at in range(len(values)):
+        part = values[max(0, at - window + 1) : at + 1]
+        assert found[at] == pytest.approx(sum(part) / len(part), abs=1e-9)
+
+
+# --- formulas -----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 30), st.data())
+def test_pass_at_k_is_the_share_of_subsets_with_a_success(n: int, data: st.DataObject) -> None:
+    c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    # C(n - c, k) of the C(n, k) subsets hold no success.
+    expected = 1.0 - math.comb(n - c, k) / math.comb(n, k)
+    found = checks.pass_at_k(np.array([float(n)]), np.array([float(c)]), k)
+    assert found[0] == pytest.approx(expected, abs=1e-12)
+    assert math.isnan(checks.pass_at_k(np.array([float(n)]), np.array([float(c)]), n + 1)[0])
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilson_is_that_of_scipy(trials: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, trials))
+    z = scipy.stats.norm.ppf(1 - 0.001 / 2)
+    expected = scipy.stats.binomtest(successes, trials).proportion_ci(confidence_level=0.999, method="wilson")
+    assert checks.wilson(successes, trials, z) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_halves_of_a_run_by_hand() -> None:
+    # Steps 1..4, so the second half begins at step 3. Prompt of two visits: 1 of 2, then 2 of 2.
+    rows = [
+        {"step": step, "prompt": "a", "completion": "7", "group": str(step), "reward": reward}
+        for step, rewards in ((1, (1, 0)), (2, ()), (3, (1, 1)), (4, ()))
+        for reward in rewards
+    ] + [{"step": step, "prompt": "b", "completion": "8", "group": "b", "reward": 0.0} for step in (2, 4)]
+    from audit_rows import table
+
+    from rlmon.audit import engine
+
+    case = engine._case(opened(table(rows)), 1, None)
+    keys = sorted(case.counted.prompts, key=lambda key: case.counted.prompts[key][1] or "")
+    order = np.argsort(keys)  # prompts come in the order of their keys
+    early_n, early_k, late_n, late_k = (half[np.argsort(order)] for half in checks.prompt_halves(case))
+    assert early_n.tolist() == [2.0, 1.0]
+    assert early_k.tolist() == [1.0, 0.0]
+    assert late_n.tolist() == [2.0, 1.0]
+    assert late_k.tolist() == [2.0, 0.0]
+
+
+def test_json_holds_no_nan(tmp_path: Any) -> None:
+    import json
+
+    for rows in (healthy(), draw(1, steps=STEPS, score=sometimes_nan), draw(1, steps=2, prompts=1, group=1)):
+        audit: Audit = audited(rows)
+        json.dumps(told(audit), allow_nan=False)
