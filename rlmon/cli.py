@@ -269,10 +269,18 @@ def _audit(
 ) -> Audit:
     from rlmon.audit import engine
 
+    if _is_the_command():
+        engine.spare_pandas()
     with _progress(str(path)) as progress:
         return engine.audit(
             path, reader=reader, mapping=columns, baseline=baseline, processes=processes, progress=progress
         )
+
+
+def _is_the_command() -> bool:
+    """Whether this process was started as ``rlmon`` (or ``python -m rlmon.cli``) and is nobody else's."""
+    started = getattr(sys.modules.get("__main__"), "__file__", None)
+    return started is not None and Path(started).stem in ("rlmon", "cli")
 
 
 def _exit_code(found: Audit, fail_on: FailOn, strict: bool) -> int:

@@ -98,6 +98,11 @@ def _case(run: OpenedRun, processes: int | None, progress: Progress | None) -> C
     else:
         scalars = aliases.canonical(run.scalars)
         line = timeline(counted, modes.names, scalars, BASE_STEPS)
+    if not line.steps.size and counted.groups:
+        raise ReadError(
+            f"{run.path} was read as {run.reader} and holds evaluations only: there is no training step to judge. "
+            "Look at them with `rlmon show`."
+        )
     if not line.steps.size:
         raise ReadError(
             f"{run.path} was read as {run.reader} and holds neither completions nor logged scalars of any step. "

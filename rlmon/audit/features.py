@@ -144,8 +144,10 @@ def key_of_each(values: Sequence[str]) -> Ints:
 def _floats(values: Any, count: int) -> Floats:
     if not count:
         return np.zeros(0)
-    found = pc.cast(values, pa.float64(), safe=False).to_numpy()
-    return np.array(found, dtype=np.float64)
+    found = pc.cast(values, pa.float64(), safe=False)
+    # An array with nulls refuses to be had without a copy; chunks never do.
+    numbers = found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy()
+    return np.array(numbers, dtype=np.float64)
 
 
 def _keys(rows: pa.Table, name: str, count: int) -> Ints:

@@ -430,7 +430,7 @@ def _progress(view: View, width: int, now: float) -> Iterator[RenderableType]:
     words: list[str] = []
     rate = _rate(view)
     if rate is not None:
-        words.append(f"{number(rate)} steps/s" if rate >= 1 else f"{number(1 / rate)} s/step")
+        words.append(f"{number(rate)} steps/s" if rate > 1 else f"{number(1 / rate)} s/step")
         if total is not None and total > step and not view.ended:
             words.append(f"{_duration((total - step) / rate)} to go")
     age = max(now - view.newest.time_unix_seconds, 0.0)
@@ -445,7 +445,8 @@ def _progress(view: View, width: int, now: float) -> Iterator[RenderableType]:
         cells.append(ProgressBar(total=total, completed=min(step, total), width=max(10, min(30, width // 5))))
     line.add_row(*cells, Text(", ".join(words), no_wrap=True, overflow="ellipsis"))
     yield line
-    if not view.ended and rate is not None and age > max(60.0, 20 / rate):
+    finished = view.ended or (total is not None and step >= total)
+    if not finished and rate is not None and age > max(60.0, 20 / rate):
         yield Text("Nothing has come for as long as 20 steps took: has the run stopped?", style="yellow")
 
 

@@ -7,17 +7,19 @@ import dataclasses
 import json
 from collections.abc import Callable
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import make_audit
 import pytest
 from jsonschema import Draft202012Validator
 
-from rlmon.audit import result
+from rlmon.audit import engine, result
 from rlmon.audit.result import Audit
 from rlmon.records import Action, Finding
 from rlmon.report import as_json
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SCHEMA: dict[str, Any] = json.loads(files("rlmon.audit").joinpath("schema.json").read_text(encoding="utf-8"))
 AUDITS = [make_audit.healthy, make_audit.collapsed, make_audit.empty, make_audit.one_step, make_audit.hostile]
 
@@ -36,6 +38,12 @@ def test_the_schema_is_one() -> None:
 @pytest.mark.parametrize("make", AUDITS)
 def test_what_is_printed_is_valid(make: Callable[[], Audit]) -> None:
     printed = json.loads(as_json.render(make()), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert problems(printed) == []
+
+
+@pytest.mark.parametrize("run", ["foreign/trl", "foreign/wandb-trl", "foreign/tensorboard", "runlog-schema-1"])
+def test_what_the_engine_makes_of_real_runs_is_valid(run: str) -> None:
+    printed = json.loads(as_json.render(engine.audit(GOLDEN / run)))
     assert problems(printed) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -46,17 +47,8 @@ def deleted(at: float, count: int) -> Mutation:
 
 
 NASTY = [
-    b"\0",
-    b"\xff\xfe",
-    b"NaN",
-    b"-1e999",
-    b"[" * 2_000,
-    b'"\\ud800"',
-    b"\n",
-    b"}{",
-    b"999999999999999999999",
-    b"null",
-]
+    b"\0", b"\xff\xfe", b"NaN", b"-1e999", b"[" * 2_000, b'"\\ud800"', b"\n", b"}{", b"999999999999999999999", b"null", b"{}",
+]  # fmt: skip
 mutations = st.one_of(
     st.builds(flipped, place, st.integers(0, 7)),
     st.builds(truncated, place),
@@ -97,10 +89,8 @@ def check(original: Path, choice: int, changes: list[Mutation], mapping: dict[st
             raw = change(raw) if raw else raw
         target.write_bytes(raw)
         started = time.process_time()
-        try:
+        with contextlib.suppress(RLMonError):
             read_to_the_end(copy, mapping)
-        except RLMonError as problem:
-            assert str(problem)
         assert time.process_time() - started < SECONDS
 
 
@@ -122,6 +112,15 @@ def test_damaged_runs(name: str, choice: int, changes: list[Mutation]) -> None:
 @given(changes=st.lists(mutations, min_size=1, max_size=3))
 def test_damaged_files(name: str, mapping: dict[str, str], changes: list[Mutation]) -> None:
     check(GOLDEN / "foreign" / "plain" / name, 0, changes, mapping)
+
+
+@pytest.mark.parametrize("first", [b"null\n", b"null", b"{}null", b"[]\n", b"\n\n", b" "])
+def test_what_stands_before_the_first_object(tmp_path: Path, first: bytes) -> None:
+    """Arrow's JSON parser ends the process, not the call, on some of these."""
+    raw = (GOLDEN / "foreign" / "verl" / "rollouts" / "1.jsonl").read_bytes()
+    (tmp_path / "1.jsonl").write_bytes(raw)
+    (tmp_path / "2.jsonl").write_bytes(first + raw)
+    assert read_to_the_end(tmp_path) in (15, 16)
 
 
 @pytest.mark.parametrize("name", FIXTURES)

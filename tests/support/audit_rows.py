@@ -16,10 +16,12 @@ from rlmon.audit.result import Audit, Check
 from rlmon.audit.run import ROWS, OpenedRun, RowBatch
 
 WORDS = (
-    "apple river stone quiet lamp seven paper green window falls music north table cloud bread sings silver gate over "
-    "under carry small house wind light field horse glass water garden road slow winter early song metal door yellow "
-    "leaf bridge corner story morning salt deep rope shell candle market tower forest pocket ring thread copper flame"
-).split()
+    "apple", "river", "stone", "quiet", "lamp", "seven", "paper", "green", "window", "falls", "music", "north",
+    "table", "cloud", "bread", "sings", "silver", "gate", "over", "under", "carry", "small", "house", "wind", "light",
+    "field", "horse", "glass", "water", "garden", "road", "slow", "winter", "early", "song", "metal", "door",
+    "yellow", "leaf", "bridge", "corner", "story", "morning", "salt", "deep", "rope", "shell", "candle", "market",
+    "tower", "forest", "pocket", "ring", "thread", "copper", "flame",
+)  # fmt: skip
 MODES = ("prose", "boxed", "python", "json", "xml")
 
 Write = Callable[[np.random.Generator, float, int], str]
@@ -105,7 +107,7 @@ def draw(
 
 def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Rows in ``ROWS``; what a row leaves out is null (``split``: train)."""
-    full = [{name: None for name in ROWS.names} | {"split": "train"} | dict(row) for row in rows]
+    full = [dict.fromkeys(ROWS.names) | {"split": "train"} | dict(row) for row in rows]
     for row in full:
         if isinstance(row["rewards"], Mapping):
             row["rewards"] = list(row["rewards"].items())
@@ -127,9 +129,7 @@ class TableShard:
     def read(self) -> Iterator[RowBatch]:
         for at, part in enumerate(self.tables):
             first = at == 0
-            yield RowBatch(
-                rows=part, duplicates=self.duplicates if first else 0, damaged=self.damaged if first else 0
-            )
+            yield RowBatch(rows=part, duplicates=self.duplicates if first else 0, damaged=self.damaged if first else 0)
 
 
 def opened(*tables: pa.Table, **facts: Any) -> OpenedRun:

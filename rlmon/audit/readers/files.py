@@ -234,22 +234,31 @@ def record_of(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _parsed_at_once(block: bytes, spec: Spec) -> pa.Table | None:
+    """The keys that are used of all lines; ``None`` where not every line is an object with the types of the first."""
+    rows = block.rstrip(b"\n").count(b"\n") + 1
+    # Arrow's parser crashes the process on a null that stands before the first object.
+    if spec.kinds is None or not block.startswith(b"{") or block.count(b"\n{") + 1 != rows:
+        return None
+    try:
+        raw = pyarrow.json.read_json(
+            pa.BufferReader(block),
+            read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=max(1 << 16, len(block) + 1)),
+            parse_options=pyarrow.json.ParseOptions(
+                explicit_schema=pa.schema(list(spec.kinds)), unexpected_field_behavior="ignore"
+            ),
+        )
+        raw.validate(full=True)
+    except columns.UNREADABLE:
+        return None
+    return raw if len(raw) == rows else None
+
+
 def _of_block(block: bytes, part: Part, spec: Spec, passed_over: int) -> RowBatch:
     """The rows of some lines: parsed at once, or line by line where they are not all as the first ones were."""
-    if spec.kinds is not None:
-        try:
-            raw = pyarrow.json.read_json(
-                pa.BufferReader(block),
-                read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=max(1 << 16, len(block) + 1)),
-                parse_options=pyarrow.json.ParseOptions(
-                    explicit_schema=pa.schema(list(spec.kinds)), unexpected_field_behavior="ignore"
-                ),
-            )
-            raw.validate(full=True)
-        except columns.UNREADABLE:
-            pass
-        else:
-            return _of_table(raw, part, spec, passed_over)
+    quick = _parsed_at_once(block, spec)
+    if quick is not None:
+        return _of_table(quick, part, spec, passed_over)
     lines = [line for line in block.split(b"\n") if line.strip()]
     records = [record for line in lines if (record := record_of(line)) is not None]
     return _of_records(records, part, spec, passed_over + len(lines) - len(records))

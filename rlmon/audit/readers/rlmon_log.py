@@ -1,4 +1,4 @@
-"""rlmon's own run directory: rows with their stored features; steps and findings are replayed by ``rlmon.audit.replay``."""
+"""rlmon's own run directory: rows with their stored features (steps and findings: ``rlmon.audit.replay``)."""
 
 from __future__ import annotations
 

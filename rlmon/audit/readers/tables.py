@@ -366,11 +366,27 @@ def plan(logged: Mapping[str, Sequence[Logged]], load: Load, config: Mapping[str
         sides |= mine
         if window:
             layout = replace(layout, eval_rows=eval_rows(tables, layout, load))
+            notes += _window_notes(tables, layout, config)
         layouts.append(layout)
         shards += [
             TableShard(tables=part, before=before, layout=layout, load=load) for before, part in shard_tables(tables)
         ]
     return Plan(shards=shards, lacks=_lacks(layouts, config), notes=notes)
+
+
+def _window_notes(tables: Sequence[Logged], layout: Layout, config: Mapping[str, Any]) -> Iterator[str]:
+    """What TRL's deque has lost, and what had to be guessed."""
+    every = config.get("logging_steps")
+    if isinstance(every, (int, float)) and every > 1:
+        yield (
+            f"logging_steps={every:g}: TRL kept only the last generation batch before each log; set logging_steps=1 to "
+            "keep all of them"
+        )
+    if layout.eval_rows is None and any(table.split == "eval" for table in tables):
+        yield (
+            "how many rows of an evaluation's table are the evaluation's could not be told: all that are new are taken "
+            "as held out"
+        )
 
 
 def _first_layout(tables: Sequence[Logged], load: Load, config: Mapping[str, Any], rewards: set[str]) -> Layout | None:

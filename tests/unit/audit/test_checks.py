@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -13,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import scipy.stats
-from audit_rows import MODES, audited, chance, check, draw, in_mode, mixed, opened, prose, spoken, told
+from audit_rows import MODES, audited, chance, check, draw, in_mode, mixed, opened, prose, spoken, table, told
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlmon.audit import checks
+from rlmon.audit import checks, engine
 from rlmon.audit.result import Audit
 from rlmon.audit.run import ROWS
 from rlmon.metrics.formats import ModeSet
@@ -54,7 +55,9 @@ def prose_is_better(rng: Rng, t: float, prompt: int, text: str) -> float:
 
 def one_text(rng: Rng, t: float, prompt: int) -> str:
     if rng.random() < ramp(t):
-        return f"look at the quiet lamp, carry one stone over a bridge, then wait for songs. The answer is {prompt % 97}."
+        return (
+            f"look at the quiet lamp, carry one stone over a bridge, then wait for songs. The answer is {prompt % 97}."
+        )
     return prose(rng, prompt % 97)
 
 
@@ -126,82 +129,93 @@ def with_evaluations(falling: bool) -> pa.Table:
     return pa.concat_tables([train, evaluation.set_column(0, "step", step).set_column(1, "split", split).cast(ROWS)])
 
 
-Runs = Callable[[], pa.Table]
+def run(steps: int = STEPS, **how: Any) -> Callable[[], pa.Table]:
+    return lambda: draw(1, steps=steps, **how)
 
 
-@functools.cache
-def healthy() -> pa.Table:
-    return draw(1, steps=STEPS)
-
-
-def run(**how: Any) -> Runs:
-    return lambda: draw(1, steps=STEPS, **how)
-
-
-CASES: dict[str, tuple[str, str, Runs, Runs]] = {
-    "every format but one dies": ("mode-extinction", "fail", run(write=mixed(only_prose)), healthy),
-    "a format of a fifth dies": ("mode-extinction", "warn", run(write=mixed(no_python)), healthy),
-    "formats collapse": ("format-collapse", "fail", run(write=mixed(only_prose)), healthy),
-    "a worse format wins": (
-        "format-winner",
-        "warn",
-        run(write=mixed(only_prose), score=prose_is_worse),
-        run(write=mixed(only_prose), score=prose_is_better),
-    ),
-    "one text for all": ("near-duplicates", "fail", run(write=one_text), run(write=all_prose)),
-    "one text has few words": ("word-diversity", "fail", run(write=one_text), run(write=all_prose)),
-    "one text is one template": ("template-collapse", "fail", run(write=one_text), run(write=all_prose)),
-    "one way to be right": ("correct-diversity", "fail", run(write=one_text, group=16), run(write=all_prose, group=16)),
-    "bare answers open no sentence": ("sentence-openings", "fail", run(write=bare_answer), run(write=all_prose)),
-    "pass@k falls, pass@1 rises": ("pass-at-k", "fail", run(score=solvable_or_not, prompts=16), run(score=chance(0.4))),
-    "forgotten in the second epoch": (
-        "forgotten-prompts",
-        "fail",
-        lambda: draw(1, steps=60, score=odd_ones_forgotten, pool=60),
-        lambda: draw(1, steps=60, score=chance(0.9), pool=60),
-    ),
-    "impossible prompts": (
-        "impossible-prompts",
-        "warn",
-        run(score=two_of_three_impossible, pool=60),
-        run(score=chance(0.3), pool=60),
-    ),
-    "cut off": ("truncation", "fail", run(columns=cut_off), run(columns=seldom_cut_off)),
-    "four times as long": ("length-growth", "warn", run(write=four_times_as_long), run(write=all_prose)),
-    "one answer for all prompts": ("shortcut", "warn", run(write=one_answer), healthy),
-    "one answer for all prompts, every step": ("answer-concentration", "fail", run(write=one_answer), healthy),
-    "short bare winners": ("shortcut", "fail", run(write=bare_answer), run(write=all_prose)),
-    "shorter": ("length-collapse", "fail", run(write=bare_answer), run(write=all_prose)),
-    "surer but not better": (
-        "answer-diversity",
-        "warn",
-        run(write=surer, score=chance(0.5)),
-        run(write=surer, score=right_when_first),
-    ),
-    "evaluation falls behind": (
-        "eval-gap",
-        "fail",
-        lambda: with_evaluations(falling=True),
-        lambda: with_evaluations(falling=False),
-    ),
-    "NaN rewards": ("non-finite", "fail", run(score=sometimes_nan), healthy),
-    "no group is solved": ("silent-groups-bad", "fail", run(score=chance(0.005)), healthy),
-    "every group is solved": ("silent-groups-good", "warn", run(score=chance(0.995)), healthy),
+RUNS: dict[str, Callable[[], pa.Table]] = {
+    "healthy": run(),
+    "all prose": run(write=all_prose),
+    "one format lives": run(write=mixed(only_prose)),
+    "no python": run(write=mixed(no_python)),
+    "prose wins, worse": run(write=mixed(only_prose), score=prose_is_worse),
+    "prose wins, better": run(write=mixed(only_prose), score=prose_is_better),
+    "one text": run(write=one_text),
+    "bare answers": run(write=bare_answer),
+    "solvable or not": run(score=solvable_or_not, prompts=16),
+    "two in five solved": run(score=chance(0.4)),
+    "half forgotten": run(60, score=odd_ones_forgotten, pool=60),
+    "two epochs": run(60, score=chance(0.9), pool=60),
+    "two thirds impossible": run(score=two_of_three_impossible, pool=60),
+    "three in ten solved": run(score=chance(0.3), pool=60),
+    "cut off": run(columns=cut_off),
+    "seldom cut off": run(columns=seldom_cut_off),
+    "four times as long": run(write=four_times_as_long),
+    "one answer": run(write=one_answer),
+    "surer": run(write=surer),
+    "surer and better": run(write=surer, score=right_when_first),
+    "evaluation falls": lambda: with_evaluations(falling=True),
+    "evaluation follows": lambda: with_evaluations(falling=False),
+    "NaN rewards": run(score=sometimes_nan),
+    "nothing solved": run(score=chance(0.005)),
+    "all solved": run(score=chance(0.995)),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_what_goes_wrong_is_told_and_the_healthy_twin_passes(name: str) -> None:
-    check_id, status, damaged, twin = CASES[name]
-    found = check(audited(damaged()), check_id)
+@functools.cache
+def rows(name: str) -> pa.Table:
+    return RUNS[name]()
+
+
+@functools.cache
+def audit_of(name: str) -> Audit:
+    return audited(rows(name))
+
+
+@pytest.mark.parametrize(
+    ("check_id", "status", "damaged", "twin"),
+    [
+        ("mode-extinction", "fail", "one format lives", "healthy"),
+        ("mode-extinction", "warn", "no python", "healthy"),
+        ("format-collapse", "fail", "one format lives", "healthy"),
+        ("format-winner", "warn", "prose wins, worse", "prose wins, better"),
+        ("near-duplicates", "fail", "one text", "all prose"),
+        ("word-diversity", "fail", "one text", "all prose"),
+        ("template-collapse", "fail", "one text", "all prose"),
+        ("correct-diversity", "warn", "one text", "all prose"),
+        ("sentence-openings", "fail", "bare answers", "all prose"),
+        ("length-collapse", "fail", "bare answers", "all prose"),
+        ("shortcut", "fail", "bare answers", "all prose"),
+        ("shortcut", "warn", "one answer", "healthy"),
+        ("answer-concentration", "fail", "one answer", "healthy"),
+        ("pass-at-k", "fail", "solvable or not", "two in five solved"),
+        ("forgotten-prompts", "fail", "half forgotten", "two epochs"),
+        ("impossible-prompts", "warn", "two thirds impossible", "three in ten solved"),
+        ("truncation", "fail", "cut off", "seldom cut off"),
+        ("length-growth", "warn", "four times as long", "all prose"),
+        ("answer-diversity", "warn", "surer", "surer and better"),
+        ("eval-gap", "fail", "evaluation falls", "evaluation follows"),
+        ("non-finite", "fail", "NaN rewards", "healthy"),
+        ("silent-groups-bad", "fail", "nothing solved", "healthy"),
+        ("silent-groups-good", "warn", "all solved", "healthy"),
+    ],
+)
+def test_what_goes_wrong_is_told_and_the_twin_passes(check_id: str, status: str, damaged: str, twin: str) -> None:
+    found, other = check(audit_of(damaged), check_id), check(audit_of(twin), check_id)
     assert found.status == status, found.message
     assert found.advice
     assert found.value is not None
-    assert check(audited(twin()), check_id).status == "pass", check(audited(twin()), check_id).message
+    assert other.status == "pass", other.message
+    assert not other.advice
+
+
+def test_every_check_of_rows_is_shown_to_fire() -> None:
+    fired = {check_id for name in RUNS for check_id in spoken(audit_of(name))}
+    assert {check_id for check_id, _, _ in checks.HINDSIGHT} <= fired
 
 
 def test_a_healthy_run_passes_and_skips_say_why() -> None:
-    audit = audited(healthy())
+    audit = audit_of("healthy")
     assert audit.verdict == "pass"
     assert spoken(audit) == {}
     for one in audit.checks:
@@ -230,10 +244,10 @@ def test_a_reader_that_lacks_something_gives_the_reason() -> None:
 
 def test_logged_entropy_that_falls_warns_and_fails_only_with_a_second_signal() -> None:
     falls = [(step, 1.0 if step < 15 else 0.1) for step in range(1, STEPS + 1)]
-    alone = audited(opened(healthy(), scalars={"entropy": falls}))
+    alone = audited(opened(rows("healthy"), scalars={"entropy": falls}))
     assert spoken(alone) == {"entropy-collapse": "warn"}
     assert check(alone, "entropy-collapse").baseline == pytest.approx(1.0)
-    both = audited(opened(draw(1, steps=STEPS, write=mixed(only_prose)), scalars={"entropy": falls}))
+    both = audited(opened(rows("one format lives"), scalars={"entropy": falls}))
     assert check(both, "entropy-collapse").status == "fail"
 
 
@@ -245,9 +259,9 @@ def test_a_check_that_raises_is_an_error_and_the_others_go_on(monkeypatch: pytes
         (check_id, title, broken if check_id == "shortcut" else function)
         for check_id, title, function in checks.HINDSIGHT
     )
-    before = audited(healthy())
+    before = audit_of("healthy")
     monkeypatch.setattr(checks, "HINDSIGHT", replaced)
-    after = audited(healthy())
+    after = audited(rows("healthy"))
     failed = check(after, "shortcut")
     assert failed.status == "error"
     assert failed.reason is not None
@@ -258,7 +272,7 @@ def test_a_check_that_raises_is_an_error_and_the_others_go_on(monkeypatch: pytes
 
 
 def test_checks_come_worst_first() -> None:
-    statuses = [one.status for one in audited(draw(1, steps=STEPS, write=mixed(only_prose))).checks]
+    statuses = [one.status for one in audit_of("one format lives").checks]
     order = ["fail", "warn", "error", "pass", "skip"]
     assert statuses == sorted(statuses, key=order.index)
     assert statuses[0] == "fail"
@@ -267,7 +281,7 @@ def test_checks_come_worst_first() -> None:
 def test_the_error_rate_is_shared_out_over_the_checks() -> None:
     # Bonferroni: .01 over the hindsight checks, two-sided; the sentence names that level.
     alpha = 0.01 / len(checks.HINDSIGHT)
-    assert f"{1 - alpha:.3%}" in audited(healthy()).correction
+    assert f"{1 - alpha:.3%}" in audit_of("healthy").correction
 
 
 def test_messages_hold_no_text_of_the_run() -> None:
@@ -276,8 +290,9 @@ def test_messages_hold_no_text_of_the_run() -> None:
     def write(rng: Rng, t: float, prompt: int) -> str:
         return f"{hostile} {mixed(only_prose)(rng, t, prompt)}"
 
-    rows = draw(1, steps=STEPS, write=write)
-    audit = audited(rows.set_column(2, "prompt", pa.array([hostile + prompt for prompt in rows["prompt"].to_pylist()])))
+    drawn = draw(1, steps=STEPS, write=write)
+    prompts = pa.array([hostile + prompt for prompt in drawn["prompt"].to_pylist()])
+    audit = audited(drawn.set_column(2, "prompt", prompts))
     for one in audit.checks:
         assert "\x1b" not in one.message + one.title + one.advice + (one.reason or "")
         assert "<script>" not in str(one.evidence) + one.message + (one.reason or "")
@@ -286,10 +301,10 @@ def test_messages_hold_no_text_of_the_run() -> None:
 # --- onset --------------------------------------------------------------------------------------------------------
 
 
-def slow_effective(rows: pa.Table) -> tuple[list[int], list[float]]:
+def slow_effective(drawn: pa.Table) -> tuple[list[int], list[float]]:
     """exp(-sum p ln p) of the formats of every step, with a parser and a Counter."""
     parse, modes = ModeSet.build(None).parse, defaultdict[int, Counter[str]](Counter)
-    for step, text in zip(rows["step"].to_pylist(), rows["completion"].to_pylist(), strict=True):
+    for step, text in zip(drawn["step"].to_pylist(), drawn["completion"].to_pylist(), strict=True):
         modes[step][parse(text)] += 1
     steps = sorted(modes)
     shares = [[count / modes[step].total() for count in modes[step].values()] for step in steps]
@@ -298,9 +313,9 @@ def slow_effective(rows: pa.Table) -> tuple[list[int], list[float]]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_onset_is_the_first_step_from_which_the_mean_stays_below_the_line(seed: int) -> None:
-    rows = draw(seed, steps=60, write=mixed(only_prose))
-    audit = audited(rows)
-    steps, effective = slow_effective(rows)
+    drawn = draw(seed, steps=60, write=mixed(only_prose))
+    audit = audited(drawn)
+    steps, effective = slow_effective(drawn)
     # Base: 8 prompts a step, so 8 steps until 64 prompts and 256 completions. WARN at .8 of it.
     assert audit.run.baseline["steps"] == list(range(1, 9))
     line = 0.8 * sum(effective[:8]) / 8
@@ -362,16 +377,12 @@ def test_wilson_is_that_of_scipy(trials: int, data: st.DataObject) -> None:
 
 def test_halves_of_a_run_by_hand() -> None:
     # Steps 1..4, so the second half begins at step 3. Prompt of two visits: 1 of 2, then 2 of 2.
-    rows = [
+    drawn = [
         {"step": step, "prompt": "a", "completion": "7", "group": str(step), "reward": reward}
         for step, rewards in ((1, (1, 0)), (2, ()), (3, (1, 1)), (4, ()))
         for reward in rewards
     ] + [{"step": step, "prompt": "b", "completion": "8", "group": "b", "reward": 0.0} for step in (2, 4)]
-    from audit_rows import table
-
-    from rlmon.audit import engine
-
-    case = engine._case(opened(table(rows)), 1, None)
+    case = engine._case(opened(table(drawn)), 1, None)
     keys = sorted(case.counted.prompts, key=lambda key: case.counted.prompts[key][1] or "")
     order = np.argsort(keys)  # prompts come in the order of their keys
     early_n, early_k, late_n, late_k = (half[np.argsort(order)] for half in checks.prompt_halves(case))
@@ -381,9 +392,7 @@ def test_halves_of_a_run_by_hand() -> None:
     assert late_k.tolist() == [2.0, 0.0]
 
 
-def test_json_holds_no_nan(tmp_path: Any) -> None:
-    import json
-
-    for rows in (healthy(), draw(1, steps=STEPS, score=sometimes_nan), draw(1, steps=2, prompts=1, group=1)):
-        audit: Audit = audited(rows)
+def test_json_holds_no_nan() -> None:
+    tiny = audited(draw(1, steps=2, prompts=1, group=1))
+    for audit in (audit_of("healthy"), audit_of("NaN rewards"), tiny):
         json.dumps(told(audit), allow_nan=False)

@@ -271,7 +271,9 @@ def test_an_evaluation_takes_only_its_own_rows(tmp_path: Path) -> None:
         {"train/global_step": 24, "eval/reward": 0.5},
         {"completions": trl_table(24, [*((f"f{i}", "c", 1.0) for i in range(4)), *asked])},
     ]
-    rows = rows_of(wandb.open_run(write_run(tmp_path, calls)))
+    run = wandb.open_run(write_run(tmp_path, calls, {"logging_steps": 10}))
+    assert [note.split(":")[0] for note in run.notes] == ["logging_steps=10"]
+    rows = rows_of(run)
     assert Counter((row["step"], row["split"]) for row in rows) == {
         (10, "train"): 6, (12, "train"): 4, (12, "eval"): 2, (20, "train"): 6, (24, "train"): 4, (24, "eval"): 2,
     }  # fmt: skip
@@ -296,6 +298,18 @@ def test_an_evaluation_left_in_the_table_is_not_trained_on(tmp_path: Path) -> No
         *[(10, "train")] * 4, *[(12, "train")] * 2, *[(12, "eval")] * 2, *[(24, "train")] * 2, *[(24, "eval")] * 2,
     ]  # fmt: skip
     assert passed_over(run)[0] == 4
+
+
+def test_a_single_evaluation_that_cannot_be_told_apart_says_so(tmp_path: Path) -> None:
+    calls = [
+        {"train/global_step": 10, "train/reward": 1.0},
+        {"completions": trl_table(10, [("a", "c", 1.0), ("b", "c", 1.0)])},
+        {"train/global_step": 12, "eval/reward": 0.5},
+        {"completions": trl_table(12, [("d", "c", 1.0), ("e", "c", 0.0)])},
+    ]
+    run = wandb.open_run(write_run(tmp_path, calls))
+    assert [row["split"] for row in rows_of(run)] == ["train", "train", "eval", "eval"]
+    assert "could not be told" in run.notes[0]
 
 
 def test_equal_evaluations_are_all_counted(tmp_path: Path) -> None:
