@@ -439,7 +439,7 @@ def compare(
     rlmon compare out/plain-0,out/plain-1 out/kl-0,out/kl-1 --html compare.html
     rlmon compare out/plain-0 out/kl-0 --a out/plain-1 --b out/kl-1 --base out/base
     """
-    from rlmon.audit.compare import compare as compared
+    from rlmon.audit.comparison import compare as compared
     from rlmon.report import compare as compare_report
 
     columns = _mapping(mapping)

@@ -14,12 +14,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlmon.audit.compare import compare
+    from rlmon.audit.comparison import compare
     from rlmon.audit.engine import audit
 
 __all__ = ["audit", "compare"]
 
-_HOMES = {"audit": "rlmon.audit.engine", "compare": "rlmon.audit.compare"}
+_HOMES = {"audit": "rlmon.audit.engine", "compare": "rlmon.audit.comparison"}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rlmon.audit.contrast import Windows
-from rlmon.audit.features import Bools, Floats
+from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.partial import Partial
 from rlmon.audit.run import OpenedRun
 from rlmon.audit.timeline import Timeline
@@ -66,6 +66,8 @@ class Case:
     baseline_kind: str
     base: Partial | None = None
     """Counts of the base's own run, where another run was given."""
+    base_line: Timeline | None = None
+    """Metrics of that run at the steps of its base."""
 
     def with_base(self, other: Case, fold: Fold) -> Case:
         """The case with the first steps of ``other`` as its base."""
@@ -78,7 +80,27 @@ class Case:
             table.filter(pa.array(np.isin(table["step"].to_numpy(), other.windows.base)))
             for table in other.counted.samples
         ]
-        return dataclasses.replace(self, base=base, fold=fold, baseline_kind="given")
+        first = np.isin(other.line.steps, other.windows.base)
+        line = Timeline(
+            steps=other.line.steps[first],
+            series={name: values[first] for name, values in other.line.series.items()},
+            mode_shares={mode: values[first] for mode, values in other.line.mode_shares.items()},
+        )
+        return dataclasses.replace(self, base=base, base_line=line, fold=fold, baseline_kind="given")
+
+    def base_mean(self, name: str) -> float | None:
+        """Mean of a metric over the steps of the base; ``None`` where it was not measured there."""
+        if self.base_line is not None:
+            return _mean(self.base_line.series.get(name))
+        return None if self.windows is None else self._mean_at(name, self.windows.base)
+
+    def last_mean(self, name: str) -> float | None:
+        """Mean of a metric over the last window; ``None`` where it was not measured there."""
+        return None if self.windows is None else self._mean_at(name, self.windows.last)
+
+    def _mean_at(self, name: str, steps: Ints) -> float | None:
+        values = self.series(name)
+        return None if values is None else _mean(values[np.isin(self.line.steps, steps)])
 
     def series(self, name: str) -> Floats | None:
         """The values of a metric [S], ``None`` where it was never measured."""
@@ -97,3 +119,8 @@ class Case:
         both = {name: np.concatenate([given[name], values]) for name, values in groups.items()}
         older = np.arange(len(both["step"])) < len(given["step"])
         return both, older, np.concatenate([np.zeros(len(given["step"]), dtype=bool), last])
+
+
+def _mean(values: Floats | None) -> float | None:
+    known = np.zeros(0) if values is None else values[np.isfinite(values)]
+    return float(known.mean()) if known.size else None

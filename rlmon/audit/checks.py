@@ -93,7 +93,7 @@ class _Ends:
         lacks = self.case.run.lacks
         if need in lacks:
             return lacks[need]
-        if not self.groups:
+        if not self.case.counted.groups:
             return lacks.get("completions", "there are no completions")
         if self.contrast is None:
             return "the run has fewer than two steps with completions"
@@ -267,8 +267,9 @@ def _warn_line(case: Case, spec: DetectorSpec, finding: Finding, values: Floats,
         return finding.threshold if spec.warn is None else spec.absolute_level(_statistic(spec, finding), spec.warn)
     base = finding.baseline
     if name != finding.metric or base is None:
-        steps = 0 if case.windows is None else case.windows.base.size
-        base = float(values[: max(1, steps)].mean())
+        base = case.base_mean(name)
+        if base is None:
+            base = float(values[0])
     level = spec.warn if spec.warn is not None else spec.fail
     return None if level is None else base * level
 
@@ -513,11 +514,10 @@ def _near_duplicates(ends: _Ends) -> Check:
     assert ends.wording is not None
     found = ends.wording.ends[name]
     status: Status = "fail" if found.low > 0.5 else "warn" if found.low > 0.2 else "pass"
-    duplicates = ends.case.series("exact duplicate share")
     evidence = _sizes(found)
-    if duplicates is not None and ends.case.windows is not None:
-        evidence |= {"exact_duplicate_share_base": _window_mean(ends.case, duplicates, "base"),
-                     "exact_duplicate_share_last": _window_mean(ends.case, duplicates, "last")}  # fmt: skip
+    if ends.case.series("exact duplicate share") is not None:
+        evidence |= {"exact_duplicate_share_base": ends.case.base_mean("exact duplicate share"),
+                     "exact_duplicate_share_last": ends.case.last_mean("exact duplicate share")}  # fmt: skip
     return Check(
         id=check_id, title=title, status=status, method="hindsight", metric=name, unit="share of pairs",
         value=found.last, baseline=found.base, threshold=found.base + (0.5 if status == "fail" else 0.2),
@@ -534,14 +534,6 @@ def _no_words(ends: _Ends, name: str) -> str | None:
     if name not in ends.wording.ends:
         return "the ends of the run hold too few words to compare (at least 8 prompts with 256 words in each part)"
     return None
-
-
-def _window_mean(case: Case, values: Floats, end: str) -> float | None:
-    if case.windows is None:
-        return None
-    mine = values[np.isin(case.line.steps, getattr(case.windows, end))]
-    mine = mine[np.isfinite(mine)]
-    return float(mine.mean()) if mine.size else None
 
 
 def _word_diversity(ends: _Ends) -> Check:
@@ -654,11 +646,11 @@ def pass_at_k(n: Floats, c: Floats, k: int) -> Floats:
 
 def _truncation(ends: _Ends) -> Check:
     check_id, title = "truncation", "Do completions end by themselves?"
-    series = ends.case.series("rlmon/health/truncated")
-    if series is None or ends.case.windows is None:
+    name = "rlmon/health/truncated"
+    if ends.case.series(name) is None or ends.case.windows is None:
         reason = ends.case.run.lacks.get("truncation", "truncation was not logged")
         return _skip(check_id, title, reason)
-    base, last = _window_mean(ends.case, series, "base"), _window_mean(ends.case, series, "last")
+    base, last = ends.case.base_mean(name), ends.case.last_mean(name)
     if base is None or last is None:
         return _skip(check_id, title, "truncation was logged at one end of the run only")
     status: Status = "pass"

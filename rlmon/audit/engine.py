@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -146,7 +147,10 @@ def _fold(
 ) -> Fold:
     """The detectors over the whole run; ``base``: blocks of another run that feed their baselines."""
     folded = records(counted, line, scalars, characters=characters)
-    parameters = {"baseline_kind": "given" if base else "first_logged"}
+    parameters: dict[str, Any] = {"baseline_kind": "first_logged"}
+    if base:
+        # Complete with what was given: steps of the run that is judged must not be averaged into its base.
+        parameters = {"baseline_kind": "given", "baseline_records": 1}
     state = detectors.start(alpha=ALPHA, total_steps=len(folded), group_size=0, parameters=parameters)
     if base:
         state = detectors.seed_baseline(state, tuple(base))

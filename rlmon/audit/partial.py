@@ -26,11 +26,15 @@ from rlmon.metrics.groups import SUCCESS_ABOVE
 from rlmon.metrics.prompts import template_name
 
 MAX_BLOCKS = 8
+LARGEST = float(np.finfo(np.float32).max)
+"""Rewards beyond are counted as not finite: for the trainer, which computes in float32, they are infinite."""
 PROMPT_CHARACTERS = 2_000
 COMPLETION_CHARACTERS = 8_192
 """Of a sampled completion; the rest of a longer one is not kept."""
 WORKING_BYTES = 24 << 20
 """Rows are read until they take this much memory, then counted."""
+STEP_BYTES = 96 << 20
+"""A step is counted as a whole up to this size; of a larger one groups and pairs are lost where it is cut."""
 FIRST_AND_LAST = 2
 """Completions of every mode kept from both ends of a shard."""
 KERNELS = ("mode", "mode_correct", "template", "template_correct", "answer", "text")
@@ -116,7 +120,8 @@ def partial(shard: Shard, settings: Settings) -> Partial:
             waiting.append(batch.rows)
         if sum(rows.nbytes for rows in waiting) > WORKING_BYTES:
             whole, waiting = _up_to_the_last_step(pa.concat_tables(waiting, promote_options="default"))
-            parts.append(_count_rows(whole, settings))
+            if whole.num_rows:
+                parts.append(_count_rows(whole, settings))
     if waiting:
         parts.append(_count_rows(pa.concat_tables(waiting, promote_options="default"), settings))
     result = merge([facts, *parts])
@@ -132,11 +137,11 @@ def _count(facts: Partial, batch: RowBatch) -> None:
 
 
 def _up_to_the_last_step(rows: pa.Table) -> tuple[pa.Table, list[pa.Table]]:
-    """The rows before the last step, and that step, which may go on; all of them where there is only one."""
+    """The rows before the last step, and that step, which may go on; all of them where it is one that is too large."""
     steps = rows["step"].to_numpy()
     changes = np.flatnonzero(steps[1:] != steps[:-1])
     if not changes.size:
-        return rows, []
+        return (rows, []) if rows.nbytes > STEP_BYTES else (rows.slice(0, 0), [rows])
     cut = int(changes[-1]) + 1
     return rows.slice(0, cut), [rows.slice(cut)]
 
@@ -145,7 +150,7 @@ def _count_rows(rows: pa.Table, settings: Settings) -> Partial:
     read = Reader(settings.modes).features(rows)
     step = np.asarray(rows["step"].to_numpy(), dtype=np.int64)
     evaluation = np.asarray(pc.equal(rows["split"], "eval").to_numpy(), dtype=bool)
-    prompt, prompt_names = _prompts(rows, read)
+    prompt, prompt_names = _prompts(rows, step)
     source, sources = _sources(rows, settings)
     group = _groups(rows, step, evaluation, prompt, settings.group_size)
     reward, missing, non_finite = _rewards(rows)
@@ -162,26 +167,42 @@ def _count_rows(rows: pa.Table, settings: Settings) -> Partial:
     return part
 
 
-def _prompts(rows: pa.Table, read: Features) -> tuple[Ints, dict[int, tuple[str, str | None]]]:
-    """A key per row, equal for equal prompts, and identity and text by key. Without prompts every row has its own."""
+def _prompts(rows: pa.Table, step: Ints) -> tuple[Ints, dict[int, tuple[str, str | None]]]:
+    """A key per row, equal for equal prompts, and identity and text by key."""
     names: dict[int, tuple[str, str | None]] = {}
     identity, text = column(rows, "prompt_id"), column(rows, "prompt")
     if identity is None and text is None:
-        return hashed(np.arange(rows.num_rows).astype(np.uint64), 7).astype(np.int64) >> 1, names
-    given = text if identity is None else identity
+        return _keys_without_prompts(rows, step), names
+    given = text if identity is None else identity if text is None else pc.coalesce(identity, text)
     code, values = codes(given)
     key = key_of_each([str(value) for value in values])
-    shown: list[str | None] = [None] * len(values)
-    if text is not None and len(values):
-        known = code >= 0
-        first = np.full(len(values), -1, dtype=np.int64)
-        first[code[known][::-1]] = np.flatnonzero(known)[::-1]
-        shown = text.take(pa.array(np.maximum(first, 0))).to_pylist()
-    for at in np.argsort(key, kind="stable")[:MAX_PROMPTS].tolist():
-        label = f"{key[at]:016x}" if identity is None else str(values[at])
-        cut = shown[at]
-        names[int(key[at])] = label[:200], None if cut is None else cut[:PROMPT_CHARACTERS]
+    first = np.full(len(values), -1, dtype=np.int64)
+    known = code >= 0
+    first[code[known][::-1]] = np.flatnonzero(known)[::-1]
+    smallest = np.argsort(key, kind="stable")[:MAX_PROMPTS]
+    at = pa.array(np.maximum(first[smallest], 0))
+    labels, shown = (
+        [None] * smallest.size if found is None else found.take(at).to_pylist() for found in (identity, text)
+    )
+    for place, label, cut in zip(key[smallest].tolist(), labels, shown, strict=True):
+        named = f"{place:016x}" if label is None else str(label)
+        names[place] = named[:200], None if cut is None else cut[:PROMPT_CHARACTERS]
     return np.append(key, UNKNOWN)[code], names
+
+
+def _keys_without_prompts(rows: pa.Table, step: Ints) -> Ints:
+    """Rows of one group of a step have a key in common; without groups every row has its own."""
+    group = column(rows, "group")
+    if group is None:
+        order = np.argsort(step, kind="stable")
+        _, start, count = np.unique(step[order], return_index=True, return_counts=True)
+        own = np.empty(step.size, dtype=np.int64)
+        own[order] = np.arange(step.size) - np.repeat(start, count)
+    else:
+        code, values = codes(group)
+        own = np.append(key_of_each([str(value) for value in values]), UNKNOWN)[code]
+    mixed = hashed(hashed(step.astype(np.uint64), 7) + own.astype(np.uint64), 8)
+    return np.asarray(mixed >> np.uint64(1), dtype=np.int64)
 
 
 def _sources(rows: pa.Table, settings: Settings) -> tuple[Ints, list[str]]:
@@ -206,7 +227,9 @@ def _groups(rows: pa.Table, step: Ints, evaluation: Bools, prompt: Ints, group_s
     """A code from 0 per row, equal inside a group: the source's own groups, else runs of equal prompts in a step."""
     given = column(rows, "group")
     if given is not None:
-        own, _ = codes(given)
+        own, values = codes(given)
+        # Rows without a group are grouped by their prompt: they must not make one group of all.
+        own = np.where(own >= 0, own, len(values) + _codes_of(prompt))
         _, code = np.unique(np.stack([step, own, evaluation.astype(np.int64)]), axis=1, return_inverse=True)
         return np.asarray(code, dtype=np.int64).reshape(-1)
     change = np.ones(step.size, dtype=bool)
@@ -225,16 +248,17 @@ def _rewards(rows: pa.Table) -> tuple[Floats, Bools, Floats]:
     reward = floats(rows, "reward")
     found = column(rows, "reward")
     missing = np.ones(reward.size, dtype=bool) if found is None else np.asarray(pc.is_null(found).to_numpy())
-    bad = (~np.isfinite(reward) & ~missing).astype(np.float64)
+    finite = np.abs(reward) <= LARGEST
+    bad = (~finite & ~missing).astype(np.float64)
     parts = column(rows, "rewards")
     if parts is not None:
         array = parts.combine_chunks()
         array = array if isinstance(array, pa.MapArray) else array.chunk(0)
         items = np.asarray(pc.fill_null(array.items, 0.0).to_numpy(zero_copy_only=False), dtype=np.float64)
         offsets = np.asarray(array.offsets.to_numpy())
-        wrong = np.concatenate([[0], np.cumsum(~np.isfinite(items))])
+        wrong = np.concatenate([[0], np.cumsum(~(np.abs(items) <= LARGEST))])
         bad = np.maximum(bad, (wrong[offsets[1:]] - wrong[offsets[:-1]]).astype(np.float64))
-    return np.where(np.isfinite(reward), reward, np.nan), missing, bad
+    return np.where(finite, reward, np.nan), missing, bad
 
 
 def _group_columns(

@@ -153,7 +153,7 @@ def _summary(case: Case, name: str, values: Sequence[float | None]) -> MetricSum
     ends = case.windows
     return MetricSummary(
         unit=_UNITS.get(name, ""),
-        base=mean(None if ends is None else ends.base),
+        base=case.base_mean(name) if case.base_line is not None else mean(None if ends is None else ends.base),
         first=known[0] if known else None,
         last=mean(None if ends is None else ends.last),
         min=min(known, default=None),

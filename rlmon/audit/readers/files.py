@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
@@ -228,7 +228,8 @@ def record_of(line: bytes) -> dict[str, Any] | None:
     if not line:
         return None
     try:
-        value = json.loads(line)
+        # A damaged byte is a damaged character, as in Parquet, and not a lost row.
+        value = json.loads(line.decode("utf-8", "replace"))
     except (ValueError, RecursionError, MemoryError):
         return None
     return value if isinstance(value, dict) else None
@@ -282,42 +283,50 @@ def _read_parquet(part: Part, spec: Spec) -> Iterator[RowBatch]:
 
 
 def csv_batches(part: Part, spec: Spec | None) -> Iterator[tuple[pa.Table, int]]:
-    """Tables of raw bytes and the rows that had too many or too few fields. Nothing in a field is a formula here."""
-    _, packed = format_of(part.name)
-    compression = COMPRESSION[packed]
-    limit = None if compression is None else max(FREE_BYTES, EXPANSION * part.bytes)
-    damaged = [0]
+    """Tables of text and the rows that had too many or too few fields. Nothing in a field is a formula here.
 
-    def passed_over(row: Any) -> str:
-        damaged[0] += 1
-        return "skip"
+    ``spec``: only the columns that it names are kept.
+    """
+    csv.field_size_limit(LINE_BYTES)
+    lost = [0]
 
-    with pa.input_stream(part.path, compression=compression) as head:
-        first = head.read(1 << 16)
-    header = pyarrow.csv.read_csv(
-        pa.BufferReader(first.split(b"\n", 1)[0] + b"\n"),
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=False),
-    ).column_names
-    total = 0
-    with pa.input_stream(part.path, compression=compression) as stream:
-        reader = pyarrow.csv.open_csv(
-            stream,
-            read_options=pyarrow.csv.ReadOptions(
-                use_threads=False, block_size=LINE_BYTES if part.bytes > 1 << 20 else 1 << 21
-            ),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=passed_over),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(header, pa.binary()), check_utf8=False, strings_can_be_null=False
-            ),
-        )
-        for batch in reader:
-            total += batch.nbytes
-            if limit is not None and total > limit:
-                raise ReadError(f"expands to more than {limit >> 20} MiB from {part.bytes} bytes")
-            yield pa.Table.from_batches([batch]), damaged[0]
-            damaged[0] = 0
-    if damaged[0]:
-        yield pa.table({}), damaged[0]
+    def lines() -> Iterator[str]:
+        for block, passed_over in blocks(part, format_of(part.name)[1], BLOCK_BYTES):
+            lost[0] += passed_over
+            # Rows end at \n alone; the reader joins lines inside quotes again.
+            for line in block.decode("utf-8", "replace").removesuffix("\n").split("\n"):
+                yield line + "\n"
+
+    rows = csv.reader(lines())
+    try:
+        header = [name.removeprefix("\ufeff") for name in next(rows, [])]
+    except csv.Error as problem:
+        raise ReadError(f"has no header that can be read: {problem}") from None
+    wanted = None if spec is None else {*spec.columns.values(), spec.eval_key}
+    kept = {name: index for index, name in enumerate(header) if wanted is None or name in wanted}
+    held: list[list[str]] = []
+    size = 0
+    torn: ReadError | None = None
+    while torn is None:
+        try:
+            row = next(rows, None)
+        except csv.Error:
+            lost[0] += 1
+            continue
+        except ReadError as problem:
+            torn, row = problem, None
+        if row is not None and len(row) == len(header):
+            held.append(row)
+            size += sum(map(len, row))
+        elif row:
+            lost[0] += 1
+        if row is None or size > BLOCK_BYTES:
+            yield pa.table({name: columns.strings([r[index] for r in held]) for name, index in kept.items()}), lost[0]
+            held, size, lost[0] = [], 0, 0
+        if row is None:
+            break
+    if torn is not None:
+        raise torn
 
 
 def json_records(part: Part, packed: str) -> list[dict[str, Any]]:

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from rlmon.audit.readers import columns
@@ -292,13 +290,8 @@ def _probe(part: Part, count: int) -> list[dict[str, Any]]:
                 names = dict.fromkeys(file.schema_arrow.names)
                 return [names] if first is None else [dict(row) for row in first.slice(0, count).to_pylist()]
         if kind == "csv":
-            raw, _ = next(csv_batches(part, None), (None, 0))
-            if raw is None:
-                return []
-            return [
-                {key: value.decode("utf-8", "replace") if value else value for key, value in row.items()}
-                for row in raw.slice(0, count).to_pylist()
-            ]
+            raw, _ = next(csv_batches(part, None))
+            return [dict(row) for row in raw.slice(0, count).to_pylist()]
         if kind == "json":
             return json_records(part, packed)[:count]
         records: list[dict[str, Any]] = []

@@ -194,7 +194,7 @@ def _state(root: Path, notes: list[str]) -> dict[str, Any]:
         try:
             if place.stat().st_size > STATE_BYTES:
                 raise ValueError(f"more than {STATE_BYTES >> 20} MiB")
-            state = json.loads(place.read_bytes())
+            state = json.loads(place.read_bytes(), parse_int=_integer)
             if not isinstance(state, dict):
                 raise ValueError("no JSON object")
         except (OSError, ValueError, RecursionError, MemoryError) as problem:
@@ -205,6 +205,11 @@ def _state(root: Path, notes: list[str]) -> dict[str, Any]:
         if place.parent != root:
             break
     return best
+
+
+def _integer(digits: str) -> int | float:
+    """A whole number of a hostile file: what no float holds is infinite, as it is for JSON's other numbers."""
+    return int(digits) if len(digits) < 300 else float(digits)
 
 
 def _whole(value: Any) -> int:
@@ -356,7 +361,10 @@ def _read(file: File | None, layout: Layout) -> tuple[pa.Table | None, str]:
     if layout.source is not None:
         wanted.append(layout.source)
     try:
-        return columns.read_parquet(Path(file.path), wanted), ""
+        table = columns.read_parquet(Path(file.path), wanted)
+        if len(set(table.column_names)) < max(1, len(table.column_names)):
+            raise ReadError(f"needs each of {', '.join(wanted[:2])}, ... at most once, has {table.column_names!r}")
+        return table, ""
     except columns.UNREADABLE as problem:
         return None, f"{type(problem).__name__}: {str(problem)[:200]}"
 

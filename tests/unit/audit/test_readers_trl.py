@@ -285,3 +285,18 @@ def test_tool_results_and_reasoning_in_conversations(tmp_path: Path) -> None:
     row = rows_of(trl.open_run(folder_of(tmp_path / "x", files, None)))[0]
     assert row["prompt"] == "system: s\nuser: q"
     assert row["completion"] == "<think>hm</think>\ncalling\n4"
+
+
+def test_of_all_ends_with_the_logged_means_the_longest_common_one_is_the_evaluation(tmp_path: Path) -> None:
+    """Two held-out prompts of two rows, each pair with mean 1/2: so have the last pair alone and both pairs."""
+    files = {step: table([f"t{step}"] * 2 + ["e1"] * 2 + ["e2"] * 2) for step in (1, 2)}
+    train = {"loss": 0.0, "reward": 0.5, "rewards/good/mean": 0.5}
+    evaluation = {"eval_loss": 0.0, "eval_rewards/good/mean": 0.5}
+    history = [{"step": step, **entry} for step in (1, 2) for entry in (train, evaluation)]
+    got = rows_of(trl.open_run(folder_of(tmp_path / "x", files, history)))
+    assert [(row["step"], row["split"], row["prompt"]) for row in got] == [
+        (step, split, prompt)
+        for step in (1, 2)
+        for split, prompt in (("train", f"t{step}"), ("eval", "e1"), ("eval", "e2"))
+        for _ in range(2)
+    ]

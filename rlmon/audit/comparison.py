@@ -1,0 +1,563 @@
+"""Two runs, or two groups of seeds, side by side: what differs in their settings, where they part, and how much.
+
+Pure functions on finished audits. The runs of a group are seeds of one arm. Steps are matched, never interpolated: only
+steps that every run has are compared.
+
+*Differences at the end* are means over the last tenth of the common steps. With one run a side their interval comes
+from the steps, with the autocorrelation of the gap taken into account: it covers the noise of sampling, not of seeds.
+With two runs or more on both sides it is Welch's, over runs.
+
+*The first sustained departure* is the first step from which the 5-step mean of the gap B - A stays beyond its early
+band, on one side, until the end. The band is the mean of the first steps, plus or minus ``BAND`` standard errors with
+the gap's long-run spread. On pairs of runs with the same AR(1) law (2,000 pairs, 200 steps, by
+``benchmarks/departure_alarms.py``) it is found in none, and p falls below .05 in 3.4 % or fewer, whatever the
+correlation between 0 and .9.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rlmon.audit.contrast import LAST_SHARE, LAST_STEPS
+from rlmon.audit.features import Floats, Ints
+from rlmon.audit.result import Audit
+from rlmon.audit.wording import t_quantile
+from rlmon.errors import ConfigError
+from rlmon.metrics.summary import js_distance
+
+COMPARISON_VERSION = 1
+LEVEL = 0.95
+SMOOTHING_STEPS = 5
+EARLY_SHARE = 0.1
+EARLY_STEPS = 8
+BAND = 2.5
+LEAST_STEPS = 20
+"""A departure is looked for where at least this many steps are common."""
+LEAST_STAY = 0.1
+"""It must last for this share of the common steps."""
+FIRST_METRICS = (
+    "rlmon/format/effective",
+    "rlmon/format/top_share",
+    "rlmon/health/reward_mean",
+    "rlmon/entropy/mean",
+    "rlmon/kl/mean",
+    "rlmon/collision/mode_across_effective",
+    "rlmon/collision/template_across_effective",
+    "rlmon/text/effective_templates_within_correct",
+    "rlmon/text/effective_answers_within",
+    "rlmon/group/silent",
+    "rlmon/health/length_mean",
+    "rlmon/health/truncated",
+)
+"""Shown first, in this order."""
+_LEFT_OUT = ("rlmon/format/share/", "rlmon/format/reward/", "rlmon/entropy/mode/", "rlmon/kl/mode/", "rlmon/moves/")
+_NOISE = (
+    "output_dir", "run_name", "seed", "data_seed", "logging_dir", "report_to", "project", "trackio_space_id",
+    "hub_model_id", "hub_token", "push_to_hub", "local_rank", "process_index", "device", "rlmon_dir",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SettingDifference:
+    """A setting that is not the same on both sides."""
+
+    key: str
+    a: Sequence[str]
+    """The distinct values of A's runs as JSON text; empty where none of them has the setting."""
+    b: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricDifference:
+    """One metric on both sides."""
+
+    name: str
+    unit: str
+    base_a: float | None
+    base_b: float | None
+    last_a: float
+    last_b: float
+    difference: float
+    """``last_b - last_a``."""
+    low: float | None
+    """95 % interval of the difference; ``None`` where there are too few steps for one."""
+    high: float | None
+    p: float | None
+    """Two-sided, before Holm's correction."""
+    distinct: bool
+    """Different at .05 after Holm's correction over all metrics compared."""
+    effect: float | None
+    """The difference in units of one step's noise at the base; ``None`` where that is zero or not known."""
+    departure_step: int | None
+    """First step of the first sustained departure."""
+    common_steps: int
+    method: str
+    """``steps`` (one run a side) or ``runs`` (Welch over runs)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModeDifference:
+    """One format's share at the base and at the end of both sides."""
+
+    mode: str
+    base: float | None
+    last_a: float
+    last_b: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckDifference:
+    """One check on both sides."""
+
+    id: str
+    title: str
+    a: Sequence[str]
+    """A status per run."""
+    b: Sequence[str]
+    onsets_a: Sequence[int | None]
+    onsets_b: Sequence[int | None]
+
+    @property
+    def differs(self) -> bool:
+        """Whether the sides do not have the same statuses."""
+        return sorted(self.a) != sorted(self.b)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SideFacts:
+    """One side: its runs and how far they went from the base."""
+
+    name: str
+    runs: Sequence[str]
+    readers: Sequence[str]
+    verdicts: Sequence[str]
+    steps: Sequence[int]
+    completions: Sequence[int]
+    kept_formats: float | None
+    """Effective formats at the end over those of the base, mean over runs."""
+    format_distance: float | None
+    """Jensen-Shannon distance of the format shares at the end to those of the base, mean over runs, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curves:
+    """What a page draws: one line per run."""
+
+    steps: Mapping[str, Sequence[int]]
+    """By run label (``A``, ``A 2``, ``B``, ...)."""
+    series: Mapping[str, Mapping[str, Sequence[float | None]]]
+    """By metric, then by run label."""
+    mode_shares: Mapping[str, Mapping[str, Sequence[float | None]]]
+    """By run label, then by mode."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Everything that differs between A and B."""
+
+    headline: str
+    same: bool
+    """Every common value of every common metric is equal."""
+    a: SideFacts
+    b: SideFacts
+    base: str
+    """What the distances are measured from, in words."""
+    settings: Sequence[SettingDifference]
+    other_settings: Sequence[SettingDifference]
+    """Seeds, folders and names: differing, but no reason for a difference."""
+    settings_note: str
+    metrics: Sequence[MetricDifference]
+    modes: Sequence[ModeDifference]
+    checks: Sequence[CheckDifference]
+    correction: str
+    notes: Sequence[str]
+    curves: Curves = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``--format json`` prints: everything but the curves."""
+        values = dataclasses.asdict(self)
+        del values["curves"]
+        return {"schema_version": COMPARISON_VERSION, "tool": "rlmon", **values}
+
+
+def compare(
+    a: Sequence[Audit], b: Sequence[Audit], base: Audit | None = None, names: tuple[str, str] = ("A", "B")
+) -> Comparison:
+    """What differs between the runs of A and the runs of B.
+
+    ``base``: a run whose base both sides are measured from; by default each run's own base. Raises ``ConfigError``
+    where a side has no run.
+    """
+    if not a or not b:
+        raise ConfigError("rlmon compare needs at least one run on each side: rlmon compare A B.")
+    metrics = _holm([found for name in _metric_names(a, b) if (found := _metric(name, a, b)) is not None])
+    settings, other, note = _settings(a, b)
+    sides = tuple(_side(name, runs, base) for name, runs in zip(names, (a, b), strict=True))
+    same = bool(metrics) and all(_equal(name, a, b) for name in _metric_names(a, b))
+    steps = _common_steps([*a, *b])
+    notes = []
+    if not metrics:
+        notes.append("No metric was measured on both sides at the same steps.")
+    longest = max(len(run.steps) for run in (*a, *b))
+    if steps.size < longest:
+        notes.append(f"{steps.size} steps are common to all runs; the longest run has {longest}.")
+    if len(a) == 1 or len(b) == 1:
+        notes.append(
+            "With one run on a side the intervals cover the noise of sampling, not that of seeds: give several seeds "
+            "(A1,A2 B1,B2) to know whether a difference would come back."
+        )
+    return Comparison(
+        headline=_headline(names, same, metrics, sides),
+        same=same,
+        a=sides[0],
+        b=sides[1],
+        base="each run's own first steps" if base is None else f"the first steps of {base.run.source}",
+        settings=settings,
+        other_settings=other,
+        settings_note=note,
+        metrics=metrics,
+        modes=_modes(a, b, base),
+        checks=_checks(a, b),
+        correction=(
+            f"Holm's correction over the {len(metrics)} metrics that both sides have: at most one chance in 20 that "
+            "any of those called distinct is not, as far as steps (or runs) behave as the intervals assume. Intervals "
+            "themselves are 95 % each, uncorrected."
+        ),
+        notes=notes,
+        curves=_curves(a, b, names),
+    )
+
+
+# --- metrics ------------------------------------------------------------------------------------------------------
+
+
+def _metric_names(a: Sequence[Audit], b: Sequence[Audit]) -> list[str]:
+    """Metrics that every run has, the important ones first."""
+    shared = set.intersection(*(set(run.series) for run in (*a, *b)))
+    kept = [name for name in shared if not name.startswith(_LEFT_OUT)]
+    rank = {name: place for place, name in enumerate(FIRST_METRICS)}
+    return sorted(kept, key=lambda name: (rank.get(name, len(rank)), name))
+
+
+def _common_steps(runs: Sequence[Audit]) -> Ints:
+    common = set.intersection(*(set(run.steps) for run in runs))
+    return np.array(sorted(common), dtype=np.int64)
+
+
+def _values(name: str, runs: Sequence[Audit], steps: Ints) -> Floats:
+    """[R, S] values of a metric at some steps, NaN where it was not measured; the last of a repeated step counts."""
+    rows = []
+    for run in runs:
+        known = {step: value for step, value in zip(run.steps, run.series[name], strict=True) if value is not None}
+        rows.append([known.get(int(step), math.nan) for step in steps])
+    return np.array(rows, dtype=np.float64).reshape(len(runs), steps.size)
+
+
+def _equal(name: str, a: Sequence[Audit], b: Sequence[Audit]) -> bool:
+    steps = _common_steps([*a, *b])
+    left, right = _values(name, a, steps), _values(name, b, steps)
+    return left.shape == right.shape and bool(np.array_equal(left, right, equal_nan=True))
+
+
+def _metric(name: str, a: Sequence[Audit], b: Sequence[Audit]) -> MetricDifference | None:
+    steps = _common_steps([*a, *b])
+    if not steps.size:
+        return None
+    left, right = _values(name, a, steps), _values(name, b, steps)
+    known = np.isfinite(left).all(axis=0) & np.isfinite(right).all(axis=0)
+    steps, left, right = steps[known], left[:, known], right[:, known]
+    count = steps.size
+    if count < 2:
+        return None
+    last = min(max(LAST_STEPS, round(LAST_SHARE * count)), count)
+    ends_a, ends_b = left[:, -last:].mean(axis=1), right[:, -last:].mean(axis=1)
+    difference = float(ends_b.mean() - ends_a.mean())
+    gap = right.mean(axis=0) - left.mean(axis=0)
+    several = len(a) >= 2 and len(b) >= 2
+    error, degrees = _welch(ends_a, ends_b) if several else _of_steps(gap, last)
+    reach = None if error is None else t_quantile(0.5 + LEVEL / 2.0, degrees) * error
+    early = _early(count)
+    noise = float(np.sqrt(np.mean([_noise(values[:early]) ** 2 for values in (*left, *right)])))
+    any_run = a[0].metrics.get(name)
+    return MetricDifference(
+        name=name,
+        unit="" if any_run is None else any_run.unit,
+        base_a=float(left[:, :early].mean()),
+        base_b=float(right[:, :early].mean()),
+        last_a=float(ends_a.mean()),
+        last_b=float(ends_b.mean()),
+        difference=difference,
+        low=None if reach is None else difference - reach,
+        high=None if reach is None else difference + reach,
+        p=_p(difference, error, degrees),
+        distinct=False,
+        effect=difference / noise if noise > 0 else None,
+        departure_step=departure(steps, gap),
+        common_steps=int(count),
+        method="runs" if several else "steps",
+    )
+
+
+def _early(count: int) -> int:
+    return min(count, max(EARLY_STEPS, round(EARLY_SHARE * count)))
+
+
+def _noise(values: Floats) -> float:
+    """Spread of one step around its neighbours, from differences of consecutive steps: a trend does not add to it."""
+    return float(np.std(np.diff(values)) / math.sqrt(2.0)) if values.size >= 3 else 0.0
+
+
+def _welch(a: Floats, b: Floats) -> tuple[float | None, int]:
+    """Standard error of the difference of two means over runs, and degrees of freedom (Welch and Satterthwaite)."""
+    parts = [values.var(ddof=1) / values.size for values in (a, b)]
+    total = float(sum(parts))
+    if total == 0.0:
+        return 0.0, a.size + b.size - 2
+    degrees = total**2 / sum(part**2 / (values.size - 1) for part, values in zip(parts, (a, b), strict=True))
+    return math.sqrt(total), max(1, int(degrees))
+
+
+def _of_steps(gap: Floats, last: int) -> tuple[float | None, int]:
+    """Standard error of the mean of the last steps of a gap, with its autocorrelation, and degrees of freedom."""
+    if gap.size < LAST_STEPS:
+        return None, 1
+    spread, correlation = _long_run(gap)
+    effective = max(2.0, last * (1.0 - correlation) / (1.0 + correlation))
+    return spread / math.sqrt(effective), max(3, int(effective) - 1)
+
+
+def _long_run(gap: Floats) -> tuple[float, float]:
+    """Spread and lag-one correlation (0 to .95) of a gap around its slow course (a centred mean of a fifth of it)."""
+    width = max(5, gap.size // 5) | 1
+    padded = np.pad(gap, width // 2, mode="reflect") if gap.size > width // 2 else np.pad(gap, width // 2, mode="edge")
+    course = np.convolve(padded, np.ones(width) / width, mode="valid")[: gap.size]
+    rest = gap - course
+    spread = float(rest.std())
+    if spread == 0.0:
+        return 0.0, 0.0
+    correlation = float((rest[1:] * rest[:-1]).mean() / rest.var())
+    # Taking the course off makes neighbours look less alike than they are: by about this much.
+    corrected = correlation + (1.0 + 3.0 * max(0.0, correlation)) / width
+    inflation = 1.0 / math.sqrt(max(0.2, 1.0 - 1.0 / width * (1 + corrected) / max(0.05, 1 - corrected)))
+    return spread * inflation, min(0.95, max(0.0, corrected))
+
+
+def _p(difference: float, error: float | None, degrees: int) -> float | None:
+    """Two-sided p of a t statistic, by inverting the quantile (monotone, so bisection finds it)."""
+    if error is None:
+        return None
+    if error == 0.0:
+        return 1.0 if difference == 0.0 else 0.0
+    t = abs(difference) / error
+    low, high = 1e-12, 1.0
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        if t_quantile(1.0 - middle / 2.0, degrees) > t:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _holm(found: Sequence[MetricDifference]) -> list[MetricDifference]:
+    """The same metrics with ``distinct`` set by Holm's step-down procedure at .05."""
+    tested = sorted((row.p, at) for at, row in enumerate(found) if row.p is not None)
+    distinct = set()
+    for rank, (p, at) in enumerate(tested):
+        if p > (1.0 - LEVEL) / (len(tested) - rank):
+            break
+        distinct.add(at)
+    return [dataclasses.replace(row, distinct=at in distinct) for at, row in enumerate(found)]
+
+
+def departure(steps: Ints, gap: Floats) -> int | None:
+    """First step from which the 5-step mean of the gap stays beyond its early band, on one side, until the end.
+
+    ``None`` where it does not, or where fewer than 20 steps are common.
+    """
+    count = gap.size
+    if count < LEAST_STEPS:
+        return None
+    early = _early(count)
+    spread, correlation = _long_run(gap)
+    long_run = spread * math.sqrt((1.0 + correlation) / (1.0 - correlation))
+    middle = float(gap[:early].mean())
+    band = BAND * long_run * math.sqrt(1.0 / SMOOTHING_STEPS + 1.0 / early)
+    sums = np.concatenate([[0.0], np.cumsum(gap - middle)])
+    ends = np.arange(1, count + 1)
+    begins = np.maximum(0, ends - SMOOTHING_STEPS)
+    smooth = (sums[ends] - sums[begins]) / (ends - begins)
+    # Equal runs have a gap of zero and a band of zero: rounding is no departure.
+    band = max(band, 1e-12 * max(1.0, float(np.abs(gap).max())))
+    side = np.where(smooth > band, 1, np.where(smooth < -band, -1, 0))
+    if side[-1] == 0:
+        return None
+    other = np.flatnonzero(side != side[-1])
+    start = int(other[-1]) + 1 if other.size else 0
+    return int(steps[start]) if count - start >= LEAST_STAY * count else None
+
+
+# --- settings, modes, checks --------------------------------------------------------------------------------------
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{name}.")
+        else:
+            flat[name] = _text(value)
+    return flat
+
+
+def _text(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=True)
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
+def _settings(a: Sequence[Audit], b: Sequence[Audit]) -> tuple[list[SettingDifference], list[SettingDifference], str]:
+    flats = [[_flat(run.run.config) for run in side] for side in (a, b)]
+    if not any(flats[0]) or not any(flats[1]):
+        without = "A" if not any(flats[0]) else "B"
+        both = not any(flats[0]) and not any(flats[1])
+        who = "Neither side" if both else f"Side {without}"
+        note = f"{who} left its settings behind (W&B, trackio and rlmon logs hold them), so they cannot be compared."
+        return [], [], note if both else note.replace("left its settings", "did not leave its settings")
+    keys = sorted({key for side in flats for flat in side for key in flat})
+    differing: list[SettingDifference] = []
+    noise: list[SettingDifference] = []
+    for key in keys:
+        values = [sorted({flat[key] for flat in side if key in flat}) for side in flats]
+        if values[0] == values[1]:
+            continue
+        found = SettingDifference(key=key[:200], a=values[0][:8], b=values[1][:8])
+        leaf = key.rsplit(".", 1)[-1]
+        (noise if leaf in _NOISE or leaf.endswith(("_dir", "_path", "_time")) else differing).append(found)
+    return differing, noise, f"{len(keys)} settings compared"
+
+
+def _base_shares(run: Audit, base: Audit | None) -> dict[str, float]:
+    return {story.mode: story.base_share for story in (run if base is None else base).modes}
+
+
+def _last_shares(run: Audit) -> dict[str, float]:
+    return {story.mode: story.last_share for story in run.modes}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _side(name: str, runs: Sequence[Audit], base: Audit | None) -> SideFacts:
+    kept: list[float | None] = []
+    distances: list[float | None] = []
+    for run in runs:
+        reference = (base or run).metrics.get("rlmon/format/effective")
+        own = run.metrics.get("rlmon/format/effective")
+        if reference is not None and own is not None and reference.base and own.last is not None:
+            kept.append(own.last / reference.base)
+        first, last = _base_shares(run, base), _last_shares(run)
+        modes = sorted({*first, *last})
+        if modes:
+            distances.append(
+                js_distance(np.array([last.get(m, 0.0) for m in modes]), np.array([first.get(m, 0.0) for m in modes]))
+            )
+    return SideFacts(
+        name=name,
+        runs=[run.run.source for run in runs],
+        readers=[run.run.reader for run in runs],
+        verdicts=[run.verdict for run in runs],
+        steps=[run.run.steps for run in runs],
+        completions=[run.run.completions for run in runs],
+        kept_formats=_mean(kept),
+        format_distance=_mean(distances),
+    )
+
+
+def _modes(a: Sequence[Audit], b: Sequence[Audit], base: Audit | None) -> list[ModeDifference]:
+    """Formats by how differently the sides ended, largest difference first."""
+    names = sorted({story.mode for run in (*a, *b) for story in run.modes})
+    rows = []
+    for mode in names:
+        last = [_mean([_last_shares(run).get(mode, 0.0) for run in side if run.modes]) for side in (a, b)]
+        if last[0] is None or last[1] is None:
+            continue
+        first = _mean([_base_shares(run, base).get(mode, 0.0) for run in (*a, *b) if run.modes])
+        rows.append(ModeDifference(mode=mode, base=first, last_a=last[0], last_b=last[1]))
+    return sorted(rows, key=lambda row: (-abs(row.last_b - row.last_a), row.mode))
+
+
+def _checks(a: Sequence[Audit], b: Sequence[Audit]) -> list[CheckDifference]:
+    """Checks that some run has, those that differ first."""
+    titles = {check.id: check.title for run in (*a, *b) for check in run.checks}
+    rows = []
+    for check_id, title in titles.items():
+        sides = [[next((c for c in run.checks if c.id == check_id), None) for run in side] for side in (a, b)]
+        rows.append(
+            CheckDifference(
+                id=check_id,
+                title=title,
+                a=["absent" if c is None else c.status for c in sides[0]],
+                b=["absent" if c is None else c.status for c in sides[1]],
+                onsets_a=[None if c is None else c.first_step for c in sides[0]],
+                onsets_b=[None if c is None else c.first_step for c in sides[1]],
+            )
+        )
+    order = {"fail": 0, "warn": 1, "error": 2, "pass": 3, "skip": 4, "absent": 5}
+    return sorted(rows, key=lambda row: (not row.differs, min(order[s] for s in (*row.a, *row.b)), row.id))
+
+
+def _curves(a: Sequence[Audit], b: Sequence[Audit], names: tuple[str, str]) -> Curves:
+    labelled = {
+        name if at == 0 else f"{name} {at + 1}": run
+        for name, runs in zip(names, (a, b), strict=True)
+        for at, run in enumerate(runs)
+    }
+    metrics = _metric_names(a, b)
+    return Curves(
+        steps={label: list(run.steps) for label, run in labelled.items()},
+        series={name: {label: list(run.series[name]) for label, run in labelled.items()} for name in metrics},
+        mode_shares={label: dict(run.mode_shares) for label, run in labelled.items()},
+    )
+
+
+def _headline(
+    names: tuple[str, str], same: bool, metrics: Sequence[MetricDifference], sides: Sequence[SideFacts]
+) -> str:
+    left, right = names
+    if same:
+        return (
+            f"No difference: every metric that both sides have is equal at every common step ({len(metrics)} metrics)."
+        )
+    by_name = {row.name: row for row in metrics}
+    formats, reward = by_name.get("rlmon/format/effective"), by_name.get("rlmon/health/reward_mean")
+    parts = []
+    if formats is not None and formats.distinct:
+        wide, narrow = (right, left) if formats.difference > 0 else (left, right)
+        most, least = max(formats.last_a, formats.last_b), min(formats.last_a, formats.last_b)
+        base = _mean([formats.base_a, formats.base_b])
+        part = f"they part at step {formats.departure_step}" if formats.departure_step is not None else None
+        parts.append(f"{wide} ends with {most:.2f} of {base:.2f} effective formats where {narrow} has {least:.2f}")
+        parts += [part] if part else []
+    elif formats is not None:
+        parts.append(f"effective formats do not differ ({formats.last_a:.2f} and {formats.last_b:.2f})")
+    if reward is not None:
+        word = "" if reward.distinct else ", which may be noise"
+        parts.append(f"{right}'s reward ends {reward.difference:+.3f} from {left}'s{word}")
+    if not parts:
+        distinct = [row.name for row in metrics if row.distinct]
+        parts.append(
+            f"{len(distinct)} of {len(metrics)} metrics differ: {', '.join(distinct[:3])}"
+            if distinct
+            else f"none of {len(metrics)} common metrics differs beyond its noise"
+        )
+    return "; ".join(parts)[:1].upper() + "; ".join(parts)[1:] + "."
