@@ -1,4 +1,4 @@
-"""A large synthetic run for benchmarks of the audit: TRL's completions/*.parquet, or the same rows as one JSON Lines file.
+"""A large synthetic run for benchmarks of the audit, as TRL's completions/*.parquet or as one JSON Lines file.
 
     python benchmarks/audit_workload.py out/audit-100k --rows 100000
     python benchmarks/audit_workload.py out/audit-1m --rows 1000000 --jsonl

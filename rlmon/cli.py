@@ -445,12 +445,19 @@ def compare(
     columns = _mapping(mapping)
     sides = [[*_paths(text), *(more or [])] for text, more in ((a, more_a), (b, more_b))]
     audits = [[_audit(path, reader, columns, None, processes) for path in side] for side in sides]
-    result = compared(audits[0], audits[1], None if base is None else _audit(base, reader, columns, None, processes))
+    result = compared(
+        audits[0],
+        audits[1],
+        None if base is None else _audit(base, reader, columns, None, processes),
+        compare_report.side_names(*sides),
+    )
     if page is not None:
         _write(page, compare_report.html(result))
         _note(f"The page is {page}.")
     if form is CompareFormat.rich:
-        _draw(compare_report.terminal(result))
+        from rich.console import Console
+
+        _draw(compare_report.terminal(result, width=Console().width))
     else:
         text = compare_report.json(result) if form is CompareFormat.json else compare_report.markdown(result)
         _say(text.rstrip("\n"))

@@ -9,11 +9,14 @@ from __future__ import annotations
 import fnmatch
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 Points = Sequence[tuple[int, float]]
+LARGEST = 3.4028234663852886e38
+"""Largest float32. Trainers compute in it: what a log has beyond is infinite, and its square would be for us."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +72,15 @@ def chosen(scalars: Mapping[str, Points]) -> dict[str, tuple[Alias, str]]:
 
 
 def canonical(scalars: Mapping[str, Points]) -> dict[str, list[tuple[int, float]]]:
-    """What the trainer logged by canonical name, from the first of its keys that the run has."""
+    """What the trainer logged by canonical name, from the first of its keys that the run has.
+
+    Values beyond ``LARGEST`` are infinite.
+    """
     return {
-        name: [(step, 1 - value if alias.complement else value) for step, value in scalars[key]]
+        name: [(step, _in_float32(1 - value if alias.complement else value)) for step, value in scalars[key]]
         for name, (alias, key) in chosen(scalars).items()
     }
+
+
+def _in_float32(value: float) -> float:
+    return value if not abs(value) > LARGEST else math.copysign(math.inf, value)

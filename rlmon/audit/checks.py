@@ -565,6 +565,8 @@ def _correct_diversity(ends: _Ends) -> Check:
     for need in ("completions", "rewards"):
         if (reason := ends.absent(need)) is not None:
             return _skip(check_id, title, reason)
+    if (reason := _no_keys(ends)) is not None:
+        return _skip(check_id, title, reason)
     assert ends.contrast is not None
     found = ends.contrast.mean(ends.groups["templates_correct"])
     if found is None:
@@ -575,9 +577,16 @@ def _correct_diversity(ends: _Ends) -> Check:
     )  # fmt: skip
 
 
+def _no_keys(ends: _Ends) -> str | None:
+    live = ends.case.fold.live
+    if live is not None and live.stored_text == "off":
+        return "rlmon_store_text was off: templates and answers were not kept; set it to full or hash"
+    return None
+
+
 def _answer_diversity(ends: _Ends) -> Check:
     check_id, title = "answer-diversity", "Do answers narrow only by getting right?"
-    if (reason := ends.absent("completions")) is not None:
+    if (reason := ends.absent("completions") or _no_keys(ends)) is not None:
         return _skip(check_id, title, reason)
     assert ends.contrast is not None
     found = ends.contrast.mean(ends.groups["answers"])
@@ -703,7 +712,7 @@ def _shortcut(ends: _Ends) -> Check:
         if low > 0.1:
             signs.append(f"one answer is given to {last:.2f} of all prompts (base {base:.2f})")
     short = ends.contrast.ratio(groups["characters_correct"], groups["successes"])
-    if short is not None:
+    if short is not None and short.base > 0:  # 0: the texts were not stored
         evidence |= {"winner_characters_base": short.base, "winner_characters_last": short.last}
         if short.high < -0.67 * short.base:
             signs.append(f"winners are {short.last / short.base:.2f} as long as at the base")

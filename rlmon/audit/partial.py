@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rlmon.audit.aliases import LARGEST
 from rlmon.audit.features import UNKNOWN, Bools, Features, Floats, Ints, Reader, codes, column, floats, key_of_each
 from rlmon.audit.run import RowBatch, Shard
 from rlmon.metrics.collision import equality_pairs, hashed
@@ -26,9 +27,10 @@ from rlmon.metrics.groups import SUCCESS_ABOVE
 from rlmon.metrics.prompts import template_name
 
 MAX_BLOCKS = 8
-LARGEST = float(np.finfo(np.float32).max)
-"""Rewards beyond are counted as not finite: for the trainer, which computes in float32, they are infinite."""
 PROMPT_CHARACTERS = 2_000
+"""Of the prompt of a sampled completion."""
+LISTED_PROMPT_CHARACTERS = 240
+"""Of a prompt in the list of prompts, which may have many."""
 COMPLETION_CHARACTERS = 8_192
 """Of a sampled completion; the rest of a longer one is not kept."""
 WORKING_BYTES = 24 << 20
@@ -186,7 +188,7 @@ def _prompts(rows: pa.Table, step: Ints) -> tuple[Ints, dict[int, tuple[str, str
     )
     for place, label, cut in zip(key[smallest].tolist(), labels, shown, strict=True):
         named = f"{place:016x}" if label is None else str(label)
-        names[place] = named[:200], None if cut is None else cut[:PROMPT_CHARACTERS]
+        names[place] = named[:200], None if cut is None else cut[:LISTED_PROMPT_CHARACTERS]
     return np.append(key, UNKNOWN)[code], names
 
 
@@ -229,7 +231,7 @@ def _groups(rows: pa.Table, step: Ints, evaluation: Bools, prompt: Ints, group_s
     if given is not None:
         own, values = codes(given)
         # Rows without a group are grouped by their prompt: they must not make one group of all.
-        own = np.where(own >= 0, own, len(values) + _codes_of(prompt))
+        own = np.where(own >= 0, own, len(values) + codes_of(prompt))
         _, code = np.unique(np.stack([step, own, evaluation.astype(np.int64)]), axis=1, return_inverse=True)
         return np.asarray(code, dtype=np.int64).reshape(-1)
     change = np.ones(step.size, dtype=bool)
@@ -296,7 +298,7 @@ def _group_columns(
         square = total((reward - mean[group]) ** 2, scored)
         std = np.where(n_scored >= 2, np.sqrt(square / np.maximum(n_scored - 1, 1)), np.nan)
     advantage = np.abs(floats(rows, "advantage"))
-    weighed = np.isfinite(advantage)
+    weighed = advantage <= LARGEST
     lone = (n_scored >= 2) & (wins == 1)
     known = read.mode >= 0
     by_mode = group[known] * modes + read.mode[known]
@@ -372,7 +374,7 @@ def _step_columns(
     kernels: Mapping[str, tuple[Ints, Bools]], read: Features, step: Ints, prompt: Ints, train: Bools
 ) -> dict[str, NDArray[Any]]:
     steps, at = np.unique(step[train], return_inverse=True)
-    prompt_code = _codes_of(at, prompt[train])
+    prompt_code = codes_of(at, prompt[train])
     columns: dict[str, NDArray[Any]] = {"step": steps}
     for name, (value, keep) in kernels.items():
         pairs = equality_pairs(value[train], prompt_code, at, steps.size, keep[train])
@@ -386,7 +388,7 @@ def _step_columns(
     return columns
 
 
-def _codes_of(*keys: Ints) -> Ints:
+def codes_of(*keys: Ints) -> Ints:
     """Codes from 0 of the distinct tuples, in sorted order."""
     if not keys[0].size:
         return np.zeros(0, dtype=np.int64)
@@ -398,6 +400,20 @@ def _codes_of(*keys: Ints) -> Ints:
     codes_ = np.empty(order.size, dtype=np.int64)
     codes_[order] = np.cumsum(change)
     return codes_
+
+
+def _place_in_run(*keys: NDArray[Any], order_by: NDArray[Any] | None = None) -> Ints:
+    """Place from 0 of each row among those with its keys, in the order of the rows or of ``order_by``."""
+    order = np.lexsort(keys if order_by is None else (order_by, *keys))
+    fresh = np.zeros(order.size, dtype=bool)
+    fresh[:1] = True
+    for key in keys:
+        ordered = key[order]
+        fresh[1:] |= ordered[1:] != ordered[:-1]
+    start = np.maximum.accumulate(np.where(fresh, np.arange(order.size), 0))
+    place = np.empty(order.size, dtype=np.int64)
+    place[order] = np.arange(order.size) - start
+    return place
 
 
 def _block_columns(
@@ -414,8 +430,8 @@ def _block_columns(
     """As ``rlmon.metrics.rollouts.round_blocks``, over all steps at once: min(8, P // 2) prompt-disjoint blocks per
     step and source, dealt by the prompt's key."""
     step, prompt, source, group, reward = step[train], prompt[train], source[train], group[train], reward[train]
-    stratum = _codes_of(step, source)
-    prompt_code = _codes_of(stratum, prompt)
+    stratum = codes_of(step, source)
+    prompt_code = codes_of(stratum, prompt)
     prompts, first_row = np.unique(prompt_code, return_index=True)
     stratum_of_prompt = stratum[first_row]
     per_stratum = np.bincount(stratum_of_prompt)
@@ -512,13 +528,9 @@ def _samples(
 ) -> pa.Table:
     count = rows.num_rows
     identity = read.text.astype(np.uint64) ^ hashed(prompt.astype(np.uint64), 1)
-    noise = hashed(identity + np.arange(count).astype(np.uint64), 3)
-    order = np.lexsort([noise, step, evaluation])
-    same = np.zeros(count, dtype=bool)
-    same[1:] = (step[order][1:] == step[order][:-1]) & (evaluation[order][1:] == evaluation[order][:-1])
-    start = np.maximum.accumulate(np.where(same, 0, np.arange(count)))
-    rank = np.empty(count, dtype=np.int64)
-    rank[order] = np.arange(count) - start
+    # Equal rows are drawn one by one: the first, the second, ... of them in its step has a place of its own.
+    again = _place_in_run(identity, step, evaluation)
+    rank = _place_in_run(step, evaluation, order_by=hashed(identity + again.astype(np.uint64), 3))
     steps = max(1, np.unique(step).size)
     kept = rank < max(1, -(-settings.sample_rows // steps))
     ends = np.zeros(count, dtype=bool)

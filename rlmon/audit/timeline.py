@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmon.audit.features import Bools, Floats, Ints
-from rlmon.audit.partial import BLOCK_STATISTICS, Partial
+from rlmon.audit.partial import BLOCK_STATISTICS, Partial, codes_of
 from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS, beta_cdf
 from rlmon.metrics.summary import js_distance
 from rlmon.records import Block, StepRecord
@@ -183,8 +183,10 @@ def lone_success_weight(partial: Partial, at: Ints, steps: int, keep: Bools) -> 
     weighed = keep & np.isfinite(weight)
     if not weighed.any():
         return np.full(steps, np.nan)
-    n, k = groups["scored"], groups["successes"]
-    before_n, before_k = _before(groups["prompt"], at, n), _before(groups["prompt"], at, k)
+    n, k = np.where(keep, groups["scored"], 0.0), np.where(keep, groups["successes"], 0.0)
+    # A prompt that comes in two sources counts in each for itself: it is left out of the mean of its own.
+    prompt = codes_of(groups["source"], groups["prompt"])
+    before_n, before_k = _before(prompt, at, n), _before(prompt, at, k)
     source_n, source_k = _before(groups["source"], at, n), _before(groups["source"], at, k)
     mean = (source_k - before_k + 1.0) / (source_n - before_n + 2.0)
     a, b = PRIOR_ATTEMPTS * mean + before_k, PRIOR_ATTEMPTS * (1.0 - mean) + before_n - before_k

@@ -61,21 +61,27 @@ def read_manifest(path: Path) -> Manifest:
     try:
         value = json.loads(files.read_bytes(file))
         schema.migrations_from(value["schema_version"], str(file))
-        return Manifest(
-            generation=value["generation"],
-            folders={
-                name: Listing(segments=tuple(entry["segments"]), retired=frozenset(entry["retired"]))
-                for name, entry in value["folders"].items()
-            },
-        )
+        folders = {
+            name: Listing(segments=tuple(entry["segments"]), retired=frozenset(entry["retired"]))
+            for name, entry in value["folders"].items()
+        }
+        for listing in folders.values():
+            # A name with a path in it would lead out of the run.
+            if strange := [name for name in listing.segments if not (layout.is_segment(name) and _plain(name))]:
+                raise ValueError(f"{strange[0]!r:.80} is no segment")
+        return Manifest(generation=int(value["generation"]), folders=folders)
     except FileNotFoundError:
         return Manifest()
     except SchemaError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
         raise RunLogError(
             f"cannot read {file} ({type(error).__name__}: {error}); it says which row files count. Restore it."
         ) from error
+
+
+def _plain(name: str) -> bool:
+    return name.isascii() and not {"/", "\\", "\0"} & set(name)
 
 
 def write_manifest(path: Path, manifest: Manifest, *, fsync: bool) -> None:

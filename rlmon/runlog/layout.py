@@ -95,14 +95,19 @@ def read_attempts(path: Path) -> tuple[Attempt, ...]:
     foreign = f"{file} is not the header of an rlmon run. Choose another directory with rlmon_dir."
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunLogError(foreign) from error
     if not isinstance(value, dict) or not isinstance(value.get("schema_version"), int) or "run_id" not in value:
         raise RunLogError(foreign)
     schema.migrations_from(value["schema_version"], str(path))
     attempts = []
-    for entry in value.get("attempts", ()):
+    entries = value.get("attempts", [])
+    if not isinstance(entries, list):
+        raise RunLogError(foreign)
+    for entry in entries:
         try:
+            if not isinstance(entry.get("from_step"), (int, type(None))):
+                raise TypeError("from_step")
             header = schema.migrate_line("header", lines.restored(entry["header"]), str(file))
             attempts.append(Attempt(header=lines.build(RunHeader, header), from_step=entry.get("from_step")))
         except (KeyError, TypeError, AttributeError) as error:

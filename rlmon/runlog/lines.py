@@ -11,6 +11,8 @@ import dataclasses
 import json
 import math
 import os
+import types
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,10 @@ TORN = b"<torn>\n"
 
 _ESCAPED_SURROGATE = "\\ud"
 _ESCAPED_MARK = json.dumps(MARK)[1:-1].encode("ascii")
+
+MAX_INTEGER = (1 << 63) - 1
+MAX_FLOAT = 3.4028234663852886e38
+"""Largest float32: no metric comes near, and the square of what is beyond overflows."""
 
 Record = TypeVar("Record")
 
@@ -173,13 +179,73 @@ def build(record_type: type[Record], values: Mapping[str, Any]) -> Record:
     if missing:
         lacking = ", ".join(missing)
         raise RunLogError(f"a {record_type.__name__} in the run log lacks {lacking}; rlmon did not write it.")
-    return record_type(**{name: values[name] for name in field_names(kind) if name in values})
+    known = {name: values[name] for name in field_names(kind) if name in values}
+    for name, value in known.items():
+        if not _fits(value, _hints(kind)[name]):
+            shown = f"{value!r:.80}"
+            raise RunLogError(f"a {record_type.__name__} in the run log has {name}={shown}; rlmon did not write it.")
+    return record_type(**known)
+
+
+@cache
+def _hints(record_type: Any) -> Mapping[str, _Kinds | None]:
+    return {name: _kinds(hint) for name, hint in typing.get_type_hints(record_type).items()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Kinds:
+    """Types that a value may have, and those of the values inside it (``None``: any)."""
+
+    types: frozenset[type]
+    inside: frozenset[type] | None = None
+
+
+def _kinds(hint: Any) -> _Kinds | None:
+    """What JSON makes of an annotation; ``None``: anything."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return None
+    if origin is typing.Literal:
+        # A newer version may know more words.
+        return _Kinds(frozenset({str}))
+    if origin in (typing.Union, types.UnionType):
+        found = [_kinds(argument) for argument in arguments]
+        inside = next((kinds.inside for kinds in found if kinds is not None and kinds.inside is not None), None)
+        return _Kinds(frozenset().union(*(kinds.types for kinds in found if kinds is not None)), inside)
+    if origin is not None:
+        item = _kinds(arguments[-1])
+        kept = {dict} if issubclass(origin, Mapping) else {list, tuple}
+        return _Kinds(frozenset(kept), None if item is None else item.types)
+    # A float that was not finite was written as null, and 1.0 may come back as 1.
+    return _Kinds(frozenset({int, float, type(None)} if hint is float else {hint}))
+
+
+def _fits(value: Any, kinds: _Kinds | None) -> bool:
+    """Whether ``value`` has the types of an annotation, and its numbers are such that rlmon could have written them."""
+    if kinds is None:
+        return True
+    if type(value) not in kinds.types:
+        return False
+    if isinstance(value, (dict, list, tuple)):
+        if kinds.inside is None:
+            return True
+        inner = value.values() if isinstance(value, dict) else value
+        return {type(item) for item in inner} <= kinds.inside and all(map(_in_range, inner))
+    return _in_range(value)
+
+
+def _in_range(value: Any) -> bool:
+    if type(value) is int:
+        return -MAX_INTEGER <= value <= MAX_INTEGER
+    return type(value) is not float or -MAX_FLOAT <= value <= MAX_FLOAT
 
 
 def build_step(values: Mapping[str, Any]) -> StepRecord:
     """A ``StepRecord`` with its blocks; sequences are tuples."""
-    blocks: Iterable[Mapping[str, Any]] = values.get("blocks") or ()
-    return build(
-        StepRecord,
-        {**values, "rounds": tuple(values.get("rounds", ())), "blocks": tuple(build(Block, block) for block in blocks)},
-    )
+    blocks, rounds = values.get("blocks") or (), values.get("rounds", ())
+    if not (isinstance(blocks, (list, tuple)) and all(isinstance(block, dict) for block in blocks)):
+        raise RunLogError(f"a StepRecord in the run log has blocks={blocks!r:.80}; rlmon did not write it.")
+    if not isinstance(rounds, (list, tuple)):
+        raise RunLogError(f"a StepRecord in the run log has rounds={rounds!r:.80}; rlmon did not write it.")
+    built = tuple(build(Block, block) for block in blocks)
+    return build(StepRecord, {**values, "rounds": tuple(rounds), "blocks": built})

@@ -123,7 +123,8 @@ def test_show_takes_the_newest_step_and_counts_modes_on_stderr(rlmon: Rlmon, log
     assert len(heads) == 4
     assert all(head.startswith("== step 2 round 1 train row ") for head in heads)
     assert heads[0].endswith("prompt aa1 source sums mode prose template 00000001 reward 1 advantage 0.707 tokens 5")
-    assert heads[2].endswith("prompt bb2 source sums mode prose template 00000001 reward - advantage - tokens 5 truncated")
+    last = "prompt bb2 source sums mode prose template 00000001 reward - advantage - tokens 5 truncated"
+    assert heads[2].endswith(last)
     assert "completion: not stored (rlmon_store_text or rlmon_text_sample_per_round)" in left.out
     assert left.err == "4 of 4 completions; modes: prose 0.50, json 0.25, bare answer 0.25\n"
 

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -419,30 +418,69 @@ def test_watch_once(tmp_path: Path) -> None:
         assert b"\x1b" not in done.stdout
 
 
-def test_compare_hands_over_every_seed(
-    rlmon: Rlmon, audits: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("a1", "a2", "a3", "b1", "b2", "base"):
-        audits[name] = dataclasses.replace(make_audit.healthy(), headline=name)
-    given: list[Any] = []
+# ---- compare
 
-    def compare(a: Sequence[Audit], b: Sequence[Audit], base: Audit | None) -> str:
-        given.append(([x.headline for x in a], [x.headline for x in b], base and base.headline))
-        return "result"
 
-    engine_side, report_side = ModuleType("rlmon.audit.compare"), ModuleType("rlmon.report.compare")
-    engine_side.compare = compare  # type: ignore[attr-defined]
-    for form in ("terminal", "markdown", "json", "html"):
-        setattr(report_side, form, lambda result, form=form: f"{result} as {form}")
-    monkeypatch.setitem(sys.modules, "rlmon.audit.compare", engine_side)
-    monkeypatch.setitem(sys.modules, "rlmon.report.compare", report_side)
-    monkeypatch.setattr("rlmon.report.compare", report_side, raising=False)
+def test_compare_hands_over_every_seed(rlmon: Rlmon, audits: dict[str, Any], tmp_path: Path) -> None:
+    names = ("a-seed1", "a-seed2", "a-seed3", "b-seed1", "b-seed2", "base")
+    for name in names:
+        audits[name] = named(make_audit.collapsed(60) if name[0] == "a" else make_audit.healthy(60), name)
+    page = tmp_path / "deep" / "c.html"
+    left = rlmon(
+        "compare", "a-seed1,a-seed2", "b-seed1", "--a", "a-seed3", "--b", "b-seed2", "--base", "base",
+        "--reader", "trl", "--html", page,
+    )  # fmt: skip
+    assert (left.code, left.err) == (0, f"The page is {page}.\n")
+    assert left.out.startswith(" DIFFERENT ")
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert [p.name for p in page.parent.iterdir()] == ["c.html"]
+    assert [path for path, _ in audits["asked"]] == ["a-seed1", "a-seed2", "a-seed3", "b-seed1", "b-seed2", "base"]
+    assert all(settings["reader"] == "trl" for _, settings in audits["asked"])
+    result = json.loads(
+        rlmon("compare", "a-seed1,a-seed2", "b-seed1,b-seed2", "--base", "base", "--format", "json").out
+    )
+    assert (result["a"]["runs"], result["b"]["runs"]) == (["a-seed1", "a-seed2"], ["b-seed1", "b-seed2"])
+    assert (result["a"]["name"], result["b"]["name"]) == ("a", "b")
+    assert result["base"] == "the first steps of base"
 
-    left = rlmon("compare", "a1,a2", "b1", "--a", "a3", "--b", "b2", "--base", "base", "--html", tmp_path / "c.html")
-    assert left == (0, "result as terminal\n", f"The page is {tmp_path / 'c.html'}.\n")
-    assert (tmp_path / "c.html").read_text() == "result as html"
-    assert rlmon("compare", "a1", "b1", "--format", "json").out == "result as json\n"
-    assert rlmon("compare", "a1", "b1", "--format", "markdown").out == "result as markdown\n"
-    assert given == [(["a1", "a2", "a3"], ["b1", "b2"], "base"), (["a1"], ["b1"], None), (["a1"], ["b1"], None)]
-    audits["b1"] = ReadError("nothing there")
-    assert rlmon("compare", "a1", "b1") == (2, "", "rlmon: nothing there\n")
+
+def named(audit: Audit, source: str) -> Audit:
+    return dataclasses.replace(audit, run=dataclasses.replace(audit.run, source=source))
+
+
+def test_compare_in_every_form(rlmon: Rlmon, audits: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    audits["plain"], audits["kl"] = make_audit.collapsed(60), make_audit.healthy(60)
+    monkeypatch.setenv("COLUMNS", "120")
+    rich = rlmon("compare", "plain", "kl").out
+    assert "A plain" in rich
+    assert "\x1b" not in rich
+    assert max(map(len, rich.split("\n"))) > 100
+    markdown = rlmon("compare", "plain", "kl", "--format", "markdown").out
+    assert markdown.startswith("## 🟡 rlmon compare: DIFFERENT\n")
+    assert json.loads(rlmon("compare", "plain", "kl", "--format", "json").out)["tool"] == "rlmon"
+    assert rlmon("compare", "kl", "kl").out.startswith(" EQUAL ")
+
+
+@pytest.mark.parametrize("form", ["rich", "json", "markdown"])
+def test_a_hostile_run_compared(rlmon: Rlmon, audits: dict[str, Any], form: str) -> None:
+    audits["x"] = make_audit.hostile()
+    left = rlmon("compare", "x", "y", "--format", form)
+    assert (left.code, left.err) == (0, "")
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", left.out)
+
+
+def test_a_side_that_cannot_be_read_is_one_line(rlmon: Rlmon, audits: dict[str, Any]) -> None:
+    audits["b"] = ReadError("nothing there")
+    assert rlmon("compare", "a", "b") == (2, "", "rlmon: nothing there\n")
+    assert rlmon("compare", ",", "b")[:2] == (2, "")
+
+
+def test_two_files_of_rows_compared(files: Path, tmp_path: Path) -> None:
+    page = tmp_path / "c.html"
+    done = subprocess_of("compare", files / "healthy.jsonl", files / "collapsed.jsonl", *MAP, "--html", page)
+    assert (done.returncode, done.stderr.decode()) == (0, f"The page is {page}.\n")
+    screen = " ".join(done.stdout.decode().split())
+    # Three formats in equal parts, or one alone from step 20 on.
+    assert re.match(r"DIFFERENT healthy\.jsonl ends with (2\.9\d|3\.00) of (2\.9\d|3\.00) effective formats "
+                    r"where collapsed\.jsonl has 1\.00; they part at step (19|2[0-4]);", screen)  # fmt: skip
+    assert "data" in page.read_text(encoding="utf-8")

@@ -25,6 +25,8 @@ EXPANDED_BYTES = 1 << 30
 VALUES = 50_000_000
 """Values of one column that are read at once, at most."""
 LABEL_CHARACTERS = 80
+PARSED_BYTES = 512 << 20
+"""What one JSON value takes in memory, at most, by an estimate that errs upwards."""
 
 
 def inside(root: Path, path: Path) -> bool:
@@ -113,6 +115,14 @@ def _read_carefully(path: Path, file: pq.ParquetFile, groups: list[int], columns
                 )
             )
     return pa.Table.from_batches(batches, schema=None if batches else pa.schema(list(kinds.items())))
+
+
+def loads(text: str, **options: Any) -> Any:
+    """``json.loads``. Raises ``ReadError`` for a value that might take more than ``PARSED_BYTES``: an object of eight
+    characters is kept in 250 bytes, so a file within all other limits could fill the memory thirty times over."""
+    if 256 * text.count("{") + 96 * text.count("[") + 64 * text.count(",") > PARSED_BYTES:
+        raise ReadError("has too many objects in one JSON value; write a JSON object a line (.jsonl)")
+    return json.loads(text, **options)
 
 
 def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:

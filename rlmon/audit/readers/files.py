@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,10 +30,10 @@ CUT_WORDS = frozenset({"length", "max_tokens", "max_length", "truncated", "max_n
 BLOCK_BYTES = 8 << 20
 LINE_BYTES = 64 << 20
 """A line that is longer is passed over and counted."""
-JSON_BYTES = 512 << 20
-EXPANSION = 1_000
+JSON_BYTES = 128 << 20
+EXPANSION = 100
 """A compressed file that gives more than this times its size, and more than ``FREE_BYTES``, is not read on."""
-FREE_BYTES = 256 << 20
+FREE_BYTES = 64 << 20
 STEP_LIMIT = 1 << 53
 
 
@@ -218,8 +217,12 @@ def _chunks(part: Part, packed: str, size: int) -> Iterator[bytes | ReadError]:
             if held < size:
                 return
             if total > limit:
-                yield ReadError(f"expands to more than {limit >> 20} MiB from {part.bytes} bytes")
+                yield ReadError(_expands(part, limit))
                 return
+
+
+def _expands(part: Part, limit: int) -> str:
+    return f"expands to more than {limit >> 20} MiB from {part.bytes} bytes; decompress it if that is what it should do"
 
 
 def record_of(line: bytes) -> dict[str, Any] | None:
@@ -229,8 +232,8 @@ def record_of(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         # A damaged byte is a damaged character, as in Parquet, and not a lost row.
-        value = json.loads(line.decode("utf-8", "replace"))
-    except (ValueError, RecursionError, MemoryError):
+        value = columns.loads(line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError, MemoryError, ReadError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -336,7 +339,7 @@ def json_records(part: Part, packed: str) -> list[dict[str, Any]]:
         raw = stream.read(limit + 1)
     if len(raw) > limit:
         raise ReadError(f"has more than {limit >> 20} MiB; write a JSON object a line (.jsonl)")
-    value = json.loads(raw)
+    value = columns.loads(raw.decode("utf-8", "replace"))
     if isinstance(value, dict) and isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):
         names = [str(name) for name in value["columns"]]
         return [dict(zip(names, row, strict=False)) for row in value["data"] if isinstance(row, list)]

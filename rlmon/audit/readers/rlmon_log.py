@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlmon.audit.run import Lack, OpenedRun, RowBatch
+from rlmon.audit.run import OpenedRun, RowBatch
 from rlmon.errors import RLMonError, RunLogError
 from rlmon.runlog import open_run as open_log
 from rlmon.runlog.layout import RUN_FILE
@@ -55,9 +55,6 @@ def open_run(path: Path) -> OpenedRun:
     log = open_log(path)
     header = log.header
     store_text = str(header.config.get("rlmon_store_text", "full"))
-    lacks: dict[Lack, str] = {}
-    if store_text == "off":
-        lacks["completions"] = "rlmon_store_text was off: neither text nor sketches were kept; set it to full or hash"
     return OpenedRun(
         reader=NAME,
         run_id=log.run_id,
@@ -65,7 +62,6 @@ def open_run(path: Path) -> OpenedRun:
         shards=_shards(log.path, log.row_files()),
         config=dict(header.trainer_config),
         group_size=header.group_size,
-        lacks=lacks,
         notes=[]
         if store_text == "full"
         else [f"rlmon_store_text was {store_text}: there is no text to show or compare"],

@@ -8,7 +8,6 @@ say whether anything was generated since the table before. So each row is counte
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from rlmon.audit.readers import columns
 from rlmon.audit.run import ROWS, Lack, RowBatch
+from rlmon.errors import ReadError
 from rlmon.metrics.prompts import SOURCE_COLUMNS, prompt_identity
 
 MAX_TABLE_BYTES = 256 << 20
@@ -175,8 +175,8 @@ def parse_json(content: bytes | str) -> Any:
     try:
         text = content if isinstance(content, str) else content.decode("utf-8", "replace")
         # One object for every NaN, so that equal rows compare as equal.
-        return json.loads(text, parse_constant=_CONSTANTS.__getitem__)
-    except (ValueError, RecursionError, MemoryError) as error:
+        return columns.loads(text, parse_constant=_CONSTANTS.__getitem__)
+    except (ValueError, RecursionError, MemoryError, ReadError) as error:
         raise UnreadableTable(f"damaged JSON: {error or type(error).__name__}") from error
 
 

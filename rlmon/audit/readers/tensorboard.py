@@ -21,6 +21,7 @@ from rlmon.errors import ReadError
 
 NAME = "tensorboard"
 MAX_RECORD_BYTES = 64 << 20
+MAX_SETTINGS_BYTES = 1 << 20
 NO_TEXT = (
     "TensorBoard files hold no completions; with log_completions=True TRL keeps completions/*.parquet in its output "
     "folder, and RLMon(trainer) keeps its own log"
@@ -271,6 +272,8 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 def _settings(text: bytes) -> dict[str, Any]:
     """The trainer's settings out of the text that transformers writes."""
+    if len(text) > MAX_SETTINGS_BYTES:
+        return {}
     try:
         settings = json.loads(text)
     except (ValueError, RecursionError):

@@ -10,7 +10,6 @@ happened is known from ``log_history``: the entry of a step has ``reward`` only 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rlmon.audit.aliases import LARGEST
 from rlmon.audit.readers import columns
 from rlmon.audit.run import Lack, OpenedRun, RowBatch
 from rlmon.errors import ReadError
@@ -33,7 +33,7 @@ CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})", re.ASCII)
 REWARD = re.compile(r"(?:eval_)?rewards/(.+)/mean", re.DOTALL)
 SHARD_BYTES = 8_000_000
 SHARD_FILES = 64
-STATE_BYTES = 1 << 29
+STATE_BYTES = 1 << 28
 EVAL_FILES = 4
 """Files of evaluations that are compared to find out how many of their rows are an evaluation's."""
 TOLERANCE = 2e-5
@@ -194,7 +194,7 @@ def _state(root: Path, notes: list[str]) -> dict[str, Any]:
         try:
             if place.stat().st_size > STATE_BYTES:
                 raise ValueError(f"more than {STATE_BYTES >> 20} MiB")
-            state = json.loads(place.read_bytes(), parse_int=_integer)
+            state = columns.loads(place.read_text(encoding="utf-8", errors="replace"), parse_int=_integer)
             if not isinstance(state, dict):
                 raise ValueError("no JSON object")
         except (OSError, ValueError, RecursionError, MemoryError) as problem:
@@ -318,7 +318,7 @@ def _weights(
     steps = [step for step in logged if all(step in mean for mean in means)]
     matrix = np.array([[mean[step] for mean in means] for step in steps], np.float64).reshape(len(steps), len(names))
     target = np.array([logged[step] for step in steps], np.float64)
-    finite = np.isfinite(target) & np.isfinite(matrix).all(axis=1)
+    finite = (np.abs(target) <= LARGEST) & (np.abs(matrix) <= LARGEST).all(axis=1)
     matrix, target = matrix[finite], target[finite]
 
     def agrees(weights: Sequence[float]) -> bool:

@@ -108,6 +108,27 @@ def test_weight_of_lone_successes_against_a_slow_loop() -> None:
     assert found[0] == 0.0, "nothing is known of any prompt before the first step"
 
 
+def test_evaluations_are_no_attempts_and_a_prompt_of_two_sources_counts_in_each() -> None:
+    def visit(step: int, source: str, wins: int, split: str = "train") -> list[dict[str, Any]]:
+        return [
+            {
+                "step": step, "split": split, "prompt": "p", "completion": "7", "group": f"{split}{source}",
+                "source": source, "reward": float(i < wins), "advantage": 1.0,
+            }
+            for i in range(8)
+        ]  # fmt: skip
+
+    # Three visits without a success, then a lone one: hard in its source by then, whatever an evaluation says.
+    hard = [row for step in (1, 2, 3) for row in visit(step, "a", 0)] + visit(4, "a", 1)
+    line = line_of(table(hard))
+    assert line.series["rlmon/group/lone_success_weight"].tolist() == [0.0, 0.0, 0.0, 0.125]
+    solved_in_eval = line_of(table([*hard, *visit(3, "a", 8, "eval")]))
+    assert solved_in_eval.series["rlmon/group/lone_success_weight"].tolist() == [0.0, 0.0, 0.0, 0.125]
+    # In another source it was never tried.
+    elsewhere = line_of(table([*hard[:-8], *visit(4, "b", 1)]))
+    assert elsewhere.series["rlmon/group/lone_success_weight"].tolist() == [0.0] * 4
+
+
 def test_without_advantages_there_is_no_weight() -> None:
     found = counted(draw(0, steps=3))
     at = np.zeros(len(found.groups["step"]), dtype=np.int64)
