@@ -5,10 +5,12 @@ Every reader is a module with ``NAME``, ``recognises(path)`` (names and a few by
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from rlmon.audit.readers import mapped, rlmon_log, tensorboard, trackio, trl, wandb
 from rlmon.audit.readers.columns import inside
@@ -72,7 +74,8 @@ def _recognised_run(path: Path) -> OpenedRun:
     notes: list[str] = []
     for module, place in found or ([(mapped, path)] if mapped.recognises(path) else []):
         try:
-            run: OpenedRun = module.open_run(place)
+            # TRL's own files do not hold its settings; a logger beside them does.
+            run: OpenedRun = trl.open_run(place, _settings_beside(found)) if module is trl else module.open_run(place)
         except RLMonError as problem:
             failed.append(problem)
             notes.append(f"{module.NAME} was here too, but: {problem}")
@@ -84,6 +87,17 @@ def _recognised_run(path: Path) -> OpenedRun:
     if failed:
         raise failed[0]
     raise ReadError(_nothing_readable(path))
+
+
+def _settings_beside(found: Sequence[tuple[ModuleType, Path]]) -> Mapping[str, Any]:
+    """The trainer's settings as the first tracker kept them; empty where none can be read."""
+    for module, place in found:
+        if module in (wandb, trackio):
+            with contextlib.suppress(RLMonError):
+                run: OpenedRun = module.open_run(place)
+                if run.config:
+                    return run.config
+    return {}
 
 
 def _by_name(path: Path, reader: str) -> OpenedRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rlmon.audit.readers import columns
 from rlmon.audit.run import OpenedRun, RowBatch
 from rlmon.errors import RLMonError, RunLogError
 from rlmon.runlog import open_run as open_log
-from rlmon.runlog.layout import RUN_FILE
+from rlmon.runlog.layout import EVENTS_FILE, MANIFEST_FILE, RUN_FILE, STEPS_FILE
 
 NAME = "rlmon"
 SHARD_BYTES = 8 << 20
@@ -38,6 +40,7 @@ class _Files:
         log = open_log(self.path)
         for name in self.names:
             try:
+                _own_file(self.path, self.path / "rollouts" / name)
                 table = log.rows_of(name, COLUMNS)
             except (OSError, pa.ArrowException, RLMonError) as error:
                 reason = f"{type(error).__name__}: {error}"
@@ -52,6 +55,10 @@ class _Files:
 
 def open_run(path: Path) -> OpenedRun:
     """The run in ``path``. Raises ``RunLogError`` or ``SchemaError`` where this version cannot read it."""
+    for folder in (path, path / "rlmon"):
+        for name in (RUN_FILE, STEPS_FILE, EVENTS_FILE, MANIFEST_FILE):
+            if os.path.lexists(folder / name):
+                _own_file(path, folder / name)
     log = open_log(path)
     header = log.header
     store_text = str(header.config.get("rlmon_store_text", "full"))
@@ -66,6 +73,14 @@ def open_run(path: Path) -> OpenedRun:
         if store_text == "full"
         else [f"rlmon_store_text was {store_text}: there is no text to show or compare"],
     )
+
+
+def _own_file(root: Path, file: Path) -> None:
+    """Raises ``RunLogError`` for a link that leads out of the run, and for a pipe, which would be read for ever."""
+    if not (file.is_file() and columns.inside(root, file)):
+        raise RunLogError(
+            f"{file} is no regular file inside {root}; rlmon did not write it. Remove it or copy the file."
+        )
 
 
 def _shards(path: Path, names: list[str]) -> list[_Files]:

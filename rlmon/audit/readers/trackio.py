@@ -105,7 +105,7 @@ def _data_bases(place: Path) -> list[Path]:
     else:
         found = sorted(place.glob("*.db")) or sorted(place.glob("trackio/*.db"))
         found = [file for file in found if not file.is_symlink() and not file.parent.is_symlink()]
-    return [file for file in found if _is_trackio(file)]
+    return [file for file in found if file.is_file() and _is_trackio(file)]
 
 
 def _is_trackio(path: Path) -> bool:

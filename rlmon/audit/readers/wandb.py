@@ -358,6 +358,8 @@ def _update(config: dict[str, Any], record: Any) -> None:
 
 def _is_history(path: Path) -> bool:
     """Whether a file holds a run's history: rows with W&B's own columns."""
+    if not path.is_file():
+        return False
     return {"_step", "_timestamp"} <= set(_history_columns(path)) or "train/global_step" in _history_columns(path)
 
 

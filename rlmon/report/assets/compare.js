@@ -201,7 +201,7 @@
     const draw = (wide) => {
       if (u) u.destroy();
       const dim = css("--dim"), axis = { stroke: dim, grid: { stroke: css("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui,sans-serif" };
-      const paint = SIDES.map((side) => css(`--${side}`)).reverse();
+      const paint = SIDES.map((side) => css(`--${side}`));
       u = new uPlot({
         width: wide, height: 180, padding: [8, 20, 0, 0],
         cursor: { drag: { x: false, y: false }, y: false, points: { size: 6 } }, legend: { show: false },
@@ -237,7 +237,7 @@
       now.replaceChildren(`step ${count(step)} `, ...tell(at(step)));
       if (u && !plot.matches(":hover")) u.setCursor({ left: u.valToPos(step, "x"), top: 10 }, false);
     }
-    cursors.push(follow);
+    
     plot.addEventListener("pointerleave", () => point(null));
     steerable(plot, joined[0], title, () => at(current).map((v, side) => `${spoken(side)} ${number(v)}`).join(", "));
     return [card, () => drawing(plot, draw)];
