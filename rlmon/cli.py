@@ -432,7 +432,7 @@ def compare(
     mapping: Annotated[str | None, typer.Option("--map", metavar="OUR=THEIRS,...", help=MAP_HELP)] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="As for `rlmon audit`.")] = None,
 ) -> None:
-    """What differs between two runs, or between two sets of seeds: endings, onsets, formats, examples side by side.
+    """What differs between two runs, or between two sets of seeds: where they part, how they end, what each lost.
 
     \b
     rlmon compare out/plain out/kl

@@ -106,10 +106,11 @@ def read_attempts(path: Path) -> tuple[Attempt, ...]:
         raise RunLogError(foreign)
     for entry in entries:
         try:
-            if not isinstance(entry.get("from_step"), (int, type(None))):
+            from_step = entry.get("from_step")
+            if from_step is not None and not (type(from_step) is int and abs(from_step) <= lines.MAX_INTEGER):
                 raise TypeError("from_step")
             header = schema.migrate_line("header", lines.restored(entry["header"]), str(file))
-            attempts.append(Attempt(header=lines.build(RunHeader, header), from_step=entry.get("from_step")))
+            attempts.append(Attempt(header=lines.checked(lines.build(RunHeader, header)), from_step=from_step))
         except (KeyError, TypeError, AttributeError) as error:
             raise RunLogError(foreign) from error
     return tuple(sorted(attempts, key=lambda attempt: attempt.header.attempt))

@@ -29,8 +29,6 @@ _ESCAPED_SURROGATE = "\\ud"
 _ESCAPED_MARK = json.dumps(MARK)[1:-1].encode("ascii")
 
 MAX_INTEGER = (1 << 63) - 1
-MAX_FLOAT = 3.4028234663852886e38
-"""Largest float32: no metric comes near, and the square of what is beyond overflows."""
 
 Record = TypeVar("Record")
 
@@ -179,12 +177,19 @@ def build(record_type: type[Record], values: Mapping[str, Any]) -> Record:
     if missing:
         lacking = ", ".join(missing)
         raise RunLogError(f"a {record_type.__name__} in the run log lacks {lacking}; rlmon did not write it.")
-    known = {name: values[name] for name in field_names(kind) if name in values}
-    for name, value in known.items():
-        if not _fits(value, _hints(kind)[name]):
-            shown = f"{value!r:.80}"
-            raise RunLogError(f"a {record_type.__name__} in the run log has {name}={shown}; rlmon did not write it.")
-    return record_type(**known)
+    return record_type(**{name: values[name] for name in field_names(kind) if name in values})
+
+
+def checked(record: Record) -> Record:
+    """The record, whose fields have the types of their annotations. ``RunLogError`` where one has not: a log may come
+    from anybody, and what is computed from it relies on them."""
+    kind: Any = type(record)
+    for name, kinds in _hints(kind).items():
+        value = getattr(record, name)
+        if not _fits(value, kinds):
+            said = f"{name}={value!r:.80}"
+            raise RunLogError(f"a {kind.__name__} in the run log has {said}; rlmon did not write it.")
+    return record
 
 
 @cache
@@ -237,7 +242,7 @@ def _fits(value: Any, kinds: _Kinds | None) -> bool:
 def _in_range(value: Any) -> bool:
     if type(value) is int:
         return -MAX_INTEGER <= value <= MAX_INTEGER
-    return type(value) is not float or -MAX_FLOAT <= value <= MAX_FLOAT
+    return type(value) is not float or math.isfinite(value)
 
 
 def build_step(values: Mapping[str, Any]) -> StepRecord:
@@ -249,3 +254,10 @@ def build_step(values: Mapping[str, Any]) -> StepRecord:
         raise RunLogError(f"a StepRecord in the run log has rounds={rounds!r:.80}; rlmon did not write it.")
     built = tuple(build(Block, block) for block in blocks)
     return build(StepRecord, {**values, "rounds": tuple(rounds), "blocks": built})
+
+
+def checked_step(record: StepRecord) -> StepRecord:
+    """As ``checked``, its blocks too."""
+    for block in record.blocks:
+        checked(block)
+    return checked(record)

@@ -73,7 +73,7 @@ class Run:
         """The StepRecords in the order in which they were written. Raises ``SchemaError`` for a newer schema."""
         last = None if all_attempts else self._last_steps()
         for values in self._objects(layout.STEPS_FILE, "step"):
-            record = lines.build_step(values)
+            record = lines.checked_step(lines.build_step(values))
             if last is None or record.step <= last.get(record.attempt, -math.inf):
                 yield record
 
@@ -92,7 +92,7 @@ class Run:
         """The events in the order in which they were written."""
         last = None if all_attempts else self._last_steps()
         for values in self._objects(layout.EVENTS_FILE, "event"):
-            event = lines.build(Event, values)
+            event = lines.checked(lines.build(Event, values))
             step = event.payload.get("step")
             if last is not None:
                 limit = last.get(event.attempt, -math.inf)
@@ -108,17 +108,25 @@ class Run:
     @property
     def findings(self) -> list[Finding]:
         """What the detectors said, in order."""
-        return [lines.build(Finding, event.payload) for event in self.iter_events() if event.kind == "finding"]
+        return [
+            lines.checked(lines.build(Finding, event.payload))
+            for event in self.iter_events()
+            if event.kind == "finding"
+        ]
 
     @property
     def actions(self) -> list[Action]:
         """Phases of interventions, in order."""
-        return [lines.build(Action, event.payload) for event in self.iter_events() if event.kind == "action"]
+        return [
+            lines.checked(lines.build(Action, event.payload)) for event in self.iter_events() if event.kind == "action"
+        ]
 
     @property
     def faults(self) -> list[Fault]:
         """Where the monitor itself failed, in order."""
-        return [lines.build(Fault, event.payload) for event in self.iter_events() if event.kind == "fault"]
+        return [
+            lines.checked(lines.build(Fault, event.payload)) for event in self.iter_events() if event.kind == "fault"
+        ]
 
     # ---- rows
 

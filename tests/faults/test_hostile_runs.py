@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import sqlite3
 import struct
 from collections.abc import Callable, Mapping
@@ -283,8 +284,9 @@ def test_rewards_that_are_no_numbers(kind: str, audit: Audit, tmp_path: Path) ->
             check = check_of(found, "non-finite")
             assert check["status"] == "fail"
             if kind == "jsonl":
-                # 384 rows, 5 of every 7 are not finite: 54 sevens and 6 more, of which 5.
-                assert check["value"] == 54 * 5 + 5
+                # At step 0, where it is seen first: of 16 rows the 5th, 6th, 12th and 13th are finite. A value beyond
+                # float32 counts as infinite: there it is, for the trainer.
+                assert (check["first_step"], check["value"]) == (0, 12)
 
 
 STEPS: Mapping[str, tuple[Callable[[int], Any], int]] = {
@@ -468,17 +470,19 @@ def test_deeply_nested_json(opening: str, audit: Audit, tmp_path: Path) -> None:
     assert "could not be read" in " ".join(as_json(audit(state, "--format", "json"))["run"]["notes"])
 
 
-def test_a_line_of_64_megabytes(audit: Audit, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mebibytes", "damaged"), [(64, 0), (100, 1)])
+def test_a_line_of_64_megabytes(mebibytes: int, damaged: int, audit: Audit, tmp_path: Path) -> None:
     run = hostile.write_lines(tmp_path / "rows.jsonl", hostile.rows("sum"))
     last = json.dumps(hostile.rows("sum")[-1]) + "\n"
     with run.open("a") as file:
         file.write('{"step": 3, "completion": "')
-        for _ in range(64):
+        for _ in range(mebibytes):
             file.write("a" * (1 << 20))
         file.write('"}\n')
         file.write(last)
     coverage = as_json(audit(run, "--format", "json"))["run"]["coverage"]
-    assert (coverage["rows"], coverage["damaged_rows"]) == (385, 1)
+    # What stands behind a line that is passed over is read again.
+    assert (coverage["rows"], coverage["damaged_rows"]) == (386 - damaged, damaged)
 
 
 def varint(value: int) -> bytes:
@@ -733,18 +737,66 @@ def test_events_at_steps_beyond_all_numbers(audit: Audit, tmp_path: Path) -> Non
             as_json(left)
 
 
-def test_an_rlmon_log_with_a_hostile_header(audit: Audit, tmp_path: Path) -> None:
-    run = tmp_path / "rlmon"
-    run.mkdir()
-    for content in (
-        "",
-        "[" * 100_000,
-        '{"__proto__": {}}',
-        "null",
-        '{"schema_version": 1e999}',
-        "\x1b[2J",
-        "NaN",
-        "{}",
-    ):
-        (run / "run.json").write_text(content)
-        assert audit(run).code == 2
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A copy of an rlmon log."""
+    folder = tmp_path / "rlmon"
+    shutil.copytree(GOLDEN.parent / "runlog-schema-1", folder)
+    return folder
+
+
+def test_an_rlmon_log_with_a_hostile_header(audit: Audit, log: Path) -> None:
+    assert audit(log, "--format", "json").code == 0
+    contents = ("", "[" * 100_000, '{"__proto__": {}}', "null", '{"schema_version": 1e999}', "\x1b[2J", "NaN", "{}")
+    for content in contents:
+        (log / "run.json").write_text(content)
+        assert audit(log).code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("step", "4"), ("step", 2**63), ("step", [1]), ("attempt", {}), ("completions", "many"), ("metrics", [1]),
+        ("metrics", {"rlmon/entropy/mean": {"a": 1}}), ("metrics", {"rlmon/entropy/mean": 10**400}), ("blocks", 3),
+        ("blocks", [{"source": [], "prompts": "x", "completions": {}, "stats": None}]), ("rounds", 1.5),
+        ("faults", {"x": "y"}), ("time_unix_seconds", "\x1b[2J"),
+    ],
+)  # fmt: skip
+def test_an_rlmon_log_with_records_of_other_types(name: str, value: Any, audit: Audit, log: Path) -> None:
+    lines = (log / "steps.jsonl").read_text().splitlines()
+    lines[-1] = json.dumps(json.loads(lines[-1]) | {name: value})
+    (log / "steps.jsonl").write_text("\n".join(lines) + "\n")
+    left = audit(log, "--format", "json")
+    assert left.code == 2
+    assert "rlmon did not write it" in left.err
+
+
+@pytest.mark.parametrize("name", ["run.json", "steps.jsonl", "events.jsonl", "manifest.json"])
+def test_an_rlmon_log_with_links_and_pipes(name: str, audit: Audit, log: Path, tmp_path: Path) -> None:
+    kept = (log / name).read_bytes()
+    (tmp_path / "secret").write_bytes(kept)
+    (log / name).unlink()
+    (log / name).symlink_to(tmp_path / "secret")
+    assert audit(log).code == 2
+    if hasattr(os, "mkfifo"):
+        (log / name).unlink()
+        os.mkfifo(log / name)
+        assert audit(log).code == 2
+
+
+def test_an_rlmon_log_whose_manifest_leads_out_of_it(audit: Audit, log: Path, tmp_path: Path) -> None:
+    manifest = json.loads((log / "manifest.json").read_text())
+    segment = manifest["folders"]["rollouts"]["segments"][0]
+    (log / "rollouts" / segment).rename(tmp_path / "segment-1.parquet")
+    (log / "rollouts" / "segment-").mkdir()
+    for name in ("../../segment-1.parquet", "segment-/../../../segment-1.parquet", str(tmp_path / "segment-1.parquet")):
+        manifest["folders"]["rollouts"]["segments"] = [name]
+        (log / "manifest.json").write_text(json.dumps(manifest))
+        left = audit(log, "--format", "json")
+        assert left.code == 2
+        assert "is no segment" in left.err
+    # As a link inside the folder it is passed over and counted.
+    manifest["folders"]["rollouts"]["segments"] = [segment]
+    (log / "manifest.json").write_text(json.dumps(manifest))
+    (log / "rollouts" / segment).symlink_to(tmp_path / "segment-1.parquet")
+    assert as_json(audit(log, "--format", "json"))["run"]["coverage"]["unreadable_files"] == 1

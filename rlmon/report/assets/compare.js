@@ -237,7 +237,7 @@
       now.replaceChildren(`step ${count(step)} `, ...tell(at(step)));
       if (u && !plot.matches(":hover")) u.setCursor({ left: u.valToPos(step, "x"), top: 10 }, false);
     }
-    
+    cursors.push(follow);
     plot.addEventListener("pointerleave", () => point(null));
     steerable(plot, joined[0], title, () => at(current).map((v, side) => `${spoken(side)} ${number(v)}`).join(", "));
     return [card, () => drawing(plot, draw)];

@@ -120,7 +120,8 @@ def test_p_is_students_at_every_degree() -> None:
 def test_sides_that_never_vary() -> None:
     apart, equal = only(ends([1.0, 1.0]), ends([2.0, 2.0])), only(ends([1.0, 1.0]), ends([1.0, 1.0]))
     assert (apart.p, apart.low, apart.high, apart.distinct) == (0.0, 1.0, 1.0, True)
-    assert (equal.p, equal.low, equal.high, equal.distinct) == (1.0, 0.0, 0.0, False)
+    # Nothing varies and nothing differs: there is nothing to test, and it costs the others no share of the error.
+    assert (equal.p, equal.low, equal.high, equal.distinct) == (None, 0.0, 0.0, False)
 
 
 def test_one_run_on_a_side_has_no_welch() -> None:
@@ -261,6 +262,15 @@ def test_holm_is_its_definition() -> None:
             rows = comparison._holm([dataclasses.replace(row, p=p, distinct=True) for p in ps])
             assert [one.distinct for one in rows] == [p <= 0.05 for p in adjusted(ps)]
             assert [one.p for one in rows] == ps
+
+
+def test_what_one_compares_runs_for_does_not_pay_for_other_curves() -> None:
+    [row] = compare(ends([1.0, 1.1]), ends([1.2, 1.4])).metrics
+    mine = dataclasses.replace(row, name="rlmon/format/effective", p=0.04)
+    others = [dataclasses.replace(row, name=f"other {i}", p=0.5) for i in range(50)]
+    # .04 <= .05 in a family of one; in one family of 51 it would have to be below .001.
+    assert [one.distinct for one in comparison._holm([mine, *others])] == [True] + [False] * 50
+    assert not any(one.distinct for one in comparison._holm([dataclasses.replace(mine, name="other"), *others]))
 
 
 def test_metrics_without_p_neither_count_nor_are_distinct() -> None:

@@ -186,7 +186,9 @@ def test_long_prompts_are_cut_and_the_smallest_keys_kept(monkeypatch: pytest.Mon
     rows = table([{"step": 1, "prompt": f"{n} " * 2_000, "completion": "1"} for n in range(10)])
     found = counted(rows)
     assert list(found.prompts) == sorted(set(found.groups["prompt"].tolist()))[:3]
-    assert all(text is not None and len(text) == counting.LISTED_PROMPT_CHARACTERS for _, text in found.prompts.values())
+    assert all(
+        text is not None and len(text) == counting.LISTED_PROMPT_CHARACTERS for _, text in found.prompts.values()
+    )
 
 
 def test_sources_are_given_or_frequent_templates() -> None:
