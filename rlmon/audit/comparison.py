@@ -11,7 +11,8 @@ With two runs or more on both sides it is Welch's, over runs.
 band, on one side, until the end. The band is the mean of the first steps, plus or minus ``BAND`` standard errors with
 the gap's long-run spread. On pairs of runs with the same AR(1) law (2,000 pairs, 200 steps, by
 ``benchmarks/departure_alarms.py``) it is found in .2 % or fewer, and p falls below .05 in 3 % or fewer, whatever the
-correlation between 0 and .9. Short and slow series mislead: with 60 steps and a correlation of .9 it is 11 % and 17 %.
+correlation between 0 and .9. Short and slow series mislead: at a correlation of .9 it is 6 % and 17 % with 60
+steps, 7 % and 36 % with 30.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ EARLY_STEPS = 8
 BAND = 2.5
 LEAST_STEPS = 20
 """A departure is looked for where at least this many steps are common."""
+ENOUGH_STEPS = 90
+"""With fewer the band is wider in proportion: a short series says too little about its own slowness."""
 LEAST_STAY = 0.1
 """It must last for this share of the common steps."""
 FIRST_METRICS = (
@@ -208,6 +211,8 @@ def compare(
     longest = max(len(run.steps) for run in (*a, *b))
     if steps.size < longest:
         notes.append(f"{steps.size} steps are common to all runs; the longest run has {longest}.")
+    if steps.size < ENOUGH_STEPS and (len(a) == 1 or len(b) == 1):
+        notes.append(f"{steps.size} steps are few: where a metric moves slowly its interval is too narrow.")
     if len(a) == 1 or len(b) == 1:
         notes.append(
             "With one run on a side the intervals cover the noise of sampling, not that of seeds: give several seeds "
@@ -284,6 +289,7 @@ def _metric(name: str, a: Sequence[Audit], b: Sequence[Audit]) -> MetricDifferen
     several = len(a) >= 2 and len(b) >= 2
     error, degrees = _welch(ends_a, ends_b) if several else _of_steps(gap, last)
     reach = None if error is None else _t_reach(degrees) * error
+    p = None if difference == 0.0 and error == 0.0 else _p(difference, error, degrees)
     early = _early(count)
     noise = float(np.sqrt(np.mean([_noise(values[:early]) ** 2 for values in (*left, *right)])))
     any_run = a[0].metrics.get(name)
@@ -297,10 +303,11 @@ def _metric(name: str, a: Sequence[Audit], b: Sequence[Audit]) -> MetricDifferen
         difference=difference,
         low=None if reach is None else difference - reach,
         high=None if reach is None else difference + reach,
-        p=None if difference == 0.0 and error == 0.0 else _p(difference, error, degrees),
+        p=p,
         distinct=False,
         effect=difference / noise if noise > 0 else None,
-        departure_step=departure(steps, gap),
+        # The mean gap of few runs drifts with its seeds: a departure counts where the runs differ in the end.
+        departure_step=departure(steps, gap) if not several or (p is not None and p < 1.0 - LEVEL) else None,
         common_steps=int(count),
         method="runs" if several else "steps",
     )
@@ -412,7 +419,7 @@ def departure(steps: Ints, gap: Floats) -> int | None:
     spread, correlation = _long_run(gap)
     long_run = spread * math.sqrt((1.0 + correlation) / (1.0 - correlation))
     middle = float(gap[:early].mean())
-    band = BAND * long_run * math.sqrt(1.0 / SMOOTHING_STEPS + 1.0 / early)
+    band = BAND * max(1.0, ENOUGH_STEPS / count) * long_run * math.sqrt(1.0 / SMOOTHING_STEPS + 1.0 / early)
     sums = np.concatenate([[0.0], np.cumsum(gap - middle)])
     ends = np.arange(1, count + 1)
     begins = np.maximum(0, ends - SMOOTHING_STEPS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -134,9 +135,28 @@ def _facts(case: Case, judged: Judged, source: str) -> RunFacts:
         group_size=size,
         coverage=coverage,
         baseline=base,
-        config=dict(case.run.config),
+        config=without_secrets(case.run.config),
         notes=list(case.run.notes),
     )
+
+
+_SECRET = re.compile(
+    r"(?i)api_?key|secret|passw|credential|private_key|\A(?:hub|hf|api|auth|use_auth|access|bearer|refresh|session)?_?token\Z"
+)
+HIDDEN = "(hidden)"
+
+
+def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the values of passwords, keys and tokens hidden: results are printed, mailed and kept by CI."""
+    shown: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            shown[key] = without_secrets(value)
+        elif _SECRET.search(str(key)) and value not in (None, "", True, False):
+            shown[key] = HIDDEN
+        else:
+            shown[key] = value
+    return shown
 
 
 def _summary(case: Case, name: str, values: Sequence[float | None]) -> MetricSummary:

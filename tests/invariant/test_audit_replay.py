@@ -115,6 +115,11 @@ def test_an_audit_says_what_the_monitor_said(tmp_path: Path, text: str) -> None:
     if text != "full":
         assert all(sample.completion is None for sample in audit.samples)
         assert "rlmon_store_text" in (words.reason or "")
+    # Templates and answers are kept as keyed hashes, unless nothing was to be kept.
+    for check_id in ("correct-diversity", "answer-diversity"):
+        keyed = check(audit, check_id)
+        assert (keyed.status == "skip") == (text == "off"), keyed.reason
+        assert keyed.status != "skip" or "rlmon_store_text was off" in (keyed.reason or "")
 
 
 def test_the_curves_of_a_log_are_those_of_the_monitor_and_of_its_rows(original: Path) -> None:

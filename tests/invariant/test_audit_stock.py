@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.trl]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seed 0 of every arm with every logger, as TRL leaves it; ``RLMON_STOCK_RUNS`` names finished ones."""
-    if made := os.environ.get("RLMON_STOCK_RUNS"):
+    """Seed 0 of every arm with every logger, as TRL leaves it; ``TEST_STOCK_RUNS`` names finished ones."""
+    if made := os.environ.get("TEST_STOCK_RUNS"):
         return Path(made)
     folder = tmp_path_factory.mktemp("stock")
     command = [sys.executable, str(BENCHMARKS / "stock_runs.py"), "--out", str(folder), "--seeds", "0"]

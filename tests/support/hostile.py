@@ -1,8 +1,8 @@
 """Runs that somebody wrote to do harm, and the command line run on them under measurement.
 
-Run as a program it is a small parent that measures: ``python hostile.py TIMEOUT OUT COMMAND...`` writes seconds, peak
-resident bytes and the exit code of the command as JSON to ``OUT``. (Memory that a process had before it became the
-command counts for the command: started from pytest, that would be pytest's.)
+Run as a program it is a small parent that measures: ``python hostile.py TIMEOUT OUT COMMAND...`` writes processor
+seconds, peak resident bytes and the exit code of the command as JSON to ``OUT``. (Memory that a process had before it
+became the command counts for the command: started from pytest, that would be pytest's.)
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 20.0
+PROCESSOR_SECONDS = 20.0
+"""Processor time, so that a busy machine does not fail the tests."""
+KILLED_AFTER_SECONDS = 120.0
 RESIDENT_BYTES = 1 << 30
 FORMATS = ("rich", "json", "markdown", "junit", "github")
 STEPS, PROMPTS, SIZE = 24, 4, 4
@@ -32,22 +33,22 @@ class Left:
     code: int
     out: str
     err: str
-    seconds: float
+    processor_seconds: float
     resident_bytes: int
 
 
 def run(*arguments: str | Path, folder: Path, **environment: str) -> Left:
-    """``python -m rlmon.cli ARGUMENTS`` in ``folder``; killed after twice the time that it may take."""
+    """``python -m rlmon.cli ARGUMENTS`` in ``folder``; killed after ``KILLED_AFTER_SECONDS``, whatever it waits for."""
     report, out, err = (folder / f".measured.{name}" for name in ("json", "out", "err"))
     command = [sys.executable, "-W", "error", "-m", "rlmon.cli", *map(str, arguments)]
     with out.open("wb") as stdout, err.open("wb") as stderr:
         subprocess.run(
-            [sys.executable, "-S", __file__, str(2 * SECONDS), str(report), *command],
+            [sys.executable, "-S", __file__, str(KILLED_AFTER_SECONDS), str(report), *command],
             cwd=folder,
             env={
                 **{key: value for key, value in os.environ.items() if key not in ("COLUMNS", "FORCE_COLOR")},
                 "PYTHONPATH": str(ROOT),
-                "RLMON_TRACEBACK": "1",
+                "TRACEBACK": "1",
                 "PYTHONIOENCODING": "utf-8",
                 **environment,
             },
@@ -134,7 +135,6 @@ def valid(value: Any) -> Any:
 
 
 def _measure(limit: float, report: str, command: Sequence[str]) -> None:
-    began = time.monotonic()
     process = subprocess.Popen(command)
     try:
         process.wait(limit)
@@ -147,7 +147,7 @@ def _measure(limit: float, report: str, command: Sequence[str]) -> None:
         json.dumps(
             {
                 "code": process.returncode,
-                "seconds": time.monotonic() - began,
+                "processor_seconds": used.ru_utime + used.ru_stime,
                 "resident_bytes": used.ru_maxrss * kibibyte,
             }
         )

@@ -159,9 +159,9 @@ def test_a_mistake_of_ours_is_one_line_and_never_a_verdict(
     assert (left.code, left.out) == (2, "")
     assert left.err == (
         "rlmon: a mistake of rlmon's own, please report it: ZeroDivisionError: division by zero "
-        "(RLMON_TRACEBACK=1 shows where)\n"
+        "(TRACEBACK=1 shows where)\n"
     )
-    monkeypatch.setenv("RLMON_TRACEBACK", "1")
+    monkeypatch.setenv("TRACEBACK", "1")
     monkeypatch.setattr(sys, "argv", ["rlmon", "audit", "x"])
     with pytest.raises(ZeroDivisionError):
         cli.main()

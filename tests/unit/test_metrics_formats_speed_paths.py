@@ -18,9 +18,9 @@ from rlmon.metrics.formats import mask_template, opening_tokens
 from rlmon.records import Block, StepRecord
 
 pieces = st.sampled_from(
-    ["\x01", "\x02", "\x00", "\x7f", "A", "Zed", "a_b", "_", "0", "12", "1,2.", ".5", "9.", "``", "```", "~", "\n~~~",
-     "<", "</", "<a", "</a>", "<a>", "</a b>", "<answer>", "\\", "\\boxed", "\\boxed{", "$", "$1$", "$$", "\\(", "\\[",
-     "\\frac{1}{2}", "}", " ", "\n", "\t", "'", '"', "é", "Ж", "٣", "\u2028"]
+    ["\x01", "\x02", "\x00", "\x7f", "A", "Zed", "a_b", "_", "0", "12", "1,2.", ".5", "9.", "``", "```", "~", "~~~",
+     "\n~~~", "<", "</", "<a", "</a>", "<a>", "</a b>", "<answer>", "\\", "\\box", "\\boxed", "\\boxed{", "$", "$1$",
+     "$$", "\\(", "\\[", "\\frac{1}{2}", "}", " ", "\n", "\t", "'", '"', "é", "Ж", "٣", "\u2028"]
 )  # fmt: skip
 ascii_texts = st.text(st.characters(codec="ascii"), max_size=60)
 texts = st.one_of(st.text(max_size=60), ascii_texts, st.lists(st.one_of(pieces, ascii_texts), max_size=12).map("".join))

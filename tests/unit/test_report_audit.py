@@ -80,7 +80,7 @@ def test_page_loads_nothing() -> None:
     page.encode("utf-8")
 
 
-@pytest.mark.parametrize("name", ["page.js", "audit.js", "demo.js"])
+@pytest.mark.parametrize("name", ["page.js", "audit.js", "compare.js", "demo.js"])
 def test_scripts_never_write_markup(name: str) -> None:
     script = (HERE / "assets" / name).read_text(encoding="utf-8")
     for way in (

@@ -43,10 +43,9 @@ def open_source(path: Path | str, reader: str | None = None, mapping: Mapping[st
     Raises ``ReadError`` where there is nothing, nothing readable, or no such reader, and what the reader raises.
     """
     path = Path(path)
-    # Behind :: stands one run of a trackio data base.
-    place = Path(str(path).partition("::")[0])
     try:
-        there = place.exists()
+        # Behind :: stands one run of a trackio data base, unless it is part of a name.
+        there = path.exists() or Path(str(path).rpartition("::")[0] or path).exists()
     except (OSError, ValueError) as problem:
         raise ReadError(f"{str(path)!r} cannot be looked at: {problem}.") from None
     if not there:

@@ -1,33 +1,14 @@
 "use strict";
 // Every string of a run reaches the page through textContent (el and svg in page.js); nothing here writes markup.
 (() => {
-  const { data, $, el, svg, table, css } = page;
-  const LEFT = 46, RIGHT = 14, SAMPLES_PER_PAGE = 8, TABLE_ROWS = 60;
+  const { data, $, el, svg, table, css, swatch, show, scroll, lazyTable } = page;
+  const { number, count, plural, share, shareBar, UNSEEN, HARMLESS, escaped, line } = page;
+  const { LEFT, RIGHT, view, cursors, drawings, point, steerable, hoverable, ticks, scaleX, place, drawing, nearest, evenly, stacked } = page;
+  const { undelta, valueAt, numbersTable, curve, mountCurves } = page;
+  const SAMPLES_PER_PAGE = 8;
   const WORDS = { fail: "FAIL", warn: "WARN", pass: "PASS", skip: "SKIP", error: "ERROR", insufficient: "TOO LITTLE DATA" };
   const word = (status) => (Object.hasOwn(WORDS, status) ? WORDS[status] : "?");
 
-  // Three significant digits; thousands set apart; a string (NaN, inf) as it is.
-  const number = (value) => {
-    if (value === null || value === undefined) return "–";
-    if (typeof value !== "number") return String(value);
-    const size = Math.abs(value);
-    if (size >= 1000) return Math.round(value).toLocaleString("en-US");
-    if (size !== 0 && size < 0.001) return value.toExponential(1);
-    return String(Number(value.toPrecision(3)));
-  };
-  const count = (value) => Number(value || 0).toLocaleString("en-US");
-  const plural = (n, one, many) => `${count(n)} ${n === 1 ? one : many}`;
-  // Characters that cannot be seen (escapes, direction overrides, lone surrogates) are shown by their numbers.
-  const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu, HARMLESS = new Set(["\n", "\t", "\u200c", "\u200d"]);
-  const escaped = (c) => {
-    const code = c.codePointAt(0);
-    return code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`;
-  };
-  const seen = (text) => String(text).replace(/\r\n/g, "\n").replace(UNSEEN, (c) => (HARMLESS.has(c) ? c : escaped(c)));
-  const line = (text, limit = 400) => {
-    const shown = seen(String(text).slice(0, limit)).replace(/\s+/g, " ");
-    return String(text).length > limit ? `${shown}…` : shown;
-  };
   function rich(text, search) {
     const parts = [], source = String(text).replace(/\r\n/g, "\n");
     const plain = (piece) => {
@@ -54,7 +35,6 @@
     return parts;
   }
   const badge = (status) => el("span", { class: `badge ${Object.hasOwn(WORDS, status) ? status : ""}` }, word(status));
-  const share = (value) => (value === null || value === undefined ? "–" : `${number(100 * value)} %`);
   function facts(value) {
     if (value === null || value === undefined) return "–";
     if (typeof value === "boolean") return value ? "yes" : "no";
@@ -68,7 +48,6 @@
   const words = (key) => line(key, 80).replaceAll("_", " ");
   const pairs = (target, items) => target.append(...items.flatMap(([key, value]) => [el("dt", {}, words(key)), el("dd", {}, facts(value))]));
   const find = (items, key) => (items.find(([name]) => name === key) || [null, null])[1];
-  const show = (id) => { $(id).hidden = false; return $(id); };
 
   // ---- verdict
   const run = data.run;
@@ -181,7 +160,7 @@
       const rows = passed.map((check) => ({ cells: [el("span", {}, badge("pass"), ` ${line(check.title, 200)}`), el("span", {}, prose(check.message, 500), check.evidence.length ? el("details", {}, el("summary", {}, "Evidence"), evidence(check.evidence)) : ""),
         number(check.baseline), number(check.value), number(check.threshold), line(check.unit || "", 40)] }));
       $("checks-pass").append(el("h3", { class: "group" }, plural(passed.length, "check passed", "checks passed")),
-        el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Checks that passed" }, table(el("table"), ["check", "what was seen", "base", "now", "line", "unit"], rows, new Set([2, 3, 4]))));
+        scroll("Checks that passed", table(el("table"), ["check", "what was seen", "base", "now", "line", "unit"], rows, new Set([2, 3, 4]))));
     }
     if (skipped.length) {
       const reasons = new Map();
@@ -190,69 +169,6 @@
         el("ul", { class: "skips" }, ...[...reasons].map(([reason, checks]) => el("li", {}, badge("skip"), " ", el("b", {}, checks.map((check) => line(check.title, 200)).join(" · ")), el("p", {}, line(reason, 700))))));
     }
   }
-
-  // ---- one axis of steps for all figures
-  const [FIRST, LAST] = data.steps || [0, 1];
-  let [from, to] = [FIRST, Math.max(LAST, FIRST + 1)];
-  let current = null;
-  const cursors = [], drawings = [];
-  function point(step) {
-    current = step === null ? null : Math.round(Math.min(to, Math.max(from, step)));
-    cursors.forEach((cursor) => cursor(current));
-  }
-  function steerable(node, stops, title, words) {
-    // Arrow keys visit the steps that this figure has values for.
-    node.addEventListener("keydown", (event) => {
-      const here = stops().filter((step) => step >= from && step <= to);
-      if (event.key === "Escape") { point(null); return; }
-      const stride = { ArrowLeft: -1, ArrowRight: 1, PageUp: -Math.ceil(here.length / 10), PageDown: Math.ceil(here.length / 10), Home: -Infinity, End: Infinity }[event.key];
-      if (!stride || !here.length) return;
-      event.preventDefault();
-      const at = current === null ? (stride > 0 ? -1 : here.length) : stride > 0 ? here.findLastIndex((step) => step <= current) : here.findIndex((step) => step >= current);
-      point(here[Math.min(here.length - 1, Math.max(0, (at < 0 && stride < 0 ? here.length : at) + stride))]);
-      $("readout").textContent = `${title}, step ${current}: ${words()}`;
-    });
-  }
-  function hoverable(node, width) {
-    node.addEventListener("pointermove", (event) => {
-      const at = event.clientX - node.getBoundingClientRect().left;
-      point(from + ((to - from) * (at - LEFT)) / (width() - LEFT - RIGHT));
-    });
-    node.addEventListener("pointerleave", () => point(null));
-  }
-  const ticks = (room) => {
-    const widths = [1, 2, 5].flatMap((m) => [1, 10, 100, 1000, 10000, 100000, 1000000].map((p) => m * p)).sort((a, b) => a - b);
-    const width = widths.find((w) => (to - from) / w <= Math.max(2, room / 90)) || to - from;
-    const result = [];
-    for (let step = Math.ceil(from / width) * width; step <= to; step += width) result.push(step);
-    return result;
-  };
-  const scaleX = (width) => (step) => LEFT + ((width - LEFT - RIGHT) * (step - from)) / (to - from || 1);
-  function place(rule, step, width) {
-    if (!rule) return;
-    rule.style.visibility = step === null ? "hidden" : "visible";
-    if (step !== null) for (const side of ["x1", "x2"]) rule.setAttribute(side, scaleX(width)(step));
-  }
-  const nearest = (steps, step) => {
-    let low = 0, high = steps.length - 1;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (steps[middle] < step) low = middle + 1; else high = middle;
-    }
-    return low > 0 && step - steps[low - 1] <= steps[low] - step ? low - 1 : low;
-  };
-  const evenly = (length, most = TABLE_ROWS) => {
-    const picked = new Set();
-    for (let i = 0; i < Math.min(length, most); i++) picked.add(Math.round((i * (length - 1)) / Math.max(1, Math.min(length, most) - 1)));
-    return [...picked];
-  };
-  // A drawing made again whenever its width, the range or the colours change.
-  function drawing(holder, draw) {
-    const again = () => { if (holder.clientWidth) draw(holder.clientWidth); };
-    drawings.push(again);
-    new ResizeObserver(again).observe(holder);
-  }
-  const lazyTable = (details, fill) => details.addEventListener("toggle", () => { if (details.open && !details.querySelector("tbody")) fill(); });
 
   // ---- timeline
   const KINDS = { onset: "past its line from here", finding: "alarm", action: "intervention", fault: "fault of the monitor", note: "note" };
@@ -292,10 +208,10 @@
       laneList.forEach(([key, lane], i) => {
         const y = i * HEIGHT + 25;
         parts.push(svg("text", { class: "lane", x: LEFT, y: y - 11 }, line(key, 60)), svg("line", { class: "lane-line", x1: LEFT, x2: wide - RIGHT, y1: y, y2: y }));
-        if (lane.from !== null && lane.from <= to) parts.push(svg("rect", { class: `span-${lane.status}`, x: x(Math.max(from, lane.from)), y: y - 5, width: Math.max(2, wide - RIGHT - x(Math.max(from, lane.from))), height: 10, rx: 3 }));
+        if (lane.from !== null && lane.from <= view.to) parts.push(svg("rect", { class: `span-${lane.status}`, x: x(Math.max(view.from, lane.from)), y: y - 5, width: Math.max(2, wide - RIGHT - x(Math.max(view.from, lane.from))), height: 10, rx: 3 }));
         let busy = LEFT + 7 * Math.min(60, key.length);
         for (const event of lane.events) {
-          if (event.step < from || event.step > to) continue;
+          if (event.step < view.from || event.step > view.to) continue;
           const mark = markOf(kindOf(event), severityOf(event), x(event.step), y);
           mark.append(svg("title", {}, `step ${event.step}: ${line(event.text, 200)}`));
           parts.push(mark);
@@ -311,7 +227,7 @@
     cursors.push((step) => place(rule, step, width));
     hoverable(holder, () => width);
     const stops = [...new Set(data.events.map((event) => event.step).concat(data.checks.map((check) => check.first_step).filter((step) => step !== null)))].sort((a, b) => a - b);
-    steerable(holder, () => stops, "Timeline", () => data.events.filter((event) => event.step === current).map((event) => `${event.check !== null ? `${line(event.check, 60)} ` : ""}${KINDS[kindOf(event)]}, ${line(event.text, 200)}`).join("; ") || "no event");
+    steerable(holder, stops, "Timeline", () => data.events.filter((event) => event.step === view.step).map((event) => `${event.check !== null ? `${line(event.check, 60)} ` : ""}${KINDS[kindOf(event)]}, ${line(event.text, 200)}`).join("; ") || "no event");
     lazyTable($("timeline").querySelector("details"), () => table($("timeline-table"), ["step", "what", "level", "check", "in words"],
       data.events.map((event) => ({ cells: [count(event.step), KINDS[kindOf(event)], severityOf(event).toUpperCase(), event.check === null ? "" : line(event.check, 80), line(event.text, 500)] })), new Set([0])));
     if (data.events_total > data.events.length) $("timeline").append(el("p", { class: "dim small" }, `The gravest ${data.events.length} of ${count(data.events_total)} events are shown.`));
@@ -325,9 +241,8 @@
     const { steps, rows, pooled_steps: pooled } = data.shares;
     $("shares-note").textContent = pooled > 1 ? `means of up to ${pooled} steps` : "of the completions of a step";
     const outputs = rows.map((row) => {
-      const swatch = el("i"), output = el("output");
-      swatch.style.background = row.colour;
-      $("shares-legend").append(el("li", {}, swatch, line(row.mode, 40), output));
+      const output = el("output");
+      $("shares-legend").append(el("li", {}, swatch(row.colour), line(row.mode, 40), output));
       return output;
     });
     const holder = $("shares-drawing"), HEIGHT = 240, TOP = 16, BOTTOM = 22;
@@ -336,16 +251,10 @@
     drawing(holder, (wide) => {
       width = wide;
       const x = scaleX(wide), y = (v) => HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * Math.min(1, Math.max(0, v));
-      const within = steps.map((_, i) => i).filter((i) => (steps[i + 1] ?? steps[i]) >= from && (steps[i - 1] ?? steps[i]) <= to);
+      const { from, to } = view, within = steps.map((_, i) => i).filter((i) => (steps[i + 1] ?? steps[i]) >= from && (steps[i - 1] ?? steps[i]) <= to);
       // One step alone is drawn as a bar of the whole width.
       const places = within.length === 1 ? [[from, within[0]], [to, within[0]]] : within.map((i) => [Math.min(to, Math.max(from, steps[i])), i]);
-      const floor = places.map(() => 0), parts = [];
-      for (const row of rows) {
-        const lower = floor.map((v, k) => `${x(places[k][0]).toFixed(1)},${y(v).toFixed(1)}`).reverse();
-        places.forEach(([, i], k) => { floor[k] += row.values[i]; });
-        const upper = floor.map((v, k) => `${x(places[k][0]).toFixed(1)},${y(v).toFixed(1)}`);
-        parts.push(svg("polygon", { class: "area", points: upper.concat(lower).join(" "), fill: row.colour }, svg("title", {}, line(row.mode, 60))));
-      }
+      const parts = stacked(rows.map((row) => [line(row.mode, 60), row.colour, row.values]), places, x, y);
       for (const v of [0, 0.25, 0.5, 0.75, 1]) {
         parts.push(svg("line", { class: "grid", x1: LEFT, x2: wide - RIGHT, y1: y(v), y2: y(v) }));
         if (v !== 0.25 && v !== 0.75) parts.push(svg("text", { x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, `${100 * v} %`));
@@ -365,141 +274,90 @@
       place(rule, step, width);
     });
     hoverable(holder, () => width);
-    steerable(holder, () => steps, "Shares", () => rows.map((row, k) => `${line(row.mode, 40)} ${outputs[k].textContent}`).join(", "));
+    steerable(holder, steps, "Shares", () => rows.map((row, k) => `${line(row.mode, 40)} ${outputs[k].textContent}`).join(", "));
     lazyTable($("shares").querySelector("details"), () => table($("shares-table"), ["step", ...rows.map((row) => line(row.mode, 40))],
       evenly(steps.length).map((i) => ({ cells: [count(steps[i]), ...rows.map((row) => share(row.values[i]))] })), new Set([0, ...rows.map((_, k) => k + 1)])));
   }
 
   // ---- curves
   const COLOURS = ["--accent", "--c2", "--c3"];
-  const undelta = (steps) => { let at = 0; return steps.map((difference) => (at += difference)); };
-  const value = (steps, values, step) => {
-    if (!steps.length) return null;
-    const i = nearest(steps, step);
-    const reach = Math.max(1, (to - from) / 60);
-    return Math.abs(steps[i] - step) <= reach ? values[i] : null;
-  };
   function chartCard(chart) {
     const lines = chart.lines.map((one) => ({ ...one, steps: undelta(one.steps) }));
     const checks = chart.checks.map((index) => ({ ...data.checks[index], index })).filter((check) => check.status !== "skip");
     const title = line(chart.title, 80), unit = line(chart.unit, 60);
-    const now = el("p", { class: "now" }), plot = el("div", { class: "plot", role: "img", tabindex: "0" });
+    const shown = el("p", { class: "now" }), plot = el("div", { class: "plot", role: "img", tabindex: "0" });
     const worst = checks.find((check) => check.status !== "pass");
     plot.setAttribute("aria-label", `${title}${unit ? ` (${unit})` : ""} over steps. ` + lines.map((one) => {
       const known = one.values.filter((v) => v !== null);
       return `${lines.length > 1 ? `${one.label}: ` : ""}from ${number(known[0])} to ${number(known.at(-1))}, least ${number(known.reduce((a, b) => Math.min(a, b)))}, greatest ${number(known.reduce((a, b) => Math.max(a, b)))}`;
     }).join("; ") + ".");
     const legend = el("ul", { class: "legend" }, unit ? el("li", { class: "unit" }, unit) : "");
-    if (lines.length > 1) lines.forEach((one, i) => {
-      const swatch = el("i");
-      swatch.style.background = `var(${COLOURS[i % 3]})`;
-      legend.append(el("li", {}, swatch, one.label));
-    });
+    if (lines.length > 1) lines.forEach((one, i) => legend.append(el("li", {}, swatch(`var(${COLOURS[i % 3]})`), one.label)));
     const details = el("details", {}, el("summary", {}, "Numbers"));
-    const card = el("figure", { class: "chart" }, el("figcaption", {}, el("h3", {}, title, worst ? el("a", { class: `badge ${worst.status}`, href: `#check-${worst.index}` }, word(worst.status)) : ""), now), legend, plot, details);
-    lazyTable(details, () => {
-      const steps = [...new Set(lines.flatMap((one) => evenly(one.steps.length).map((i) => one.steps[i])))].sort((a, b) => a - b);
-      details.append(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, table(el("table"), ["step", ...lines.map((one) => (lines.length > 1 ? one.label : title))],
-        evenly(steps.length).map((i) => ({ cells: [count(steps[i]), ...lines.map((one) => { const k = one.steps.indexOf(steps[i]); return k < 0 ? "–" : number(one.values[k]); })] })), new Set([0, ...lines.map((_, i) => i + 1)]))));
-    });
-    const say = (step) => lines.map((one) => `${lines.length > 1 ? `${one.label} ` : ""}${number(value(one.steps, one.values, step))}`).join(" · ");
+    const card = el("figure", { class: "chart" }, el("figcaption", {}, el("h3", {}, title, worst ? el("a", { class: `badge ${worst.status}`, href: `#check-${worst.index}` }, word(worst.status)) : ""), shown), legend, plot, details);
+    lazyTable(details, () => details.append(numbersTable(title, lines.map((one) => (lines.length > 1 ? one.label : title)), lines)));
+    const say = (step) => lines.map((one) => `${lines.length > 1 ? `${one.label} ` : ""}${number(valueAt(one, step))}`).join(" · ");
     const rest = () => {
       const last = lines.map((one) => one.values.findLast((v) => v !== null));
-      now.replaceChildren("end ", el("b", {}, last.map(number).join(" · ")));
+      shown.replaceChildren("end ", el("b", {}, last.map(number).join(" · ")));
     };
     rest();
-    let u = null;
-    const joined = uPlot.join(lines.map((one) => [one.steps, one.values]), lines.map(() => [2]));
-    const draw = (wide) => {
-      if (u) u.destroy();
-      const dim = css("--dim"), grid = { stroke: css("--line"), width: 1 };
-      const axis = { stroke: dim, grid, ticks: { show: false }, font: "11px system-ui,sans-serif" };
-      const bad = checks.filter((check) => check.status !== "pass");
-      const threshold = (bad.length ? bad : checks).map((check) => check.threshold).filter((v) => typeof v === "number");
-      const judged = (worst && lines.find((one) => one.name === worst.metric)) || lines[0];
-      u = new uPlot({
-        width: wide, height: 180, padding: [8, 20, 0, 0],
-        cursor: { drag: { x: false, y: false }, y: false, points: { size: 6 } }, legend: { show: false },
-        scales: {
-          x: { time: false, range: () => [from, to] },
-          y: { range: (_, min, max) => {
-            if (chart.low !== null && chart.high !== null && chart.high <= 1) return [chart.low, chart.high];
-            const low = min ?? 0, high = max ?? 1, room = high - low || Math.abs(high) || 1;
-            // A scale that starts at a fixed end does not make noise look like a trend.
-            const bottom = chart.low !== null ? Math.min(chart.low, low) : low - 0.06 * room;
-            return [bottom, high + 0.08 * (high - bottom || 1)];
-          } },
-        },
-        axes: [{ ...axis, size: 26, values: (_, marks) => marks.map((v) => (Number.isInteger(v) ? count(v) : "")) }, { ...axis, size: LEFT, values: (_, marks) => marks.map(number) }],
-        series: [{}, ...lines.map((one, i) => ({ stroke: css(COLOURS[i % 3]), width: 1.7, spanGaps: false, points: { show: one.values.filter((v) => v !== null).length < 40, size: 5, fill: css(COLOURS[i % 3]) } }))],
-        hooks: {
-          draw: [(self) => {
-            const c = self.ctx, px = devicePixelRatio || 1, { left, top, width, height } = self.bbox;
-            c.save();
-            c.beginPath(); c.rect(left, top, width, height); c.clip();
-            const level = (at, colour, dash) => {
-              const y = self.valToPos(at, "y", true);
-              c.strokeStyle = colour; c.lineWidth = px; c.setLineDash(dash.map((v) => v * px));
-              c.beginPath(); c.moveTo(left, y); c.lineTo(left + width, y); c.stroke();
-            };
-            if (typeof judged.base === "number") level(judged.base, dim, [4, 4]);
-            threshold.forEach((at) => level(at, css("--bad"), [2, 3]));
-            const upright = (step, colour, dash, alpha) => {
-              const x = self.valToPos(step, "x", true);
-              c.globalAlpha = alpha; c.strokeStyle = colour; c.lineWidth = 1.5 * px; c.setLineDash(dash.map((v) => v * px));
-              c.beginPath(); c.moveTo(x, top); c.lineTo(x, top + height); c.stroke(); c.globalAlpha = 1;
-            };
-            const own = checks.filter((check) => check.status === "fail" || check.status === "warn");
-            if (isFinite(firstAlarm) && !own.length) upright(firstAlarm, dim, [], 0.35);
-            for (const check of own) {
-              const colour = css(check.status === "fail" ? "--bad" : "--warn");
-              if (check.first_step !== null) upright(check.first_step, colour, [4, 3], 0.9);
-              if (check.alarm_step !== null) upright(check.alarm_step, colour, [], 0.9);
-            }
-            c.restore();
-          }],
-          setCursor: [(self) => { if (plot.matches(":hover") && self.cursor.left >= 0) point(self.posToVal(self.cursor.left, "x")); }],
-        },
-      }, joined, plot);
-      if (current !== null) follow(current);
+    const now = (step) => { if (step === null) rest(); else shown.replaceChildren(`step ${count(step)} `, el("b", {}, say(step))); };
+    const series = () => lines.map((one, i) => {
+      const stroke = css(COLOURS[i % 3]);
+      return { stroke, width: 1.7, spanGaps: false, points: { show: one.values.filter((v) => v !== null).length < 40, size: 5, fill: stroke } };
+    });
+    const bad = checks.filter((check) => check.status !== "pass"), own = checks.filter((check) => check.status === "fail" || check.status === "warn");
+    const thresholds = (bad.length ? bad : checks).map((check) => check.threshold).filter((v) => typeof v === "number");
+    const judged = (worst && lines.find((one) => one.name === worst.metric)) || lines[0];
+    // The base, the lines not to be passed, and when they were.
+    const mark = (u) => {
+      const c = u.ctx, px = devicePixelRatio || 1, { left, top, width, height } = u.bbox, dim = css("--dim");
+      c.save();
+      c.beginPath(); c.rect(left, top, width, height); c.clip();
+      const level = (at, colour, dash) => {
+        const y = u.valToPos(at, "y", true);
+        c.strokeStyle = colour; c.lineWidth = px; c.setLineDash(dash.map((v) => v * px));
+        c.beginPath(); c.moveTo(left, y); c.lineTo(left + width, y); c.stroke();
+      };
+      if (typeof judged.base === "number") level(judged.base, dim, [4, 4]);
+      thresholds.forEach((at) => level(at, css("--bad"), [2, 3]));
+      const upright = (step, colour, dash, alpha) => {
+        const x = u.valToPos(step, "x", true);
+        c.globalAlpha = alpha; c.strokeStyle = colour; c.lineWidth = 1.5 * px; c.setLineDash(dash.map((v) => v * px));
+        c.beginPath(); c.moveTo(x, top); c.lineTo(x, top + height); c.stroke(); c.globalAlpha = 1;
+      };
+      if (isFinite(firstAlarm) && !own.length) upright(firstAlarm, dim, [], 0.35);
+      for (const check of own) {
+        const colour = css(check.status === "fail" ? "--bad" : "--warn");
+        if (check.first_step !== null) upright(check.first_step, colour, [4, 3], 0.9);
+        if (check.alarm_step !== null) upright(check.alarm_step, colour, [], 0.9);
+      }
+      c.restore();
     };
-    function follow(step) {
-      if (step === null) { rest(); if (u) u.setCursor({ left: -10, top: -10 }, false); return; }
-      now.replaceChildren(`step ${count(step)} `, el("b", {}, say(step)));
-      if (u && !plot.matches(":hover")) u.setCursor({ left: u.valToPos(step, "x"), top: 10 }, false);
-    }
-    cursors.push(follow);
-    plot.addEventListener("pointerleave", () => point(null));
-    steerable(plot, () => joined[0], title, () => say(current));
-    return [card, () => drawing(plot, draw)];
+    const joined = uPlot.join(lines.map((one) => [one.steps, one.values]), lines.map(() => [2]));
+    const start = curve(plot, chart, joined, series, mark, now);
+    steerable(plot, joined[0], title, () => say(view.step));
+    return [card, start];
   }
-  const mount = (target, charts) => {
-    const cards = charts.filter((chart) => chart.lines.some((one) => one.values.length)).map(chartCard);
-    target.append(...cards.map(([card]) => card));
-    cards.forEach(([, start]) => start());
-  };
   if (data.steps && (data.charts.length || data.further.length)) {
     show("curves");
     for (const [dash, colour, name] of [["3 2", "--dim", "base"], ["2 2", "--bad", "line"]])
       $("curves-legend").append(el("li", {}, svg("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, svg("line", { x1: 0, x2: 14, y1: 6, y2: 6, "stroke-width": 1.6, "stroke-dasharray": dash, style: `stroke:var(${colour})` })), name));
     for (const [dash, name] of [["3 2", "past its line from here"], [null, "alarm"]])
       $("curves-legend").append(el("li", {}, svg("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, svg("line", { x1: 6, x2: 6, y1: -1, y2: 13, "stroke-width": 2, "stroke-dasharray": dash, style: "stroke:var(--bad)" })), name));
-    mount($("charts"), data.charts);
-    if (data.further.length) {
-      show("further");
-      const hidden = data.further_total - data.further.length;
-      $("further-summary").textContent = plural(data.further_total, "further curve", "further curves") + (hidden ? `, ${data.further.length} of them drawn` : "");
-      $("further").addEventListener("toggle", () => { if ($("further").open && !$("further-charts").childElementCount) mount($("further-charts"), data.further); });
-    }
+    mountCurves(chartCard);
     if (data.never.length) $("never").textContent = `Never measured in this run: ${data.never.map((name) => line(name, 80)).join(", ")}.`;
     lazyTable($("metrics-table").closest("details"), () => table($("metrics-table"), ["metric", "unit", "base", "first", "last", "min", "max"],
       data.summary.map(([name, unit, ...values]) => ({ cells: [line(name, 100), line(unit, 40), ...values.map(number)] })), new Set([2, 3, 4, 5, 6])));
+    const [FIRST, LAST] = data.steps;
     const range = (low, high) => {
-      [from, to] = [low, Math.max(high, low + 1)];
-      $("range-from").value = from;
-      $("range-to").value = Math.min(LAST, to);
+      view.from = low;
+      view.to = Math.max(high, low + 1);
+      $("range-from").value = view.from;
+      $("range-to").value = Math.min(LAST, view.to);
       point(null);
-      drawings.forEach((again) => again());
+      page.redraw();
     };
     for (const id of ["range-from", "range-to"]) { $(id).min = FIRST; $(id).max = LAST; }
     $("range-from").value = FIRST;
@@ -515,15 +373,10 @@
   // ---- modes
   const FATES = { extinct: "fail", shrunk: "warn", steady: "", grown: "", newborn: "" };
   const fateBadge = (fate) => el("span", { class: `badge ${Object.hasOwn(FATES, fate) ? FATES[fate] : ""}` }, Object.hasOwn(FATES, fate) ? fate : "–");
-  const bar = (value) => {
-    const fill = el("i");
-    fill.style.width = `${100 * Math.min(1, Math.max(0, value))}%`;
-    return el("span", {}, el("span", { class: "share-bar", "aria-hidden": "true" }, fill), share(value));
-  };
   if (data.modes.length) {
     show("modes");
     table($("modes-table"), ["format", "fate", "share, base", "share, end", "reward, base", "reward, end", "last seen at step"],
-      data.modes.map((story) => ({ cells: [line(story.mode, 60), fateBadge(story.fate), bar(story.base_share), bar(story.last_share), number(story.base_reward), number(story.last_reward), story.last_seen_step === null ? "–" : count(story.last_seen_step)] })), new Set([4, 5, 6]));
+      data.modes.map((story) => ({ cells: [line(story.mode, 60), fateBadge(story.fate), shareBar(story.base_share), shareBar(story.last_share), number(story.base_reward), number(story.last_reward), story.last_seen_step === null ? "–" : count(story.last_seen_step)] })), new Set([4, 5, 6]));
     for (const story of data.modes.filter((one) => one.fate === "extinct" || one.fate === "shrunk" || one.fate === "newborn")) {
       if (!story.examples.length) continue;
       $("modes-cards").append(el("article", { class: "mode" },
@@ -540,11 +393,8 @@
     $("heat-note").textContent = `Share of rewarded completions of each prompt over time; one row a prompt, ${plural(rows.length, "row", "rows")} of ${plural(data.heat.prompts, "prompt", "prompts")} seen at least twice. ${data.heat.note ? `${line(data.heat.note, 400)} ` : ""}Above: the first step of a column. A click, or Enter, shows a prompt's completions below.`;
     const fates = [...new Set(rows.map((row) => row.fate))];
     $("heat-fate").append(el("option", { value: "-1" }, `all ${rows.length}`), ...fates.map((fate, i) => el("option", { value: i }, `${line(fate, 30)} (${rows.filter((row) => row.fate === fate).length})`)));
-    for (const [name, words] of [["--heat-low", "never right"], ["--heat-mid", "half"], ["--heat-high", "always right"], ["--heat-none", "not sampled"]]) {
-      const swatch = el("i");
-      swatch.style.background = `var(${name})`;
-      $("heat-legend").append(el("li", {}, swatch, words));
-    }
+    for (const [name, words] of [["--heat-low", "never right"], ["--heat-mid", "half"], ["--heat-high", "always right"], ["--heat-none", "not sampled"]])
+      $("heat-legend").append(el("li", {}, swatch(`var(${name})`), words));
     let shown = rows, at = null;
     const channel = (colour) => colour.match(/[\d.]+/g).slice(0, 3).map(Number);
     const geometry = () => {
@@ -706,20 +556,8 @@
   if (run.config.length) { show("config"); pairs($("config-pairs"), run.config); }
 
   // ---- sections, colours, printing
-  for (const [id, title] of [["checks", "Checks"], ["story", "What happened when"], ["curves", "Curves"], ["modes", "Formats"], ["heat", "Prompts"], ["samples", "Completions"], ["details", "How it was judged"]])
-    if (!$(id).hidden) $("nav").append(el("a", { href: `#${id}` }, title));
-  const THEMES = [["", "◐ auto", "automatic"], ["light", "☀ light", "light"], ["dark", "☾ dark", "dark"]];
-  let theme = 0;
-  const redraw = () => drawings.forEach((again) => again());
-  $("theme").addEventListener("click", () => {
-    theme = (theme + 1) % THEMES.length;
-    const [name, sign, spoken] = THEMES[theme];
-    if (name) document.documentElement.dataset.theme = name; else delete document.documentElement.dataset.theme;
-    $("theme").textContent = sign;
-    $("theme").setAttribute("aria-label", `Colour scheme: ${spoken}`);
-    redraw();
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  page.navigate([["checks", "Checks"], ["story", "What happened when"], ["curves", "Curves"], ["modes", "Formats"], ["heat", "Prompts"], ["samples", "Completions"], ["details", "How it was judged"]]);
+  page.themes();
   const opened = [];
   addEventListener("beforeprint", () => document.querySelectorAll(".check details:not([open]), .mode details:not([open])").forEach((one) => { one.open = true; opened.push(one); }));
   addEventListener("afterprint", () => opened.splice(0).forEach((one) => { one.open = false; }));

@@ -1,31 +1,12 @@
 "use strict";
 // Every string of a run reaches the page through textContent (el and svg in page.js); nothing here writes markup.
 (() => {
-  const { data, $, el, svg, table, css } = page;
-  const LEFT = 46, RIGHT = 14, TABLE_ROWS = 60, SIDES = ["a", "b"];
+  const { data, $, el, svg, table, css, swatch, show, scroll, lazyTable, number, count, plural, share, shareBar } = page;
+  const { LEFT, RIGHT, view, cursors, steerable, hoverable, ticks, scaleX, place, drawing, nearest, evenly, stacked } = page;
+  const { undelta, valueAt, numbersTable, curve, mountCurves } = page;
+  const SIDES = ["a", "b"];
 
-  // Three significant digits; thousands set apart.
-  const number = (value) => {
-    if (value === null || value === undefined) return "–";
-    const size = Math.abs(value);
-    if (size >= 1000) return Math.round(value).toLocaleString("en-US");
-    if (size !== 0 && size < 0.001) return value.toExponential(1);
-    return String(Number(value.toPrecision(3)));
-  };
-  const count = (value) => Number(value || 0).toLocaleString("en-US");
-  const plural = (n, one, many) => `${count(n)} ${n === 1 ? one : many}`;
-  const share = (value) => (value === null || value === undefined ? "–" : `${number(100 * value)} %`);
-  // Characters that cannot be seen (escapes, direction overrides, lone surrogates) are shown by their numbers.
-  const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu;
-  const escaped = (c) => {
-    const code = c.codePointAt(0);
-    return code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`;
-  };
-  const line = (text, limit = 400) => {
-    const shown = String(text).slice(0, limit).replace(UNSEEN, escaped).replace(/\s+/g, " ");
-    return String(text).length > limit ? `${shown}…` : shown;
-  };
-  const show = (id) => { $(id).hidden = false; return $(id); };
+  const line = (text, limit) => page.line(text, limit, page.exact);
   const STATUSES = new Set(["fail", "warn", "error", "pass", "skip"]);
   const statuses = (parts) => el("span", { class: "statuses" }, ...parts.map(([status, words]) => el("span", { class: `badge ${STATUSES.has(status) ? status : ""}` }, line(words, 80))));
   const named = (side) => {
@@ -33,7 +14,6 @@
     return el("span", { class: `of-${SIDES[side]}` }, el("span", { class: "letter" }, letter), name === letter ? "" : line(name, 40));
   };
   const spoken = (side) => (data.sides[side].name === data.sides[side].letter ? data.sides[side].letter : `${data.sides[side].letter} (${line(data.sides[side].name, 40)})`);
-  const lazyTable = (details, fill) => details.addEventListener("toggle", () => { if (details.open && !details.querySelector("tbody")) fill(); });
 
   // ---- result and sides
   $("run-id").textContent = `${spoken(0)} and ${spoken(1)}`;
@@ -56,54 +36,6 @@
   $("notes").append(...data.notes.map((note) => el("li", {}, line(note, 600))));
   $("correction").textContent = `Distances are measured from ${line(data.base, 300)}. ${line(data.correction, 1200)}`;
 
-  // ---- one axis of steps for all figures
-  const [FIRST, end] = data.steps || [0, 1], LAST = Math.max(end, FIRST + 1);
-  let current = null;
-  const cursors = [], drawings = [];
-  function point(step) {
-    current = step === null ? null : Math.round(Math.min(LAST, Math.max(FIRST, step)));
-    cursors.forEach((cursor) => cursor(current));
-  }
-  function steerable(node, stops, title, words) {
-    // Arrow keys visit the steps that this figure has values for.
-    node.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") { point(null); return; }
-      const stride = { ArrowLeft: -1, ArrowRight: 1, PageUp: -Math.ceil(stops.length / 10), PageDown: Math.ceil(stops.length / 10), Home: -Infinity, End: Infinity }[event.key];
-      if (!stride || !stops.length) return;
-      event.preventDefault();
-      const at = current === null ? (stride > 0 ? -1 : stops.length) : stride > 0 ? stops.findLastIndex((step) => step <= current) : stops.findIndex((step) => step >= current);
-      point(stops[Math.min(stops.length - 1, Math.max(0, (at < 0 && stride < 0 ? stops.length : at) + stride))]);
-      $("readout").textContent = `${title}, step ${current}: ${words()}`;
-    });
-  }
-  const ticks = (room) => {
-    const widths = [1, 10, 100, 1000, 10000, 100000, 1000000].flatMap((p) => [p, 2 * p, 5 * p]);
-    const width = widths.find((w) => (LAST - FIRST) / w <= Math.max(2, room / 90)) || LAST - FIRST;
-    const result = [];
-    for (let step = Math.ceil(FIRST / width) * width; step <= LAST; step += width) result.push(step);
-    return result;
-  };
-  const scaleX = (width) => (step) => LEFT + ((width - LEFT - RIGHT) * (step - FIRST)) / (LAST - FIRST);
-  const nearest = (steps, step) => {
-    let low = 0, high = steps.length - 1;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (steps[middle] < step) low = middle + 1; else high = middle;
-    }
-    return low > 0 && step - steps[low - 1] <= steps[low] - step ? low - 1 : low;
-  };
-  const evenly = (length, most = TABLE_ROWS) => {
-    const picked = new Set();
-    for (let i = 0; i < Math.min(length, most); i++) picked.add(Math.round((i * (length - 1)) / Math.max(1, Math.min(length, most) - 1)));
-    return [...picked];
-  };
-  // A drawing made again whenever its width or the colours change.
-  function drawing(holder, draw) {
-    const again = () => { if (holder.clientWidth) draw(holder.clientWidth); };
-    drawings.push(again);
-    new ResizeObserver(again).observe(holder);
-  }
-
   // ---- shares of the formats, one figure a run
   function shareFigure(run, modes) {
     const { steps, values } = run, HEIGHT = 168, TOP = 8, BOTTOM = 20;
@@ -115,14 +47,8 @@
       width = wide;
       const x = scaleX(wide), y = (v) => HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * Math.min(1, Math.max(0, v));
       // One step alone is drawn as a bar of the whole width.
-      const places = steps.length === 1 ? [[FIRST, 0], [LAST, 0]] : steps.map((step, i) => [step, i]);
-      const floor = places.map(() => 0), parts = [];
-      modes.forEach(([mode, colour], k) => {
-        const lower = floor.map((v, i) => `${x(places[i][0]).toFixed(1)},${y(v).toFixed(1)}`).reverse();
-        places.forEach(([, at], i) => { floor[i] += values[k][at]; });
-        const upper = floor.map((v, i) => `${x(places[i][0]).toFixed(1)},${y(v).toFixed(1)}`);
-        parts.push(svg("polygon", { class: "area", points: upper.concat(lower).join(" "), fill: colour }, svg("title", {}, line(mode, 60))));
-      });
+      const places = steps.length === 1 ? [[view.from, 0], [view.to, 0]] : steps.map((step, i) => [step, i]);
+      const parts = stacked(modes.map(([mode, colour], k) => [line(mode, 60), colour, values[k]]), places, x, y);
       for (const v of [0, 0.5, 1]) parts.push(svg("line", { class: "grid", x1: LEFT, x2: wide - RIGHT, y1: y(v), y2: y(v) }), svg("text", { x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, `${100 * v} %`));
       for (const step of ticks(wide)) parts.push(svg("text", { x: x(step), y: HEIGHT - 4, "text-anchor": "middle" }, count(step)));
       rule = svg("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM });
@@ -132,46 +58,29 @@
     cursors.push((step) => {
       const i = step === null || !steps.length ? null : nearest(steps, step);
       said.textContent = i === null ? "" : `step ${count(steps[i])}: ${words(i)}`;
-      if (!rule) return;
-      rule.style.visibility = step === null ? "hidden" : "visible";
-      if (step !== null) for (const side of ["x1", "x2"]) rule.setAttribute(side, scaleX(width)(step));
+      place(rule, step, width);
     });
-    holder.addEventListener("pointermove", (event) => point(FIRST + ((LAST - FIRST) * (event.clientX - holder.getBoundingClientRect().left - LEFT)) / (width - LEFT - RIGHT)));
-    holder.addEventListener("pointerleave", () => point(null));
-    steerable(holder, steps, title, () => words(nearest(steps, current)));
-    lazyTable(details, () => details.append(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, table(el("table"), ["step", ...modes.map(([mode]) => line(mode, 40))],
+    hoverable(holder, () => width);
+    steerable(holder, steps, title, () => words(nearest(steps, view.step)));
+    lazyTable(details, () => details.append(scroll(title, table(el("table"), ["step", ...modes.map(([mode]) => line(mode, 40))],
       evenly(steps.length).map((i) => ({ cells: [count(steps[i]), ...modes.map((_, k) => share(values[k][i]))] })), new Set([0, ...modes.map((_, k) => k + 1)])))));
     return el("figure", { class: `run-figure of-${SIDES[run.side]}` }, el("figcaption", {}, el("h3", {}, el("span", { class: "letter" }, data.sides[run.side].letter), title), said), holder, details);
   }
   if (data.shares) {
     show("formats");
     const { modes, runs } = data.shares;
-    for (const [mode, colour] of modes) {
-      const swatch = el("i");
-      swatch.style.background = colour;
-      $("formats-legend").append(el("li", {}, swatch, line(mode, 40)));
-    }
+    for (const [mode, colour] of modes) $("formats-legend").append(el("li", {}, swatch(colour), line(mode, 40)));
     for (const side of [0, 1]) $("formats-runs").append(el("div", {}, ...runs.filter((run) => run.side === side && run.steps.length).map((run) => shareFigure(run, modes))));
   }
   if (data.modes.length) {
     show("formats");
-    const bar = (value, side) => {
-      const fill = el("i");
-      fill.style.width = `${100 * Math.min(1, Math.max(0, value))}%`;
-      return el("span", { class: `of-${SIDES[side]}` }, el("span", { class: "share-bar", "aria-hidden": "true" }, fill), share(value));
-    };
+    const bar = (value, side) => shareBar(value, { class: `of-${SIDES[side]}` });
     const points = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${number(Math.abs(100 * value))}`;
     table($("formats-table"), ["format", "base", el("span", {}, named(0), " at the end"), el("span", {}, named(1), " at the end"), "B − A, points"],
       data.modes.map(([mode, base, a, b]) => ({ cells: [line(mode, 60), share(base), bar(a, 0), bar(b, 1), points(b - a)] })), new Set([1, 4]));
   }
 
   // ---- curves
-  const undelta = (steps) => { let at = 0; return steps.map((difference) => (at += difference)); };
-  const value = (one, step) => {
-    if (!one.steps.length) return null;
-    const i = nearest(one.steps, step);
-    return Math.abs(one.steps[i] - step) <= Math.max(1, (LAST - FIRST) / 60) ? one.values[i] : null;
-  };
   const faded = (colour) => colour.replace(/^rgb\((.*)\)$/, "rgba($1, 0.38)");
   function chartCard(chart) {
     const all = chart.lines.map((one) => ({ ...one, steps: undelta(one.steps) })), lines = all.filter((one) => one.steps.length);
@@ -179,74 +88,38 @@
     // A side of one run is its own mean: one line.
     const drawn = lines.filter((one) => one.mean || data.sides[one.side].runs.length > 1);
     const title = line(chart.title, 80), unit = line(chart.unit, 60);
-    const now = el("p", { class: "now" }), plot = el("div", { class: "plot", role: "img", tabindex: "0" });
+    const shown = el("p", { class: "now" }), plot = el("div", { class: "plot", role: "img", tabindex: "0" });
     const course = (one) => { const known = one.values.filter((v) => v !== null); return known.length ? `from ${number(known[0])} to ${number(known.at(-1))}` : "not measured at common steps"; };
     plot.setAttribute("aria-label", `${title}${unit ? ` (${unit})` : ""} over steps. ${means.map((one, side) => `${spoken(side)} ${course(one)}`).join("; ")}.${chart.departure === null ? "" : ` They part at step ${chart.departure}.`}`);
     const details = el("details", {}, el("summary", {}, "Numbers"));
     const card = el("figure", { class: "chart" },
-      el("figcaption", {}, el("h3", {}, title, chart.distinct ? el("span", { class: "star", title: "distinct after correction" }, " *") : "", chart.departure === null ? "" : el("span", { class: "part" }, `they part at ${count(chart.departure)}`)), now),
+      el("figcaption", {}, el("h3", {}, title, chart.distinct ? el("span", { class: "star", title: "distinct after correction" }, " *") : "", chart.departure === null ? "" : el("span", { class: "part" }, `they part at ${count(chart.departure)}`)), shown),
       el("ul", { class: "legend" }, unit ? el("li", { class: "unit" }, unit) : ""), plot, details);
-    lazyTable(details, () => {
-      let runs = [0, 0];
-      const heads = lines.map((one) => `${data.sides[one.side].letter}${one.mean ? " mean" : ` ${++runs[one.side]}`}`);
-      const steps = [...new Set(lines.flatMap((one) => evenly(one.steps.length).map((i) => one.steps[i])))].sort((a, b) => a - b);
-      details.append(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, table(el("table"), ["step", ...heads],
-        evenly(steps.length).map((i) => ({ cells: [count(steps[i]), ...lines.map((one) => { const k = one.steps.indexOf(steps[i]); return k < 0 ? "–" : number(one.values[k]); })] })), new Set([0, ...lines.map((_, i) => i + 1)]))));
-    });
+    const runs = [0, 0];
+    const heads = lines.map((one) => `${data.sides[one.side].letter}${one.mean ? " mean" : ` ${++runs[one.side]}`}`);
+    lazyTable(details, () => details.append(numbersTable(title, heads, lines)));
     const tell = (values) => values.flatMap((v, side) => [side ? " · " : "", el("b", { class: SIDES[side] }, number(v))]);
-    const rest = () => now.replaceChildren("end ", ...tell(chart.last));
+    const rest = () => shown.replaceChildren("end ", ...tell(chart.last));
     rest();
-    let u = null;
-    const joined = drawn.length ? uPlot.join(drawn.map((one) => [one.steps, one.values]), drawn.map(() => [2])) : [[]];
-    const draw = (wide) => {
-      if (u) u.destroy();
-      const dim = css("--dim"), axis = { stroke: dim, grid: { stroke: css("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui,sans-serif" };
+    const at = (step) => means.map((one) => valueAt(one, step));
+    const now = (step) => { if (step === null) rest(); else shown.replaceChildren(`step ${count(step)} `, ...tell(at(step))); };
+    const series = () => {
       const paint = SIDES.map((side) => css(`--${side}`));
-      u = new uPlot({
-        width: wide, height: 180, padding: [8, 20, 0, 0],
-        cursor: { drag: { x: false, y: false }, y: false, points: { size: 6 } }, legend: { show: false },
-        scales: {
-          x: { time: false, range: () => [FIRST, LAST] },
-          y: { range: (_, min, max) => {
-            if (chart.low !== null && chart.high !== null && chart.high <= 1) return [chart.low, chart.high];
-            const low = min ?? 0, high = max ?? 1, room = high - low || Math.abs(high) || 1;
-            // A scale that starts at a fixed end does not make noise look like a trend.
-            const bottom = chart.low !== null ? Math.min(chart.low, low) : low - 0.06 * room;
-            return [bottom, high + 0.08 * (high - bottom || 1)];
-          } },
-        },
-        axes: [{ ...axis, size: 26, values: (_, marks) => marks.map((v) => (Number.isInteger(v) ? count(v) : "")) }, { ...axis, size: LEFT, values: (_, marks) => marks.map(number) }],
-        series: [{}, ...drawn.map((one) => ({ stroke: one.mean ? paint[one.side] : faded(paint[one.side]), width: one.mean ? 2.2 : 1, spanGaps: false, points: { show: one.mean && one.values.filter((v) => v !== null).length < 40, size: 5, fill: paint[one.side] } }))],
-        hooks: {
-          draw: [(self) => {
-            if (chart.departure === null) return;
-            const c = self.ctx, px = devicePixelRatio || 1, { top, height } = self.bbox, x = self.valToPos(chart.departure, "x", true);
-            c.save();
-            c.strokeStyle = css("--ink"); c.lineWidth = 1.5 * px; c.setLineDash([4 * px, 3 * px]); c.globalAlpha = 0.75;
-            c.beginPath(); c.moveTo(x, top); c.lineTo(x, top + height); c.stroke();
-            c.restore();
-          }],
-          setCursor: [(self) => { if (plot.matches(":hover") && self.cursor.left >= 0) point(self.posToVal(self.cursor.left, "x")); }],
-        },
-      }, joined, plot);
-      if (current !== null) follow(current);
+      return drawn.map((one) => ({ stroke: one.mean ? paint[one.side] : faded(paint[one.side]), width: one.mean ? 2.2 : 1, spanGaps: false, points: { show: one.mean && one.values.filter((v) => v !== null).length < 40, size: 5, fill: paint[one.side] } }));
     };
-    const at = (step) => means.map((one) => value(one, step));
-    function follow(step) {
-      if (step === null) { rest(); if (u) u.setCursor({ left: -10, top: -10 }, false); return; }
-      now.replaceChildren(`step ${count(step)} `, ...tell(at(step)));
-      if (u && !plot.matches(":hover")) u.setCursor({ left: u.valToPos(step, "x"), top: 10 }, false);
-    }
-    cursors.push(follow);
-    plot.addEventListener("pointerleave", () => point(null));
-    steerable(plot, joined[0], title, () => at(current).map((v, side) => `${spoken(side)} ${number(v)}`).join(", "));
-    return [card, () => drawing(plot, draw)];
+    const mark = (u) => {
+      if (chart.departure === null) return;
+      const c = u.ctx, px = devicePixelRatio || 1, { top, height } = u.bbox, x = u.valToPos(chart.departure, "x", true);
+      c.save();
+      c.strokeStyle = css("--ink"); c.lineWidth = 1.5 * px; c.setLineDash([4 * px, 3 * px]); c.globalAlpha = 0.75;
+      c.beginPath(); c.moveTo(x, top); c.lineTo(x, top + height); c.stroke();
+      c.restore();
+    };
+    const joined = drawn.length ? uPlot.join(drawn.map((one) => [one.steps, one.values]), drawn.map(() => [2])) : [[]];
+    const start = curve(plot, chart, joined, series, mark, now);
+    steerable(plot, joined[0], title, () => at(view.step).map((v, side) => `${spoken(side)} ${number(v)}`).join(", "));
+    return [card, start];
   }
-  const mount = (target, charts) => {
-    const cards = charts.filter((chart) => chart.lines.some((one) => one.values.length)).map(chartCard);
-    target.append(...cards.map(([card]) => card));
-    cards.forEach(([, start]) => start());
-  };
   if (data.charts.length || data.further.length) {
     show("curves");
     const several = data.sides.some((side) => side.runs.length > 1);
@@ -256,13 +129,7 @@
       if (many) $("curves-legend").append(el("li", { class: `of-${SIDES[side]}` }, el("span", { class: "line-key thin" }), `its ${count(data.sides[side].runs.length)} runs`));
     }
     $("curves-legend").append(el("li", {}, el("span", { class: "line-key dashed" }), "they part"), el("li", {}, el("span", { class: "star" }, "* "), "distinct after correction"));
-    mount($("charts"), data.charts);
-    if (data.further.length) {
-      show("further");
-      const hidden = data.further_total - data.further.length;
-      $("further-summary").textContent = plural(data.further_total, "further curve", "further curves") + (hidden ? `, ${data.further.length} of them drawn` : "");
-      $("further").addEventListener("toggle", () => { if ($("further").open && !$("further-charts").childElementCount) mount($("further-charts"), data.further); });
-    }
+    mountCurves(chartCard);
     if (several && data.runs_left_out) $("curves-note").textContent = `${plural(data.runs_left_out, "run is", "runs are")} not drawn; the means are over all of them.`;
   }
 
@@ -314,18 +181,6 @@
   }
 
   // ---- sections and colours
-  for (const [id, title] of [["formats", "Formats"], ["curves", "Curves"], ["metrics", "Metrics"], ["checks", "Checks"], ["settings", "Settings"], ["details", "How it was judged"]])
-    if (!$(id).hidden) $("nav").append(el("a", { href: `#${id}` }, title));
-  const THEMES = [["", "◐ auto", "automatic"], ["light", "☀ light", "light"], ["dark", "☾ dark", "dark"]];
-  let theme = 0;
-  const redraw = () => drawings.forEach((again) => again());
-  $("theme").addEventListener("click", () => {
-    theme = (theme + 1) % THEMES.length;
-    const [name, sign, words] = THEMES[theme];
-    if (name) document.documentElement.dataset.theme = name; else delete document.documentElement.dataset.theme;
-    $("theme").textContent = sign;
-    $("theme").setAttribute("aria-label", `Colour scheme: ${words}`);
-    redraw();
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  page.navigate([["formats", "Formats"], ["curves", "Curves"], ["metrics", "Metrics"], ["checks", "Checks"], ["settings", "Settings"], ["details", "How it was judged"]]);
+  page.themes();
 })();

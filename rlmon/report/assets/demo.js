@@ -1,7 +1,7 @@
 "use strict";
 // Every string from a run reaches the page through textContent (el in page.js); nothing here writes markup.
 (() => {
-  const { $, el, table, fixed, css } = page;
+  const { $, el, table, fixed, css, axisStyle, swatch } = page;
   const { demo, series, order } = page.data;
   const SMOOTH = 5;
   const nameOf = (run) => `${run.arm}-seed${run.seed}`;
@@ -153,7 +153,7 @@
     // Only now: a card has its final width when all cards are there.
     for (const [key, title, , , digits, [low, high]] of CHARTS) {
       const [card, holder] = cards.get(key);
-      const grid = { stroke: css("--line"), width: 1 }, axis = { stroke: css("--dim"), grid, ticks: grid, font: "11px system-ui,sans-serif" };
+      const style = axisStyle(), axis = { ...style, ticks: style.grid };
       const plot = new uPlot({
         width: Math.max(200, card.clientWidth - 20), height: 210,
         cursor: { sync: { key: "rlmon" }, drag: { x: false, y: false }, points: { size: 6 } },
@@ -188,9 +188,7 @@
   }
   const arms = Object.keys(demo.arms);
   arms.forEach((arm) => {
-    const swatch = el("i");
-    swatch.style.background = `var(--arm-${CSS.escape(arm)}, var(--accent))`;
-    $("arm-legend").append(el("li", {}, swatch, `${words(arm)} (beta ${demo.arms[arm].beta})`));
+    $("arm-legend").append(el("li", {}, swatch(`var(--arm-${CSS.escape(arm)}, var(--accent))`), `${words(arm)} (beta ${demo.arms[arm].beta})`));
   });
   const choices = demo.seeds.length > 1 ? ["all", ...demo.seeds] : demo.seeds;
   choices.forEach((choice, i) => {

@@ -78,7 +78,7 @@ def test_the_standard_error_is_that_of_the_textbook() -> None:
     assert found is not None
     expected = math.sqrt(values[is_base].var() / 150 + values[is_last].var() / 90)
     z = scipy.stats.norm.ppf(0.995)
-    assert (found.high - found.low) / 2 == pytest.approx(z * expected, rel=0.1)
+    assert (found.high - found.low) / 2 == pytest.approx(z * expected, rel=0.06)
 
 
 def test_prompts_at_both_ends_are_compared_with_themselves() -> None:

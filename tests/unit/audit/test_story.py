@@ -234,3 +234,15 @@ def test_an_example_of_a_row_with_nothing_but_a_completion() -> None:
     assert sample.mode == "json"
     assert all(isinstance(value, str) for value in (sample.prompt_id, sample.template, sample.source))
     json.dumps([dataclasses.asdict(one) for one in audit.samples], allow_nan=False)
+
+
+def test_secrets_of_the_settings_are_hidden() -> None:
+    config = {
+        "hub_token": "hf_abc", "api_key": "k", "nested": {"WANDB_API_KEY": "w", "beta": 0.1}, "password": "p",
+        "pad_token": "<pad>", "eos_token_id": 2, "max_tokens": 5, "token": None, "use_auth_token": False,
+    }  # fmt: skip
+    assert story.without_secrets(config) == {
+        "hub_token": "(hidden)", "api_key": "(hidden)", "nested": {"WANDB_API_KEY": "(hidden)", "beta": 0.1},
+        "password": "(hidden)", "pad_token": "<pad>", "eos_token_id": 2, "max_tokens": 5, "token": None,
+        "use_auth_token": False,
+    }  # fmt: skip

@@ -112,6 +112,40 @@ def test_more_completions_do_not_move_it_either() -> None:
     assert np.isfinite(many.series[DISTINCT]).all()
 
 
+def test_a_part_that_cannot_fill_the_budget_is_not_measured() -> None:
+    texts = [prose(np.random.default_rng(seed), seed, words=30) for seed in range(12)]  # 33 words or so each
+    keys, rows = np.arange(12), np.arange(12)
+    found, used = words_of._measure(texts, keys, keys, rows, 256, 8)
+    assert DISTINCT in found
+    assert used == 256
+    found, used = words_of._measure(texts, keys, keys, rows, 512, 8)
+    assert DISTINCT not in found
+    assert used == 0
+
+
+def test_the_interval_is_that_of_two_means_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = sampled(draw(1, steps=20, prompts=16, group=2))
+    base, last = (sample.filter(pa.compute.equal(sample["step"], step)) for step in (1, 20))
+    rng = np.random.default_rng(0)
+    values = iter([*rng.normal(1.0, 0.1, 8), *rng.normal(3.0, 0.4, 8)])
+    seen: list[float] = []
+
+    def measure(*_: object) -> tuple[dict[str, float], int]:
+        seen.append(float(next(values)))
+        return {DISTINCT: seen[-1]}, 256
+
+    monkeypatch.setattr(words_of, "_measure", measure)
+    found = words_of._ends(base, last, 0.01)[DISTINCT]
+    chunks = len(seen) // 2
+    before, after = np.array(seen[:chunks]), np.array(seen[chunks:])
+    assert 4 <= chunks <= 8
+    error = math.sqrt(before.var(ddof=1) / chunks + after.var(ddof=1) / chunks)
+    reach = scipy.stats.t.ppf(0.995, chunks - 1) * error
+    assert (found.base, found.last) == pytest.approx((before.mean(), after.mean()))
+    assert found.high - found.change == pytest.approx(reach, rel=0.02)
+    assert found.change - found.low == pytest.approx(reach, rel=0.02)
+
+
 def test_too_few_words_are_not_measured() -> None:
     found = measured(draw(1, steps=40, prompts=2, group=2, write=lambda rng, t, prompt: str(prompt)), 40)
     assert DISTINCT not in found.ends
