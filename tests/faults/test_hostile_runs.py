@@ -135,8 +135,8 @@ def source_of(kind: str, folder: Path, payload: str) -> Path:
     """The run with the payload in prompts, completions and sources, and as far as they go in names and keys."""
     if kind == "jsonl":
         return hostile.write_lines(folder / "rows.jsonl", hostile.rows(payload))
-    name = re.sub(r"[/\x00\ud800-\udfff]", "", payload)[:60]
-    return hostile.write_trl(folder / f"run {name}", payload, reward_name=payload.replace("\x00", ""))
+    name = re.sub(r"[/\x00\ud800-\udfff]", "", payload)[:150]
+    return hostile.write_trl(folder / name, payload, reward_name=payload.replace("\x00", ""))
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,8 @@ def benign(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 )
 def test_hostile_text_stays_text(name: str, kind: str, audit: Audit, tmp_path: Path, benign: Mapping[str, Any]) -> None:
     payload = f"{SHOWN} {PAYLOADS[name]}"
-    run, page = source_of(kind, tmp_path, payload), tmp_path / "page.html"
+    # By its name alone, as somebody would type it in the folder: the outputs show all of it.
+    run, page = source_of(kind, tmp_path, payload).name, tmp_path / "page.html"
     left = {
         "rich": audit(run, "--format", "rich", "--html", page),
         **{form: audit(run, "--format", form) for form in FORMATS[1:]},
@@ -188,6 +189,7 @@ def test_hostile_text_stays_text(name: str, kind: str, audit: Audit, tmp_path: P
     # GitHub: every line is a command of ours, and there is none of the payload's.
     lines = left["github"].out.splitlines()
     assert all(re.match(r"::(notice|warning|error) title=rlmon%3A ", line) for line in lines)
+    assert "%0A" not in left["github"].out
 
     # Markdown: no link, picture or tag beside our own.
     markdown = markdown_shape(left["markdown"].out)
