@@ -25,7 +25,7 @@ from rlmon.audit import aliases, checks, replay, story
 from rlmon.audit.case import Case, Fold
 from rlmon.audit.contrast import BASE_STEPS, Windows, windows
 from rlmon.audit.features import codes, column
-from rlmon.audit.partial import MAX_PROMPTS, Partial, Settings, merge, partial
+from rlmon.audit.partial import Partial, Settings, merge, partial
 from rlmon.audit.readers import open_source, rlmon_log
 from rlmon.audit.result import Audit
 from rlmon.audit.run import OpenedRun, Shard
@@ -39,11 +39,10 @@ ALPHA = 0.01
 """Chance of any false FAIL of the detectors over a run that brings no level of its own."""
 SAMPLE_ROWS = 8_192
 """Completions whose text is kept, spread over the run: the budget of all metrics of words."""
-LEAST_SAMPLE = 64
-"""Of each shard."""
+LEAST_SAMPLE = 16
+"""Of each shard: a run of very many shards has a larger sample."""
 POOL_BYTES = 24 << 20
 """Smaller runs are counted before other processes would have started."""
-PROBED_SHARDS = 3
 TEMPLATE_PROMPTS = 4.0
 """A prompt template is a stratum of its own where a step is expected to hold this many prompts of it: detectors
 compare prompts inside a stratum."""
@@ -203,9 +202,7 @@ def count(run: OpenedRun, modes: ModeSet, processes: int | None = None, progress
         done += shard.bytes
         if progress is not None:
             progress(done, total)
-    whole = merge(parts)
-    whole.prompts = dict(sorted(whole.prompts.items())[:MAX_PROMPTS])
-    return whole
+    return merge(parts)
 
 
 def _counted(shards: Sequence[Shard], settings: Settings, processes: int | None, total: int) -> Iterator[Partial]:
@@ -256,7 +253,7 @@ def _partial_of(shard: Shard, templates: frozenset[str], group_size: int | None,
 def _templates(shards: Sequence[Shard]) -> frozenset[str]:
     """Templates of prompts so frequent that a step is expected to hold four prompts of each: from the first rows of
     shards at the start, the middle and the end."""
-    chosen = sorted({0, len(shards) // 2, len(shards) - 1})[:PROBED_SHARDS]
+    chosen = sorted({0, len(shards) // 2, len(shards) - 1})
     counts: Counter[str] = Counter()
     prompts_per_step: list[float] = []
     for at in chosen:
