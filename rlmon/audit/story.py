@@ -16,6 +16,7 @@ from rlmon.audit.checks import Judged, prompt_halves
 from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.result import Audit, Check, Event, Example, Heat, HeatRow, MetricSummary, ModeStory, RunFacts, Verdict
 from rlmon.audit.timeline import ratio
+from rlmon.detectors import DETECTORS
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, beta_cdf
 
@@ -64,13 +65,20 @@ def _values(values: Floats) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
+_WITHOUT_A_BASE = frozenset(spec.id for spec in DETECTORS if spec.rule in ("absolute", "immediate"))
+
+
 def _verdict(checks: Sequence[Check]) -> Verdict:
-    spoken = {check.status for check in checks if check.method != "exact" or check.status != "pass"}
+    """The worst status; a pass needs a check that compared the run with its base, which two rows do not allow."""
+    spoken = {check.status for check in checks}
     if "fail" in spoken:
         return "fail"
     if "warn" in spoken:
         return "warn"
-    return "pass" if "pass" in spoken else "insufficient"
+    compared = any(
+        check.status == "pass" and check.method != "exact" and check.id not in _WITHOUT_A_BASE for check in checks
+    )
+    return "pass" if compared else "insufficient"
 
 
 def _headline(verdict: Verdict, checks: Sequence[Check], case: Case) -> str:

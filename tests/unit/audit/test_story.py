@@ -30,8 +30,8 @@ def changed() -> Audit:
 # --- verdict ------------------------------------------------------------------------------------------------------
 
 
-def a_check(status: Any, method: Any = "hindsight") -> Check:
-    return Check(id="x", title="?", status=status, method=method, message="")
+def a_check(status: Any, method: Any = "hindsight", check_id: str = "x") -> Check:
+    return Check(id=check_id, title="?", status=status, method=method, message="")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,10 @@ def a_check(status: Any, method: Any = "hindsight") -> Check:
         # That all rows were read says nothing of the run; that they were not does.
         ([a_check("pass", "exact"), a_check("skip")], "insufficient"),
         ([a_check("warn", "exact"), a_check("skip")], "warn"),
+        # A line that needs no base can be held by a single step; that is no verdict on a run.
+        ([a_check("pass", "fold", "silent-groups-bad"), a_check("skip")], "insufficient"),
+        ([a_check("pass", "fold", "format-collapse"), a_check("skip")], "pass"),
+        ([a_check("warn", "fold", "silent-groups-bad"), a_check("skip")], "warn"),
         ([], "insufficient"),
     ],
 )
