@@ -197,6 +197,9 @@ def _alarmed(case: Case, spec: DetectorSpec, row: Mapping[str, Any], mine: Seque
     recovered = row["status"] == "ok" and spec.rule != "immediate"
     steps = ", ".join(f"{finding.severity.upper()} at step {finding.step}" for finding in mine[:4])
     message = f"{shown.message.removeprefix(spec.id + ': ')} {steps}{' and more' if len(mine) > 4 else ''}."
+    if spec.agreement and status == "warn" and (row["evidence"].get("fail") or -1.0) >= 0.0:
+        absent = ", and this source holds no completions to give one" if "completions" in case.run.lacks else ""
+        message += f" The FAIL line is passed too; FAIL needs a second signal{absent}."
     return Check(
         id=spec.id,
         title=_TITLES[spec.id],

@@ -247,6 +247,11 @@ def test_logged_entropy_that_falls_warns_and_fails_only_with_a_second_signal() -
     alone = audited(opened(rows("healthy"), scalars={"entropy": falls}))
     assert spoken(alone) == {"entropy-collapse": "warn"}
     assert check(alone, "entropy-collapse").baseline == pytest.approx(1.0)
+    # What is missing for FAIL is said, and whether this source could have given it.
+    assert "FAIL needs a second signal." in check(alone, "entropy-collapse").message
+    blind = audited(opened(scalars={"entropy": falls}, lacks={"completions": "there are none"}))
+    assert check(blind, "entropy-collapse").status == "warn"
+    assert "this source holds no completions to give one" in check(blind, "entropy-collapse").message
     both = audited(opened(rows("one format lives"), scalars={"entropy": falls}))
     assert check(both, "entropy-collapse").status == "fail"
 
