@@ -145,10 +145,14 @@ class Run:
         """Names of the files of a folder that count now, in the order of attempt, split, round and rank."""
         return compaction.live_files(self.path / folder, compaction.read_manifest(self.path).listing(folder))
 
-    def rows_of(self, name: str, columns: Sequence[str], folder: str = "rollouts") -> pa.Table:
-        """The shown rows of one of ``row_files``. Raises ``OSError`` or ``pa.ArrowException`` where it is damaged."""
-        table = _read_file(self.path / folder / name, folder, schema.TABLES[folder], columns)
-        return _shown(table, self._last_steps())
+    def row_reader(self, columns: Sequence[str], folder: str = "rollouts") -> Callable[[str], pa.Table]:
+        """What gives the shown rows of one of ``row_files``; which attempts count is read once, now.
+
+        The function raises ``OSError``, ``pa.ArrowException`` or ``SchemaError`` where a file is damaged.
+        """
+        last = self._last_steps()
+        record_type = schema.TABLES[folder]
+        return lambda name: _shown(_read_file(self.path / folder / name, folder, record_type, columns), last)
 
     # ---- internals
 

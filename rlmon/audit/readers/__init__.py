@@ -93,9 +93,9 @@ def _settings_beside(found: Sequence[tuple[ModuleType, Path]]) -> Mapping[str, A
     for module, place in found:
         if module in (wandb, trackio):
             with contextlib.suppress(RLMonError):
-                run: OpenedRun = module.open_run(place)
-                if run.config:
-                    return run.config
+                config: Mapping[str, Any] = module.settings(place)
+                if config:
+                    return config
     return {}
 
 

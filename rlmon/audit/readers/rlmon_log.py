@@ -37,11 +37,11 @@ class _Files:
     bytes: int
 
     def read(self) -> Iterator[RowBatch]:
-        log = open_log(self.path)
+        rows_of = open_log(self.path).row_reader(COLUMNS)
         for name in self.names:
             try:
                 _own_file(self.path, self.path / "rollouts" / name)
-                table = log.rows_of(name, COLUMNS)
+                table = rows_of(name)
             except (OSError, pa.ArrowException, RLMonError) as error:
                 reason = f"{type(error).__name__}: {error}"
                 yield RowBatch(rows=pa.table({"step": pa.array([], pa.int64())}), unreadable={name: reason})

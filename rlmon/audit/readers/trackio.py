@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -35,6 +35,7 @@ from rlmon.errors import ReadError
 from rlmon.metrics.prompts import prompt_identity
 
 NAME = "trackio"
+Found = TypeVar("Found")
 MAGIC = b"SQLite format 3\0"
 SMALL_BYTES = 65_536
 """Cells up to this are parsed when the run is opened; of larger ones only the beginning is looked at."""
@@ -72,6 +73,16 @@ def open_run(path: Path) -> OpenedRun:
 
     Raises ``ReadError`` where there is no such run, or more than one to choose from.
     """
+    return _of_the_run(path, _open)
+
+
+def settings(path: Path) -> Mapping[str, Any]:
+    """The trainer's settings of the run at ``path``, without reading what it logged. Raises as ``open_run``."""
+    return _of_the_run(path, lambda _, base, run: _config(base, run))
+
+
+def _of_the_run(path: Path, read: Callable[[Path, sqlite3.Connection, Run], Found]) -> Found:
+    """What ``read`` makes of the data base and the run that ``path`` names."""
     place, wanted = _split(path)
     files = _data_bases(place)
     if not files:
@@ -85,7 +96,7 @@ def open_run(path: Path) -> OpenedRun:
     try:
         with contextlib.closing(_connect(files[0])) as base:
             run = _choose(files[0], _runs(base), wanted)
-            return _open(files[0], base, run)
+            return read(files[0], base, run)
     except DAMAGE as error:
         raise ReadError(f"{str(files[0])!r} is a damaged data base: {error}.") from error
 

@@ -100,6 +100,21 @@ def open_run(path: Path) -> OpenedRun:
     return opened
 
 
+def settings(path: Path) -> Mapping[str, Any]:
+    """The trainer's settings that the one run at ``path`` was begun with, without reading what it logged; empty where
+    there is no such run, or none to choose from."""
+    files = _run_files(path)
+    file = files[0] if len(files) == 1 else _latest(files) if files else None
+    config: dict[str, Any] = {}
+    for record in _messages(file, Damage()) if file is not None else ():
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            break
+        _take_settings(config, record, kind)
+    config.pop("_wandb", None)
+    return config
+
+
 def _run_files(folder: Path) -> list[Path]:
     """The ``.wandb`` files of a run directory, of a ``wandb`` folder, or of a folder that has one; by date."""
     for pattern in ("*.wandb", "*run-*/*.wandb", "wandb/*run-*/*.wandb"):
@@ -306,11 +321,9 @@ def _open_offline(path: Path) -> OpenedRun:
                         rows if is_count(rows) else None,
                         incremental=value["_type"] == "incremental-table-file",
                     )
-        elif kind == "config":
-            _update(config, record.config)
         elif kind == "run":
             run_id = record.run.run_id or run_id
-            _update(config, record.run.config)
+        _take_settings(config, record, kind)
     config.pop("_wandb", None)
     tables = plan(history.tables, load, config, reward_functions(history))
     scalars, evals = all_series(history.scalars), all_series(history.eval_scalars)
@@ -335,6 +348,12 @@ def _notes(history: History, damage: Damage) -> Iterator[str]:
         yield f"the run's file ends in an unfinished record ({damage.torn_bytes} bytes): the run was killed or goes on"
     if damage.records:
         yield f"{damage.records} damaged records of the run's file were passed over"
+
+
+def _take_settings(config: dict[str, Any], record: Any, kind: str) -> None:
+    """What a record of the file says of the settings, if it does."""
+    if kind in ("config", "run"):
+        _update(config, record.config if kind == "config" else record.run.config)
 
 
 def _update(config: dict[str, Any], record: Any) -> None:
