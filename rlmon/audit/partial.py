@@ -23,8 +23,9 @@ from rlmon.audit.features import UNKNOWN, Bools, Features, Floats, Ints, Reader,
 from rlmon.audit.run import RowBatch, Shard
 from rlmon.metrics.collision import equality_pairs, hashed
 from rlmon.metrics.formats import ModeSet
-from rlmon.metrics.groups import SUCCESS_ABOVE
+from rlmon.metrics.groups import SUCCESS_ABOVE, no_spread
 from rlmon.metrics.prompts import template_name
+from rlmon.metrics.text import effective_number_of_each
 
 MAX_BLOCKS = 8
 PROMPT_CHARACTERS = 2_000
@@ -39,7 +40,6 @@ STEP_BYTES = 96 << 20
 """A step is counted as a whole up to this size; of a larger one groups and pairs are lost where it is cut."""
 FIRST_AND_LAST = 2
 """Completions of every mode kept from both ends of a shard."""
-KERNELS = ("mode", "mode_correct", "template", "template_correct", "answer", "text")
 BLOCK_STATISTICS = (
     "mode_collision",
     "mode_collision_within",
@@ -289,11 +289,8 @@ def _group_columns(
 
     n_scored = total(scored)
     wins = total(success)
-    high, low = np.full(count, -np.inf), np.full(count, np.inf)
-    np.maximum.at(high, group[scored], reward[scored])
-    np.minimum.at(low, group[scored], reward[scored])
+    _, _, still = no_spread(group[scored], reward[scored], count)
     with np.errstate(invalid="ignore", divide="ignore"):
-        still = (n_scored >= 2) & (high - low <= 1e-9 * np.maximum(1.0, np.maximum(np.abs(high), np.abs(low))))
         mean = total(reward, scored) / n_scored
         square = total((reward - mean[group]) ** 2, scored)
         std = np.where(n_scored >= 2, np.sqrt(square / np.maximum(n_scored - 1, 1)), np.nan)
@@ -345,17 +342,7 @@ def _group_columns(
 
 
 def _effective(value: Ints, group: Ints, keep: Bools, count: int) -> Floats:
-    """exp(-sum p ln p) of the values inside each group (Hill q=1, plug-in); NaN with fewer than two kept rows."""
-    value, group = value[keep], group[keep]
-    kept = np.bincount(group, minlength=count)
-    if not value.size:
-        return np.full(count, np.nan)
-    _, code = np.unique(value, return_inverse=True)
-    key, times = np.unique(group * (int(code.max()) + 1) + code, return_counts=True)
-    owner = key // (int(code.max()) + 1)
-    share = times / kept[owner]
-    entropy = np.bincount(owner, weights=-share * np.log(share), minlength=count)
-    return np.where(kept >= 2, np.exp(entropy), np.nan)
+    return effective_number_of_each(value[keep], group[keep], count)
 
 
 def _kernels(read: Features, success: Bools) -> dict[str, tuple[Ints, Bools]]:
@@ -364,7 +351,6 @@ def _kernels(read: Features, success: Bools) -> dict[str, tuple[Ints, Bools]]:
         "mode": (read.mode, read.mode >= 0),
         "mode_correct": (read.mode, (read.mode >= 0) & success),
         "template": (read.template, read.template >= 0),
-        "template_correct": (read.template, (read.template >= 0) & success),
         "answer": (read.answer, read.answer >= 0),
         "text": (read.text, read.text >= 0),
     }
@@ -463,12 +449,7 @@ def _block_columns(
     mean("reward", reward)
     groups, group_code = np.unique(group, return_inverse=True)
     scored = np.isfinite(reward)
-    n = np.bincount(group_code[scored], minlength=groups.size)
-    high, low = np.full(groups.size, -np.inf), np.full(groups.size, np.inf)
-    np.maximum.at(high, group_code[scored], reward[scored])
-    np.minimum.at(low, group_code[scored], reward[scored])
-    with np.errstate(invalid="ignore"):
-        silent = (n >= 2) & (high - low <= 1e-9 * np.maximum(1.0, np.maximum(np.abs(high), np.abs(low))))
+    n, high, silent = no_spread(group_code[scored], reward[scored], groups.size)
     block_of_group = np.zeros(groups.size, dtype=np.int64)
     block_of_group[group_code] = block
     judged = np.bincount(block_of_group[n >= 2], minlength=count).astype(np.float64)

@@ -22,12 +22,7 @@ FOLDED_SCALARS = {
     "rlmon/health/length_mean": "completion_tokens",
 }
 """Trainer's scalars that stand in for a statistic that rows do not give."""
-_PAIR_SERIES = {
-    "mode": "mode",
-    "mode_correct": "mode_correct",
-    "template": "template",
-    "answer": "answer",
-}
+_PAIR_SERIES = ("mode", "mode_correct", "template", "answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +156,12 @@ def _pairs(partial: Partial, steps: Ints) -> dict[str, Floats]:
     def total(values: NDArray[Any]) -> Floats:
         return np.bincount(at, weights=values, minlength=steps.size).astype(np.float64)
 
-    for kernel, name in _PAIR_SERIES.items():
+    for kernel in _PAIR_SERIES:
         pairs = partial.steps[f"pairs_{kernel}"]
         for begin, kind in ((0, "across"), (2, "within")):
             collision = ratio(total(pairs[:, begin]), total(pairs[:, begin + 1]))
-            series[f"rlmon/collision/{name}_{kind}"] = collision
-            series[f"rlmon/collision/{name}_{kind}_effective"] = ratio(np.ones(steps.size), collision)
+            series[f"rlmon/collision/{kernel}_{kind}"] = collision
+            series[f"rlmon/collision/{kernel}_{kind}_effective"] = ratio(np.ones(steps.size), collision)
     series["exact duplicate share"] = 1.0 - ratio(total(partial.steps["distinct_texts"]), total(partial.steps["texts"]))
     return series
 

@@ -36,6 +36,20 @@ def _number(value: Any) -> float:
         return math.nan
 
 
+def no_spread(
+    group_N: NDArray[np.int64], value_N: NDArray[np.float64], groups: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Of each group [groups]: how many finite values it has, its largest (-inf without one), and whether it has at
+    least two and no spread: max - min <= 1e-9 max(1, max |value|). ``value_N`` are finite, ``group_N`` their groups."""
+    size = np.bincount(group_N, minlength=groups)
+    high, low = np.full(groups, -np.inf), np.full(groups, np.inf)
+    np.maximum.at(high, group_N, value_N)
+    np.minimum.at(low, group_N, value_N)
+    with np.errstate(invalid="ignore"):
+        silent = (size >= 2) & (high - low <= 1e-9 * np.maximum(1.0, np.maximum(np.abs(high), np.abs(low))))
+    return size, high, silent
+
+
 @dataclass(frozen=True)
 class GroupStats:
     """Per group (length P) and per row (length B) facts from raw rewards."""
@@ -106,16 +120,10 @@ def group_statistics(
     finite = np.isfinite(judged_reward) & (group_J >= 0)
     code = group_J[finite]
     value = judged_reward[finite]
-    size = np.bincount(code, minlength=groups)
+    size, _, silent = no_spread(code, value, groups)
     success_B = np.isfinite(reward_B) & (reward_B > success_above)
     successes = np.bincount(code, weights=(value > success_above), minlength=groups).astype(np.int64)
-    high = np.full(groups, -np.inf)
-    low = np.full(groups, np.inf)
-    np.maximum.at(high, code, value)
-    np.minimum.at(low, code, value)
     with np.errstate(invalid="ignore", divide="ignore"):
-        spread = high - low
-        silent = (size >= 2) & (spread <= 1e-9 * np.maximum(1.0, np.maximum(np.abs(high), np.abs(low))))
         mean = np.bincount(code, weights=value, minlength=groups) / size
         square = np.bincount(code, weights=(value - mean[code]) ** 2, minlength=groups)
         std: NDArray[np.float64] = np.where(size >= 2, np.sqrt(square / np.maximum(size - 1, 1)), np.nan)

@@ -95,22 +95,28 @@ def word_ids(texts: Sequence[str], chars: int = _ROW_CHARS) -> list[NDArray[np.i
     return [np.fromiter(map(codes.__getitem__, row), dtype=np.int32, count=len(row)) for row in rows]
 
 
+def effective_number_of_each(
+    value_N: NDArray[np.int64], owner_N: NDArray[np.int64], owners: int
+) -> NDArray[np.float64]:
+    """exp(-sum p ln p) of the values of each owner [owners] (Hill q=1, plug-in): between 1 and its number of rows; NaN
+    for an owner with fewer than two."""
+    rows = np.bincount(owner_N, minlength=owners)
+    if value_N.size == 0:
+        return np.full(owners, np.nan)
+    values, code = np.unique(value_N, return_inverse=True)
+    key, count = np.unique(owner_N * len(values) + code, return_counts=True)
+    owner = key // len(values)
+    share = count / rows[owner]
+    entropy = np.bincount(owner, weights=-share * np.log(share), minlength=owners)
+    return np.where(rows >= 2, np.exp(entropy), np.nan)
+
+
 def effective_numbers(
     value_B: NDArray[np.int64], prompt_B: NDArray[np.int64], keep_B: NDArray[np.bool_] | None = None
 ) -> tuple[float, int]:
-    """Sum over prompts of exp(-sum p ln p) of the values among a prompt's kept rows, and the number of prompts.
-
-    Only prompts with at least 2 kept rows count; each term is between 1 and its number of rows (Hill q=1, plug-in).
-    """
+    """Sum over prompts of ``effective_number_of_each`` of their kept rows, and the number of prompts with 2 or more."""
     if keep_B is not None:
         value_B, prompt_B = value_B[keep_B], prompt_B[keep_B]
-    if value_B.size == 0:
-        return 0.0, 0
-    values, code = np.unique(value_B, return_inverse=True)
-    rows = np.bincount(prompt_B)
-    key, count = np.unique(prompt_B * len(values) + code, return_counts=True)
-    owner = key // len(values)
-    share = count / rows[owner]
-    entropy = np.bincount(owner, weights=-share * np.log(share), minlength=rows.size)
-    several = rows >= 2
-    return float(np.exp(entropy[several]).sum()), int(several.sum())
+    each = effective_number_of_each(value_B, prompt_B, int(prompt_B.max(initial=-1)) + 1)
+    several = ~np.isnan(each)
+    return float(each[several].sum()), int(several.sum())
