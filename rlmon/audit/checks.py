@@ -88,15 +88,16 @@ class _Ends:
     wording: Wording | None
     alpha: float
 
-    def absent(self, need: Lack) -> str | None:
+    def absent(self, *needs: Lack) -> str | None:
         """Why nothing can be said at all, ``None`` where the run has what is needed."""
         lacks = self.case.run.lacks
-        if need in lacks:
-            return lacks[need]
-        if not self.case.counted.groups:
-            return lacks.get("completions", "there are no completions")
-        if self.contrast is None:
-            return "the run has fewer than two steps with completions"
+        for need in needs:
+            if need in lacks:
+                return lacks[need]
+            if not self.case.counted.groups:
+                return lacks.get("completions", "there are no completions")
+            if self.contrast is None:
+                return "the run has fewer than two steps with completions"
         return None
 
 
@@ -113,11 +114,9 @@ def judge(case: Case) -> Judged:
     ends = _Ends(case=case, groups=groups, contrast=contrast, wording=words, alpha=alpha)
     found = _folded(case)
     for check_id, title, check in HINDSIGHT:
-        found.append(_contained(check_id, title, partial(check, ends)))
-    found += [_contained("rows-complete", "Were all rows read?", partial(_rows_complete, case))]
-    if case.fold.live is not None:
-        found += [_contained("replay", "Does the log agree with itself?", partial(_replay, case))]
-        found += [_contained("monitor-faults", "Did the monitor itself work?", partial(_faults, case))]
+        found.append(_contained(check_id, title, partial(check, check_id, title, ends)))
+    for check_id, title, of_log in ABOUT_ROWS if case.fold.live is None else (*ABOUT_ROWS, *ABOUT_THE_MONITOR):
+        found.append(_contained(check_id, title, partial(of_log, check_id, title, case)))
     order = {"fail": 0, "warn": 1, "error": 2, "pass": 3, "skip": 4}
     found.sort(key=lambda check: order[check.status])
     return Judged(checks=found, wording=words, correction=_correction(case, alpha))
@@ -383,8 +382,7 @@ EXTINCT_SHARE = 0.1
 EXTINCT_BASE_SHARE = 0.02
 
 
-def _mode_extinction(ends: _Ends) -> Check:
-    check_id, title = "mode-extinction", "Is every answer format of the base still written?"
+def _mode_extinction(check_id: str, title: str, ends: _Ends) -> Check:
     if (reason := ends.absent("completions")) is not None:
         return _skip(check_id, title, reason)
     contrast = ends.contrast
@@ -440,11 +438,9 @@ def _died(case: Case, gone: Mapping[str, Any]) -> int | None:
     return min(steps, default=None)
 
 
-def _format_winner(ends: _Ends) -> Check:
-    check_id, title = "format-winner", "Did the best format win?"
-    for need in ("completions", "rewards"):
-        if (reason := ends.absent(need)) is not None:
-            return _skip(check_id, title, reason)
+def _format_winner(check_id: str, title: str, ends: _Ends) -> Check:
+    if (reason := ends.absent("completions", "rewards")) is not None:
+        return _skip(check_id, title, reason)
     contrast = ends.contrast
     assert contrast is not None
     counts = ends.groups["modes"].astype(np.float64)
@@ -509,8 +505,7 @@ def _rewards_by_mode(ends: _Ends) -> dict[str, dict[str, float | None]]:
     return table
 
 
-def _near_duplicates(ends: _Ends) -> Check:
-    check_id, title = "near-duplicates", "Do completions to different prompts differ?"
+def _near_duplicates(check_id: str, title: str, ends: _Ends) -> Check:
     name = "rlmon/text/near_duplicate_across"
     if (reason := _no_words(ends, name)) is not None:
         return _skip(check_id, title, reason)
@@ -539,8 +534,7 @@ def _no_words(ends: _Ends, name: str) -> str | None:
     return None
 
 
-def _word_diversity(ends: _Ends) -> Check:
-    check_id, title = "word-diversity", "Does the wording keep its variety?"
+def _word_diversity(check_id: str, title: str, ends: _Ends) -> Check:
     name = "rlmon/text/distinct_2"
     if (reason := _no_words(ends, name)) is not None:
         return _skip(check_id, title, reason)
@@ -552,8 +546,7 @@ def _word_diversity(ends: _Ends) -> Check:
     )
 
 
-def _sentence_openings(ends: _Ends) -> Check:
-    check_id, title = "sentence-openings", "Do sentences still begin in many ways?"
+def _sentence_openings(check_id: str, title: str, ends: _Ends) -> Check:
     if (reason := _no_words(ends, "sentence openings")) is not None:
         return _skip(check_id, title, reason)
     assert ends.wording is not None
@@ -563,11 +556,9 @@ def _sentence_openings(ends: _Ends) -> Check:
     )  # fmt: skip
 
 
-def _correct_diversity(ends: _Ends) -> Check:
-    check_id, title = "correct-diversity", "Are there still several ways to be right?"
-    for need in ("completions", "rewards"):
-        if (reason := ends.absent(need)) is not None:
-            return _skip(check_id, title, reason)
+def _correct_diversity(check_id: str, title: str, ends: _Ends) -> Check:
+    if (reason := ends.absent("completions", "rewards")) is not None:
+        return _skip(check_id, title, reason)
     if (reason := _no_keys(ends)) is not None:
         return _skip(check_id, title, reason)
     assert ends.contrast is not None
@@ -587,8 +578,7 @@ def _no_keys(ends: _Ends) -> str | None:
     return None
 
 
-def _answer_diversity(ends: _Ends) -> Check:
-    check_id, title = "answer-diversity", "Do answers narrow only by getting right?"
+def _answer_diversity(check_id: str, title: str, ends: _Ends) -> Check:
     if (reason := ends.absent("completions") or _no_keys(ends)) is not None:
         return _skip(check_id, title, reason)
     assert ends.contrast is not None
@@ -614,8 +604,7 @@ def _as_pass(check: Check, message: str) -> Check:
     return dataclasses.replace(check, status="pass", message=message, advice="")
 
 
-def _pass_at_k(ends: _Ends) -> Check:
-    check_id, title = "pass-at-k", "Can several tries still solve as much?"
+def _pass_at_k(check_id: str, title: str, ends: _Ends) -> Check:
     if (reason := ends.absent("rewards")) is not None:
         return _skip(check_id, title, reason)
     assert ends.contrast is not None
@@ -656,8 +645,7 @@ def pass_at_k(n: Floats, c: Floats, k: int) -> Floats:
     return np.where(n >= k, 1.0 - value, np.nan)
 
 
-def _truncation(ends: _Ends) -> Check:
-    check_id, title = "truncation", "Do completions end by themselves?"
+def _truncation(check_id: str, title: str, ends: _Ends) -> Check:
     name = "rlmon/health/truncated"
     if ends.case.series(name) is None or ends.case.windows is None:
         reason = ends.case.run.lacks.get("truncation", "truncation was not logged")
@@ -677,8 +665,7 @@ def _truncation(ends: _Ends) -> Check:
     )  # fmt: skip
 
 
-def _length_growth(ends: _Ends) -> Check:
-    check_id, title = "length-growth", "Do completions keep from swelling?"
+def _length_growth(check_id: str, title: str, ends: _Ends) -> Check:
     if (reason := ends.absent("completions")) is not None:
         return _skip(check_id, title, reason)
     assert ends.contrast is not None
@@ -699,11 +686,9 @@ def _length_growth(ends: _Ends) -> Check:
     )  # fmt: skip
 
 
-def _shortcut(ends: _Ends) -> Check:
-    check_id, title = "shortcut", "Do winners solve the task rather than share a trick?"
-    for need in ("completions", "rewards"):
-        if (reason := ends.absent(need)) is not None:
-            return _skip(check_id, title, reason)
+def _shortcut(check_id: str, title: str, ends: _Ends) -> Check:
+    if (reason := ends.absent("completions", "rewards")) is not None:
+        return _skip(check_id, title, reason)
     assert ends.contrast is not None
     groups = ends.groups
     signs: list[str] = []
@@ -775,8 +760,7 @@ MIN_VISITS = 4
 MIN_PROMPTS = 20
 
 
-def _forgotten(ends: _Ends) -> Check:
-    check_id, title = "forgotten-prompts", "Does what was solved stay solved?"
+def _forgotten(check_id: str, title: str, ends: _Ends) -> Check:
     if (reason := ends.absent("rewards")) is not None:
         return _skip(check_id, title, reason)
     early_n, early_k, late_n, late_k = prompt_halves(ends.case)
@@ -827,8 +811,7 @@ def wilson(successes: int, trials: int, z: float) -> tuple[float, float]:
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-def _impossible(ends: _Ends) -> Check:
-    check_id, title = "impossible-prompts", "Are few prompts out of reach?"
+def _impossible(check_id: str, title: str, ends: _Ends) -> Check:
     if (reason := ends.absent("rewards")) is not None:
         return _skip(check_id, title, reason)
     early_n, early_k, late_n, late_k = prompt_halves(ends.case)
@@ -854,8 +837,7 @@ def _impossible(ends: _Ends) -> Check:
     )  # fmt: skip
 
 
-def _eval_gap(ends: _Ends) -> Check:
-    check_id, title = "eval-gap", "Does evaluation follow training?"
+def _eval_gap(check_id: str, title: str, ends: _Ends) -> Check:
     rewards = _eval_rewards(ends.case)
     train = ends.case.series("rlmon/health/reward_mean")
     if train is None or len(rewards) < 4:
@@ -914,8 +896,7 @@ def _eval_rewards(case: Case) -> list[tuple[int, float]]:
 # --- about the log itself -----------------------------------------------------------------------------------------
 
 
-def _rows_complete(case: Case) -> Check:
-    check_id, title = "rows-complete", "Were all rows read?"
+def _rows_complete(check_id: str, title: str, case: Case) -> Check:
     counted = case.counted
     if not case.run.shards:
         return Check(
@@ -944,11 +925,11 @@ def _rows_complete(case: Case) -> Check:
     )  # fmt: skip
 
 
-def _replay(case: Case) -> Check:
+def _replay(check_id: str, title: str, case: Case) -> Check:
     live = case.fold.live
     assert live is not None
     return Check(
-        id="replay", title="Does the log agree with itself?", status="warn" if live.differences else "pass",
+        id=check_id, title=title, status="warn" if live.differences else "pass",
         method="exact", metric="differences", unit="count", value=float(len(live.differences)), baseline=0.0,
         threshold=0.0,
         message="; ".join(live.differences[:3]) if live.differences else
@@ -958,12 +939,12 @@ def _replay(case: Case) -> Check:
     )  # fmt: skip
 
 
-def _faults(case: Case) -> Check:
+def _faults(check_id: str, title: str, case: Case) -> Check:
     live = case.fold.live
     assert live is not None
     places = sorted({fault.place for fault in live.faults})
     return Check(
-        id="monitor-faults", title="Did the monitor itself work?", status="warn" if places else "pass",
+        id=check_id, title=title, status="warn" if places else "pass",
         method="exact", metric="places that failed", unit="count", value=float(len(places)), baseline=0.0,
         threshold=0.0,
         message=f"failed in {', '.join(places)}" if places else "no fault was recorded",
@@ -972,7 +953,7 @@ def _faults(case: Case) -> Check:
     )  # fmt: skip
 
 
-HINDSIGHT: tuple[tuple[str, str, Callable[[_Ends], Check]], ...] = (
+HINDSIGHT: tuple[tuple[str, str, Callable[[str, str, _Ends], Check]], ...] = (
     ("mode-extinction", "Is every answer format of the base still written?", _mode_extinction),
     ("format-winner", "Did the best format win?", _format_winner),
     ("correct-diversity", "Are there still several ways to be right?", _correct_diversity),
@@ -989,3 +970,11 @@ HINDSIGHT: tuple[tuple[str, str, Callable[[_Ends], Check]], ...] = (
     ("eval-gap", "Does evaluation follow training?", _eval_gap),
 )
 """Id, title and function of every hindsight check; their number shares out the error rate."""
+ABOUT_ROWS: tuple[tuple[str, str, Callable[[str, str, Case], Check]], ...] = (
+    ("rows-complete", "Were all rows read?", _rows_complete),
+)
+ABOUT_THE_MONITOR: tuple[tuple[str, str, Callable[[str, str, Case], Check]], ...] = (
+    ("replay", "Does the log agree with itself?", _replay),
+    ("monitor-faults", "Did the monitor itself work?", _faults),
+)
+"""The same of checks of the rows, and of those that only an rlmon log allows."""

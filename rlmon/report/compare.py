@@ -30,7 +30,7 @@ from rlmon.report import page, phrases
 from rlmon.report.as_json import plain
 from rlmon.report.audit import CHARTS, thin
 from rlmon.report.figure import OTHER_COLOUR, Shares, colours, draw_order
-from rlmon.report.markdown import MAX_CHARACTERS, STATUS_SIGNS, escape
+from rlmon.report.markdown import MAX_CHARACTERS, STATUS_SIGNS, cut, escape
 from rlmon.report.terminal import STATUS_STYLES
 
 METRICS_SHOWN = 12
@@ -444,16 +444,7 @@ def markdown(result: Comparison) -> str:
     summary, details = "\n".join(_summary(result)), "\n".join(_details(result))
     if len(summary) + len(details) < MAX_CHARACTERS:
         return f"{summary}\n{details}"
-    lines: list[str] = []
-    size = 0
-    for line in summary.split("\n"):
-        size += len(line) + 1
-        if size > MAX_CHARACTERS:
-            break
-        lines.append(line)
-    return "\n".join(
-        [*lines, "", "The details are left out: too long for a comment. `rlmon compare --html` has them.", ""]
-    )
+    return cut(summary, "rlmon compare --html")
 
 
 def _markdown_table(heads: Sequence[str], right: frozenset[int], rows: Sequence[Sequence[str]]) -> list[str]:

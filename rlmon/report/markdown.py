@@ -33,17 +33,19 @@ def render(*audits: Audit) -> str:
     if len(text) <= MAX_CHARACTERS:
         return text
     # Without the details nothing is open that a cut could leave open; the tables alone always fit or are cut by rows.
-    text = "\n".join(_summary(audit) for audit in audits)
+    return cut("\n".join(_summary(audit) for audit in audits), "rlmon audit --html")
+
+
+def cut(summary: str, command: str) -> str:
+    """The lines of a summary that fit, and what shows the rest."""
     lines: list[str] = []
     size = 0
-    for line in text.split("\n"):
+    for line in summary.split("\n"):
         size += len(line) + 1
         if size > MAX_CHARACTERS:
             break
         lines.append(line)
-    return "\n".join(
-        [*lines, "", "The details are left out: too long for a comment. `rlmon audit --html` has them.", ""]
-    )
+    return "\n".join([*lines, "", f"The details are left out: too long for a comment. `{command}` has them.", ""])
 
 
 def escape(text: str, limit: int = 600) -> str:

@@ -257,7 +257,7 @@ def test_logged_entropy_that_falls_warns_and_fails_only_with_a_second_signal() -
 
 
 def test_a_check_that_raises_is_an_error_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(ends: Any) -> Any:
+    def broken(check_id: str, title: str, ends: Any) -> Any:
         raise ZeroDivisionError("<b>on purpose</b>")
 
     replaced = tuple(
