@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import make_audit
 import pytest
+from page_parts import DATA, Tags, data_of
 
 from rlmon.audit.result import Event
 from rlmon.errors import RLMonError
@@ -19,36 +18,9 @@ from rlmon.report import audit as report
 from rlmon.report.audit import build_page, thin, write_page
 from rlmon.report.page import HERE
 
-DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
-
-
-def data_of(page: str) -> dict[str, Any]:
-    found = DATA.search(page)
-    assert found is not None
-    assert found.group(1).isascii()
-    data: dict[str, Any] = json.loads(found.group(1))
-    return data
-
-
-class _Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=False)
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-
-def tags_of(page: str) -> _Tags:
-    parser = _Tags()
-    parser.feed(page)
-    return parser
-
 
 def test_hostile_text_adds_no_markup() -> None:
-    plain, hostile = tags_of(build_page(make_audit.collapsed())), tags_of(build_page(make_audit.hostile()))
+    plain, hostile = Tags(build_page(make_audit.collapsed())), Tags(build_page(make_audit.hostile()))
     assert hostile.tags == plain.tags
     assert hostile.attributes == plain.attributes
     assert not [name for name, _ in hostile.attributes if name.startswith("on")]
@@ -56,7 +28,7 @@ def test_hostile_text_adds_no_markup() -> None:
 
 def test_the_check_can_fail() -> None:
     page = build_page(make_audit.collapsed())
-    assert tags_of(page.replace("</main>", make_audit.HOSTILE + "</main>")).tags != tags_of(page).tags
+    assert Tags(page.replace("</main>", make_audit.HOSTILE + "</main>")).tags != Tags(page).tags
 
 
 def test_hostile_text_arrives_unchanged_as_data() -> None:
@@ -72,8 +44,8 @@ def test_hostile_text_arrives_unchanged_as_data() -> None:
 def test_page_loads_nothing() -> None:
     page = build_page(make_audit.hostile())
     without_data = DATA.sub("", page)
-    assert not [v for n, v in tags_of(page).attributes if n in ("src", "srcset", "action")]
-    assert {v for n, v in tags_of(page).attributes if n == "href"} == {"#main"}
+    assert not [v for n, v in Tags(page).attributes if n in ("src", "srcset", "action")]
+    assert {v for n, v in Tags(page).attributes if n == "href"} == {"#main"}
     assert not re.findall(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", without_data.replace("https://evil.example", ""))
     assert "@import" not in without_data
     assert "url(" not in without_data

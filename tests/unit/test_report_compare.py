@@ -9,7 +9,6 @@ import json
 import random
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import make_audit
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from page_parts import DATA, Tags, data_of
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -281,47 +281,20 @@ def test_json_is_strict_and_whole(make: Maker) -> None:
 
 # ---- page
 
-DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
-
-
-def data_of(page: str) -> dict[str, Any]:
-    found = DATA.search(page)
-    assert found is not None
-    assert found.group(1).isascii()
-    data: dict[str, Any] = json.loads(found.group(1))
-    return data
-
-
-class _Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=False)
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-
-def tags_of(page: str) -> _Tags:
-    parser = _Tags()
-    parser.feed(page)
-    return parser
-
 
 def test_hostile_text_adds_no_markup() -> None:
     named = dataclasses.replace(hostile(), a=dataclasses.replace(hostile().a, name=make_audit.HOSTILE))
-    plain, spoilt = tags_of(compare.html(seeds())), tags_of(compare.html(named))
+    plain, spoilt = Tags(compare.html(seeds())), Tags(compare.html(named))
     assert spoilt.tags == plain.tags
     assert spoilt.attributes == plain.attributes
-    assert tags_of(compare.html(named).replace("</main>", make_audit.HOSTILE + "</main>")).tags != plain.tags
+    assert Tags(compare.html(named).replace("</main>", make_audit.HOSTILE + "</main>")).tags != plain.tags
 
 
 def test_the_page_needs_nothing_else() -> None:
     page = compare.html(seeds())
     assert "://" not in DATA.sub("", page)
     assert "default-src 'none'; script-src 'sha256-" in page
-    assert [value for name, value in tags_of(page).attributes if name in ("src", "srcset", "action")] == []
+    assert [value for name, value in Tags(page).attributes if name in ("src", "srcset", "action")] == []
 
 
 def test_the_page_holds_the_curves() -> None:

@@ -7,11 +7,11 @@ import dataclasses
 import hashlib
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from page_parts import Tags
 
 from rlmon.lab.demo import DEFINITIONS
 from rlmon.report.demo import build_page
@@ -49,32 +49,15 @@ def page_of(text: str) -> str:
     return build_page(demo_of(text), series)
 
 
-class _Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=False)
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-
-def tags_of(page: str) -> _Tags:
-    parser = _Tags()
-    parser.feed(page)
-    return parser
-
-
 def test_hostile_text_adds_no_markup() -> None:
-    plain, hostile = tags_of(page_of("python")), tags_of(page_of(HOSTILE))
+    plain, hostile = Tags(page_of("python")), Tags(page_of(HOSTILE))
     assert hostile.tags == plain.tags
     assert not [name for name, _ in hostile.attributes if name.startswith("on")]
     assert "<script>alert" not in page_of(HOSTILE)
 
 
 def test_the_check_can_fail() -> None:
-    assert tags_of(page_of("python").replace("</main>", HOSTILE + "</main>")).tags != tags_of(page_of("python")).tags
+    assert Tags(page_of("python").replace("</main>", HOSTILE + "</main>")).tags != Tags(page_of("python")).tags
 
 
 def test_hostile_text_arrives_unchanged() -> None:
@@ -93,7 +76,7 @@ def test_page_loads_nothing() -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}';" in page
     assert "default-src 'none'" in page
-    assert not [v for n, v in tags_of(page).attributes if n in ("src", "srcset") or (n == "href" and v != "#main")]
+    assert not [v for n, v in Tags(page).attributes if n in ("src", "srcset") or (n == "href" and v != "#main")]
     assert not re.findall(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", page)
     assert "@import" not in page
     assert "url(" not in page
