@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -214,11 +214,13 @@ def _counted(shards: Sequence[Shard], settings: Settings, processes: int | None,
         return
     # Not fork: this process may have threads (Arrow's), and a forked lock is held for ever.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_worker) as pool:
-        waiting = [pool.submit(_partial_of, shard, settings.templates, settings.group_size, settings.sample_rows)
-                   for shard in shards]  # fmt: skip
-        for at, future in enumerate(waiting):
-            yield future.result()
-            waiting[at] = None  # type: ignore[call-overload]
+        waiting = deque(
+            pool.submit(_partial_of, shard, settings.templates, settings.group_size, settings.sample_rows)
+            for shard in shards
+        )
+        while waiting:
+            # Taken off first: a future keeps its result for as long as it is held.
+            yield waiting.popleft().result()
 
 
 def _worker() -> None:

@@ -103,9 +103,9 @@ def test_completions_of_one_prompt_are_not_independent() -> None:
     rng = np.random.default_rng(3)
     prompt, is_base, is_last = groups(rng, 30, 30)
     values = rng.normal(size=60)
-    repeat = lambda column: np.repeat(column, 10)  # noqa: E731
     once = Contrast(prompt, is_base, is_last, 0.01).mean(values)
-    ten = Contrast(repeat(prompt), repeat(is_base), repeat(is_last), 0.01).mean(repeat(values))
+    prompt_10, base_10, last_10, values_10 = (np.repeat(column, 10) for column in (prompt, is_base, is_last, values))
+    ten = Contrast(prompt_10, base_10, last_10, 0.01).mean(values_10)
     assert once is not None
     assert ten is not None
     assert ten.high - ten.low == pytest.approx(once.high - once.low)
