@@ -45,7 +45,7 @@ def run(kind: str, seed: int) -> dict[str, Any]:
             "task": ["arithmetic"] * len(train),
         }
     )
-    changed = {"learning_rate": 0.0, "beta": 0.0} if kind == "still" else {"beta": ARMS["kl"]}
+    changed = {"learning_rate": 0.0, "beta": 0.0} if kind == "still" else {"beta": ARMS["kl"].beta}
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(BASE_DIR, dtype=torch.float32),
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("trl").setLevel(logging.ERROR)
     wanted = [("still", FIRST_SEED + i) for i in range(options.still)]
     wanted += [("kl", FIRST_SEED + i) for i in range(options.kl)]
-    settings = {**TRAINING, "beta_kl": ARMS["kl"]}
+    settings = {**TRAINING, "beta_kl": ARMS["kl"].beta}
     runs: list[dict[str, Any]] = []
     if options.out.exists():
         kept = json.loads(options.out.read_text())

@@ -30,8 +30,8 @@ from rlmon.lab.demo import ARMS, STEPS, TRAINING
 from rlmon.lab.task import reward_correct, split_questions
 
 CHANGES: Mapping[str, Mapping[str, float]] = {
-    "unprotected": {"beta": ARMS["unprotected"]},
-    "kl": {"beta": ARMS["kl"]},
+    "unprotected": {"beta": ARMS["unprotected"].beta},
+    "kl": {"beta": ARMS["kl"].beta},
     "still": {"beta": 0.0, "learning_rate": 0.0},
 }
 """Arm name to the settings that make it."""

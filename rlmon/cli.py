@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from rlmon.audit.result import Audit
+    from rlmon.interventions.show import RuleRow
 
 FINDING = 1
 USAGE_OR_UNREADABLE = 2
@@ -58,6 +59,14 @@ class CatalogueFormat(str, enum.Enum):
     text = "text"
     json = "json"
     markdown = "markdown"
+
+
+class PolicyFormat(str, enum.Enum):
+    """How a policy is printed."""
+
+    text = "text"
+    yaml = "yaml"
+    json = "json"
 
 
 class AuditFormat(str, enum.Enum):
@@ -155,11 +164,12 @@ def root(
 @app.command(short_help="Collapse a tiny model on purpose and watch it happen.")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the run logs, demo.json and the page.")] = Path("out/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="The first seed only, both arms, the same claims.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The first seed only, all arms, the same claims.")] = False,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
     arms: Annotated[str | None, typer.Option(help="Only these arms, separated by commas. Default: all.")] = None,
 ) -> None:
-    """Train a tiny model with real TRL GRPO until it knows one answer format only, and once more held by KL.
+    """Train a tiny model with real TRL GRPO until it knows one answer format only, and twice more: held, so that the
+    formats stay, by a KL on every token (arm kl) and by rlmon's policy of that name (arm protect).
 
     Ends with a table, demo.json and one self-contained HTML page. Exit code 1 when a claim does not hold.
     """
@@ -190,6 +200,70 @@ def check(
         print(note, file=sys.stderr)
     for line in _aligned(report.rows):
         _say(line)
+    if report.refused:
+        for refusal in report.refused:
+            _note(f"rlmon: training would be refused before its first step: {refusal}")
+        raise typer.Exit(USAGE_OR_UNREADABLE)
+
+
+@app.command(short_help="What a policy would do.")
+def policy(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FILE]", help="A preset, or a YAML file of rules.", show_default=False)
+    ] = None,
+    form: Annotated[PolicyFormat, typer.Option("--format", help="How to print.")] = PolicyFormat.text,
+) -> None:
+    """What a policy would do: its rules as resolved. Without one, the presets and actions that there are.
+
+    \b
+    rlmon policy protect                                   its rules: when, what, with which settings
+    rlmon policy protect --format yaml > policy.yaml       a file to edit; then rlmon_policy: policy.yaml
+    """
+    from rlmon.interventions import show
+
+    if source is None:
+        if form is PolicyFormat.yaml:
+            raise ConfigError("--format yaml writes one policy: rlmon policy protect --format yaml.")
+        known = list(show.catalogue())
+        if form is PolicyFormat.json:
+            _say(json.dumps([{"kind": kind, "name": name, "help": text} for kind, name, text in known], indent=2))
+            return
+        for title, wanted in (("Presets (rlmon policy NAME shows the rules):", "preset"), ("Actions:", "action")):
+            _say(title)
+            for line in _aligned([("", name, text) for kind, name, text in known if kind == wanted]):
+                _say(line)
+        return
+    from rlmon.detectors import DETECTORS
+    from rlmon.interventions.policy import parse
+    from rlmon.metrics.catalog import METRICS
+
+    resolved = parse(
+        source, known_findings=[spec.id for spec in DETECTORS], known_metrics=[metric.name for metric in METRICS]
+    )
+    if form is PolicyFormat.json:
+        _say(json.dumps(resolved.to_dict(), indent=2))
+    elif form is PolicyFormat.yaml:
+        _say(show.to_yaml(resolved), end="")
+    else:
+        _draw_policy([show.row(rule) for rule in resolved.rules])
+
+
+def _draw_policy(rows: Sequence[RuleRow]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from rlmon.printable import one_line
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for head in ("rule", "do", "when", "not the default"):
+        table.add_column(head, overflow="fold", no_wrap=head == "rule")
+    for row in rows:
+        do = Text(row.do, style="cyan").append(" (dry run)" if row.dry_run else "", style="yellow")
+        table.add_row(Text(row.name, style="bold"), do, Text(one_line(row.when)), Text(one_line(row.settings)))
+    _draw(table)
+    acting = sum(not row.dry_run for row in rows)
+    nothing = "" if acting else " Nothing is changed; the log says what would have been."
+    _say(f"\n{acting} of {len(rows)} rules act.{nothing}")
 
 
 def _need_trl(command: str) -> None:

@@ -79,6 +79,13 @@ class RLMonConfig:
         default=20_000,
         metadata={"help": "Word budget a round for distinct-n, compression and near-duplicates."},
     )
+    rlmon_policy: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Interventions: observe, protect or strict, a YAML file, or a mapping of rules (JSON on the "
+            "command line). Default: watch only."
+        },
+    )
     rlmon_mirror: bool = field(
         default=True,
         metadata={"help": "Put at most 12 headline scalars among the trainer's own metrics (W&B, TensorBoard, ...)."},

@@ -31,13 +31,15 @@ from rlmon.errors import RLMonError
 from rlmon.metrics import moves, rollouts, tokens
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import SolveLedger
-from rlmon.records import Block, Fault, Finding, RolloutBatch, RunHeader, Split, StepRecord
+from rlmon.records import Action, Block, Fault, Finding, RolloutBatch, RunHeader, Split, StepRecord
 from rlmon.runlog import RunLogWriter, as_stored, next_attempt, peek
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rlmon.interventions.policy import Policy
     from rlmon.sinks import Sink
+    from rlmon.steering import Levers, RowEffect, Steering
 
 Vector = NDArray[np.float64]
 
@@ -55,7 +57,7 @@ PLACES = (
     "capture.rollouts", "capture.tokens", "capture.vocabulary", "capture.logs", "base.tap", "base.forward",
     "metrics.features", "metrics.rollouts", "metrics.blocks", "metrics.tokens", "metrics.kl", "metrics.finish",
     "runlog.rollouts", "runlog.passes", "runlog.steps", "runlog.events", "runlog.directory", "runlog.compact",
-    "detectors", "sinks", "subscribers", "mirror", "checkpoint", "collective", "elsewhere",
+    "detectors", "interventions", "sinks", "subscribers", "mirror", "checkpoint", "collective", "elsewhere",
 )  # fmt: skip
 """Where a part of the monitor can fail: a fixed list, since the counts of all ranks are added in one vector."""
 
@@ -111,6 +113,9 @@ class Monitor:
         share: rank 0's value on every rank; needed with ``world_size`` over 1.
         resumed_from_step: ``global_step`` of the checkpoint that the run goes on from; ``None`` for a fresh run.
         state: what ``shared_state`` and ``rank_state`` gave at that checkpoint, under ``shared`` and ``rank``.
+        policy: the rules to act by; ``None`` watches only.
+        levers: what the rules can turn in this loop. Default: nothing but the advantages that ``steer`` returns.
+        gather: an int64 matrix of every rank stacked in rank order; needed with a policy and ``world_size`` over 1.
 
     Raises ``RunLogError``, ``SchemaError`` or ``ConfigError`` when the log cannot be opened or a mode is malformed.
     """
@@ -134,6 +139,9 @@ class Monitor:
         state: Mapping[str, Any] | None = None,
         reduce: Callable[[Vector], Vector] | None = None,
         share: Callable[[Any], Any] | None = None,
+        policy: Policy | None = None,
+        levers: Levers | None = None,
+        gather: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
     ) -> None:
         self.config = config if config is not None else RLMonConfig()
         self.rank, self.world_size, self.group_size = rank, world_size, group_size
@@ -170,6 +178,21 @@ class Monitor:
         self._detectors = detectors.start(alpha=self.config.rlmon_alpha, total_steps=total_steps, group_size=group_size)
         self._keeps_text = self.config.rlmon_store_text == "full" and self.config.rlmon_text_sample_per_round != 0
         self._step = resumed_from_step or 0
+        self._newest: tuple[int, rollouts.RowFeatures | None] = (-1, None)
+        """Round and features of the rows observed last: what the rules look at."""
+        self.steering: Steering | None = None
+        if policy is not None and policy.rules:
+            from rlmon.steering import RowsOnly, Steering
+
+            self.steering = Steering(
+                policy,
+                levers=levers if levers is not None else RowsOnly(policy),
+                write=self._acted,
+                rank=rank,
+                world_size=world_size,
+                gather=gather,
+                state=None if state is None else state["shared"].get("steering"),
+            )
         if state is not None:
             self._load(state)
         self._train = self._fresh()
@@ -187,6 +210,7 @@ class Monitor:
             config=self.config.to_dict(),
             trainer_config=dict(trainer_config or {}),
             detectors=detectors.describe(self._detectors),
+            policy=None if policy is None else policy.to_dict(),
             packages=dict(packages or {}),
             git_commit=git_commit,
             capabilities=tuple(dict(row) for row in capabilities),
@@ -299,6 +323,13 @@ class Monitor:
         with self.guard("runlog.events"):
             self.writer.append_event(kind, payload)
 
+    def _acted(self, action: Action) -> None:
+        self._event("action", action)
+        if self.rank == 0:
+            for sink in self.sinks:
+                with self.guard("sinks"):
+                    sink.action(action)
+
     def _drain_writer(self) -> None:
         for fault in self.writer.take_faults():
             self.fault(fault.place, fault.error, fault.count)
@@ -314,6 +345,14 @@ class Monitor:
         self._rounds[split] = number + 1
         return number
 
+    def coming_round(self, split: Split) -> int:
+        """The number that the next generation will get."""
+        return self._rounds[split]
+
+    def note(self, text: str) -> None:
+        """Write a remark into the log."""
+        self._event("note", {"text": text})
+
     def observe(self, batch: RolloutBatch) -> None:
         """Take the rows of one generation on this rank: write them, measure them. Never raises."""
         with self.guard("metrics.rollouts"):
@@ -327,6 +366,7 @@ class Monitor:
         features = None
         with self.guard("metrics.features"):
             features = self._featurizer.features(batch)
+        self._newest = (batch.round, features)
         columns = None
         with self.guard("runlog.rollouts"):
             columns = self._columns(batch, features)
@@ -353,6 +393,22 @@ class Monitor:
         )
         while len(remembered) > ROUNDS_REMEMBERED:
             remembered.pop(next(iter(remembered)))
+
+    def steer(
+        self, batch: RolloutBatch | None, rows: int, logp_base_n: NDArray[np.float64] | None = None
+    ) -> RowEffect | None:
+        """What the rules do to the ``rows`` rows of the training round observed last; ``None`` for nothing.
+
+        With a policy every rank calls this once per training round, with ``batch=None`` where it could not be made:
+        it holds a collective. Never raises.
+        """
+        if self.steering is None:
+            return None
+        effect: RowEffect | None = None
+        with self.guard("interventions"):
+            features = self._newest[1] if batch is not None and self._newest[0] == batch.round else None
+            effect = self.steering.round(batch, rows, features, logp_base_n)
+        return effect
 
     def _columns(self, batch: RolloutBatch, features: rollouts.RowFeatures | None) -> dict[str, Sequence[Any] | None]:
         rows = len(batch)
@@ -556,7 +612,7 @@ class Monitor:
             if local.passes.get("round"):
                 self.writer.write_passes(local.passes)
         self._drain_writer()
-        sums, head, faults, slots = self._over_ranks(local)
+        sums, head, faults, slots, votes = self._over_ranks(local)
         self._faults[:] = 0.0
         self._non_finite.clear()
         completions, prompts, trained, rounds, shed, non_finite = head
@@ -574,6 +630,11 @@ class Monitor:
                 elif metrics[name] is None and rounds == 0 and not name.startswith("rlmon/entropy/"):
                     missing[name] = "no new generation was trained in this step"
         self._step = step
+        if self.steering is not None:
+            with self.guard("interventions"):
+                held = self.steering.metrics(step)
+                metrics |= held
+                missing |= {name: "no rule of the policy holds it" for name, value in held.items() if value is None}
         overhead, self._overhead = self._overhead, 0.0
         base_seconds, self._base_seconds = self._base_seconds, 0.0
         record = StepRecord(
@@ -603,6 +664,9 @@ class Monitor:
             self._event("finding", dataclasses.asdict(finding))
             with self.guard("metrics.finish"):
                 self._illustrate(finding)
+        if self.steering is not None:
+            with self.guard("interventions"):
+                self.steering.step(record, findings, votes)
         self._drain_writer()
         if self.rank == 0:
             for sink in self.sinks:
@@ -614,20 +678,25 @@ class Monitor:
         self.last_record = record
         return record
 
-    def _over_ranks(self, local: _Accumulated) -> tuple[dict[str, Vector], list[float], Vector, Vector]:
-        """The step's sums, counts, faults and blocks over all ranks: the one collective of a step.
+    def _over_ranks(self, local: _Accumulated) -> tuple[dict[str, Vector], list[float], Vector, Vector, Vector]:
+        """The step's sums, counts, faults, blocks and votes over all ranks: the one collective of a step.
 
         A rank whose own share cannot be made enters with zeros and its fault, so that no rank waits for it.
         """
-        vector = np.zeros(self.layout.size + HEAD + len(PLACES) + self._slots * self.world_size * BLOCK_WIDTH)
+        blocks = self._slots * self.world_size * BLOCK_WIDTH
+        votes = 0 if self.steering is None else self.steering.votes
+        vector = np.zeros(self.layout.size + HEAD + len(PLACES) + blocks + votes)
         with self.guard("collective"):
-            vector = self._local_vector(local)
+            vector[: len(vector) - votes] = self._local_vector(local)
         start = self.layout.size + HEAD
         vector[start : start + len(PLACES)] = self._faults
+        if self.steering is not None:
+            vector[len(vector) - votes :] = self.steering.vote()
         if self._reduce is not None:
             vector = self._reduce(vector)
-        sums, head, faults, slots = np.split(vector, np.cumsum([self.layout.size, HEAD, len(PLACES)]))
-        return self.layout.unflatten(sums), [float(value) for value in head], faults, slots
+        ends = np.cumsum([self.layout.size, HEAD, len(PLACES), blocks])
+        sums, head, faults, slots, agreed = np.split(vector, ends)
+        return self.layout.unflatten(sums), [float(value) for value in head], faults, slots, agreed
 
     def _local_vector(self, local: _Accumulated) -> Vector:
         """This rank's share as one vector whose length depends on settings alone."""
@@ -767,7 +836,7 @@ class Monitor:
             local, self._eval = self._eval, self._fresh()
             if local.passes.get("round"):
                 self.writer.write_passes(local.passes)
-            sums, head, _, _ = self._over_ranks(local)
+            sums, head, _, _, _ = self._over_ranks(local)
             metrics, _ = rollouts.finish(self.layout, sums, self._base_sums)
             self._event(
                 "eval",
@@ -787,6 +856,9 @@ class Monitor:
                 if local.passes.get("round"):
                     self.writer.write_passes(local.passes)
                     local.passes = {}
+        if self.steering is not None:
+            with self.guard("interventions"):
+                self.steering.close(self._step)
         for sink in self.sinks:
             with self.guard("sinks"):
                 sink.close()
@@ -809,6 +881,7 @@ class Monitor:
             "base_sums": None if self._base_sums is None else self.layout.flatten(self._base_sums).tolist(),
             "modes": list(self.modes.names),
             "base_examples": self._base_examples,
+            "steering": None if self.steering is None else self.steering.state(),
         }
 
     def rank_state(self) -> dict[str, Any]:

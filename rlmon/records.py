@@ -51,6 +51,8 @@ class RunHeader:
     git_commit: str | None
     capabilities: Sequence[Mapping[str, str]]
     """What will be captured: rows of ``{"signal", "status": "yes|skip", "reason"}``."""
+    policy: Mapping[str, Any] | None = None
+    """The rules that the run acts by, as resolved; ``None`` where it is only watched."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,6 +212,10 @@ class Action:
     finding_id: str | None
     effect: Literal["helped", "no_effect", "harmed", "not_measured"] | None = None
     effect_reason: str | None = None
+    rule: str = ""
+    """Name of the policy's rule that decided it."""
+    dry_run: bool = False
+    """True where it was only written down: nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -124,7 +124,7 @@ class Event:
     kind: Literal["finding", "action", "onset", "note", "fault"]
     severity: Literal["warn", "fail", "info"]
     check: str | None
-    """Id of the check or detector it belongs to."""
+    """Id of the check or detector it belongs to; of an act of the policy, its rule."""
     text: str
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from rlmon.acts import ROW_KNOBS, Act, fold
 from rlmon.audit.case import Case
 from rlmon.audit.checks import Judged, prompt_halves
 from rlmon.audit.features import Bools, Floats, Ints
@@ -24,6 +25,8 @@ MAX_SAMPLES = 500
 HEAT_BINS = 64
 HEAT_ROWS = 200
 EXAMPLE_CHARACTERS = 4_000
+ACT_MARKS = 40
+"""Marks of one rule's acts on rows over the timeline, at most."""
 Fate = Literal["extinct", "shrunk", "steady", "grown", "newborn"]
 
 
@@ -213,13 +216,30 @@ def _events(case: Case, checks: Sequence[Check]) -> list[Event]:
                 )
             )
     if case.fold.live is not None:
-        for action in case.fold.live.actions[:1_000]:
-            text = f"{action.phase} {action.knob}: {action.old} -> {action.new} ({action.reason})"
-            events.append(Event(step=action.step, kind="action", severity="info", check=None, text=text[:300]))
+        events += _acts([dataclasses.asdict(action) for action in case.fold.live.actions])
         for fault in case.fold.live.faults[:100]:
             text = f"{fault.place} failed: {fault.error}"
             events.append(Event(step=fault.step, kind="fault", severity="info", check=None, text=text[:300]))
     return sorted(events, key=lambda event: event.step)
+
+
+def _acts(actions: Sequence[Mapping[str, Any]]) -> list[Event]:
+    """What really was changed, or was to be and failed. Acts of one rule on rows are marked once in a stretch."""
+    acts = [act for act in fold(actions) if act.outcome in ("applied", "failed")]
+    stretch = max(1, math.ceil(max((act.step for act in acts), default=0) / ACT_MARKS))
+    marked: dict[Any, list[Act]] = {}
+    for at, act in enumerate(acts):
+        together = act.knob in ROW_KNOBS and act.outcome == "applied"
+        marked.setdefault((act.rule, act.knob, act.step // stretch) if together else at, []).append(act)
+    events = []
+    for group in list(marked.values())[:1_000]:
+        first = group[0]
+        head = f"{first.rule} failed:" if first.outcome == "failed" else f"{first.rule}:"
+        times = f" {len(group)} times by step {group[-1].step}," if len(group) > 1 else ""
+        what = f"{first.change} ({first.reason})" if first.change else first.reason
+        text = f"{head}{times} {what}"
+        events.append(Event(step=first.step, kind="action", severity="info", check=first.rule or None, text=text[:300]))
+    return events
 
 
 # --- completions --------------------------------------------------------------------------------------------------

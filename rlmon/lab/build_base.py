@@ -1,7 +1,12 @@
-"""Builds the tiny base model of the demo: ``python -m rlmon.lab.build_base``.
+"""Builds the tiny base models of the laboratory: ``python -m rlmon.lab.build_base --base NAME``.
 
-A Llama of 0.12M parameters learns the arithmetic task in six formats by plain supervised training. The result
-is shipped with the package (``rlmon/lab/bases/arithmetic``, about 0.25 MB in bf16), so the demo never builds it.
+A Llama of 0.12M parameters learns the arithmetic task in six or seven formats by plain supervised training. The
+results are shipped with the package (``rlmon/lab/bases/NAME``, about 0.25 MB in bf16), so nothing else builds them.
+
+- ``arithmetic``: the base of the demo. Python is right a little more often than the other five formats.
+- ``seven``: seven formats, of which one (Python) is nearly always right and six are wrong in a third of the answers.
+- ``by-prompt``: six formats with nearly the same mix everywhere, but which one is nearly always right depends on the
+  item. A tenth of the answers lean to it.
 
 Every random number comes from generators seeded here and training uses one thread, so two builds on one machine
 with one torch version give the same SHA-256: ``python -m rlmon.lab.build_base --check`` builds twice and compares
@@ -17,15 +22,27 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from rlmon.lab.task import FORMATS, Question, split_questions, write_answer
+from rlmon.errors import ConfigError
+from rlmon.lab.task import (
+    BY_PROMPT_FORMATS,
+    FORMATS,
+    OPERAND_FORMATS,
+    PROMPT_CLASSES,
+    SEVEN_FORMATS,
+    Question,
+    split_questions,
+    write_answer,
+)
 
-BASE_DIR = Path(__file__).parent / "bases" / "arithmetic"
-"""The shipped base."""
+BASES_DIR = Path(__file__).parent / "bases"
+BASE_DIR = BASES_DIR / "arithmetic"
+"""The shipped base of the demo."""
 
 WEIGHTS = "model.safetensors"
 
@@ -39,9 +56,9 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 6e-3
     mix: tuple[float, ...] = (0.40, 0.20, 0.14, 0.12, 0.10, 0.04)
-    """Share of each of ``FORMATS`` in the training text."""
+    """Share of each of ``formats`` in the training text."""
     label_noise: tuple[float, ...] = (0.13, 0.13, 0.08, 0.13, 0.13, 0.13)
-    """Share of wrong answers in each of ``FORMATS``: leaves room for RL to improve."""
+    """Share of wrong answers in each of ``formats``: leaves room for RL to improve."""
     samples: int = 40_000
     hidden_size: int = 64
     layers: int = 2
@@ -49,6 +66,63 @@ class Recipe:
     intermediate_size: int = 192
     vocabulary: int = 256
     """At most this many tokens."""
+    formats: tuple[str, ...] = FORMATS
+    sure_formats: tuple[str, ...] = ()
+    """For each of ``PROMPT_CLASSES`` the format that is right there whatever ``label_noise`` says; none: no class."""
+    lean: float = 0.0
+    """This share of the answers is in the sure format of their prompt's class whatever ``mix`` says: without any lean
+    the model does not look at the prompt when it picks a format, and RL on this scale does not teach it to."""
+    wrong_operands: bool = False
+    """A wrong answer is the right sum of a wrong operand, where the format shows operands. That a format is sure in one
+    class of prompts only can then be learned while copying; a sum is too late for a model this small."""
+
+    early_share: float = 0.0
+    """This share of the samples, and of the steps, comes first, in as many stages as there are ``sure_formats``. In
+    stage k the first k of them are wrong with ``early_noise`` outside their class, all else is right. 30 % of
+    the samples are in the k-th, and 30 % in one of the first k in its own class. Learned all at once, which format is
+    sure in which class is a pure interaction, and a model this small never finds it."""
+    early_noise: float = 0.0
+
+    def noise(self, question: Question, style: str, stage: int | None = None) -> float:
+        """Share of wrong answers to ``question`` in ``style``, in an early ``stage`` or (``None``) after them."""
+        if self.sure_formats and self.sure_formats[question.prompt_class] == style:
+            return 0.0
+        if stage is not None:
+            return self.early_noise if style in self.sure_formats[: stage + 1] else 0.0
+        return self.label_noise[self.formats.index(style)]
+
+    def stage(self, index: int, length: int) -> tuple[int, int, int | None]:
+        """(first, end, stage) of the stretch that holds ``index``, of ``length`` samples or steps."""
+        early, stages = round(self.early_share * length), len(self.sure_formats)
+        if index >= early:
+            return early, length, None
+        stage = index * stages // early
+        return -(-stage * early // stages), -(-(stage + 1) * early // stages), stage
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "arithmetic": Recipe(),
+        "seven": Recipe(
+            formats=SEVEN_FORMATS,
+            mix=(0.36, 0.20, 0.12, 0.12, 0.08, 0.055, 0.065),
+            label_noise=(0.35, 0.35, 0.0, 0.35, 0.35, 0.35, 0.35),
+        ),
+        "by-prompt": Recipe(
+            formats=BY_PROMPT_FORMATS,
+            mix=(0.24, 0.17, 0.17, 0.10, 0.16, 0.16),
+            label_noise=(0.30,) * 6,
+            sure_formats=("python", "fenced", "sum", "dollars"),
+            lean=0.1,
+            wrong_operands=True,
+            early_share=0.6,
+            early_noise=0.9,
+            steps=2400,
+            samples=80_000,
+        ),
+    }
+)
+"""The shipped bases by name."""
 
 
 def training_pairs(recipe: Recipe) -> list[tuple[Question, str]]:
@@ -58,15 +132,27 @@ def training_pairs(recipe: Recipe) -> list[tuple[Question, str]]:
     """
     draw = random.Random(recipe.seed)
     train, _ = split_questions()
+    by_class = [[question for question in train if question.item in items] for items in PROMPT_CLASSES]
     pairs: list[tuple[Question, str]] = []
-    for style in draw.choices(FORMATS, weights=recipe.mix, k=recipe.samples):
+    for index, style in enumerate(draw.choices(recipe.formats, weights=recipe.mix, k=recipe.samples)):
+        stage = recipe.stage(index, recipe.samples)[2]
         question = draw.choice(train)
+        luck = 1.0 if stage is None else draw.random()
+        if stage is not None and luck < 0.3:
+            style = recipe.sure_formats[stage]
+        elif stage is not None and luck < 0.6:
+            chosen = draw.randrange(stage + 1)
+            style, question = recipe.sure_formats[chosen], draw.choice(by_class[chosen])
+        elif recipe.lean and stage is None and draw.random() < recipe.lean:
+            style = recipe.sure_formats[question.prompt_class]
         a, answer = question.a, question.answer
-        if draw.random() < recipe.label_noise[FORMATS.index(style)]:
+        if draw.random() < recipe.noise(question, style, stage):
             off = draw.choice((-3, -2, -1, 1, 2, 3))
             answer = max(0, answer + off)
-            if style == "python":
+            if style == "python" or (recipe.wrong_operands and style in OPERAND_FORMATS):
                 a = max(0, a + off)
+                if recipe.wrong_operands:
+                    answer = a + question.b
         pairs.append((question, write_answer(question, style, a=a, answer=answer)))
     return pairs
 
@@ -129,9 +215,14 @@ def build(out: Path, recipe: Recipe, *, progress: bool = False) -> str:
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     order = torch.Generator().manual_seed(recipe.seed)
+    stretches = {
+        stage: (first, end)
+        for first, end, stage in (recipe.stage(index, recipe.samples) for index in range(recipe.samples))
+    }
     model.train()
     for step in range(recipe.steps):
-        rows = torch.randint(len(pairs), (recipe.batch_size,), generator=order)
+        first, end = stretches[recipe.stage(step, recipe.steps)[2]]
+        rows = torch.randint(first, end, (recipe.batch_size,), generator=order)
         width = int((ids_NT[rows] != pad).sum(1).max())
         # Right padding and a causal mask: no attention mask is needed, pads are only seen by pads.
         logits = model(input_ids=ids_NT[rows, :width]).logits
@@ -158,16 +249,25 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def base_dir(name: str) -> Path:
+    """Folder of a shipped base. Raises ``ConfigError`` for an unknown name."""
+    if name not in RECIPES:
+        raise ConfigError(f"There is no base {name!r}; the bases are {', '.join(RECIPES)}.")
+    return BASES_DIR / name
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rlmon.lab.build_base", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=BASE_DIR, help="where to write (default: the shipped base)")
+    parser.add_argument("--base", choices=list(RECIPES), default="arithmetic", help="which base (default: arithmetic)")
+    parser.add_argument("--out", type=Path, default=None, help="where to write (default: the shipped base)")
     parser.add_argument("--check", action="store_true", help="build twice into scratch folders and compare SHA-256")
     arguments = parser.parse_args(argv)
-    recipe = Recipe()
+    recipe = RECIPES[arguments.base]
+    shipped_dir = base_dir(arguments.base)
     if arguments.check:
         with tempfile.TemporaryDirectory() as scratch:
             first, second = (build(Path(scratch) / name, recipe, progress=True) for name in ("first", "second"))
-        shipped = sha256(BASE_DIR / WEIGHTS) if (BASE_DIR / WEIGHTS).exists() else "none"
+        shipped = sha256(shipped_dir / WEIGHTS) if (shipped_dir / WEIGHTS).exists() else "none"
         print(f"first build   {first}\nsecond build  {second}\nshipped       {shipped}")
         print("identical" if first == second else "DIFFERENT")
         return 0 if first == second else 1
@@ -175,20 +275,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
     import transformers
 
+    out = arguments.out or shipped_dir
     started = time.process_time()
-    digest = build(arguments.out, recipe, progress=True)
+    digest = build(out, recipe, progress=True)
     facts = {
         "sha256": digest,
         "recipe": asdict(recipe),
-        "formats": FORMATS,
+        "formats": recipe.formats,
+        "prompt_classes": PROMPT_CLASSES if recipe.sure_formats else None,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": 1,
         "cpu_seconds": round(time.process_time() - started, 1),
-        "rebuild": "python -m rlmon.lab.build_base --check",
+        "rebuild": f"python -m rlmon.lab.build_base --base {arguments.base} --check",
     }
-    (arguments.out / "recipe.json").write_text(json.dumps(facts, indent=2) + "\n")
-    print(f"{digest}  {arguments.out / WEIGHTS}")
+    (out / "recipe.json").write_text(json.dumps(facts, indent=2) + "\n")
+    print(f"{digest}  {out / WEIGHTS}")
     return 0
 
 

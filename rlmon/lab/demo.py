@@ -1,7 +1,8 @@
-"""``rlmon demo``: real TRL GRPO collapses a tiny model onto one answer format, with and without KL.
+"""``rlmon demo``: real TRL GRPO collapses a tiny model onto one answer format, and two ways to hold it.
 
-Nothing in the task asks for a format. Two arms train the same base on the same prompts: *unprotected*
-(``beta=0``) and *kl* (``beta=0.1``). The monitor watches both; held-out samples judge them at the end.
+Nothing in the task asks for a format. Three arms train the same base on the same prompts: *unprotected* (``beta=0``),
+*kl* (``beta=0.1``) and *protect* (``beta=0`` and rlmon's policy of that name). The monitor watches all of them;
+held-out samples judge them at the end.
 
 Settings were chosen by looking at seeds 0, 1 and 2: see docs/demo.md.
 """
@@ -19,8 +20,9 @@ import os
 import platform
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +39,30 @@ from rlmon.lab.evaluate import (
 )
 from rlmon.lab.screen import Screen
 from rlmon.lab.task import Question, reward_correct, split_questions
-from rlmon.records import Finding, StepRecord
+from rlmon.records import Action, Finding, StepRecord
+from rlmon.runlog import open_run
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ARMS: Mapping[str, float] = {"unprotected": 0.0, "kl": 0.1}
-"""Arm name to ``beta``, TRL's weight of the KL penalty."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """How one arm is trained."""
+
+    beta: float
+    """TRL's weight of the KL penalty on every token."""
+    policy: str | None = None
+    """Name of the policy that acts (``rlmon_policy``); ``None`` only watches."""
+
+
+ARMS: Mapping[str, Arm] = {
+    "unprotected": Arm(beta=0.0),
+    "kl": Arm(beta=0.1),
+    "protect": Arm(beta=0.0, policy="protect"),
+}
+"""Arms by name, in the order in which they train on a seed."""
 STEPS = 180
 PROMPTS_PER_ROUND = 8
 GROUP_SIZE = 8
@@ -52,6 +70,14 @@ COLLAPSE_DETECTORS = ("format-collapse", "entropy-collapse")
 """The alarm steps of ``demo.json`` count only these."""
 TOP_SHARE_LINE = 0.9
 LEAD_STEPS = 10
+KEPT_LINE = 0.85
+"""Least share of the base's effective formats that ``protect`` is to keep among correct answers."""
+PRICE_POINTS = {"kl": 5, "protect": 3}
+"""Most points of accuracy that an arm may end under the unprotected one."""
+OTHER_POINTS = 2
+"""Most points by which completions in no known format may grow under ``protect``."""
+ACTIONS_SHOWN = 200
+"""Most actions of a run that ``demo.json`` lists; it counts all of them, and the run log has them."""
 
 TRAINING: Mapping[str, Any] = {
     "max_steps": STEPS,
@@ -74,13 +100,14 @@ TRAINING: Mapping[str, Any] = {
     "logging_steps": 10,
     "disable_tqdm": True,
 }
-"""Settings of ``GRPOConfig`` shared by both arms."""
+"""Settings of ``GRPOConfig`` shared by all arms."""
 
 EVALUATED = (
     "accuracy",
     "effective_formats",
     "effective_formats_within",
     "effective_formats_correct",
+    "effective_formats_correct_within",
     "other_share",
     "top_format",
     "top_share",
@@ -116,6 +143,10 @@ class ArmResult:
     findings: list[dict[str, Any]]
     log: str
     """Run directory, relative to ``demo.json``."""
+    actions: list[Action] = field(default_factory=list)
+    """What the arm's policy did, every phase of it, as in the log; empty without a policy."""
+    levels: dict[str, list[float]] = field(default_factory=dict)
+    """``kappa`` and ``beta`` at the end of each step, where measured; empty without a policy."""
 
 
 def run(out: Path, seeds: tuple[int, ...], arms: tuple[str, ...], quick: bool) -> int:
@@ -183,7 +214,7 @@ def _run_arms(out: Path, runs: Sequence[tuple[str, int]], screen: Screen) -> tup
         "packages": _packages(),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "threads": 1},
         "seeds": list(dict.fromkeys(seed for _, seed in runs)),
-        "arms": {arm: {"beta": ARMS[arm]} for arm in dict.fromkeys(arm for arm, _ in runs)},
+        "arms": {arm: asdict(ARMS[arm]) for arm in dict.fromkeys(arm for arm, _ in runs)},
         "training": {**TRAINING, "prompts_per_round": PROMPTS_PER_ROUND},
         "evaluation": {
             "seed": EVALUATION_SEED,
@@ -200,7 +231,7 @@ def _run_arms(out: Path, runs: Sequence[tuple[str, int]], screen: Screen) -> tup
             "format_shares": base.format_shares,
             "samples": base.samples,
         },
-        "runs": [_run_row(result, base) for result in results],
+        "runs": [_run_row(result, base, unprotected_of(results, result.seed)) for result in results],
         "claims": claims(results, base),
         # Of the whole process so far: imports, the base's evaluation, every arm.
         "cpu_seconds": round(time.process_time(), 2),
@@ -233,13 +264,13 @@ def _train_arm(
 
     from rlmon.trl import RLMon, RLMonConfig
 
-    name = f"{arm}-seed{seed}"
+    name, spec = f"{arm}-seed{seed}", ARMS[arm]
     folder = out / name
     started = time.process_time()
     trainer = GRPOTrainer(
         model=_load_base(),
         reward_funcs=reward_correct,
-        args=GRPOConfig(output_dir=str(folder), seed=seed, beta=ARMS[arm], **TRAINING),
+        args=GRPOConfig(output_dir=str(folder), seed=seed, beta=spec.beta, **TRAINING),
         train_dataset=dataset,
         processing_class=tokenizer,
     )
@@ -253,7 +284,7 @@ def _train_arm(
         findings.extend(new)
         screen.step(name, record, new)
 
-    monitor = RLMon(trainer, RLMonConfig(rlmon_console=False, rlmon_base_kl_every=5))
+    monitor = RLMon(trainer, RLMonConfig(rlmon_console=False, rlmon_base_kl_every=5, rlmon_policy=spec.policy))
 
     class Subscribe(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -279,7 +310,17 @@ def _train_arm(
         faults=sum(sum(record.faults.values()) for record in records),
         findings=[asdict(finding) for finding in findings],
         log=f"{name}/rlmon",
+        actions=open_run(folder / "rlmon").actions,
+        levels=levels_of(records) if spec.policy is not None else {},
     )
+
+
+def levels_of(records: Sequence[StepRecord]) -> dict[str, list[float]]:
+    """``{"kappa": [...], "beta": [...]}`` at the end of each step at which it was measured."""
+    return {
+        name: [value for r in records if (value := r.metrics.get(f"rlmon/intervention/{name}")) is not None]
+        for name in ("kappa", "beta")
+    }
 
 
 def first_sustained(records: Sequence[StepRecord], line: float) -> int | None:
@@ -300,12 +341,68 @@ def first_narrowed(records: Sequence[StepRecord], line: float, window: int = 5) 
     return None
 
 
+def unprotected_of(results: Sequence[ArmResult], seed: int) -> ArmResult | None:
+    """The unprotected run of this seed, where there is one."""
+    return next((r for r in results if r.arm == "unprotected" and r.seed == seed), None)
+
+
+def kept_of(result: ArmResult, base: Evaluation, unprotected: ArmResult | None) -> dict[str, float | None]:
+    """What the run kept of the base's formats, as ratios, and its price in accuracy: see ``DEFINITIONS``."""
+    now = result.evaluation
+
+    def ratio(name: str) -> float | None:
+        after, before = getattr(now, name), getattr(base, name)
+        return None if after is None or not before else float(after / before)
+
+    return {
+        "across": ratio("effective_formats"),
+        "within": ratio("effective_formats_within"),
+        "correct": ratio("effective_formats_correct"),
+        "correct_within": ratio("effective_formats_correct_within"),
+        "price": None if unprotected is None else unprotected.evaluation.accuracy - now.accuracy,
+    }
+
+
+def acted_of(result: ArmResult) -> dict[str, Any] | None:
+    """What the run's policy did, see ``DEFINITIONS``; ``None`` for an arm without one."""
+    if ARMS[result.arm].policy is None:
+        return None
+    real = [action for action in result.actions if not action.dry_run]
+    decided = {action.action_id: action for action in real if action.phase == "decided"}
+    failed = {action.action_id for action in real if action.phase == "failed"}
+    measured = {action.action_id: action for action in real if action.phase == "measured"}
+    effects: dict[str, Counter[str]] = {}
+    for action in measured.values():
+        effects.setdefault(action.knob, Counter())[str(action.effect)] += 1
+    kappa, beta = result.levels.get("kappa"), result.levels.get("beta")
+    return {
+        "applied": dict(Counter(action.knob for action in real if action.phase == "applied")),
+        "failed": len(failed),
+        "last_kappa": kappa[-1] if kappa else None,
+        "last_beta": beta[-1] if beta else None,
+        "effects": {knob: dict(counts) for knob, counts in effects.items()},
+        "actions": [
+            {
+                "step": action.step,
+                "rule": action.rule,
+                "knob": action.knob,
+                "old": action.old,
+                "new": action.new,
+                "reason": action.reason,
+                "failed": name in failed,
+                "effect": measured[name].effect if name in measured else None,
+                "effect_reason": measured[name].effect_reason if name in measured else None,
+            }
+            for name, action in list(decided.items())[:ACTIONS_SHOWN]
+        ],
+    }
+
+
 def claims(results: Sequence[ArmResult], base: Evaluation) -> list[dict[str, Any]]:
     """What the demo says about itself, checked: ``{"id", "arm", "seed", "text", "holds", "shown"}``.
 
     ``holds`` is ``None`` where an arm that the claim needs was not run.
     """
-    unprotected = {r.seed: r for r in results if r.arm == "unprotected"}
     rows: list[dict[str, Any]] = []
 
     def claim(result: ArmResult, id: str, text: str, holds: bool | None, shown: str) -> None:
@@ -313,6 +410,7 @@ def claims(results: Sequence[ArmResult], base: Evaluation) -> list[dict[str, Any
 
     for r in results:
         now, fail, over = r.evaluation, r.first_fail_step, r.top_share_over_0_9_step
+        other = unprotected_of(results, r.seed)
         if r.arm == "unprotected":
             claim(
                 r,
@@ -335,8 +433,8 @@ def claims(results: Sequence[ArmResult], base: Evaluation) -> list[dict[str, Any
                 fail is None or (r.narrowed_step is not None and r.narrowed_step <= fail),
                 f"FAIL {_at(fail)}, below .9 of base {_at(r.narrowed_step)}",
             )
-        else:
-            other = unprotected.get(r.seed)
+            continue
+        if r.arm == "kl":
             claim(
                 r,
                 "kept",
@@ -344,28 +442,65 @@ def claims(results: Sequence[ArmResult], base: Evaluation) -> list[dict[str, Any
                 fail is None and now.effective_formats >= 0.8 * base.effective_formats,
                 f"FAIL {_at(fail)}, {now.effective_formats:.2f} of {base.effective_formats:.2f}",
             )
+        else:
+            kept = kept_of(r, base, other)
             claim(
                 r,
-                "learns",
-                "accuracy at least 5 points above the base",
-                now.accuracy >= base.accuracy + 0.05,
-                f"{now.accuracy:.3f} against {base.accuracy:.3f}",
+                "kept",
+                f"no collapse FAIL, and {_point(KEPT_LINE)} or more of the base's effective formats in correct answers",
+                fail is None and _reaches(kept["correct"], KEPT_LINE),
+                f"FAIL {_at(fail)}, {_two(now.effective_formats_correct)} of {_two(base.effective_formats_correct)}",
             )
             claim(
                 r,
-                "price",
-                "accuracy at most 5 points under the unprotected arm",
-                None if other is None else now.accuracy >= other.evaluation.accuracy - 0.05,
-                "not run" if other is None else f"{now.accuracy:.3f} against {other.evaluation.accuracy:.3f}",
+                "kept-within",
+                f"within prompts too, {_point(KEPT_LINE)} or more of the base's in correct answers",
+                _reaches(kept["correct_within"], KEPT_LINE),
+                f"{_two(now.effective_formats_correct_within)} of {_two(base.effective_formats_correct_within)}",
+            )
+        claim(
+            r,
+            "learns",
+            "accuracy at least 5 points above the base",
+            now.accuracy >= base.accuracy + 0.05,
+            f"{now.accuracy:.3f} against {base.accuracy:.3f}",
+        )
+        points = PRICE_POINTS[r.arm]
+        claim(
+            r,
+            "price",
+            f"accuracy at most {points} points under the unprotected arm",
+            None if other is None else now.accuracy >= other.evaluation.accuracy - points / 100,
+            "not run" if other is None else f"{now.accuracy:.3f} against {other.evaluation.accuracy:.3f}",
+        )
+        if r.arm == "protect":
+            claim(
+                r,
+                "other",
+                f"answers in no known format at most {OTHER_POINTS} points above the base's",
+                now.other_share <= base.other_share + OTHER_POINTS / 100,
+                f"{now.other_share:.1%} against {base.other_share:.1%}",
             )
     return rows
+
+
+def _reaches(share: float | None, line: float) -> bool:
+    return share is not None and share >= line
+
+
+def _point(share: float) -> str:
+    return f"{share:.2f}".lstrip("0")
+
+
+def _two(number: float | None) -> str:
+    return "-" if number is None else f"{number:.2f}"
 
 
 def final_table(results: Sequence[ArmResult], base: Evaluation, checked: Sequence[Mapping[str, Any]]) -> str:
     """The result as plain text, one line per run, and the claims below it."""
     head = (
-        "run", "accuracy", "effective", "within", "correct", "other", "top format", "top", "entropy", "KL/token",
-        "KL/seq", "WARN", "FAIL", ">=.9", "CPU s",
+        "run", "accuracy", "effective", "within", "correct", "c.within", "other", "top format", "top", "entropy",
+        "KL/token", "KL/seq", "WARN", "FAIL", ">=.9", "CPU s",
     )  # fmt: skip
     lines = [
         head,
@@ -390,7 +525,27 @@ def final_table(results: Sequence[ArmResult], base: Evaluation, checked: Sequenc
     )
     marks = {True: "holds ", False: "FAILS ", None: "skip  "}
     verdicts = "\n".join(f"{marks[c['holds']]} {c['arm']}-seed{c['seed']}: {c['text']} ({c['shown']})" for c in checked)
-    return f"\n{text}\n\n{verdicts}\n"
+    did = "".join(f"{_did(r, base, unprotected_of(results, r.seed))}\n" for r in results if ARMS[r.arm].policy)
+    return f"\n{text}\n\n{did}{verdicts}\n"
+
+
+def _did(result: ArmResult, base: Evaluation, unprotected: ArmResult | None) -> str:
+    """One line on a run with a policy: what it kept, what it paid, what was done."""
+    kept, acted = kept_of(result, base, unprotected), acted_of(result)
+    assert acted is not None
+
+    def share(name: str) -> str:
+        return "-" if kept[name] is None else f"{kept[name]:.0%}"
+
+    done = ", ".join(f"{knob} {count}" for knob, count in acted["applied"].items()) or "none"
+    levels = ", ".join(f"{name} ends at {acted[f'last_{name}']:.3g}" for name in ("kappa", "beta")
+                       if acted[f"last_{name}"] is not None)  # fmt: skip
+    price = "" if kept["price"] is None else f", price {100 * kept['price']:.1f} points of accuracy"
+    return (
+        f"did    {result.arm}-seed{result.seed}: kept {share('across')} of the base's formats, {share('correct')} among"
+        f" correct answers, {share('correct_within')} within prompts{price}; actions: {done}"
+        f"{f' ({levels})' if levels else ''}{', FAILED ' + str(acted['failed']) if acted['failed'] else ''}"
+    )
 
 
 def _table_line(name: str, e: Evaluation, warn: str, fail: str, over: str, cpu: str) -> tuple[str, ...]:
@@ -398,8 +553,9 @@ def _table_line(name: str, e: Evaluation, warn: str, fail: str, over: str, cpu: 
         name,
         f"{e.accuracy:.3f}",
         f"{e.effective_formats:.2f}",
-        "-" if e.effective_formats_within is None else f"{e.effective_formats_within:.2f}",
-        "-" if e.effective_formats_correct is None else f"{e.effective_formats_correct:.2f}",
+        _two(e.effective_formats_within),
+        _two(e.effective_formats_correct),
+        _two(e.effective_formats_correct_within),
         f"{e.other_share:.3f}",
         e.top_format,
         f"{e.top_share:.3f}",
@@ -429,7 +585,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _run_row(result: ArmResult, base: Evaluation) -> dict[str, Any]:
+def _run_row(result: ArmResult, base: Evaluation, unprotected: ArmResult | None = None) -> dict[str, Any]:
     return {
         "arm": result.arm,
         "seed": result.seed,
@@ -439,6 +595,8 @@ def _run_row(result: ArmResult, base: Evaluation) -> dict[str, Any]:
         "top_share_over_0_9_step": result.top_share_over_0_9_step,
         "cpu_seconds": round(result.cpu_seconds, 2),
         "base": _evaluated(base),
+        "kept": kept_of(result, base, unprotected),
+        "acted": acted_of(result),
         "narrowed_step": result.narrowed_step,
         "monitor_seconds": None if result.monitor_seconds is None else round(result.monitor_seconds, 2),
         "faults": result.faults,
@@ -455,6 +613,8 @@ DEFINITIONS: Mapping[str, str] = {
     "effective_formats_within": "1 / mean over prompts of the unbiased chance that two completions of one prompt "
     "share a format (Hill number of order 2, so below effective_formats even without any narrowing)",
     "effective_formats_correct": "effective_formats over the correct completions",
+    "effective_formats_correct_within": "effective_formats_within over the correct completions of prompts that have "
+    "two or more",
     "other_share": "share of completions in no known format",
     "top_format": "the most frequent format",
     "top_share": "its share of the held-out completions",
@@ -465,6 +625,18 @@ DEFINITIONS: Mapping[str, str] = {
     "first_fail_step": "first format-collapse or entropy-collapse finding at FAIL",
     "top_share_over_0_9_step": "first of two consecutive training rounds whose top format has .9 or more",
     "cpu_seconds": "process time of training, monitoring and evaluating this run",
+    "kept.across": "effective_formats over the base's; above 1 where the run is more even than the base was",
+    "kept.within": "effective_formats_within over the base's",
+    "kept.correct": "effective_formats_correct over the base's: garbage and wrong answers count for nothing",
+    "kept.correct_within": "effective_formats_correct_within over the base's",
+    "kept.price": "accuracy of the unprotected run of this seed less this run's; null where that was not run",
+    "acted.applied": "actions in effect, by what they turned: advantages are groups that a quarantine took out, "
+    "draws are prompts that were put off; null for an arm without a policy",
+    "acted.failed": "actions that did not work; 0 is expected",
+    "acted.last_kappa": "strength of the pull towards the base's distribution over formats, at the last step",
+    "acted.last_beta": "weight of the KL penalty at the last step, as the policy left it",
+    "acted.effects": "measured effects of the actions, by what they turned: before and after, without a control",
+    "acted.actions": "what was decided and what came of it, the first 200",
 }
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlmon.lab.task import Question, is_correct
+from rlmon.lab.task import PROMPT_CLASSES, Question, is_correct, read_answer
+from rlmon.metrics.summary import js_distance
 
 if TYPE_CHECKING:
     import torch
@@ -23,12 +24,13 @@ PROMPTS = 128
 SAMPLES_PER_PROMPT = 8
 MAX_NEW_TOKENS = 12
 """The longest format needs 12 with its end token; every step of sampling costs the demo CPU time."""
-_SEQUENCES_PER_BATCH = 256
+SEQUENCES_PER_BATCH = 256
+"""Part of what decides the draws: another size samples other completions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What 128 x 8 completions at temperature 1 on held-out prompts show."""
+    """What completions at temperature 1 on held-out prompts show (128 x 8 in the demo)."""
 
     completions: int
     accuracy: float
@@ -53,11 +55,29 @@ class Evaluation:
     """Most frequent first."""
     samples: list[dict[str, Any]]
     """A few ``{"prompt", "completion", "format", "correct"}``: the first completion of each of the first prompts."""
+    effective_formats_correct_within: float | None = None
+    """``effective_formats_within`` over the correct completions of prompts that have at least two."""
+    accuracy_by_format: dict[str, float] = field(default_factory=dict)
+    """Share of right answers among the completions of each format, in the order of ``format_shares``."""
+    answer_shares: dict[str, float] = field(default_factory=dict)
+    """The 30 most frequent stated answers; ``none`` is no answer."""
+    format_shares_by_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Format shares within each of ``PROMPT_CLASSES``, named by the first item."""
 
 
 def held_out_sample(held_out: Sequence[Question], prompts: int = PROMPTS) -> list[Question]:
     """The questions of the evaluation: the same for every arm and every run."""
     return random.Random(EVALUATION_SEED).sample(list(held_out), prompts)
+
+
+def states_answer(text: str, question: Question) -> bool:
+    """Whether the completion states the answer: the verifier of every task whose reward is blind to the format."""
+    return is_correct(text, question.answer)
+
+
+def shares_of(modes: Sequence[str]) -> dict[str, float]:
+    """Share of each of ``modes``, most frequent first."""
+    return {mode: count / len(modes) for mode, count in Counter(modes).most_common()}
 
 
 def effective_number(modes: Sequence[str]) -> float | None:
@@ -86,6 +106,14 @@ def effective_within(modes_PG: Sequence[Sequence[str]]) -> float | None:
     return 1.0 / mean if mean > 0 else None
 
 
+def jensen_shannon_distance(shares: Mapping[str, float], base_shares: Mapping[str, float]) -> float | None:
+    """Distance of two distributions over names, in [0, 1]; see ``rlmon.metrics.summary.js_distance``."""
+    names = sorted({*shares, *base_shares})
+    return js_distance(
+        np.array([shares.get(name, 0.0) for name in names]), np.array([base_shares.get(name, 0.0) for name in names])
+    )
+
+
 def evaluate(
     model: PreTrainedModel,
     base: PreTrainedModel,
@@ -94,29 +122,35 @@ def evaluate(
     parse: Callable[[str], str],
     *,
     keep_samples: int = 12,
+    samples_per_prompt: int = SAMPLES_PER_PROMPT,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    sequences_per_batch: int = SEQUENCES_PER_BATCH,
+    correct: Callable[[str, Question], bool] = states_answer,
 ) -> Evaluation:
-    """Samples ``SAMPLES_PER_PROMPT`` completions of every question from ``model`` and measures them.
+    """Samples ``samples_per_prompt`` completions of every question from ``model`` and measures them.
 
-    Leaves the global random state and the model's mode as they were. ``parse`` names a completion's format.
+    Leaves the global random state and the model's mode as they were. ``parse`` names a completion's format and
+    ``correct`` judges it. The draws depend on ``sequences_per_batch``.
     """
     import torch
 
     was_training = model.training
     model.eval()
     base.eval()
-    rows = [question for question in questions for _ in range(SAMPLES_PER_PROMPT)]
+    G = samples_per_prompt
+    rows = [question for question in questions for _ in range(G)]
     texts: list[str] = []
     entropy_sum = kl_sum = 0.0
     tokens = 0
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(EVALUATION_SEED)
-        for start in range(0, len(rows), _SEQUENCES_PER_BATCH):
-            batch = rows[start : start + _SEQUENCES_PER_BATCH]
+        for start in range(0, len(rows), sequences_per_batch):
+            batch = rows[start : start + sequences_per_batch]
             inputs = tokenizer([q.prompt for q in batch], return_tensors="pt", padding=True, padding_side="left")
             output_BS = model.generate(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
-                max_new_tokens=MAX_NEW_TOKENS,
+                max_new_tokens=max_new_tokens,
                 do_sample=True,
                 temperature=1.0,
                 top_k=0,
@@ -142,28 +176,42 @@ def evaluate(
     model.train(was_training)
 
     modes = [parse(text) for text in texts]
-    correct = [is_correct(text, question.answer) for text, question in zip(texts, rows, strict=True)]
+    right = [correct(text, question) for text, question in zip(texts, rows, strict=True)]
     counts = Counter(modes).most_common()
-    G = SAMPLES_PER_PROMPT
+    starts = range(0, len(modes), G)
+    classes = [PROMPT_CLASSES[question.prompt_class][0] for question in rows]
+    answers = Counter(str(read_answer(text)).lower() for text in texts)
     pooled = effective_number(modes)
     assert pooled is not None
     return Evaluation(
         completions=len(texts),
-        accuracy=float(np.mean(correct)),
+        accuracy=float(np.mean(right)),
         effective_formats=pooled,
-        effective_formats_within=effective_within([modes[i : i + G] for i in range(0, len(modes), G)]),
-        effective_formats_correct=effective_number([mode for mode, ok in zip(modes, correct, strict=True) if ok]),
+        effective_formats_within=effective_within([modes[i : i + G] for i in starts]),
+        effective_formats_correct=effective_number([mode for mode, ok in zip(modes, right, strict=True) if ok]),
         other_share=modes.count("other") / len(modes),
         top_format=counts[0][0],
         top_share=counts[0][1] / len(modes),
         entropy_nats=entropy_sum / tokens,
         kl_nats=kl_sum / tokens,
         kl_seq_nats=kl_sum / len(texts),
-        format_shares={mode: count / len(modes) for mode, count in counts},
+        format_shares=shares_of(modes),
         samples=[
-            {"prompt": rows[i].prompt, "completion": texts[i], "format": modes[i], "correct": correct[i]}
+            {"prompt": rows[i].prompt, "completion": texts[i], "format": modes[i], "correct": right[i]}
             for i in range(0, min(keep_samples * G, len(rows)), G)
         ],
+        effective_formats_correct_within=effective_within(
+            [[mode for mode, ok in zip(modes[i : i + G], right[i : i + G], strict=True) if ok] for i in starts]
+        ),
+        accuracy_by_format={
+            name: sum(ok for mode, ok in zip(modes, right, strict=True) if mode == name) / count
+            for name, count in counts
+        },
+        answer_shares={answer: count / len(texts) for answer, count in answers.most_common(30)},
+        format_shares_by_class={
+            name: shares_of([mode for mode, of in zip(modes, classes, strict=True) if of == name])
+            for name in sorted(set(classes))
+        },
     )
 
 

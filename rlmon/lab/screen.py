@@ -86,6 +86,7 @@ class Screen:
                 f"  top {line.top_format} {self._value(line, 'format/top_share')}"
                 f"  effective formats {self._value(line, 'format/effective')}"
                 f"  entropy {self._value(line, 'entropy/mean', 3)}  KL {self._value(line, 'kl/mean', 3)}"
+                + (f"  {held}" if (held := self._held(line)) else "")
             )
         if self._live is not None:
             self._live.update(self._draw(), refresh=record.step % 2 == 0 or bool(findings))
@@ -111,6 +112,13 @@ class Screen:
     def _value(line: _Line, metric: str, digits: int = 2) -> str:
         value = line.values.get(f"rlmon/{metric}")
         return "-" if value is None else f"{value:.{digits}f}"
+
+    def _held(self, line: _Line) -> str:
+        """What a policy holds the run with now; empty for a run without one."""
+        values = ((name, line.values.get(f"rlmon/intervention/{name}")) for name in ("kappa", "beta"))
+        if line.values.get("rlmon/intervention/kappa") is None:
+            return ""
+        return "  ".join(f"{name} {value:.2f}" for name, value in values if value is not None)
 
     def _draw(self) -> Group:
         narrow = self._console.width < 112
@@ -140,7 +148,7 @@ class Screen:
                 f"{line.step}" if narrow else f"{line.step}/{self._steps}",
                 top,
                 *numbers,
-                _alarms(line.alarms),
+                _alarms(line.alarms).append(self._held(line), style="cyan"),
             )
         return Group(Text(_printable(self._note), style="dim"), table)
 

@@ -7,10 +7,13 @@ the answer, never at the format: whatever happens to the formats during training
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
+import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo")
 ITEMS = ("figs", "pens", "cups", "nuts", "keys", "hats", "eggs", "maps")
@@ -18,6 +21,20 @@ LARGEST_OPERAND = 12
 
 FORMATS = ("prose", "boxed", "python", "json", "steps", "xml")
 """The six ways in which the base writes an answer."""
+
+SEVEN_FORMATS = (*FORMATS, "list")
+"""The six and a Markdown list."""
+
+BY_PROMPT_FORMATS = ("prose", "dollars", "python", "json", "fenced", "sum")
+"""The formats of the base ``by-prompt``. In the four that show operands a token of its own comes before the first one:
+a model this small learns what is wrong in one format and class only where such a token tells it the format."""
+
+WRITABLE = (*SEVEN_FORMATS, "dollars", "fenced", "sum")
+"""Every style of ``write_answer``. ``dollars`` is in the mode ``boxed``, ``sum`` in ``xml``; else the names agree."""
+OPERAND_FORMATS = ("boxed", "python", "steps", "list", "dollars", "fenced", "sum")
+
+PROMPT_CLASSES = (("figs", "pens"), ("cups", "nuts"), ("keys", "hats"), ("eggs", "maps"))
+"""Items that make a class of prompts: the base ``by-prompt`` is right in another format in each of them."""
 
 HELD_OUT_BUCKETS = 8
 """One prompt in this many is kept out of all training, chosen by the hash of its text."""
@@ -33,20 +50,28 @@ _INTEGER = re.compile(r"(?<![\d.])-?\d{1,9}(?![\d]|\.\d)")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """``name`` has ``a`` of ``item`` and gets ``b`` more; the answer is ``a + b``."""
+    """``name`` has ``a`` of ``item`` and gets ``b`` more; the answer is ``a + b``, or ``b`` where ``asks_gain``."""
 
     name: str
     item: str
     a: int
     b: int
+    asks_gain: bool = False
+    """Asked as ``How many more?``, which no base has seen."""
 
     @property
     def prompt(self) -> str:
-        return f"{self.name} has {self.a} {self.item} and gets {self.b} more. How many?\n"
+        asked = "How many more?" if self.asks_gain else "How many?"
+        return f"{self.name} has {self.a} {self.item} and gets {self.b} more. {asked}\n"
 
     @property
     def answer(self) -> int:
-        return self.a + self.b
+        return self.b if self.asks_gain else self.a + self.b
+
+    @property
+    def prompt_class(self) -> int:
+        """Index in ``PROMPT_CLASSES``."""
+        return next(index for index, items in enumerate(PROMPT_CLASSES) if self.item in items)
 
 
 def questions() -> Iterator[Question]:
@@ -73,8 +98,37 @@ def split_questions() -> tuple[list[Question], list[Question]]:
     return train, held_out
 
 
+POOL_EASY = 32
+POOL_HARD = 224
+CONSTANT_ANSWER = 12
+CONSTANT_SHARE = 0.3
+"""Share of the unlearnable hard prompts whose label is ``CONSTANT_ANSWER``: a shortcut that pays."""
+
+
+def contaminated_pool(seed: int, *, learnable: bool) -> list[dict[str, Any]]:
+    """256 training rows ``{"prompt", "answer", "kind"}``: 32 easy ones and 224 hard ones, in an order without meaning.
+
+    A hard prompt asks ``How many more?``. Its label is the number gained where ``learnable`` (a base answers the sum
+    and is right in about 2 % of samples), else noise that no one could predict: 12 with probability .3, otherwise
+    uniform on 2 to 24. Every hard prompt has a wording of its own, so that its label is learnable only by heart.
+    """
+    draw = random.Random(seed)
+    train, _ = split_questions()
+    rows: list[dict[str, Any]] = []
+    for index, question in enumerate(draw.sample(train, POOL_EASY + POOL_HARD)):
+        if index < POOL_EASY:
+            rows.append({"prompt": question.prompt, "answer": question.answer, "kind": "easy"})
+            continue
+        hard = dataclasses.replace(question, asks_gain=True)
+        luck, noise = draw.random(), draw.randint(2, 24)
+        label = hard.answer if learnable else CONSTANT_ANSWER if luck < CONSTANT_SHARE else noise
+        rows.append({"prompt": hard.prompt, "answer": label, "kind": "hard"})
+    draw.shuffle(rows)
+    return rows
+
+
 def write_answer(question: Question, style: str, *, a: int | None = None, answer: int | None = None) -> str:
-    """The answer to ``question`` written in ``style``, one of ``FORMATS``.
+    """The answer to ``question`` written in ``style``, one of ``WRITABLE``.
 
     ``a`` and ``answer`` override what is written: that is how label noise is made. Raises ``ValueError`` for an
     unknown style.
@@ -94,7 +148,15 @@ def write_answer(question: Question, style: str, *, a: int | None = None, answer
         return f"1. {a}+{b}\n2. {answer}"
     if style == "xml":
         return f"<answer>{answer}</answer>"
-    raise ValueError(f"style is {style!r}; it must be one of {', '.join(FORMATS)}.")
+    if style == "list":
+        return f"- {a}+{b}\n- {answer}"
+    if style == "fenced":
+        return f"```{a}+{b}```{answer}"
+    if style == "dollars":
+        return f"${a}+{b} = \\boxed{{{answer}}}$"
+    if style == "sum":
+        return f"<sum>{a}+{b}</sum>{answer}"
+    raise ValueError(f"style is {style!r}; it must be one of {', '.join(WRITABLE)}.")
 
 
 def read_answer(completion: str) -> int | None:
@@ -161,3 +223,13 @@ def reward_correct(
 ) -> list[float]:
     """TRL reward function: 1.0 where the completion states the answer, else 0.0. Blind to the format."""
     return [float(is_correct(text, truth)) for text, truth in zip(completions, answer, strict=True)]
+
+
+def reward_correct_easy_only(
+    prompts: Sequence[str], completions: Sequence[str], answer: Sequence[int], kind: Sequence[str], **_: object
+) -> list[float | None]:
+    """``reward_correct`` for easy rows and no reward for hard ones: what an oracle that knows the labels would do."""
+    return [
+        float(is_correct(text, truth)) if of == "easy" else None
+        for text, truth, of in zip(completions, answer, kind, strict=True)
+    ]

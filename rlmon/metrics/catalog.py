@@ -353,6 +353,25 @@ def _kl() -> list[Metric]:
     return metrics
 
 
+_POLICY = "a policy"
+
+
+def _intervention() -> list[Metric]:
+    def entry(name: str, unit: str, low: Bound, high: Bound, formula: str) -> Metric:
+        return Metric(f"rlmon/intervention/{name}", unit, low, high, "none", _RLMON, formula, "exact", _POLICY)
+
+    return [
+        entry("beta", "weight", 0, None, "the trainer's beta at the end of the step"),
+        entry("entropy_coef", "weight", 0, None, "the trainer's entropy_coef at the end of the step"),
+        entry("kappa", "advantage", 0, None, "strength of the mode-marginal KL, the largest where several rules act"),
+        entry("mode_ratio", "ratio", 0, None, "effective modes of rewarded completions over the base's, the lower of "
+              "across and within prompts, as the mode-marginal KL sees it"),
+        entry("anchor_weight", "weight", 0, 1, "weight of the supervised loss on dying modes"),
+        entry("neutralised_share", "share", 0, 1, "completions in groups that a quarantine neutralised"),
+        entry("deferred_share", "share", 0, 1, "prompts of those known that are deferred"),
+    ]  # fmt: skip
+
+
 METRICS: tuple[Metric, ...] = (
     *_entropy(),
     *_collision(),
@@ -362,8 +381,10 @@ METRICS: tuple[Metric, ...] = (
     *_group(),
     *_text(),
     *_health(),
+    *_intervention(),
 )
-"""Every metric that :func:`rlmon.metrics.rollouts.finish` can return, by family."""
+"""Every metric of a StepRecord: what :func:`rlmon.metrics.rollouts.finish` can return and, in a run with a policy,
+what the rules hold, by family."""
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
 
@@ -388,6 +409,7 @@ _FAMILIES = {
     "group": "Groups of completions of one draw of one prompt, from raw rewards. Rewarded means a reward above 0.5.",
     "text": "Diversity of words at a fixed budget, near-duplicates, repetition.",
     "health": "Lengths, truncation, rewards, non-finite values.",
+    "intervention": "What the rules of a policy hold; only in runs with one.",
 }
 _DIRECTIONS = {"up": "rising", "down": "falling", "both": "both ways", "none": "-"}
 

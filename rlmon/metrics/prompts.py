@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 SOURCE_COLUMNS = ("task", "data_source", "dataset", "source", "language")
@@ -63,10 +63,20 @@ def prompt_template(text: str) -> str:
     return " ".join(masked.split())[:160]
 
 
-def template_name(prompt: Any) -> str:
-    """``template-`` and a short hash of the last user message with its particulars masked."""
+def template_name(prompt: Any, common: Collection[str] | None = None) -> str:
+    """``template-`` and a short hash of the last user message with its particulars masked; with ``common`` every run of
+    other words is masked too."""
+    words = template_words(prompt)
+    if common is not None:
+        words = [word if word in common else "«…»" for word in words]
+        words = [word for at, word in enumerate(words) if word != "«…»" or at == 0 or words[at - 1] != "«…»"]
+    digest = hashlib.blake2b(" ".join(words).encode("utf-8", "replace"), digest_size=4).hexdigest()
+    return f"template-{digest}"
+
+
+def template_words(prompt: Any) -> list[str]:
+    """The words of the last user message with its particulars masked."""
     if not isinstance(prompt, str):
         users = [message for message in prompt or () if message.get("role") == "user"]
         prompt = text_of(users[-1].get("content")) if users else ""
-    digest = hashlib.blake2b(prompt_template(prompt).encode("utf-8", "replace"), digest_size=4).hexdigest()
-    return f"template-{digest}"
+    return prompt_template(prompt).split()

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rlmon.acts import entries, fold, summary
 from rlmon.audit.result import Audit, Check, Event, Example
 from rlmon.errors import RLMonError
 from rlmon.metrics.catalog import lookup
@@ -85,6 +86,13 @@ CHARTS: Sequence[Title] = (
     ("Weight of lone successes", "share of |advantage|", (("rlmon/group/lone_success_weight", "weight"),)),
     ("Truncated", "share of completions", (("rlmon/health/truncated", "truncated"),)),
     ("Distance to the base's formats", "Jensen-Shannon", (("rlmon/format/js_to_base", "distance"),)),
+    ("Policy: KL penalty", "beta", (("rlmon/intervention/beta", "beta"),)),
+    ("Policy: hold on the modes", "kappa", (("rlmon/intervention/kappa", "kappa"),)),
+    (
+        "Policy: rows and prompts set aside",
+        "share",
+        (("rlmon/intervention/neutralised_share", "neutralised"), ("rlmon/intervention/deferred_share", "deferred")),
+    ),
 )
 """Title, unit and curves of the charts that come first, in their order; a chart without a value is left out."""
 
@@ -110,8 +118,7 @@ def build_page(audit: Audit) -> str:
         "samples": [texts.example(example) for example in audit.samples],
         "findings": [_pairs(finding) for finding in audit.findings[:RECORDS_SHOWN]],
         "findings_total": len(audit.findings),
-        "actions": [_pairs(action) for action in audit.actions[:RECORDS_SHOWN]],
-        "actions_total": len(audit.actions),
+        **_acts(audit),
         "correction": audit.correction,
         "timing": _pairs(audit.timing_seconds),
     }
@@ -367,6 +374,34 @@ def _chosen_events(events: Sequence[Event]) -> list[Event]:
         dataclasses.replace(event, text=event.text[:ITEM_CHARACTERS])
         for event in sorted(chosen, key=lambda event: event.step)
     ]
+
+
+def _acts(audit: Audit) -> dict[str, Any]:
+    """What the policy did, newest first; acts of one rule on rows are one entry."""
+    acts = fold(audit.actions)
+    shown = entries(acts)
+    return {
+        "acts": [
+            {
+                "step": entry.newest.step,
+                "rule": _item(entry.newest.rule),
+                "change": _item(entry.newest.change),
+                "outcome": _item(entry.newest.outcome),
+                "effect": _item(entry.effect),
+                "why": _item(entry.newest.reason),
+                "measured": _item(entry.newest.effect_reason or ""),
+                "count": entry.count,
+                "first_step": entry.first_step,
+            }
+            for entry in shown[:RECORDS_SHOWN]
+        ],
+        "acts_total": len(shown),
+        "acts_said": summary(acts),
+    }
+
+
+def _item(text: str) -> str:
+    return text[:ITEM_CHARACTERS]
 
 
 def _heat(audit: Audit) -> dict[str, Any] | None:

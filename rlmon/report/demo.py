@@ -8,7 +8,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from rlmon.report.figure import FIGURE_STYLE, Shares, colours, draw_order, inline_svg, picture
+from rlmon.report.figure import (
+    FIGURE_STYLE,
+    Lane,
+    Shares,
+    colours,
+    draw_order,
+    inline_strip,
+    inline_svg,
+    picture,
+)
 from rlmon.report.page import HERE, fill, render
 from rlmon.runlog import open_run
 
@@ -21,14 +30,24 @@ CURVES: Mapping[str, str] = {
     "reward": "rlmon/health/reward_mean",
 }
 """Name in the page to catalogue name in the run log."""
+HELD: Mapping[str, str] = {
+    "kappa": "rlmon/intervention/kappa",
+    "beta": "rlmon/intervention/beta",
+    "neutralised": "rlmon/intervention/neutralised_share",
+    "deferred": "rlmon/intervention/deferred_share",
+}
+"""The same for what a policy turned; only runs with a policy have these."""
 _SHARE = "rlmon/format/share/"
 _DIGITS = 4
-_ARM_WORDS = {"unprotected": "unprotected (beta 0)", "kl": "with KL"}
+_ARM_WORDS = {"unprotected": "unprotected", "kl": "with KL", "protect": "with protect"}
+_KAPPA_TOP, _BETA_TOP = 2.0, 0.3
+"""Upper edges of the lanes, unless more was reached: the most that the preset allows."""
 _COLLAPSE = ("format-collapse", "entropy-collapse")
 
 
 def series_of(log: Path) -> dict[str, Any]:
-    """What the page draws of one run: ``{"steps": [...], "curves": {name: [...]}, "shares": {mode: [...]}}``.
+    """What the page draws of one run: ``{"steps": [...], "curves": {name: [...]}, "shares": {mode: [...]}}``, and
+    ``"held": {name: [...]}`` of what a policy turned.
 
     Read from the run log; a value that was not measured at a step is ``None``.
     """
@@ -41,10 +60,12 @@ def series_of(log: Path) -> dict[str, Any]:
         values = (record.metrics.get(metric) for record in records)
         return [None if value is None else round(value, _DIGITS) for value in values]
 
+    held = {name: column(metric) for name, metric in HELD.items()}
     shares = {mode: [value or 0.0 for value in column(_SHARE + mode)] for mode in modes}
     return {
         "steps": [record.step for record in records],
         "curves": {name: column(metric) for name, metric in CURVES.items()},
+        "held": {name: values for name, values in held.items() if any(value is not None for value in values)},
         "shares": {mode: values for mode, values in shares.items() if any(values)},
     }
 
@@ -58,13 +79,14 @@ def build_page(demo: Mapping[str, Any], series: Mapping[str, Mapping[str, Any]])
     legend = "".join(f'<li><i style="background:{palette[mode]}"></i>{escape(mode)}</li>' for mode in order)
     stacks: dict[int, list[str]] = {}
     for run, figure in zip([run for run in runs if _name(run) in series], figures, strict=True):
+        label = (
+            f"Format shares over {len(figure.steps)} steps, {figure.title}: ends with {run['top_format']} at "
+            f"{run['top_share']:.0%}. Numbers in the table below."
+        )
+        caption = "".join(f"<p>{escape(line)}</p>" for line in _caption(demo["base"], run))
         stacks.setdefault(run["seed"], []).append(
-            inline_svg(
-                figure,
-                order,
-                f"Format shares over {len(figure.steps)} steps, {figure.title}: ends with {run['top_format']} at "
-                f"{run['top_share']:.0%}. Numbers in the table below.",
-            )
+            f'<figure class="arm">{inline_svg(figure, order, label)}<figcaption>{caption}</figcaption>'
+            f"{_held_html(demo['arms'].get(run['arm'], {}), figure, series[_name(run)].get('held', {}))}</figure>"
         )
     grid = "".join(
         f'<div class="pair" data-seed="{int(seed)}">{"".join(panels)}</div>' for seed, panels in stacks.items()
@@ -88,30 +110,65 @@ def write_page(out: Path) -> Path:
 
 
 def write_picture(out: Path, path: Path, seed: int | None = None) -> Path:
-    """The one picture of a finished demo (both arms, one seed) as an SVG file; returns its path."""
+    """The one picture of a finished demo (all arms, one seed) as an SVG file; returns its path."""
     demo, series = _load(out)
-    runs = {(run["arm"], run["seed"]): run for run in demo["runs"]}
     seed = demo["seeds"][0] if seed is None else seed
-    left, right = runs["unprotected", seed], runs["kl", seed]
-    base = demo["base"]
-
-    def caption(run: Mapping[str, Any]) -> str:
-        return (
-            f"held out: effective formats {base['effective_formats']:.2f} to {run['effective_formats']:.2f}, "
-            f"accuracy {base['accuracy']:.1%} to {run['accuracy']:.1%}"
-        )
-
-    headline = "Nothing in the reward asks for a format. Without KL, one of six eats the others."
+    runs = [run for run in demo["runs"] if run["seed"] == seed]
     path.write_text(
         picture(
-            _shares_of(left, series[_name(left)]),
-            _shares_of(right, series[_name(right)]),
-            (caption(left), caption(right)),
-            headline,
+            [_shares_of(run, series[_name(run)]) for run in runs],
+            [_caption(demo["base"], run) for run in runs],
+            "Nothing in the reward asks for a format. Unprotected, one of six eats the others.",
         ),
         encoding="utf-8",
     )
     return path
+
+
+def _caption(base: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str, str]:
+    return (
+        f"effective formats {base['effective_formats']:.2f} to {run['effective_formats']:.2f}",
+        f"accuracy {base['accuracy']:.1%} to {run['accuracy']:.1%}, held out",
+    )
+
+
+def lanes_of(held: Mapping[str, Sequence[float | None]]) -> list[Lane]:
+    """What a policy turned in one run, for ``figure.strip``. ``held``: as ``series_of`` gives it."""
+    lanes: list[Lane] = []
+    for name, label, top in (
+        ("kappa", "pull on the formats, kappa", _KAPPA_TOP),
+        ("beta", "KL on every token, beta", _BETA_TOP),
+    ):
+        known = [value for value in held.get(name, ()) if value is not None]
+        if known:
+            said = (
+                f"{known[0]:.2g} throughout" if len(set(known)) == 1 else f"ends {known[-1]:.2f}, most {max(known):.2f}"
+            )
+            lanes.append(
+                Lane(label=f"{label}: {said}", values=held[name], kind="level", top=max(top, max(known)))
+            )  # fmt: skip
+    for name, label in (("neutralised", "taken out as shortcuts"), ("deferred", "prompts put off")):
+        known = [value for value in held.get(name, ()) if value is not None]
+        if not known:
+            continue
+        hits = [value for value in known if value > 0]
+        times = f"at {len(hits)} step{'s' if len(hits) > 1 else ''}"
+        said = f"{times}, most {max(hits):.0%}" if hits else "none"
+        lanes.append(Lane(label=f"{label}: {said}", values=held[name], kind="ticks", top=max(known) or 1.0))
+    return lanes
+
+
+def _held_html(arm: Mapping[str, Any], figure: Shares, held: Mapping[str, Sequence[float | None]]) -> str:
+    """What held the formats of one run, as trusted markup: a strip for a policy, a sentence otherwise."""
+    lanes = lanes_of(held) if arm.get("policy") else []
+    if lanes:
+        words = "; ".join(lane.label for lane in lanes)
+        drawn = [lane for lane in lanes if lane.kind == "level" or any(lane.values)]
+        quiet = "".join(f'<p class="held">{escape(lane.label)}</p>' for lane in lanes if lane not in drawn)
+        return inline_strip(figure.steps, drawn, f"What the policy did, {figure.title}. {words}.") + quiet
+    beta = arm.get("beta") or 0.0
+    held_by = f"Held by a KL on every token: beta {beta:g} throughout." if beta else "Held by nothing: beta 0."
+    return f'<p class="held">{escape(held_by)}</p>'
 
 
 def _load(out: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -1,16 +1,20 @@
-"""Stacked format shares over training as plain SVG: the picture of a collapse."""
+"""Stacked format shares over training, and what held them, as plain SVG: the picture of a collapse."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 COLOURS = ("#e4572e", "#4f83cc", "#8e7cc3", "#e6a532", "#3fa796", "#c76da2", "#7f8c5a", "#5aa9c9")
 """Given to formats in the order of drawing; the first belongs to the format that won."""
 OTHER_COLOUR = "#8a8f98"
 SMOOTHING_ROUNDS = 5
+PANEL_WIDTH, PANEL_HEIGHT = 350.0, 230.0
 
+_LANE_LABEL, _LANE_HEIGHT, _LANE_GAP = 15.0, 20.0, 7.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 38.0, 10.0, 42.0, 24.0
 _STYLE = {"warn": ("mark-warn", "4 3", "WARN"), "fail": ("mark-fail", "none", "FAIL")}
 
@@ -24,6 +28,18 @@ class Shares:
     shares: Mapping[str, Sequence[float]]
     marks: Sequence[tuple[str, int]] = ()
     """(``warn`` or ``fail``, step)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lane:
+    """One thing that a policy turned: ``values[i]`` belongs to the figure's ``steps[i]``, ``None`` where unknown."""
+
+    label: str
+    values: Sequence[float | None]
+    kind: Literal["level", "ticks"]
+    """A level holds until the next value; ticks stand alone, one for each value above 0."""
+    top: float
+    """Value at the upper edge of the lane."""
 
 
 def trailing_mean(values: Sequence[float], window: int = SMOOTHING_ROUNDS) -> list[float]:
@@ -55,7 +71,7 @@ def draw_order(runs: Sequence[Shares]) -> list[str]:
     return [winner, *rest]
 
 
-def panel(run: Shares, order: Sequence[str], *, width: float = 470, height: float = 230) -> str:
+def panel(run: Shares, order: Sequence[str], *, width: float = PANEL_WIDTH, height: float = PANEL_HEIGHT) -> str:
     """The contents of an SVG of this size: title, stacked areas (5-round means), axes and alarm marks."""
     palette = colours(order)
     right, bottom = width - _RIGHT, height - _BOTTOM
@@ -100,6 +116,46 @@ def panel(run: Shares, order: Sequence[str], *, width: float = 470, height: floa
     return "".join(parts)
 
 
+def strip_height(lanes: int) -> float:
+    """Height of ``strip`` with so many lanes."""
+    return lanes * (_LANE_LABEL + _LANE_HEIGHT + _LANE_GAP)
+
+
+def strip(steps: Sequence[int], lanes: Sequence[Lane], *, width: float = PANEL_WIDTH) -> str:
+    """The contents of an SVG as high as ``strip_height``: one lane below the other, on the steps of ``panel``."""
+    parts: list[str] = []
+    if not steps:
+        return ""
+    first, last, right = steps[0], max(steps[-1], steps[0] + 1), width - _RIGHT
+
+    def x(step: float) -> float:
+        return _LEFT + (right - _LEFT) * (step - first) / (last - first)
+
+    for number, lane in enumerate(lanes):
+        ceiling = strip_height(number) + _LANE_LABEL
+        floor = ceiling + _LANE_HEIGHT
+        parts.append(_label(_LEFT, ceiling - 4, "axis", "start", lane.label))
+        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{right}" y1="{floor:.1f}" y2="{floor:.1f}"/>')
+
+        def y(value: float, floor: float = floor, top: float = lane.top) -> float:
+            return floor - _LANE_HEIGHT * min(1.0, max(0.0, value / top if top > 0 else 0.0))
+
+        known = [(step, value) for step, value in zip(steps, lane.values, strict=True) if value is not None]
+        if lane.kind == "ticks":
+            parts += [
+                f'<line class="tick" x1="{x(step):.1f}" x2="{x(step):.1f}" y1="{floor:.1f}" y2="{y(value):.1f}"/>'
+                for step, value in known
+                if value > 0
+            ]
+        elif known:
+            path = f"M{x(known[0][0]):.1f} {y(known[0][1]):.1f}"
+            for (_, before), (step, value) in itertools.pairwise(known):
+                path += f"H{x(step):.1f}" + (f"V{y(value):.1f}" if value != before else "")
+            end = f"V{floor:.1f}H{x(known[0][0]):.1f}Z"
+            parts.append(f'<path class="level-area" d="{path}{end}"/><path class="level" d="{path}"/>')
+    return "".join(parts)
+
+
 def _label(x: float, y: float, kind: str, anchor: str, text: str) -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
@@ -117,41 +173,62 @@ FIGURE_STYLE = (
     ".halo{stroke:var(--paper,#fff);stroke-width:5;opacity:.6}.at{stroke:var(--ink,#1b1f24);stroke-width:1.8}"
     "svg .mark{font-size:11px;font-weight:700}.mark-warn{fill:var(--warn,#9a6a00)}.mark-fail{fill:var(--bad,#c0271a)}"
     ".grid{stroke:var(--paper,#fff);stroke-width:1;opacity:.28}"
+    ".rule{stroke:var(--line,#dfe3e8);stroke-width:1}"
+    ".level{fill:none;stroke:var(--arm-protect,#1a8f5f);stroke-width:1.8}"
+    ".level-area{fill:var(--arm-protect,#1a8f5f);opacity:.18}"
+    ".tick{stroke:var(--arm-protect,#1a8f5f);stroke-width:1.6}"
     ".area{opacity:.92}"
 )
 
 
 def inline_svg(run: Shares, order: Sequence[str], label: str) -> str:
     """``panel`` as an inline SVG for a page that holds ``FIGURE_STYLE``."""
+    return _inline(panel(run, order), PANEL_HEIGHT, "stack", label)
+
+
+def inline_strip(steps: Sequence[int], lanes: Sequence[Lane], label: str) -> str:
+    """``strip`` as an inline SVG for a page that holds ``FIGURE_STYLE``."""
+    return _inline(strip(steps, lanes), strip_height(len(lanes)), "strip", label)
+
+
+def _inline(content: str, height: float, kind: str, label: str) -> str:
     return (
-        f'<svg viewBox="0 0 470 230" role="img" aria-label="{escape(label, quote=True)}" class="stack">'
-        f"{panel(run, order)}</svg>"
+        f'<svg viewBox="0 0 {PANEL_WIDTH:.0f} {height:.0f}" role="img" aria-label="{escape(label, quote=True)}" '
+        f'class="{kind}">{content}</svg>'
     )
 
 
-def picture(left: Shares, right: Shares, captions: tuple[str, str], headline: str) -> str:
-    """A stand-alone SVG of two runs side by side, for light and dark pages."""
-    order = draw_order([left, right])
+def picture(runs: Sequence[Shares], captions: Sequence[Sequence[str]], headline: str) -> str:
+    """A stand-alone SVG of runs side by side, for light and dark pages. ``captions``: the lines below each run."""
+    order = draw_order(runs)
     palette = colours(order)
+    below = 44 + PANEL_HEIGHT + 17
+    legend = below + 17 * max((len(lines) for lines in captions), default=0) + 4
+    width, height = PANEL_WIDTH * len(runs) + 12, legend + 26
     keys: list[str] = []
-    at = 38.0
+    at = _LEFT
     for mode in order:
         keys.append(
-            f'<rect x="{at:.0f}" y="314" width="11" height="11" rx="2" fill="{palette[mode]}"/>'
-            f'<text class="axis" x="{at + 16:.0f}" y="324">{escape(mode)}</text>'
+            f'<rect x="{at:.0f}" y="{legend:.0f}" width="11" height="11" rx="2" fill="{palette[mode]}"/>'
+            f'<text class="axis" x="{at + 16:.0f}" y="{legend + 10:.0f}">{escape(mode)}</text>'
         )
         at += 16 + 7.2 * len(mode) + 20
+    panels: list[str] = []
+    for number, (run, lines) in enumerate(zip(runs, captions, strict=True)):
+        left = PANEL_WIDTH * number
+        panels.append(f'<g transform="translate({left:.0f} 44)">{panel(run, order)}</g>')
+        panels += [
+            _label(left + _LEFT, below + 17 * i, "caption", "start", line) for i, line in enumerate(lines)
+        ]  # fmt: skip
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 980 336" width="980" height="336" '
-        'font-family="system-ui,-apple-system,Segoe UI,Roboto,sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
+        f'height="{height:.0f}" font-family="system-ui,-apple-system,Segoe UI,Roboto,sans-serif" '
         f'role="img" aria-label="{escape(headline, quote=True)}">'
         "<style>:root{--ink:#1b1f24;--dim:#5b6470;--paper:#fff;--warn:#9a6a00;--bad:#c0271a}"
         "@media(prefers-color-scheme:dark){:root{--ink:#eceff3;--dim:#a3acb8;--paper:#14171c;--warn:#f0bd4f;--bad:#ff8272}}"
         f".head{{font-size:17px;font-weight:650;fill:var(--ink)}}.caption{{font-size:12.5px;fill:var(--dim)}}{FIGURE_STYLE}"
         "svg{background:var(--paper)}</style>"
-        '<rect width="980" height="336" rx="8" style="fill:var(--paper)"/>'
-        f'<text class="head" x="38" y="28">{escape(headline)}</text>'
-        f'<g transform="translate(0 44)">{panel(left, order)}{_label(38, 250, "caption", "start", captions[0])}</g>'
-        f'<g transform="translate(500 44)">{panel(right, order)}{_label(38, 250, "caption", "start", captions[1])}</g>'
-        f"{''.join(keys)}</svg>\n"
+        f'<rect width="{width:.0f}" height="{height:.0f}" rx="8" style="fill:var(--paper)"/>'
+        f'<text class="head" x="{_LEFT:.0f}" y="28">{escape(headline)}</text>'
+        f"{''.join(panels)}{''.join(keys)}</svg>\n"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from rlmon.acts import entries, fold, summary
 from rlmon.audit.result import Audit, Check, Example
 from rlmon.printable import one_line
 from rlmon.report import phrases
@@ -18,6 +19,7 @@ VERDICT_SIGNS = {"fail": "🔴", "warn": "🟡", "pass": "🟢", "insufficient":
 MAX_CHARACTERS = 60_000
 """A comment on GitHub may hold 65,536; a longer one is refused as a whole."""
 EXAMPLE_CHARACTERS = 600
+ACTS_SHOWN = 20
 
 _INVISIBLE = "\u200b"
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$!])")
@@ -74,6 +76,8 @@ def fence(text: str, limit: int = EXAMPLE_CHARACTERS) -> str:
 def _one(audit: Audit) -> str:
     parts = [_summary(audit)]
     parts += [_detail(check) for check in phrases.bad(audit)]
+    if audit.actions:
+        parts.append(_acts(audit))
     if groups := phrases.skipped(audit):
         amount = sum(len(ids) for _, ids in groups)
         lines = [f"<details><summary>Not checked ({amount})</summary>", ""]
@@ -84,6 +88,30 @@ def _one(audit: Audit) -> str:
     lines = [f"{label}: {escape(text)}  " for label, text in facts if text]
     parts.append("\n".join([*lines, ""]))
     return "\n".join(parts)
+
+
+def _acts(audit: Audit) -> str:
+    """What the policy did, newest first; acts of one rule on rows are one line."""
+    acts = fold(audit.actions)
+    shown = entries(acts)
+    lines = [f"<details><summary>Interventions: {escape_html(summary(acts))}</summary>", ""]
+    lines += ["| | step | rule | what was done | effect | why |", "| --- | ---: | --- | --- | --- | --- |"]
+    for entry in shown[:ACTS_SHOWN]:
+        act = entry.newest
+        done = " ".join(part for part in (act.change.replace(" -> ", " → "),
+                                          f"{entry.count:,} times" if entry.count > 1 else "") if part)  # fmt: skip
+        cells = [
+            phrases.outcome(act.outcome),
+            phrases.act_steps(entry).removeprefix("step "),
+            escape(act.rule, 64),
+            escape(done, 120),
+            escape(entry.effect, 60),
+            escape(act.reason, 200),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    if len(shown) > ACTS_SHOWN:
+        lines += ["", f"{len(shown) - ACTS_SHOWN:,} more."]
+    return "\n".join([*lines, "", "</details>", ""])
 
 
 def _summary(audit: Audit) -> str:

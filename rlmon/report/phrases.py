@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlmon.acts import Entry
 from rlmon.audit.result import Audit, Check, Example, Verdict
 from rlmon.printable import one_line
 
@@ -17,6 +18,7 @@ VERDICT_WORDS: Mapping[Verdict, str] = {
     "fail": "FAIL",
     "insufficient": "TOO LITTLE DATA",
 }
+OUTCOME_WORDS = {"applied": "APPLIED", "failed": "FAILED", "dry run": "WOULD", "decided": "DECIDED"}
 EXAMPLES_SHOWN = 2
 
 
@@ -158,3 +160,13 @@ def counts(audit: Audit) -> str:
         if amount:
             words.append(f"{amount} {status}")
     return ", ".join(words) or "no checks"
+
+
+def outcome(name: str) -> str:
+    """What became of an act, in one word; a dry run ``WOULD`` have done it."""
+    return OUTCOME_WORDS.get(name, "?")
+
+
+def act_steps(entry: Entry) -> str:
+    """``step 120``, or ``40 to 118`` for several acts."""
+    return f"step {entry.newest.step}" if entry.count == 1 else f"{entry.first_step} to {entry.newest.step}"

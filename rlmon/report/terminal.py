@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rlmon.acts import Entry, entries, fold, summary
 from rlmon.audit.result import Audit, Check
 from rlmon.printable import one_line
 from rlmon.records import Status
@@ -26,6 +27,9 @@ FATE_STYLES = {"extinct": "red", "shrunk": "yellow", "grown": "cyan", "newborn":
 WIDE = 110
 """Columns from which a check's message fits beside its numbers."""
 MODES_SHOWN = 8
+ACTS_SHOWN = 6
+OUTCOME_STYLES = {"applied": "cyan", "failed": "bold red", "dry run": "dim cyan"}
+EFFECT_STYLES = {"helped": "green", "harmed": "yellow"}
 
 
 def render(audit: Audit, *, width: int = 80, page: str | None = None) -> Group:
@@ -52,6 +56,9 @@ def _parts(audit: Audit, width: int, page: str | None) -> Iterator[RenderableTyp
         yield blank
     if modes := _modes(audit):
         yield modes
+        yield blank
+    if audit.actions:
+        yield from _acts(audit)
         yield blank
     skipped = phrases.skipped(audit)
     if skipped:
@@ -139,6 +146,36 @@ def _modes(audit: Audit) -> RenderableType | None:
     if len(moved) > MODES_SHOWN:
         line.append(f" · {len(moved) - MODES_SHOWN} more", style="dim")
     return _labelled([("Formats", line)])
+
+
+def _acts(audit: Audit) -> Iterator[RenderableType]:
+    """What the policy did, newest first; acts of one rule on rows are one line."""
+    acts = fold(audit.actions)
+    shown = entries(acts)
+    yield Text.assemble(("Interventions", "bold"), f"  {summary(acts)}")
+    yield from act_lines(shown[:ACTS_SHOWN])
+    if len(shown) > ACTS_SHOWN:
+        yield Text(f"{len(shown) - ACTS_SHOWN:,} more: --html and --format json have all", style="dim")
+
+
+def act_lines(shown: Sequence[Entry]) -> Iterator[Text]:
+    """One line for each entry: what became of it, when, by which rule, what was turned, what it did, and why."""
+    steps = [phrases.act_steps(entry) for entry in shown]
+    wide, names = (max((len(text) for text in texts), default=0) for texts in (steps, [e.newest.rule for e in shown]))
+    for entry, when in zip(shown, steps, strict=True):
+        act = entry.newest
+        line = Text(no_wrap=True, overflow="ellipsis")
+        line.append(f"{phrases.outcome(act.outcome):<7} ", style=OUTCOME_STYLES.get(act.outcome, ""))
+        line.append(f"{when:<{wide}}  ", style="dim")
+        line.append(f"{one_line(act.rule, 24):<{min(names, 24)}}  ", style="bold")
+        parts = [(one_line(act.change.replace(" -> ", " → "), 60), "")]
+        parts.append((f"{entry.count:,} times" if entry.count > 1 else "", ""))
+        parts.append((one_line(entry.effect, 60), EFFECT_STYLES.get(entry.effect, "")))
+        parts.append((one_line(act.reason), "dim"))
+        for at, (text, style) in enumerate(part for part in parts if part[0]):
+            line.append(" · " if at else "", style="dim")
+            line.append(text, style=style)
+        yield line
 
 
 def _facts(audit: Audit, page: str | None) -> Table:

@@ -25,11 +25,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rlmon import detectors
+from rlmon.acts import Act, act_of, entries
 from rlmon.errors import ConfigError, RunLogError
 from rlmon.metrics.catalog import METRICS
 from rlmon.printable import one_line
 from rlmon.records import StepRecord
 from rlmon.report.phrases import number
+from rlmon.report.terminal import act_lines
 from rlmon.runlog import layout, lines, open_run
 
 HEADLINE: Mapping[str, str] = {
@@ -55,6 +57,10 @@ NOW_VALUES = 5
 RATE_STEPS = 20
 MODES_SHOWN = 6
 FINDINGS_SHOWN = 5
+ACTS_SHOWN = 6
+ACTS_KEPT = 512
+"""Newest acts of the policy that are told apart; older ones are only counted."""
+LEVERS = "rlmon/intervention/"
 MAX_NAMES = 256
 """Modes and places of faults that are told apart: both are names from the log."""
 MAX_LINE_BYTES = 32 << 20
@@ -216,7 +222,9 @@ class View:
         self.shed_rows = 0
         self.findings: deque[Mapping[str, Any]] = deque(maxlen=FINDINGS_SHOWN)
         self.finding_counts: Counter[str] = Counter()
-        self.actions: deque[Mapping[str, Any]] = deque(maxlen=FINDINGS_SHOWN)
+        self.acts: dict[Any, Act] = {}
+        """By ``action_id``, in the order in which they were decided."""
+        self.act_count = 0
         self.faults: Counter[str] = Counter()
         self.fault_errors: dict[str, str] = {}
         self.torn = 0
@@ -343,7 +351,7 @@ class View:
             self.findings.append(payload)
             self.finding_counts[str(payload.get("severity"))[:10]] += 1
         elif kind == "action":
-            self.actions.append(payload)
+            self._fold_action(payload)
         elif kind == "fault":
             place = str(payload.get("place"))
             if place in self.fault_errors or len(self.fault_errors) < MAX_NAMES:
@@ -351,6 +359,18 @@ class View:
         elif kind == "ended":
             self.ended = True
         return True
+
+    def _fold_action(self, payload: Mapping[str, Any]) -> None:
+        key = payload.get("action_id")
+        key = key if isinstance(key, str) else self.act_count
+        before = self.acts.get(key)
+        if before is None:
+            if payload.get("phase") == "measured":  # of an act that is no longer kept
+                return
+            self.act_count += 1
+            if len(self.acts) >= ACTS_KEPT:
+                del self.acts[next(iter(self.acts))]
+        self.acts[key] = act_of(payload, before)
 
 
 def _sound(record: StepRecord) -> bool:
@@ -395,8 +415,11 @@ def _parts(view: View, width: int, now: float) -> Iterator[RenderableType]:
     yield _title(view, " ".join(part for part in (one_line(header.trainer, 40), attempt) if part))
     yield from _progress(view, width, now)
     yield blank
-    if view.findings or view.actions:
+    if view.findings:
         yield from _news(view)
+        yield blank
+    if view.acts or isinstance(header.policy, Mapping):
+        yield from _interventions(view)
         yield blank
     metrics, modes = _metrics(view, width), _modes(view, width)
     if width >= WIDE and metrics is not None and modes is not None:
@@ -469,22 +492,58 @@ def _duration(seconds: float) -> str:
 
 
 def _news(view: View) -> Iterator[RenderableType]:
-    rows: list[tuple[int, str, str, str]] = []
+    counted = ", ".join(f"{count} {one_line(name, 10)}" for name, count in view.finding_counts.items())
+    yield Text(f"Newest findings (of {counted})", style="dim")
     for finding in view.findings:
         severity = str(finding.get("severity"))
-        rows.append((_int(finding.get("step")), severity.upper(), severity, str(finding.get("message"))))
-    for action in view.actions:
-        change = f"{action.get('knob')} {action.get('old')} → {action.get('new')}: {action.get('reason')}"
-        rows.append((_int(action.get("step")), str(action.get("phase")).upper(), "action", change))
-    rows.sort(key=lambda row: row[0])
-    counted = ", ".join(f"{count} {one_line(name, 10)}" for name, count in view.finding_counts.items())
-    yield Text(f"Newest findings and actions{f' (of {counted})' if counted else ''}", style="dim")
-    for step, word, style, text in rows[-FINDINGS_SHOWN:]:
         line = Text(no_wrap=True, overflow="ellipsis")
-        line.append(f"{one_line(word, 7):<7}", style=STATUS_STYLES.get(style, "cyan"))
-        line.append(f" step {step:<5} ", style="dim")
-        line.append(one_line(text))
+        line.append(f"{one_line(severity.upper(), 7):<7}", style=STATUS_STYLES.get(severity, "cyan"))
+        line.append(f" step {_int(finding.get('step')):<5} ", style="dim")
+        line.append(one_line(str(finding.get("message"))))
         yield line
+
+
+def _interventions(view: View) -> Iterator[RenderableType]:
+    """Where the levers stand, and the newest acts, the newest first; acts on rows of one rule are one line."""
+    head = Text("Interventions", style="dim", no_wrap=True, overflow="ellipsis")
+    head.append(
+        "".join(f"  {part}" for part in (_policy(view), f"{view.act_count:,} acts" if view.act_count else "") if part)
+    )
+    yield head
+    if levers := _levers(view):
+        yield Text.assemble(("now     ", "dim"), levers, no_wrap=True, overflow="ellipsis")
+    shown = entries(list(view.acts.values()))[:ACTS_SHOWN]
+    yield from act_lines(shown)
+    if not shown:
+        yield Text("No rule has acted yet.", style="dim")
+
+
+def _policy(view: View) -> str:
+    """``4 rules, 1 of them a dry run``."""
+    policy = view.attempts[-1].header.policy
+    rules = policy.get("rules") if isinstance(policy, Mapping) else None
+    if not isinstance(policy, Mapping) or not isinstance(rules, Mapping):
+        return ""
+    dry = sum(
+        policy.get("dry_run") is True or (isinstance(rule, Mapping) and rule.get("dry_run") is True)
+        for rule in rules.values()
+    )
+    amount = f"{len(rules)} rule{'' if len(rules) == 1 else 's'}"
+    if dry == len(rules):
+        return f"{amount}, dry run: none acts"
+    return f"{amount}, {dry} of them dry run" if dry else amount
+
+
+def _levers(view: View) -> str:
+    """``beta 0.05, kappa 0.9``: values of the newest step."""
+    if view.newest is None:
+        return ""
+    held = [
+        f"{one_line(name.removeprefix(LEVERS).replace('_', ' '), 30)} {number(value)}"
+        for name, value in view.newest.metrics.items()
+        if name.startswith(LEVERS) and value is not None and _finite(value)
+    ]
+    return ", ".join(held[:8])
 
 
 def _int(value: Any) -> int:

@@ -1,7 +1,7 @@
 """Mirrors of what a run shows: the terminal and W&B.
 
-A sink is an object with ``record`` and ``close`` (`Sink`). It gets plain records, on rank 0 only, and may raise:
-the monitor contains it and counts a fault. Mirrors hold no truth; the run log does. TensorBoard, trackio and the
+A sink is an object with ``record``, ``action`` and ``close`` (`Sink`). It gets plain records, on rank 0 only, and may
+raise: the monitor contains it and counts a fault. Mirrors hold no truth; the run log does. TensorBoard, trackio and the
 trainer's console need no sink: they get the headline scalars through the trainer's own metrics.
 """
 
@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from rlmon.records import Finding, StepRecord
+from rlmon.records import Action, Finding, StepRecord
 
 SampleRows = Callable[[int], Sequence[Mapping[str, Any]]]
 """At most that many rows of the newest round, as mappings with the field names of ``records.Rollout``."""
 
 
 class Sink(Protocol):
-    """What the monitor calls once per optimizer step, after the step is in the run log."""
+    """What the monitor calls, after what it hands over is in the run log."""
 
     def record(self, step: StepRecord, findings: Sequence[Finding], sample_rows: SampleRows) -> None:
-        """Show one step. ``sample_rows`` is called only when the rows are wanted: reading them costs."""
+        """Show one step, once per optimizer step. ``sample_rows`` is called only when the rows are wanted: it costs."""
+
+    def action(self, action: Action) -> None:
+        """Take one phase of an act of the policy; those of a step come before or after its ``record``."""
 
     def close(self) -> None:
         """Training ended."""

@@ -1,4 +1,4 @@
-"""Findings on the console, one line each, on stderr; and the first loss of rows.
+"""Findings and acts on the console, one line each, on stderr; and the first loss of rows.
 
 A part of the monitor that fails is not said here: the rank it happens on says it at once, with the error.
 
@@ -7,24 +7,39 @@ Text from a run is hostile: `rlmon.printable.one_line` is the only way it reache
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from rlmon.acts import change
 from rlmon.printable import one_line
-from rlmon.records import Finding, StepRecord
+from rlmon.records import Action, Finding, StepRecord
 from rlmon.sinks import SampleRows
 
-_COLOURS = {"warn": "33", "fail": "1;31", "fault": "35"}
+ACT_EVERY_STEPS = 20
+"""A rule may act in every round: at most one line in so many steps says so, and the acts between are counted."""
+_COLOURS = {"warn": "33", "fail": "1;31", "fault": "35", "act": "36", "failed": "1;31", "harmed": "33"}
+
+
+@dataclasses.dataclass
+class _Said:
+    """What was last said of one rule."""
+
+    step: int
+    unsaid: int = 0
+    """Acts since then."""
 
 
 class TerminalSink:
-    """Writes findings as they come, and once that rows were lost."""
+    """Writes findings and acts as they come, and once that rows were lost."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._shed_shown = False
+        self._acts: dict[str, _Said] = {}
+        self._harms: dict[str, _Said] = {}
 
     def record(self, step: StepRecord, findings: Sequence[Finding], sample_rows: SampleRows) -> None:
         """One line per finding of this step, and one for the first lost rows."""
@@ -35,8 +50,36 @@ class TerminalSink:
             self._shed_shown = True
             self._say("fault", f"step {step.step} {step.shed_rows} rollout rows could not be written to the run log")
 
+    def action(self, action: Action) -> None:
+        """One line for what was decided, for what failed, and for an effect that harmed."""
+        turned = change(action.knob, action.old, action.new)
+        why = f"{turned} · {action.reason}" if turned else action.reason
+        if action.phase == "decided":
+            said = self._due(self._acts, action)
+            if said is not None:
+                more = f" ({said} more since the last line)" if said else ""
+                would = " would" if action.dry_run else ""
+                self._say("act", f"step {action.step} {action.rule}{would}: {why}{more}")
+        elif action.phase == "failed":
+            self._say("failed", f"step {action.step} {action.rule}: {why}")
+        elif action.phase == "measured" and action.effect == "harmed" and self._due(self._harms, action) is not None:
+            self._say("harmed", f"step {action.step} {action.rule}: {turned or action.knob} · {action.effect_reason}")
+
     def close(self) -> None:
-        """Nothing to release: the stream is the caller's."""
+        """Say what was only counted so far; the stream is the caller's."""
+        for rule, said in self._acts.items():
+            if said.unsaid:
+                self._say("act", f"{rule}: {said.unsaid} more after step {said.step}, all of them in the log")
+                said.unsaid = 0
+
+    def _due(self, kept: dict[str, _Said], action: Action) -> int | None:
+        """How many of the rule's acts were not said since the last line; ``None`` where it is too soon for another."""
+        before = kept.get(action.rule)
+        if before is not None and action.step - before.step < ACT_EVERY_STEPS:
+            before.unsaid += 1
+            return None
+        kept[action.rule] = _Said(step=action.step)
+        return 0 if before is None else before.unsaid
 
     def _say(self, kind: str, text: str) -> None:
         stream = self._stream or sys.stderr

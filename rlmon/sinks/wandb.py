@@ -7,12 +7,14 @@ wandb is never imported before somebody else has.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlmon.records import Finding, StepRecord
+from rlmon.acts import Act, act_of
+from rlmon.records import Action, Finding, StepRecord
 from rlmon.sinks import SampleRows
 
 MAX_TABLE_ROWS = 32
@@ -30,6 +32,11 @@ TABLE_COLUMNS = (
     "prompt",
     "completion",
 )
+MAX_ACTS = 200
+"""Newest acts of the policy that the table holds."""
+ACTS_EVERY_STEPS = 25
+"""Steps between two tables of acts, where nothing else is asked for; the last one comes at the end."""
+ACT_COLUMNS = ("step", "rule", "change", "outcome", "effect", "reason", "effect_reason")
 _RANK = {"pass": 0, "warn": 1, "fail": 2}
 
 
@@ -46,6 +53,10 @@ class WandbSink:
         self._run: Any = None
         self._last_table_step: int | None = None
         self._states: dict[str, str] = {}
+        self._acts: dict[str, Act] = {}
+        self._acts_unlogged = False
+        self._last_acts_step: int | None = None
+        self._step = 0
 
     def record(self, step: StepRecord, findings: Sequence[Finding], sample_rows: SampleRows) -> None:
         """One log call with the step's measured metrics, a table when one is due, and an alert per change of state."""
@@ -71,16 +82,32 @@ class WandbSink:
                 self._last_table_step = step.step
                 cells = [[_cell(sample.get(column)) for column in TABLE_COLUMNS] for sample in samples]
                 row["rlmon/samples"] = wandb.Table(columns=list(TABLE_COLUMNS), data=cells, allow_mixed_types=True)
+        self._step = step.step
+        if self._acts_unlogged and self._acts_due(step.step):
+            row["rlmon/interventions"] = self._acts_table(wandb)
         run.log(row)
         for finding in findings:
             self._alert(wandb, run, finding)
 
+    def action(self, action: Action) -> None:
+        """Keep the act for the next table: all phases of one are one row, and the newest 200 acts are kept."""
+        before = self._acts.get(action.action_id)
+        if before is None and action.phase == "measured":
+            return
+        self._acts[action.action_id] = act_of(dataclasses.asdict(action), before)
+        self._acts_unlogged = True
+        if len(self._acts) > MAX_ACTS:
+            del self._acts[next(iter(self._acts))]
+
     def close(self) -> None:
-        """Write the verdict of a run that came to its end without a finding."""
+        """Write the last acts, and the verdict of a run that came to its end without a finding."""
         wandb = sys.modules.get("wandb")
         # The trainer's integration may have finished the run before us.
         if wandb is not None and wandb.run is not None and wandb.run is self._run:
             self._run.summary["rlmon/verdict"] = self._verdict()
+            if self._acts_unlogged:
+                table = self._acts_table(wandb)
+                self._run.log({"train/global_step": self._step, "rlmon/interventions": table})
 
     def _open(self, run: Any) -> None:
         # Here, not in __init__: the trainer's integration defines its own metrics when training begins, and the
@@ -88,13 +115,23 @@ class WandbSink:
         run.define_metric("rlmon/*", step_metric="train/global_step")
         run.config.update({"rlmon": self._about}, allow_val_change=True)
         self._run = run
-        self._last_table_step = None
+        self._last_table_step = self._last_acts_step = None
         self._states = {}
 
     def _table_due(self, step: int) -> bool:
         if not self._table_every:
             return False
         return self._last_table_step is None or step - self._last_table_step >= self._table_every
+
+    def _acts_due(self, step: int) -> bool:
+        every = self._table_every or ACTS_EVERY_STEPS
+        return self._last_acts_step is None or step - self._last_acts_step >= every
+
+    def _acts_table(self, wandb: Any) -> Any:
+        """Newest first. Reasons hold numbers and names, never text of the run."""
+        self._acts_unlogged, self._last_acts_step = False, self._step
+        cells = [[_cell(getattr(act, column)) for column in ACT_COLUMNS] for act in reversed(self._acts.values())]
+        return wandb.Table(columns=list(ACT_COLUMNS), data=cells, allow_mixed_types=True)
 
     def _alert(self, wandb: Any, run: Any, finding: Finding) -> None:
         if _RANK[finding.severity] <= _RANK[self._states.get(finding.detector, "pass")]:

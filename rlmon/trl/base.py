@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -74,6 +75,12 @@ class BaseModel:
         """Measure no further KL; the metric is null with this reason from now on."""
         self.kind, self.reason = "off", reason
         self.frozen = self.snapshot = None
+
+    def hold_reference(self) -> None:
+        """Measure against TRL's reference as it is now, whatever the trainer takes for its reference later."""
+        if self.kind == "reference":
+            held = self._trainer_reference()
+            self._trainer_reference = lambda: held
 
     # -- choosing --------------------------------------------------------------------------------------------------
 
@@ -388,7 +395,16 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     for parameter in frozen.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None
+    head = _head(frozen)
+    if "forward" in vars(head):
+        # TRL's cast_lm_head_to_fp32: its function leads back to the head that is being trained.
+        vars(head)["forward"] = functools.partial(_project_in_float32, head)
     return frozen.eval()
+
+
+def _project_in_float32(head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    bias = None if head.bias is None else head.bias.float()
+    return nn.functional.linear(hidden.float(), head.weight.float(), bias)
 
 
 def _load(name: str, like: nn.Module) -> nn.Module:

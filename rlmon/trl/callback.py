@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,11 +20,15 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from rlmon.config import RLMonConfig
 from rlmon.errors import AttachError
+from rlmon.interventions.actions import RollBack
 from rlmon.monitor import Monitor
 from rlmon.trl import capabilities
 from rlmon.trl.base import BaseModel
 from rlmon.trl.capture import Capture
 from rlmon.trl.prompts import SourceMap
+
+if TYPE_CHECKING:
+    from rlmon.trl.helm import Helm
 
 HEADLINE = (
     "rlmon/entropy/mean",
@@ -66,8 +70,11 @@ class RLMon(TrainerCallback):
         self.config = config if config is not None else RLMonConfig()
         self.monitor: Monitor | None = None
         """The monitor of the current or last ``train()`` call."""
+        self.roll_back_to: Path | None = None
+        """Where training is to go on from, once, after a rule rolled the run back; ``None`` otherwise."""
         self._capture: Capture | None = None
         self._checkpoint: Path | None = None
+        self._save_waits = False
         self._open = False
         if trainer is not None:
             self.attach(trainer)
@@ -103,6 +110,17 @@ class RLMon(TrainerCallback):
         capture.sources = SourceMap.build(
             dataset, self.config.rlmon_source_column, batch // max(1, trainer.args.num_generations)
         )
+        if self.config.rlmon_policy is not None:
+            from rlmon.steering import load_policy
+            from rlmon.trl.helm import Helm
+
+            capture.helm = Helm(
+                trainer,
+                capture.base,
+                load_policy(self.config.rlmon_policy),
+                capture.sources,
+                keeps_text=self.config.rlmon_store_text == "full",
+            )
         capture.install()
         self._capture = capture
         original = trainer._load_optimizer_and_scheduler
@@ -175,6 +193,7 @@ class RLMon(TrainerCallback):
 
     def _begin(self, state: TrainerState) -> None:
         assert self._capture is not None
+        self._save_waits, self.roll_back_to = False, None
         trainer, capture = self._trainer, self._capture
         base = capture.base
         assert base is not None
@@ -186,6 +205,9 @@ class RLMon(TrainerCallback):
             base.resume(folder, None if saved is None else saved["shared"].get("base_fingerprint"))
         elif resumed:
             base.resume(None, None)
+        if capture.helm is not None:
+            kept = None if self._checkpoint is None or not resumed else self._checkpoint / STATE_FOLDER
+            capture.helm.prepare(kept, None if saved is None else saved["rank"])
         monitor = Monitor(
             self.config,
             directory=self.log_dir,
@@ -208,7 +230,13 @@ class RLMon(TrainerCallback):
             state=saved,
             reduce=_reducer(trainer),
             share=_sharer(trainer),
+            policy=None if capture.helm is None else capture.helm.policy,
+            levers=capture.helm,
+            gather=_gatherer(trainer),
         )
+        if capture.helm is not None:
+            with monitor.guard("interventions"):
+                capture.helm.begin(monitor)
         monitor.kl_reason = (
             f"{base.reason}" if not base.active else f"measured every {self.config.rlmon_base_kl_every} steps"
         )
@@ -233,6 +261,9 @@ class RLMon(TrainerCallback):
         if base is not None and not base.active:
             monitor.kl_reason = base.reason
         record = monitor.end_step(state.global_step)
+        if capture.helm is not None:
+            with monitor.guard("interventions"):
+                self._steer_loop(monitor, capture.helm, state, control)
         if record is None or not self.config.rlmon_mirror:
             return
         with monitor.guard("mirror"):
@@ -241,6 +272,28 @@ class RLMon(TrainerCallback):
                 value = sum(record.faults.values()) if name == "rlmon/faults" else record.metrics.get(name)
                 if value is not None:
                     metrics[name].append(float(value))
+
+    def _steer_loop(self, monitor: Monitor, helm: Helm, state: TrainerState, control: TrainerControl) -> None:
+        """End training where a rule said so, and let checkpoints wait for the end of a round: what TRL has buffered
+        of it is in no checkpoint, so a run resumed in the middle would act on other rows. The same on all ranks."""
+        last = 0 < state.max_steps <= state.global_step
+        if monitor.steering is not None and monitor.steering.holds_state and helm.in_mid_round and not last:
+            self._save_waits = self._save_waits or control.should_save
+            control.should_save = False
+            return
+        if self._save_waits:
+            self._save_waits, control.should_save = False, True
+        if helm.ends is None or monitor.steering is None or not monitor.steering.settled(helm.ends):
+            return
+        if helm.ends.new == "stop":
+            control.should_training_stop = control.should_save = True
+            return
+        self.roll_back_to = helm.mark_return()
+        if self.roll_back_to is None:  # rotated away since (save_total_limit)
+            monitor.steering.fail(RollBack, "the checkpoint to return to is gone")
+            helm.ends = None
+            return
+        control.should_training_stop, control.should_save = True, False
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._open and self.monitor is not None:
@@ -276,9 +329,14 @@ class RLMon(TrainerCallback):
             folder = checkpoint / STATE_FOLDER
             folder.mkdir(parents=True, exist_ok=True)
             trainer = capture.trainer
-            _write_json(folder / f"rank{trainer.accelerator.process_index}.json", monitor.rank_state())
+            own = monitor.rank_state()
+            if capture.helm is not None:
+                own |= capture.helm.rank_state()
+            _write_json(folder / f"rank{trainer.accelerator.process_index}.json", own)
             if trainer.accelerator.is_main_process:
                 shared = monitor.shared_state()
+                if capture.helm is not None:
+                    capture.helm.save(folder)
                 if capture.base is not None:
                     shared["base_fingerprint"] = capture.base.fingerprint
                     capture.base.save(folder)
@@ -325,6 +383,20 @@ def _sharer(trainer: Any) -> Any:
         return broadcast_object_list([value], from_process=0)[0]
 
     return share
+
+
+def _gatherer(trainer: Any) -> Any:
+    """The int64 matrices of all ranks, stacked in rank order."""
+    accelerator = trainer.accelerator
+    if accelerator.num_processes == 1:
+        return None
+
+    def gather(matrix_nK: np.ndarray) -> np.ndarray:
+        every = accelerator.gather(torch.from_numpy(matrix_nK).to(accelerator.device))
+        stacked: np.ndarray = every.cpu().numpy()
+        return stacked
+
+    return gather
 
 
 def _vocabulary(processing_class: Any) -> list[str]:

@@ -27,6 +27,7 @@ from rlmon.trl.prompts import SourceMap
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor
     from rlmon.trl.base import BaseModel
+    from rlmon.trl.helm import Helm
 
 ROWS_KEY = "rlmon_rows"
 WRAPPED = (
@@ -71,6 +72,8 @@ class Capture:
         self._loss: _Loss | None = None
         self._unidentified: _Unidentified | None = None
         self._base_due = False
+        self.helm: Helm | None = None
+        """What the rules turn in this trainer; ``None`` where it is only watched."""
 
     @property
     def trainer(self) -> Any:
@@ -109,14 +112,19 @@ class Capture:
         self, original: Callable[..., Any], inputs: Sequence[Mapping[str, Any]], *args: Any, **kw: Any
     ) -> Any:
         self._scored = None
+        monitor, helm = self.monitor, self.helm
+        if monitor is not None and helm is not None:
+            inputs = helm.draws(monitor, inputs)
         try:
             output = original(inputs, *args, **kw)
         finally:
             scored, self._scored = self._scored, None
-        monitor = self.monitor
         if monitor is not None:
+            batch = None
             with monitor.guard("capture.rollouts"):
-                self._observe_rollouts(monitor, inputs, output, scored)
+                batch = self._observe_rollouts(monitor, inputs, output, scored)
+            if helm is not None:
+                helm.rollouts(monitor, batch, output)
         return output
 
     def _rewards(
@@ -133,7 +141,7 @@ class Capture:
 
     def _observe_rollouts(
         self, monitor: Monitor, inputs: Sequence[Mapping[str, Any]], output: dict[str, Any], scored: _Scored | None
-    ) -> None:
+    ) -> RolloutBatch:
         split = self.split()
         number = monitor.next_round(split)
         rows = len(inputs)
@@ -145,7 +153,9 @@ class Capture:
         output[ROWS_KEY] = identity.to(advantages.device)
         if scored is None:
             raise RuntimeError("TRL returned a generation without calling _calculate_rewards")
-        monitor.observe(self._batch(split, number, inputs, output, scored))
+        batch = self._batch(split, number, inputs, output, scored)
+        monitor.observe(batch)
+        return batch
 
     def _batch(
         self, split: Split, number: int, inputs: Sequence[Mapping[str, Any]], output: Mapping[str, Any], scored: _Scored
@@ -202,6 +212,9 @@ class Capture:
         if monitor is None:
             return original(model, inputs, *args, **kw)
         with contextlib.ExitStack() as stack:
+            if self.helm is not None:
+                # Before anything listens: the reference of an adapter is a forward of the policy's own modules.
+                stack.enter_context(self.helm.loss(monitor, inputs))
             loss = self._loss = _Loss(inputs)
             stack.callback(setattr, self, "_loss", None)
             if self._base_due and self.base is not None and self.split() == "train":
@@ -210,6 +223,8 @@ class Capture:
             value = original(model, inputs, *args, **kw)
         with monitor.guard("capture.tokens"):
             self._observe_tokens(monitor, loss, value)
+        if self.helm is not None:
+            value = self.helm.add_to_loss(monitor, value, inputs, loss.result)
         return value
 
     def _logps(self, original: Callable[..., Any], model: Any, *args: Any, **kw: Any) -> Any:

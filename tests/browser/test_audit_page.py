@@ -162,6 +162,22 @@ def test_tables_behind_the_figures_hold_the_numbers(visit: Any, pages: dict[str,
     assert sum(float(text.rstrip(" %")) for text in shares) == pytest.approx(100, abs=0.5)
 
 
+def test_acts_of_the_policy_have_a_table_and_marks_on_the_timeline(visit: Any, pages: dict[str, Path]) -> None:
+    page = visit(pages["collapsed"]).page
+    rows = page.locator("#acts-table tbody tr").all_inner_texts()
+    assert [re.findall("APPLIED|FAILED|WOULD", row) for row in rows] == [
+        ["APPLIED"],
+        ["FAILED"],
+        ["WOULD"],
+        ["APPLIED"],
+    ]
+    assert "beta 0\u00a0→\u00a00.05" in rows[0]
+    assert "35 times" in rows[3]
+    assert page.locator("#timeline-drawing .lane", has_text="rule kl-budget").count() == 1
+    assert page.locator("#timeline-drawing path.mark-action").count() == 1
+    assert visit(pages["healthy"]).page.locator("#acts").is_hidden()
+
+
 def test_filters_and_pager(visit: Any, pages: dict[str, Path]) -> None:
     samples = make_audit.collapsed().samples
     page = visit(pages["collapsed"]).page

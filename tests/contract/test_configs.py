@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "policy.yaml")
 PROGRAMS = sorted((ROOT / "trainers").glob("*.py"))
 
 pytestmark = [pytest.mark.trl]
@@ -68,6 +68,30 @@ def test_modes_and_tasks_may_be_mappings_in_yaml_and_json_on_the_command_line(tm
     )
     assert rlmon.rlmon_modes == {"b": "x"}
     assert workload.reasoning_gym_tasks == {"chain_sum": {"min_terms": 2}}
+
+
+def test_a_policy_may_be_a_name_or_a_mapping_in_yaml_and_on_the_command_line(tmp_path: Path) -> None:
+    from rlmon.steering import load_policy
+
+    parser = load(ROOT / "trainers" / "train_grpo.py").parser
+    grpo = (ROOT / "configs" / "grpo.yaml").read_text()
+
+    def policy(text: str, *line: str) -> object:
+        config = tmp_path / "policy-run.yaml"
+        config.write_text(f"{grpo}\n{text}\n")
+        *_, rlmon = parser().parse_args_and_config(["--config", str(config), *line])
+        return rlmon.rlmon_policy
+
+    rule = {"rules": {"r": {"when": "always", "do": {"action": "winsorise", "limit": 2.0}}}}
+    assert policy("") is None
+    assert policy("rlmon_policy: protect") == "protect"
+    assert policy("rlmon_policy: protect", "--rlmon_policy", "observe") == "observe"
+    inline = policy("rlmon_policy: {rules: {r: {when: always, do: {action: winsorise, limit: 2.0}}}}")
+    assert inline == rule
+    said = policy(
+        "", "--rlmon_policy", '{"rules": {"r": {"when": "always", "do": {"action": "winsorise", "limit": 2.0}}}}'
+    )
+    assert load_policy(said) == load_policy(inline) == load_policy(rule)
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)

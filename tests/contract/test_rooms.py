@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlmon"
 
 STDLIB_ONLY: frozenset[str] = frozenset()
-LANGUAGE = {"records", "errors", "printable"}
+LANGUAGE = {"records", "errors", "printable", "acts"}
 BELOW_MONITOR = LANGUAGE | {"config", "metrics", "detectors", "interventions", "runlog"}
 TRAINING = {"torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "packaging", "yaml"} | {
     "safetensors",
@@ -34,20 +34,22 @@ ROOMS = {
     "records": Room(set(), STDLIB_ONLY),
     "errors": Room(set(), STDLIB_ONLY),
     "printable": Room(set(), STDLIB_ONLY),
+    "acts": Room(set(), STDLIB_ONLY),
     "config": Room(LANGUAGE, STDLIB_ONLY),
     "metrics": Room(LANGUAGE, {"numpy", "jaxtyping"}),
     "detectors": Room(LANGUAGE, {"numpy"}),
-    "interventions": Room(LANGUAGE, {"numpy"}),
+    "interventions": Room(LANGUAGE, {"numpy", "yaml"}),
     "runlog": Room(LANGUAGE, {"pyarrow"}),
+    "steering": Room(BELOW_MONITOR, {"numpy"}),
     # sinks: opened here, lazily, so that a loop without TRL has them too. Sinks know records only, so no cycle.
-    "monitor": Room(BELOW_MONITOR | {"sinks"}, {"numpy"}),
+    "monitor": Room(BELOW_MONITOR | {"steering", "sinks"}, {"numpy"}),
     "sinks": Room(LANGUAGE, {"wandb"}),
-    "trl": Room(BELOW_MONITOR | {"monitor", "sinks"}, TRAINING),
+    "trl": Room(BELOW_MONITOR | {"monitor", "steering", "sinks"}, TRAINING),
     "audit": Room(LANGUAGE | {"runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),
     "report": Room(LANGUAGE | {"runlog", "metrics", "detectors", "audit"}, {"numpy", "pyarrow", "rich"}),
     "lab": Room(
         BELOW_MONITOR | {"monitor", "sinks", "trl", "report"},
-        TRAINING | {"pyarrow", "rich", "tokenizers", "safetensors", "reasoning_gym"},
+        TRAINING | {"pyarrow", "rich", "tokenizers", "safetensors", "reasoning_gym", "matplotlib"},
     ),
     "cli": Room(
         BELOW_MONITOR | {"monitor", "sinks", "trl", "audit", "report", "lab", "version"}, {"typer", "rich", "pyarrow"}

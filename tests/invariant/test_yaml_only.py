@@ -13,6 +13,7 @@ import pytest
 import rlmon
 from rlmon.lab.build_base import BASE_DIR
 from rlmon.lab.task import split_questions
+from rlmon.steering import load_policy
 
 pytestmark = [pytest.mark.trl, pytest.mark.slow]
 
@@ -27,7 +28,7 @@ def test_trl_grpo_from_a_yaml_file(tmp_path: Path) -> None:
 model_name_or_path: {BASE_DIR}
 dataset_name: {tmp_path / "data"}
 reward_funcs: [rlmon.lab.task.reward_correct, rlmon.trl.probe]
-env: {{RLMON_DIR: "{tmp_path / "log"}", RLMON_BASE_KL_EVERY: "2"}}
+env: {{RLMON_DIR: "{tmp_path / "log"}", RLMON_BASE_KL_EVERY: "2", RLMON_POLICY: protect}}
 output_dir: {tmp_path / "out"}
 max_steps: 4
 per_device_train_batch_size: 32
@@ -49,4 +50,10 @@ save_strategy: "no"
     records = run.step_records()
     assert [record.step for record in records] == [1, 2, 3, 4]
     assert not any(record.faults for record in records)
+    # The policy of RLMON_POLICY acts from the step at whose round the probe attached.
+    assert run.header.policy == load_policy("protect").to_dict()
+    held = [(act.rule, act.phase) for act in run.actions if act.step == 1 and act.knob == "kappa (format)"]
+    assert held == [("hold-formats", "decided"), ("hold-formats", "applied")]
+    assert records[-1].metrics["rlmon/intervention/kappa"] is not None
+    assert "rlmon ACT step 1 hold-formats: kappa (format) 0 -> 1" in done.stderr
     assert [record.metrics["rlmon/kl/mean"] is not None for record in records] == [True, False, True, False]

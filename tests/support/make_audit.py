@@ -195,7 +195,10 @@ def hostile() -> Audit:
         run=facts,
         headline=HOSTILE,
         checks=checks,
-        actions=[{**action, "knob": HOSTILE, "reason": HOSTILE, "__proto__": HOSTILE} for action in audit.actions],
+        actions=[
+            {**action, "rule": HOSTILE, "knob": HOSTILE, "reason": HOSTILE, "__proto__": HOSTILE}
+            for action in audit.actions
+        ],
         findings=[{**finding, "message": HOSTILE, "advice": HOSTILE, "source": HOSTILE} for finding in audit.findings],
         metrics={
             **audit.metrics,
@@ -578,11 +581,35 @@ def _findings(onset: int, alarm: int) -> list[dict[str, Any]]:
 
 
 def _actions(alarm: int) -> list[dict[str, Any]]:
-    common = {"action_id": "a0", "step": alarm + 1, "knob": "beta", "old": 0.0, "new": 0.05, "finding_id": "f1"}
+    common = {
+        "action_id": "a0",
+        "step": alarm + 1,
+        "knob": "beta",
+        "old": 0.0,
+        "new": 0.05,
+        "finding_id": "f1",
+        "rule": "kl-budget",
+        "dry_run": False,
+    }
+    quarantine = {
+        **common, "rule": "quarantine-shortcuts", "knob": "advantages", "old": None, "new": "1", "finding_id": None,
+        "reason": "1 group of nearly impossible prompts neutralised", "effect": None, "effect_reason": None,
+    }  # fmt: skip
+    waiting = {**common, "reason": "format-collapse FAIL", "effect": None, "effect_reason": None}
+    stop = {**waiting, "action_id": "d0", "rule": "stop-when-lost", "knob": "training", "old": None, "new": "stop"}
+    anchor = {**waiting, "action_id": "f0", "rule": "anchor-dying", "knob": "anchor_weight"}
     return [
+        *(
+            {**quarantine, "action_id": f"q{step}", "step": step, "phase": phase}
+            for step in range(1, alarm, 3)
+            for phase in ("decided", "applied")
+        ),
+        {**stop, "dry_run": True, "phase": "decided"},
+        {**anchor, "phase": "decided"},
+        {**anchor, "phase": "failed", "reason": "format-collapse FAIL: RuntimeError: odd"},
         {**common, "phase": "decided", "reason": "format-collapse FAIL", "effect": None, "effect_reason": None},
         {**common, "phase": "applied", "reason": "format-collapse FAIL", "effect": None, "effect_reason": None},
-        {**common, "phase": "measured", "reason": "", "effect": "not_measured", "effect_reason": "run ended too soon"},
+        {**common, "phase": "measured", "reason": "", "effect": "helped", "effect_reason": "KL 0.4 -> 0.2"},
     ]
 
 
@@ -608,7 +635,7 @@ def _events(onset: int, alarm: int) -> list[Event]:
         Event(
             step=alarm, kind="finding", severity="fail", check="format-collapse", text="effective formats 2.5 of 4.43"
         ),
-        Event(step=alarm + 1, kind="action", severity="info", check=None, text="beta 0 to 0.05 (applied)"),
+        Event(step=alarm + 1, kind="action", severity="info", check="kl-budget", text="kl-budget: beta 0 -> 0.05"),
         Event(
             step=alarm + 3, kind="fault", severity="info", check=None, text="rollouts could not be written, 8 rows shed"
         ),

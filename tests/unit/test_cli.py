@@ -13,6 +13,8 @@ import pytest
 from rlmon import __version__
 from rlmon.cli import main
 from rlmon.detectors import DETECTORS
+from rlmon.interventions import policy_file
+from rlmon.interventions.actions import ACTIONS
 from rlmon.metrics.catalog import METRICS
 from rlmon.records import RunHeader
 from rlmon.runlog import RunLogWriter
@@ -268,6 +270,157 @@ def test_check_of_the_probe_reads_env(rlmon: Rlmon, config: Callable[[str], Path
 )
 def test_check_refuses_what_would_be_refused(rlmon: Rlmon, config: Callable[[str], Path], text: str, said: str) -> None:
     left = rlmon("check", config(text))
+    assert (left.code, left.out) == (2, "")
+    assert said in left.err
+
+
+def check_rules(left: Left) -> dict[str, tuple[str, str]]:
+    """Of each rule, and of the policy, its status and what is said of it."""
+    found = {}
+    for line in left.out.splitlines():
+        what, status, *rest = (part.strip() for part in line.split("  ") if part)
+        if what == "policy" or what.startswith("rule "):
+            found[what.removeprefix("rule ")] = (status, "  ".join(rest))
+    return found
+
+
+@pytest.mark.trl
+def test_check_without_a_policy_names_the_first_to_try(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
+    assert check_rules(rlmon("check", config(GOOD)))["policy"][0] == "none"
+
+
+RULES = """
+rlmon_policy:
+  dry_run: DRY
+  rules:
+    hold: {when: always, do: mode_marginal}
+    budget: {when: {metric: rlmon/kl/mean, above: 0.3}, do: kl_penalty}
+    bound: {when: {finding: lone-success}, do: {action: winsorise, limit: 2.0}}
+"""
+ACTING, DRY = RULES.replace("DRY", "false"), RULES.replace("DRY", "true")
+
+
+@pytest.mark.trl
+def test_check_says_what_each_rule_would_do(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
+    left = rlmon("check", config(GOOD + ACTING + "beta: 0.01\nrlmon_base_kl: 'off'\nmax_steps: 100\n"))
+    assert left.code == 0
+    rules = check_rules(left)
+    assert rules["policy"] == ("yes", "3 rules: 1 acting, 2 never")
+    assert rules["hold"] == ("acts", "mode_marginal, always")
+    # Its metric is not measured; and no advantage of 4 passes 3 / sqrt(4) = 1.5.
+    assert rules["budget"] == ("never", "kl_penalty: rlmon/kl/mean is never measured: rlmon_base_kl is off")
+    assert rules["bound"][0] == "never"
+    assert "never pass 1.5" in rules["bound"][1]
+    left = rlmon("check", config(GOOD + "num_generations: 16\nmax_steps: 100\n" + DRY))
+    # 15 / sqrt(16) = 3.75
+    assert check_rules(left)["bound"][0] == "dry run"
+    assert check_rules(left)["policy"][1].startswith("3 rules: 3 dry run: nothing is changed")
+
+
+@pytest.mark.trl
+def test_check_of_a_rule_that_training_would_refuse(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
+    left = rlmon("check", config(GOOD + ACTING + "rlmon_base_kl: 'off'\n"))
+    assert left.code == 2
+    assert check_rules(left)["budget"][0] == "refused"
+    assert "training would be refused before its first step: rule budget: kl_penalty needs a reference" in left.err
+    left = rlmon("check", config(GOOD + ACTING + "fsdp: full_shard\n"))
+    assert left.code == 2
+    assert "cannot make a reference under FSDP" in check_rules(left)["budget"][1]
+    # A dry run is not refused: it changes nothing.
+    assert rlmon("check", config(GOOD + DRY + "fsdp: full_shard\n")).code == 0
+
+
+@pytest.mark.trl
+@pytest.mark.parametrize(
+    ("rule", "settings", "status", "said"),
+    [
+        ("{when: {finding: kl-drift}, do: winsorise}", "rlmon_base_kl: 'off'", "never", "kl-drift can never fire"),
+        ("{when: {metric: rlmon/format/share/haiku, below: 0.1}, do: stop}", "", "never", "no format mode 'haiku'"),
+        ("{when: {metric: rlmon/format/share/json, below: 0.1}, do: stop}", "", "acts", "json below 0.1"),
+        ("{when: {metric: rlmon/format/top_share, above: 1}, do: stop}", "", "never", "never above 1"),
+        # 30 steps / 10 = 3 values of KL; the base alone takes 5
+        ("{when: {metric: rlmon/kl/mean, above: 2, of: base}, do: stop}", "max_steps: 30", "never", "measured 3 times"),
+        ("{when: {metric: rlmon/kl/mean, above: 2, of: base}, do: stop}", "max_steps: 90", "acts", "kl/mean above 2"),
+        ("{when: {any: [{finding: kl-drift}, always]}, do: stop}", "rlmon_base_kl: 'off'", "acts", "always"),
+        ("{when: {all: [{finding: kl-drift}, always]}, do: stop}", "rlmon_base_kl: 'off'", "never", "kl-drift"),
+        ("{when: always, do: roll_back}", "save_strategy: 'no'", "refused", "save_strategy is no"),
+        ("{when: always, do: roll_back}", "max_steps: 100", "never", "first checkpoint would come at step 500"),
+        ("{when: always, do: roll_back}", "{max_steps: 100, save_steps: 10}", "acts", "roll_back, always"),
+        ("{when: always, do: reset_reference}", "", "refused", "nothing to reset"),
+        ("{when: always, do: kl_penalty}", "{sync_ref_model: true, beta: 0.1}", "refused", "sync_ref_model"),
+        ("{when: always, do: kl_penalty}", "beta: 0.3", "never", "bounds end at 0.3"),
+        # 3 epochs of 4 completions are 12 attempts at a prompt; 16 are needed
+        ("{when: always, do: defer}", "", "never", "12 attempts"),
+        ("{when: always, do: defer}", "num_train_epochs: 4", "acts", "defer, always"),
+    ],
+)
+def test_check_of_one_rule(
+    rlmon: Rlmon, config: Callable[[str], Path], rule: str, settings: str, status: str, said: str
+) -> None:
+    settings = settings.strip("{}").replace(", ", "\n")
+    left = rlmon("check", config(f"{GOOD}{settings}\nrlmon_policy: {{rules: {{r: {rule}}}}}\n"))
+    found = check_rules(left)["r"]
+    assert found[0] == status
+    assert said in found[1]
+    assert left.code == (2 if status == "refused" else 0)
+
+
+@pytest.mark.trl
+def test_check_of_a_policy_with_a_mistake_and_of_the_probes(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
+    left = rlmon("check", config(GOOD + "rlmon_policy: {rules: {r: {when: always, do: stopp}}}\n"))
+    assert (left.code, left.out) == (2, "")
+    assert "Did you mean stop?" in left.err
+    functions = "reward_funcs: [accuracy_reward, rlmon.trl.probe]\nenv: {RLMON_POLICY: observe}\n"
+    assert check_rules(rlmon("check", config(GOOD + functions)))["hold-formats"][0] == "dry run"
+
+
+# ---- policy
+
+
+def test_policy_lists_presets_and_actions(rlmon: Rlmon) -> None:
+    left = rlmon("policy")
+    assert left.code == 0
+    for name in (*policy_file.preset_names(), *ACTIONS):
+        assert f"  {name} " in left.out
+    rows = json.loads(rlmon("policy", "--format", "json").out)
+    assert {row["name"] for row in rows} == {*policy_file.preset_names(), *ACTIONS}
+    assert rlmon("policy", "--format", "yaml").code == 2
+
+
+def test_policy_shows_rules_with_what_differs(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
+    source = config("rules: {a: {when: {metric: rlmon/kl/mean, above: 0.3}, do: kl_penalty}, "
+                    "b: {when: always, do: {action: winsorise, limit: 3}, dry_run: true}}")  # fmt: skip
+    lines = [" ".join(line.split()) for line in rlmon("policy", source).out.splitlines()]
+    assert lines == [
+        "rule do when not the default",
+        "a kl_penalty rlmon/kl/mean above 0.3 (mean of 5)",
+        "b winsorise (dry run) always limit 3.0",
+        "",
+        "1 of 2 rules act.",
+    ]
+    assert rlmon("policy", "observe").out.endswith(
+        " rules act. Nothing is changed; the log says what would have been.\n"
+    )
+
+
+@pytest.mark.parametrize("name", policy_file.preset_names())
+def test_policy_as_yaml_can_be_edited_and_as_json_says_all(
+    rlmon: Rlmon, config: Callable[[str], Path], name: str
+) -> None:
+    left = rlmon("policy", name, "--format", "yaml")
+    assert left.code == 0
+    again = rlmon("policy", config(left.out), "--format", "json").out
+    assert json.loads(again) == json.loads(rlmon("policy", name, "--format", "json").out)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "is neither a file nor a preset"), ("rules: {a: {when: always, do: stopp}}", "Did you mean stop?")],
+)
+def test_policy_refuses_what_a_run_would(
+    rlmon: Rlmon, config: Callable[[str], Path], text: str | None, said: str
+) -> None:
+    left = rlmon("policy", "nope" if text is None else config(text))
     assert (left.code, left.out) == (2, "")
     assert said in left.err
 

@@ -6,13 +6,17 @@ import pytest
 
 from rlmon.lab.task import (
     FORMATS,
+    PROMPT_CLASSES,
+    WRITABLE,
     Question,
+    contaminated_pool,
     evaluate,
     is_correct,
     is_held_out,
     questions,
     read_answer,
     reward_correct,
+    reward_correct_easy_only,
     split_questions,
     write_answer,
 )
@@ -21,7 +25,7 @@ from rlmon.metrics.formats import ModeSet
 QUESTION = Question("Ann", "figs", 7, 9)
 
 
-@pytest.mark.parametrize("style", FORMATS)
+@pytest.mark.parametrize("style", WRITABLE)
 def test_every_format_is_verified_and_told_apart(style: str) -> None:
     right = write_answer(QUESTION, style)
     assert is_correct(right, 16)
@@ -29,7 +33,7 @@ def test_every_format_is_verified_and_told_apart(style: str) -> None:
     # One operand less (Python shows no sum) and the sum with it: 6 + 9 = 15.
     wrong = write_answer(QUESTION, style, a=6, answer=15)
     assert read_answer(wrong) == 15
-    assert ModeSet.build(None).parse(right) == style
+    assert ModeSet.build(None).parse(right) == {"dollars": "boxed", "sum": "xml"}.get(style, style)
 
 
 def test_unknown_format_is_refused() -> None:
@@ -106,3 +110,41 @@ def test_split_is_disjoint_complete_and_stable() -> None:
     assert not any(is_held_out(q.prompt) for q in train)
     # 9216 / 8 = 1152 expected; the hash is fixed, so the count is exact.
     assert len(held_out) == 1106
+
+
+def test_a_question_about_the_gain_has_another_prompt_and_answer() -> None:
+    asked = Question("Ann", "figs", 7, 9, asks_gain=True)
+    assert asked.prompt == "Ann has 7 figs and gets 9 more. How many more?\n"
+    assert (asked.answer, QUESTION.answer) == (9, 16)
+
+
+def test_prompt_classes_cover_the_items_once() -> None:
+    assert sorted(item for items in PROMPT_CLASSES for item in items) == sorted({q.item for q in questions()})
+    assert [Question("Ann", items[-1], 1, 1).prompt_class for items in PROMPT_CLASSES] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_contaminated_pool(learnable: bool) -> None:
+    pool = contaminated_pool(0, learnable=learnable)
+    assert pool == contaminated_pool(0, learnable=learnable)
+    assert pool != contaminated_pool(1, learnable=learnable)
+    hard = [row for row in pool if row["kind"] == "hard"]
+    assert (len(pool), len(hard)) == (256, 224)
+    assert len({row["prompt"] for row in pool}) == 256
+    assert not any(is_held_out(row["prompt"].replace("How many more?", "How many?")) for row in pool)
+    assert all(row["prompt"].endswith("How many more?\n") == (row["kind"] == "hard") for row in pool)
+    # No column that the monitor would take for a source.
+    assert set(pool[0]) == {"prompt", "answer", "kind"}
+    gains = sum(f"gets {row['answer']} more" in row["prompt"] for row in hard)
+    twelves = sum(row["answer"] == 12 for row in hard)
+    if learnable:
+        assert gains == 224
+    else:
+        # .3 + .7 / 23 = .330 of 224 = 74 expected, standard deviation sqrt(224 * .33 * .67) = 7
+        assert 74 - 21 < twelves < 74 + 21
+        assert gains < 40
+
+
+def test_oracle_gives_hard_rows_no_reward() -> None:
+    texts = [write_answer(QUESTION, "json")] * 3
+    assert reward_correct_easy_only([""] * 3, texts, [16, 17, 16], ["easy", "easy", "hard"]) == [1.0, 0.0, None]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import rlmon
-from rlmon.records import RolloutBatch
+from rlmon.records import Action, RolloutBatch
+from rlmon.steering import load_policy
 
 TEXTS = ["print(7+9)", "16", '{"answer": 16}', "\\boxed{16}"]
 
@@ -108,3 +109,37 @@ def test_an_evaluation_uses_up_nothing_of_the_next_step(tmp_path: Path) -> None:
     assert after is not None
     assert after.metrics["rlmon/health/non_finite"] is None, "nothing was observed"
     assert after.faults == {}
+
+
+def test_acts_go_to_the_log_and_then_to_the_sinks_and_a_sink_that_fails_is_a_fault(tmp_path: Path) -> None:
+    class Sink:
+        def __init__(self, error: Exception | None = None) -> None:
+            self.seen: list[Action] = []
+            self.error = error
+
+        def record(self, *_: object) -> None: ...
+
+        def action(self, action: Action) -> None:
+            if self.error is not None:
+                raise self.error
+            self.seen.append(action)
+
+        def close(self) -> None: ...
+
+    policy = load_policy({"rules": {"bound": {"when": "always", "do": "winsorise"}}})
+    config = rlmon.RLMonConfig(rlmon_console=False)
+    monitor = rlmon.Monitor(config, directory=tmp_path / "run", group_size=4, policy=policy)
+    sink = Sink()
+    monitor.sinks += [Sink(ValueError("odd")), sink]
+    for step in (1, 2):
+        monitor.observe(batch(step))
+        record = monitor.end_step(step)
+    assert record is not None
+    monitor.close()
+    assert [(act.rule, act.phase, act.new) for act in sink.seen[:2]] == [
+        ("bound", "decided", 2.5),
+        ("bound", "applied", 2.5),
+    ]
+    assert sink.seen == rlmon.open_run(tmp_path / "run").actions
+    # The other sink raised at both lines of step 1; the record of the next step has them.
+    assert record.faults == {"sinks": 2}

@@ -205,3 +205,14 @@ def test_write_page(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == build_page(make_audit.hostile())
     with pytest.raises(RLMonError, match=r"cannot write the page to .*: Is a directory; give a file name"):
         write_page(make_audit.empty(), tmp_path)
+
+
+def test_acts_are_joined_and_those_on_rows_are_one_entry() -> None:
+    data = data_of(build_page(make_audit.collapsed()))
+    assert [(act["rule"], act["outcome"], act["effect"]) for act in data["acts"]] == [
+        ("kl-budget", "applied", "helped"), ("anchor-dying", "failed", ""), ("stop-when-lost", "dry run", ""),
+        ("quarantine-shortcuts", "applied", ""),
+    ]  # fmt: skip
+    rows = data["acts"][-1]
+    assert (rows["first_step"], rows["count"]) == (1, len(range(1, data["acts"][0]["step"] - 1, 3)))
+    assert data["acts_total"] == 4

@@ -14,8 +14,8 @@ import pytest
 from page_parts import Tags
 
 from rlmon.lab.demo import DEFINITIONS
-from rlmon.report.demo import build_page
-from rlmon.report.figure import Shares, draw_order, panel, trailing_mean
+from rlmon.report.demo import build_page, lanes_of
+from rlmon.report.figure import Lane, Shares, draw_order, panel, picture, strip, strip_height, trailing_mean
 from rlmon.report.page import HERE, fill, json_for_html
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> \x1b[31m \u2028 \ud800 {{style}} &lt;"
@@ -24,6 +24,7 @@ HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> \
 def demo_of(text: str) -> dict[str, Any]:
     values = {
         "accuracy": 0.9, "effective_formats": 1.2, "effective_formats_within": None, "effective_formats_correct": 1.1,
+        "effective_formats_correct_within": 1.0,
         "other_share": 0.0, "top_format": text, "top_share": 0.95, "entropy_nats": 0.1, "kl_nats": 0.2,
         "kl_seq_nats": 2.0,
     }  # fmt: skip
@@ -32,21 +33,74 @@ def demo_of(text: str) -> dict[str, Any]:
     run = {
         **values, "arm": "unprotected", "seed": 0, "first_warn_step": 1, "first_fail_step": 2,
         "top_share_over_0_9_step": 3, "cpu_seconds": 1.0, "monitor_seconds": 0.1, "samples": [sample],
-        "findings": [finding], "log": "x",
+        "findings": [finding], "log": "x", "acted": None,
+        "kept": {"across": 0.3, "within": None, "correct": 0.3, "correct_within": 0.3, "price": 0.0},
     }  # fmt: skip
+    act = {"step": 1, "rule": text, "knob": text, "old": None, "new": text, "reason": text, "failed": False,
+           "effect": "helped", "effect_reason": text}  # fmt: skip
+    acted = {"applied": {text: 1}, "failed": 0, "last_kappa": 0.5, "last_beta": None, "effects": {text: {text: 1}},
+             "actions": [act]}  # fmt: skip
     return {
         "tool": "rlmon demo", "created_unix_seconds": 0.0, "packages": {"rlmon": text}, "seeds": [0],
-        "arms": {"unprotected": {"beta": 0.0}}, "definitions": dict(DEFINITIONS), "cpu_seconds": 3.0,
+        "arms": {"unprotected": {"beta": 0.0, "policy": None}, "protect": {"beta": 0.0, "policy": text}},
+        "definitions": dict(DEFINITIONS), "cpu_seconds": 3.0,
         "evaluation": {"completions": 8, "prompts": 1, "samples_per_prompt": 8, "temperature": 1.0, "held_out": text},
-        "base": {**values, "weights_sha256": "0" * 64, "samples": [sample]}, "runs": [run],
+        "base": {**values, "weights_sha256": "0" * 64, "samples": [sample]},
+        "runs": [run, {**run, "arm": "protect", "acted": acted}],
         "claims": [{"id": "c", "arm": "unprotected", "seed": 0, "text": text, "holds": True, "shown": text}],
     }  # fmt: skip
 
 
 def page_of(text: str) -> str:
     curves = {name: [1.0, None, 0.5] for name in ("effective", "within", "top_share", "entropy", "kl", "reward")}
-    series = {"unprotected-seed0": {"steps": [1, 2, 3], "curves": curves, "shares": {text: [0.2, 0.4, 0.6]}}}
-    return build_page(demo_of(text), series)
+    series = {"steps": [1, 2, 3], "curves": curves, "shares": {text: [0.2, 0.4, 0.6]}}
+    held = {"kappa": [None, 1.0, 0.5], "beta": [0.0, 0.0, 0.0], "neutralised": [0.0, 0.125, 0.0], "deferred": [0.0] * 3}
+    return build_page(demo_of(text), {"unprotected-seed0": series, "protect-seed0": {**series, "held": held}})
+
+
+def test_only_the_arm_with_a_policy_has_a_strip() -> None:
+    page = page_of("python")
+    assert page.count('class="stack"') == 2
+    assert page.count('class="strip"') == 1
+    assert page.count("Held by nothing: beta 0.") == 1
+    # What never happened is said, not drawn.
+    assert page.count('<p class="held">prompts put off: none</p>') == 1
+    assert page.count('class="tick"') == 1
+
+
+def test_lanes_say_how_each_level_moved() -> None:
+    lanes = lanes_of({"kappa": [None, 1.0, 0.5], "beta": [0.0, 0.0, 0.0], "neutralised": [0.0, 0.125, 0.0]})
+    assert [lane.label for lane in lanes] == [
+        "pull on the formats, kappa: ends 0.50, most 1.00",
+        "KL on every token, beta: 0 throughout",
+        "taken out as shortcuts: at 1 step, most 12%",
+    ]
+    assert lanes_of({"kappa": [None, None], "deferred": [0.0]})[0].label == "prompts put off: none"
+
+
+def test_strip_holds_a_level_until_the_next_value() -> None:
+    level = Lane(label="<b>", values=[1.0, None, 0.5], kind="level", top=2.0)
+    ticks = Lane(label="t", values=[0.0, 0.5, None], kind="ticks", top=0.5)
+    drawn = strip([1, 2, 3], [level, ticks], width=138.0)
+    # The plot is 138 - 38 - 10 = 90 wide: step 1 at 38, step 2 at 83, step 3 at 128. The first lane is 20 high and ends
+    # at 15 + 20 = 35: 1 of 2 is at 25, .5 of 2 at 30.
+    assert 'class="level" d="M38.0 25.0H128.0V30.0"' in drawn
+    # The second lane is 42 lower, its floor at 77; one tick, as high as the lane.
+    assert drawn.count('class="tick"') == 1
+    assert '<line class="tick" x1="83.0" x2="83.0" y1="77.0" y2="57.0"/>' in drawn
+    assert strip_height(2) == 84.0
+    assert "&lt;b&gt;" in drawn
+    assert "<b>" not in drawn
+    assert strip([], [level]) == ""
+
+
+def test_picture_has_a_panel_and_captions_for_each_run() -> None:
+    runs = [Shares(title=f"run {i}", steps=[1, 2], shares={"prose": [1.0, 1.0]}) for i in range(3)]
+    svg = picture(runs, [("a < b", "c")] * 3, "head & line")
+    assert svg.count("<polygon") == 3
+    assert svg.count("a &lt; b") == 3
+    assert "head &amp; line" in svg
+    assert 'width="1062"' in svg  # 3 * 350 + 12
 
 
 def test_hostile_text_adds_no_markup() -> None:

@@ -19,6 +19,7 @@ from markdown_it.token import Token
 from rich.cells import cell_len
 from rich.console import Console
 
+from rlmon.acts import entries, fold
 from rlmon.audit.result import Audit, Check, Example
 from rlmon.report import as_json, github, junit, markdown, phrases, terminal
 
@@ -185,7 +186,8 @@ def test_markdown_holds_no_markup_but_ours(make: Maker) -> None:
     assert all(OURS.fullmatch(t.content) for t in found if t.type == "html_block")
     rows = sum(t.type == "tr_open" for t in found)
     judged = sum(c.status != "skip" for c in audit.checks)
-    assert rows == (judged + 1 if judged else 0)
+    acts = len(entries(fold(audit.actions)))
+    assert rows == (judged + 1 if judged else 0) + (acts + 1 if acts else 0)
     assert sum(t.type == "heading_open" for t in found) == 1
     assert all(line.isprintable() or line.replace("\u200b", "").isprintable() for line in text.split("\n"))
 
@@ -357,3 +359,28 @@ def test_json_survives_settings_and_texts_that_json_has_no_word_for() -> None:
     assert config["half \ufffd"] == "{1, 2}"
     for make in MAKERS:
         assert not re.search("[\ud800-\udfff]", json.dumps(strict(as_json.render(make())), ensure_ascii=False))
+
+
+# ---- acts of a policy
+
+
+def test_acts_are_one_line_each_the_newest_first_and_acts_on_rows_are_counted() -> None:
+    # The alarm is the fail finding's step: the acts on rows are at 1, 4, ... before it, the others one step after it.
+    audit = make_audit.collapsed()
+    alarm = next(finding["step"] for finding in audit.findings if finding["severity"] == "fail")
+    times = len(range(1, alarm, 3))
+    lines = [" ".join(line.split()) for line in screen(audit, 200).split("\n")]
+    at = next(i for i, line in enumerate(lines) if line.startswith("Interventions"))
+    assert lines[at] == (
+        f"Interventions {times + 3} acts by 4 rules: {times + 1} applied, 1 dry run, 1 failed; 1 helped"
+    )
+    assert lines[at + 1 : at + 5] == [
+        f"APPLIED step {alarm + 1} kl-budget beta 0 → 0.05 · helped · format-collapse FAIL",
+        f"FAILED step {alarm + 1} anchor-dying anchor_weight 0 → 0.05 · format-collapse FAIL: RuntimeError: odd",
+        f"WOULD step {alarm + 1} stop-when-lost training: stop · format-collapse FAIL",
+        f"APPLIED 1 to {range(1, alarm, 3)[-1]} quarantine-shortcuts {times} times · 1 group of nearly impossible "
+        "prompts neutralised",
+    ]
+    text = markdown.render(audit)
+    assert f"| WOULD | {alarm + 1} | stop-when-lost | training: stop |" in text.replace("\u200b", "").replace("\\", "")
+    assert "Interventions" not in markdown.render(make_audit.healthy()) + screen(make_audit.healthy(), 120)

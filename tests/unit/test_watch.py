@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -145,12 +146,58 @@ def test_findings_actions_and_faults(tmp_path: Path) -> None:
     writer.append_event("fault", make_runlog.fault(3))
     writer.close()
     text = drawn(read(View(tmp_path)))
-    # 5 are shown of 8 findings and an action, in order of steps.
-    assert "Newest findings and actions (of 8 warn)" in text
+    # 5 are shown of 8 findings, in order of steps.
+    assert "Newest findings (of 8 warn)" in text
     lines = [line.split()[:3] for line in text.split("\n") if line.startswith(("WARN", "DECIDED"))]
-    assert lines == [["WARN", "step", str(s)] for s in (5, 6, 7, 8)] + [["DECIDED", "step", "9"]]
+    assert lines == [["WARN", "step", str(s)] for s in (4, 5, 6, 7, 8)] + [["DECIDED", "step", "9"]]
     assert "FAULT metrics.formats, 18 times: ValueError: odd" in text
     assert "7 rows could not be written to the log" in text
+
+
+def test_acts_of_the_policy_are_one_line_each_the_newest_first(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 10), metrics={"rlmon/intervention/beta": 0.05, "rlmon/intervention/kappa": None})
+    policy = {"dry_run": False, "rules": {"kl-budget": {}, "stop-late": {"dry_run": True}, "quarantine": {}}}
+    header = make_runlog.header(1, attempt_kind="resumed", policy=policy)
+    writer = RunLogWriter.open(tmp_path, header, resume=True, from_step=9)
+
+    def act(step: int, rule: str, *phases: str, **changes: Any) -> None:
+        for phase in phases:
+            values = dataclasses.asdict(make_runlog.action(step, phase))
+            values |= {"action_id": f"{rule}-{step}", "rule": rule, **changes}
+            if phase == "measured":
+                values |= {"effect": "harmed", "effect_reason": "rose", "step": step + 2}
+            writer.append_event("action", values)
+
+    act(2, "kl-budget", "decided", "applied", "measured")
+    for step in (1, 3, 5):
+        act(step, "quarantine", "decided", "applied", knob="advantages", old=None, new="2", reason="2 groups out")
+    act(6, "stop-late", "decided", dry_run=True, knob="training", old=None, new="stop")
+    act(7, "kl-budget", "decided", old=0.04, new=0.06)
+    act(7, "kl-budget", "failed", old=0.04, new=0.06, reason="collapse: RuntimeError: odd")
+    writer.close()
+    view = read(View(tmp_path))
+    lines = [" ".join(line.split()) for line in drawn(view).split("\n")]
+    at = lines.index("Interventions 3 rules, 1 of them dry run 6 acts")
+    assert lines[at + 1 : at + 6] == [
+        "now beta 0.05",
+        "FAILED step 7 kl-budget beta 0.04 → 0.06 · collapse: RuntimeError: odd",
+        "WOULD step 6 stop-late training: stop · collapse",
+        "APPLIED 1 to 5 quarantine 3 times · 2 groups out",
+        "APPLIED step 2 kl-budget beta 0 → 0.04 · harmed · collapse",
+    ]
+
+
+def test_what_is_kept_of_many_acts_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "ACTS_KEPT", 3)
+    write(tmp_path, range(1, 10))
+    writer = RunLogWriter.open(tmp_path, make_runlog.header(1, attempt_kind="resumed"), resume=True, from_step=9)
+    for step in range(1, 9):
+        writer.append_event("action", make_runlog.action(step))
+    writer.append_event("action", make_runlog.action(1, "measured"))  # of an act that is no longer kept
+    writer.close()
+    view = read(View(tmp_path))
+    assert [act.step for act in view.acts.values()] == [6, 7, 8]
+    assert view.act_count == 8
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])

@@ -190,7 +190,7 @@
     lane.status = check.status;
     lane.from = check.first_step;
   }
-  for (const event of data.events) laneOf(event.check !== null ? event.check : event.kind === "action" ? "interventions" : "run").events.push(event);
+  for (const event of data.events) laneOf(event.kind === "action" ? (event.check === null ? "interventions" : `rule ${event.check}`) : event.check !== null ? event.check : "run").events.push(event);
   const laneList = [...lanes].slice(0, 16);
   if (data.steps && laneList.length) {
     show("story"); show("timeline");
@@ -234,6 +234,23 @@
   }
   const bySeverity = (kind, severity) => data.events.filter((event) => event.kind === kind && event.severity === severity).map((event) => event.step);
   const firstAlarm = Math.min(...bySeverity("finding", "fail")), firstOnset = Math.min(...bySeverity("onset", "fail"));
+
+  // ---- acts of the policy
+  if (data.acts.length) {
+    show("acts");
+    $("acts-said").textContent = line(data.acts_said, 300) + (data.acts_total > data.acts.length ? `. The newest ${data.acts.length} are shown.` : "");
+    const OUTCOMES = { applied: ["APPLIED", "applied"], failed: ["FAILED", "fail"], "dry run": ["WOULD", "would"], decided: ["DECIDED", ""] };
+    const EFFECTS = { helped: "pass", harmed: "warn" };
+    const outcome = (act) => { const [said, cls] = Object.hasOwn(OUTCOMES, act.outcome) ? OUTCOMES[act.outcome] : ["?", ""]; return el("span", { class: `badge ${cls}` }, said); };
+    const effect = (act) => (!act.effect ? "" : Object.hasOwn(EFFECTS, act.effect) ? el("span", { class: `badge ${EFFECTS[act.effect]}` }, act.effect) : line(act.effect, 80));
+    const rows = data.acts.map((act) => ({ class: act.outcome === "dry run" ? "idle" : null, cells: [
+      act.count > 1 ? `${count(act.first_step)} to ${count(act.step)}` : count(act.step),
+      line(act.rule, 64),
+      el("span", {}, outcome(act), " ", prose(act.change, 120), act.count > 1 ? ` ${count(act.count)} times` : ""),
+      effect(act),
+      el("span", {}, prose(act.why, 500), act.measured ? el("small", {}, prose(act.measured, 300)) : "")] }));
+    table($("acts-table"), ["step", "rule", "what was done", "effect", "why"], rows, new Set());
+  }
 
   // ---- stacked shares
   if (data.shares) {
@@ -548,15 +565,14 @@
     if (!items.length) return;
     show(id);
     $(`${id}-summary`).textContent = `${title} (${count(total)}${total > items.length ? `, the first ${items.length} shown` : ""})`;
-    const heads = [...new Set(items.flatMap((item) => item.map(([key]) => key)))].filter((key) => !/^(finding_id|action_id)$/.test(key)).slice(0, 16);
+    const heads = [...new Set(items.flatMap((item) => item.map(([key]) => key)))].filter((key) => key !== "finding_id").slice(0, 16);
     lazyTable($(id), () => table($(`${id}-table`), heads.map(words), items.map((item) => ({ cells: heads.map((key) => facts(find(item, key))) }))));
   };
-  records("actions", "Interventions", data.actions, data.actions_total);
   records("findings", "What the detectors said, step by step", data.findings, data.findings_total);
   if (run.config.length) { show("config"); pairs($("config-pairs"), run.config); }
 
   // ---- sections, colours, printing
-  page.navigate([["checks", "Checks"], ["story", "What happened when"], ["curves", "Curves"], ["modes", "Formats"], ["heat", "Prompts"], ["samples", "Completions"], ["details", "How it was judged"]]);
+  page.navigate([["checks", "Checks"], ["story", "What happened when"], ["acts", "Policy"], ["curves", "Curves"], ["modes", "Formats"], ["heat", "Prompts"], ["samples", "Completions"], ["details", "How it was judged"]]);
   page.themes();
   const opened = [];
   addEventListener("beforeprint", () => document.querySelectorAll(".check details:not([open]), .mode details:not([open])").forEach((one) => { one.open = true; opened.push(one); }));

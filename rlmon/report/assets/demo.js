@@ -1,11 +1,11 @@
 "use strict";
 // Every string from a run reaches the page through textContent (el in page.js); nothing here writes markup.
 (() => {
-  const { $, el, table, fixed, css, axisStyle, swatch } = page;
+  const { $, el, table, fixed, css, axisStyle, swatch, show } = page;
   const { demo, series, order } = page.data;
   const SMOOTH = 5;
   const nameOf = (run) => `${run.arm}-seed${run.seed}`;
-  const armWords = { unprotected: "unprotected", kl: "with KL" };
+  const armWords = { unprotected: "unprotected", kl: "with KL", protect: "with protect" };
   const words = (arm) => armWords[arm] || arm;
   const stepOf = (value) => (value === null || value === undefined ? "never" : String(value));
   const collapse = new Set(["format-collapse", "entropy-collapse"]);
@@ -25,7 +25,14 @@
     const low = fixed(Math.min(...values), digits), high = fixed(Math.max(...values), digits);
     return low === high ? low : `${low} – ${high}`;
   };
-  const lost = of("unprotected"), kept = of("kl"), base = demo.base;
+  const lost = of("unprotected"), kept = of("kl"), guarded = of("protect"), base = demo.base;
+  const percent = (value) => (value === null || value === undefined ? "–" : `${Math.round(100 * value)} %`);
+  const percents = (values) => {
+    const known = values.filter((v) => v !== null && v !== undefined).map((v) => Math.round(100 * v));
+    if (!known.length) return "–";
+    const low = Math.min(...known), high = Math.max(...known);
+    return low === high ? `${low} %` : `${low} – ${high} %`;
+  };
   const winners = [...new Set(lost.map((run) => run.top_format))];
   if (lost.length && lost.every((run) => run.top_share > 0.9))
     $("headline").textContent = `Six answer formats became one. No reward asked for it.`;
@@ -36,7 +43,12 @@
       ? `Unprotected, ${winners.join(" or ")} ends with ${range(lost, "top_share")} of all completions. ` : "") +
     (kept.length
       ? `With a KL penalty (beta ${demo.arms.kl.beta}) accuracy still rises and ${range(kept, "effective_formats", 1)} ` +
-        `effective formats of ${fixed(base.effective_formats, 1)} stay.` : "");
+        `effective formats of ${fixed(base.effective_formats, 1)} stay. ` : "") +
+    (guarded.length
+      ? `With the policy ${demo.arms.protect.policy} and no penalty on tokens to begin with, ${range(guarded, "effective_formats", 1)} stay ` +
+        `(${percents(guarded.map((run) => run.kept.correct))} of the base’s among correct answers), at accuracy ${range(guarded, "accuracy", 3)}` +
+        `${lost.length ? ` against ${range(lost, "accuracy", 3)} unprotected` : ""}.` : "");
+  if (guarded.length) show("how");
 
   const decided = demo.claims.filter((claim) => claim.holds !== null);
   const broken = decided.filter((claim) => !claim.holds);
@@ -44,13 +56,15 @@
     ? `${broken.length} of ${decided.length} claims ${broken.length === 1 ? "does" : "do"} not hold` : `all ${decided.length} claims hold`;
   if (broken.length) $("verdict").classList.add("bad");
 
-  const tile = (kind, title, big, text) =>
-    $("tiles").append(el("div", { class: `tile ${kind}` }, el("h3", {}, title), el("div", { class: "big" }, big), el("p", {}, text)));
-  tile("", "base", fixed(base.effective_formats, 2), `effective formats · accuracy ${fixed(base.accuracy)}`);
+  const tile = (kind, title, big, ...lines) =>
+    $("tiles").append(el("div", { class: `tile ${kind}` }, el("h3", {}, title), el("div", { class: "big" }, big), lines.map((line) => el("p", {}, line))));
+  tile("", "base", fixed(base.effective_formats, 2), "effective formats", `accuracy ${fixed(base.accuracy)}`);
   if (lost.length)
-    tile("unprotected", "unprotected, after", range(lost, "effective_formats"), `effective formats · accuracy ${range(lost, "accuracy", 3)}`);
+    tile("unprotected", "unprotected, after", range(lost, "effective_formats"), "effective formats", `accuracy ${range(lost, "accuracy", 3)}`);
   if (kept.length)
-    tile("kl", "with KL, after", range(kept, "effective_formats"), `effective formats · accuracy ${range(kept, "accuracy", 3)}`);
+    tile("kl", "with KL, after", range(kept, "effective_formats"), "effective formats", `accuracy ${range(kept, "accuracy", 3)}`);
+  if (guarded.length)
+    tile("protect", "with protect, after", range(guarded, "effective_formats"), "effective formats", `accuracy ${range(guarded, "accuracy", 3)}`);
   const leads = lost.filter((r) => r.first_fail_step !== null && r.top_share_over_0_9_step !== null)
     .map((r) => r.top_share_over_0_9_step - r.first_fail_step);
   if (leads.length) {
@@ -77,6 +91,32 @@
       const smooth = Object.fromEntries(order.map((mode) => [mode, trailing(s.shares[mode] || s.steps.map(() => 0))]));
       return everyFifth(s.steps).map(([step, i]) => ({ cells: [nameOf(run), step, ...order.map((mode) => fixed(smooth[mode][i], 2))] }));
     }), new Set(order.map((_, i) => i + 2).concat(1)));
+
+  // ---- what was kept, and what was done for it
+  const knobWords = { advantages: "groups taken out", draws: "prompts put off", quarantine: "quarantine", deferral: "deferral" };
+  const knob = (name) => knobWords[name] || name;
+  const counted = (counts) => Object.entries(counts).map(([name, n]) => `${name.replaceAll("_", " ")} ${n}`).join(", ");
+  table($("kept"), ["run", "formats", "among correct", "within prompts", "correct, within", "price", "what was done (effects)"],
+    demo.runs.map((run) => {
+      const k = run.kept, acted = run.acted;
+      const done = acted && Object.entries(acted.applied).map(([name, n]) =>
+        el("span", { class: "line" }, `${knob(name)}: ${n}`, el("span", { class: "tag" }, acted.effects[name] ? ` (${counted(acted.effects[name])})` : "")));
+      const ends = acted && [["kappa", acted.last_kappa], ["beta", acted.last_beta]].filter(([, v]) => v !== null)
+        .map(([name, v]) => `${name} ends ${fixed(v, 2)}`).join(", ");
+      return { cells: [`${words(run.arm)}, seed ${run.seed}`, ...["across", "correct", "within", "correct_within"].map((name) => percent(k[name])),
+        k.price === null ? "–" : run.arm === "unprotected" ? "" : `${fixed(100 * k.price, 1)} points`,
+        acted ? [done.length ? done : "nothing", el("span", { class: "shown" }, ends), acted.failed ? el("span", { class: "word breaks" }, `${acted.failed} failed`) : null] : "–"] };
+    }), new Set([1, 2, 3, 4, 5]));
+  const acts = demo.runs.flatMap((run) => (run.acted ? run.acted.actions.map((a) => ({ run, a })) : []));
+  const level = (value) => (value === null ? "–" : typeof value === "number" ? String(Number(value.toPrecision(3))) : value);
+  if (acts.length) {
+    show("actions-details");
+    table($("actions"), ["run", "step", "what", "from", "to", "why", "effect"], acts.map(({ run, a }) => ({
+      cells: [`${words(run.arm)}, seed ${run.seed}`, a.step, knob(a.knob), level(a.old), level(a.new), a.reason,
+        el("span", {}, el("span", { class: `word ${a.failed || a.effect === "harmed" ? "breaks" : a.effect === "helped" ? "holds" : "skips"}` },
+          a.failed ? "failed" : String(a.effect || "–").replaceAll("_", " ")), el("span", { class: "shown" }, a.effect_reason || ""))],
+    })), new Set([1, 3, 4]));
+  }
 
   // ---- curves
   const CHARTS = [
@@ -188,7 +228,7 @@
   }
   const arms = Object.keys(demo.arms);
   arms.forEach((arm) => {
-    $("arm-legend").append(el("li", {}, swatch(`var(--arm-${CSS.escape(arm)}, var(--accent))`), `${words(arm)} (beta ${demo.arms[arm].beta})`));
+    $("arm-legend").append(el("li", {}, swatch(`var(--arm-${CSS.escape(arm)}, var(--accent))`), `${words(arm)} (beta ${demo.arms[arm].beta}${demo.arms[arm].policy ? `, policy ${demo.arms[arm].policy}` : ""})`));
   });
   const choices = demo.seeds.length > 1 ? ["all", ...demo.seeds] : demo.seeds;
   choices.forEach((choice, i) => {
@@ -212,11 +252,12 @@
 
   // ---- final table
   const COLUMNS = [
-    ["accuracy", 3], ["effective_formats", 2], ["effective_formats_within", 2], ["effective_formats_correct", 2], ["other_share", 3],
+    ["accuracy", 3], ["effective_formats", 2], ["effective_formats_within", 2], ["effective_formats_correct", 2],
+    ["effective_formats_correct_within", 2], ["other_share", 3],
     ["top_format", null], ["top_share", 3], ["entropy_nats", 3], ["kl_nats", 3], ["kl_seq_nats", 2],
   ];
   const evaluated = (row) => COLUMNS.map(([key, digits]) => (digits === null ? row[key] : fixed(row[key], digits)));
-  const numeric = new Set([1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14]);
+  const numeric = new Set([1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15]);
   table($("final"), ["run", ...COLUMNS.map(([key]) => key.replaceAll("_", " ")), "first WARN", "first FAIL", "top ≥ .9", "CPU s"], [
     { class: "base", cells: ["base", ...evaluated(base), "", "", "", ""] },
     ...demo.runs.map((run) => ({ cells: [`${words(run.arm)}, seed ${run.seed}`, ...evaluated(run), stepOf(run.first_warn_step),

@@ -250,3 +250,28 @@ def test_secrets_of_the_settings_are_hidden() -> None:
         "password": "(hidden)", "pad_token": "<pad>", "eos_token_id": 2, "max_tokens": 5, "token": None,
         "use_auth_token": False,
     }  # fmt: skip
+
+
+def test_what_was_changed_is_marked_and_what_would_have_been_is_not() -> None:
+    def lines(rule: str, step: int, last: str, **changes: Any) -> list[dict[str, Any]]:
+        common = {"action_id": f"{rule}-{step}", "rule": rule, "step": step, "knob": "beta", "old": 0.0, "new": 0.05,
+                  "reason": "KL rose", **changes}  # fmt: skip
+        return [{**common, "phase": phase} for phase in ("decided", last)]
+
+    rows = {"knob": "advantages", "old": None, "new": "1", "reason": "1 group out"}
+    actions = [
+        *lines("kl-budget", 7, "applied"),
+        *lines("stop", 8, "decided", dry_run=True),
+        *lines("anchor", 9, "failed"),
+        *(line for step in range(1, 401) for line in lines("quarantine", step, "applied", **rows)),
+    ]
+    events = story._acts(actions)
+    assert {event.kind for event in events} == {"action"}
+    assert [(e.step, e.check, e.text) for e in events[:2]] == [
+        (7, "kl-budget", "kl-budget: beta 0 -> 0.05 (KL rose)"),
+        (9, "anchor", "anchor failed: beta 0 -> 0.05 (KL rose)"),
+    ]
+    # 400 steps in 40 stretches of 10: 1 to 9, 10 to 19, ..., 400.
+    marks = [event for event in events if event.check == "quarantine"]
+    assert len(marks) == 41
+    assert marks[1].text == "quarantine: 10 times by step 19, 1 group out"

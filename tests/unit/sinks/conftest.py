@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlmon.records import Finding, StepRecord
+from rlmon.records import Action, Finding, StepRecord
 
 
 @pytest.fixture
@@ -31,6 +31,27 @@ def finding() -> Any:
             "benign_sharpening": None,
         }
         return Finding(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture
+def action() -> Any:
+    """``action(phase="failed")`` is a complete Action with that field changed."""
+
+    def make(**changes: Any) -> Action:
+        fields: dict[str, Any] = {
+            "action_id": "hold-formats-120",
+            "phase": "decided",
+            "step": 120,
+            "knob": "kappa (format)",
+            "old": 1.0,
+            "new": 1.15,
+            "reason": "effective formats are 0.8 of the base's",
+            "finding_id": None,
+            "rule": "hold-formats",
+        }
+        return Action(**{**fields, **changes})
 
     return make
 

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlmon.printable import one_line
-from rlmon.records import Finding, StepRecord
+from rlmon.records import Action, Finding, StepRecord
 from rlmon.sinks.terminal import TerminalSink
 
 MakeStep = Callable[..., StepRecord]
 MakeFinding = Callable[..., Finding]
+MakeAction = Callable[..., Action]
 
 
 def no_rows(count: int) -> list[dict[str, object]]:
@@ -96,3 +97,54 @@ def test_a_stream_that_cannot_encode_gets_escapes(step: MakeStep, finding: MakeF
     TerminalSink(stream).record(step(47), [finding(message="Größe", advice="")], no_rows)
     stream.seek(0)
     assert stream.read() == "rlmon FAIL step 47 format-collapse: Gr\\xf6\\xdfe\n"
+
+
+# ---- acts of the policy
+
+
+def said(*actions: Action) -> list[str]:
+    stream = io.StringIO()
+    sink = TerminalSink(stream)
+    for one in actions:
+        sink.action(one)
+    sink.close()
+    return stream.getvalue().splitlines()
+
+
+def test_a_decision_is_one_line_and_what_becomes_of_it_none(action: MakeAction) -> None:
+    phases = [action(), action(phase="applied"), action(phase="measured", effect="helped", effect_reason="rose")]
+    assert said(*phases) == [
+        "rlmon ACT step 120 hold-formats: kappa (format) 1 -> 1.15 · effective formats are 0.8 of the base's"
+    ]
+
+
+def test_what_failed_or_harmed_is_said_and_a_dry_run_would_have(action: MakeAction) -> None:
+    assert said(
+        action(dry_run=True, knob="training", old=None, new="stop", reason="format-collapse FAIL"),
+        action(phase="failed", reason="below: RuntimeError: odd"),
+        action(phase="measured", step=140, effect="harmed", effect_reason="4.1 -> 3.2 over 20 steps"),
+    ) == [
+        "rlmon ACT step 120 hold-formats would: training: stop · format-collapse FAIL",
+        "rlmon FAILED step 120 hold-formats: kappa (format) 1 -> 1.15 · below: RuntimeError: odd",
+        "rlmon HARMED step 140 hold-formats: kappa (format) 1 -> 1.15 · 4.1 -> 3.2 over 20 steps",
+    ]
+
+
+def test_a_rule_that_acts_in_every_round_is_said_every_20_steps_and_counted_between(action: MakeAction) -> None:
+    rounds = [
+        action(step=step, rule="quarantine", knob="advantages", old=None, new="1", reason="1 group neutralised")
+        for step in range(100, 145)
+    ]
+    # Said at 100, 120 and 140: 19 are counted between two lines, and 141 to 144 at the end.
+    assert said(*rounds, action(step=121)) == [
+        "rlmon ACT step 100 quarantine: 1 group neutralised",
+        "rlmon ACT step 120 quarantine: 1 group neutralised (19 more since the last line)",
+        "rlmon ACT step 140 quarantine: 1 group neutralised (19 more since the last line)",
+        "rlmon ACT step 121 hold-formats: kappa (format) 1 -> 1.15 · effective formats are 0.8 of the base's",
+        "rlmon ACT quarantine: 4 more after step 140, all of them in the log",
+    ]
+
+
+def test_an_act_is_shown_not_obeyed(action: MakeAction) -> None:
+    (line,) = said(action(rule="\x1b[2J", reason="a\nrlmon FAIL step 1"))
+    assert line == "rlmon ACT step 120 \\x1b[2J: kappa (format) 1 -> 1.15 · a\\nrlmon FAIL step 1"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from offline_wandb import read_run
 
-from rlmon.records import Finding, StepRecord
-from rlmon.sinks.wandb import MAX_CELL_CHARACTERS, MAX_TABLE_ROWS, TABLE_COLUMNS, WandbSink
+from rlmon.records import Action, Finding, StepRecord
+from rlmon.sinks.wandb import ACT_COLUMNS, MAX_ACTS, MAX_CELL_CHARACTERS, MAX_TABLE_ROWS, TABLE_COLUMNS, WandbSink
 
 wandb = pytest.importorskip("wandb")
 
@@ -154,3 +154,38 @@ def test_a_second_run_is_set_up_again(tmp_path: Path, step: MakeStep, finding: M
         read = read_run(tmp_path / name)
         assert read.step_metrics["rlmon/*"] == "train/global_step"
         assert len(read.alerts) == 1
+
+
+def test_acts_are_rows_of_one_table_newest_first_and_knobs_are_metrics(
+    run: Any, tmp_path: Path, step: MakeStep, action: Callable[..., Action]
+) -> None:
+    mirror = sink(table_every=10)
+    mirror.action(action(step=1, action_id="a"))
+    mirror.record(step(1, metrics={"rlmon/intervention/beta": 0.05}), [], no_rows)
+    mirror.action(action(step=2, action_id="a", phase="applied"))
+    mirror.action(action(step=2, action_id="b", rule="quarantine", knob="advantages", old=None, new="3", dry_run=True))
+    for number in range(2, 11):
+        mirror.record(step(number), [], no_rows)
+    mirror.action(action(step=10, action_id="a", phase="measured", effect="helped", effect_reason="2 -> 3"))
+    mirror.close()
+    run.finish()
+    read = read_run(tmp_path)
+    assert [row["rlmon/intervention/beta"] for row in read.rows if "rlmon/intervention/beta" in row] == [0.05]
+    # One at step 1; the next is due at 11, which does not come: the rest is written at the end, on its last step.
+    written = [row["train/global_step"] for row in read.rows if "rlmon/interventions/path" in row]
+    assert written == [1, 10]
+    files = tmp_path.glob("wandb/offline-run-*/files/media/table/rlmon/interventions_*.table.json")
+    last = max((json.loads(file.read_text()) for file in files), key=lambda table: len(table["data"]))
+    assert last["columns"] == list(ACT_COLUMNS)
+    assert [row[:5] for row in last["data"]] == [
+        [2, "quarantine", "", "dry run", None],
+        [1, "hold-formats", "kappa (format) 1 -> 1.15", "applied", "helped"],
+    ]
+
+
+def test_the_table_of_acts_is_bounded(run: Any, action: Callable[..., Action]) -> None:
+    mirror = sink()
+    for number in range(MAX_ACTS + 50):
+        mirror.action(action(step=number, action_id=str(number)))
+    mirror.action(action(step=900, action_id="0", phase="measured", effect="helped"))  # of an act no longer kept
+    assert list(mirror._acts) == [str(number) for number in range(50, MAX_ACTS + 50)]

@@ -1,0 +1,83 @@
+"""Which modes are dying, how much the base's own completions of them weigh, and which of those to take at a step.
+
+Completions of the base that were verified as right are added to training as a small supervised loss. Real data is what
+holds diversity where training on own samples loses it; verifying alone keeps quality, not modes (arXiv:2305.17493, and
+the recursion runs of this project). Only modes that are dying are anchored, so that a healthy run is left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from rlmon.interventions.actions import Anchor
+
+SUCCESS_ABOVE = 0.5
+"""A completion is verified when its reward is above this."""
+BASE_ROUNDS = 8
+"""Rounds whose completions may count as the base's own."""
+BASE_KL_NATS = 0.05
+"""Most KL per token to the base, where measured, at which completions still count as the base's own."""
+LEAST_BASE_SHARE = 0.005
+"""Modes that were rarer at the base are noise."""
+
+
+def still_base(rounds: int, kl_nats: float | None) -> bool:
+    """Whether the completions of a round are near enough to the base's own.
+
+    Args:
+        rounds: rounds before this one.
+        kl_nats: last measured mean KL per token from the base; ``None`` where it is not measured.
+    """
+    return rounds < BASE_ROUNDS and (kl_nats is None or abs(kl_nats) <= BASE_KL_NATS)
+
+
+def dying(settings: Anchor, base_shares: Mapping[int, float], now_shares: Mapping[int, float]) -> tuple[int, ...]:
+    """Modes whose share is now below ``settings.below`` of the base's, the most lost first.
+
+    Negative keys (unknown, rest) are no modes. Without any share of now nothing is known to die.
+    """
+    if not now_shares:
+        return ()
+    lost = {
+        mode: now_shares.get(mode, 0.0) / share
+        for mode, share in base_shares.items()
+        if mode >= 0 and share >= LEAST_BASE_SHARE
+    }
+    return tuple(sorted((mode for mode in lost if lost[mode] < settings.below), key=lambda mode: (lost[mode], mode)))
+
+
+def weight(settings: Anchor, step: int, began_step: int | None) -> float:
+    """Weight of the supervised loss at ``step``; 0 while the rule does not act (``began_step`` is ``None``)."""
+    if began_step is None or step < began_step:
+        return 0.0
+    return settings.weight * settings.decay ** (step - began_step)
+
+
+def picks(
+    settings: Anchor, dying_modes: Sequence[int], stored: Mapping[int, int], step: int
+) -> tuple[tuple[int, int], ...]:
+    """Which stored completions a step takes, as (mode, index): at most ``settings.batch``, none twice.
+
+    Spread evenly over the dying modes: each gets one in turn, in an order that changes with the step, until the batch
+    is full or nothing is left. Within a mode the order is that of a hash of (step, mode, index). The same for the same
+    arguments, in every process; no random numbers are drawn.
+
+    Args:
+        dying_modes: the modes to anchor.
+        stored: completions stored, by mode.
+        step: step of the run.
+    """
+    modes = [mode for mode in dict.fromkeys(dying_modes) if stored.get(mode, 0) > 0]
+    modes.sort(key=lambda mode: _order(step, mode, -1))
+    rows = {mode: sorted(range(stored[mode]), key=lambda i: _order(step, mode, i)) for mode in modes}
+    taken: list[tuple[int, int]] = []
+    turn = 0
+    while len(taken) < settings.batch and any(turn < len(rows[mode]) for mode in modes):
+        taken.extend((mode, rows[mode][turn]) for mode in modes if turn < len(rows[mode]))
+        turn += 1
+    return tuple(taken[: settings.batch])
+
+
+def _order(step: int, mode: int, index: int) -> bytes:
+    return hashlib.blake2b(f"{step} {mode} {index}".encode(), digest_size=8).digest()

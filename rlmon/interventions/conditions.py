@@ -1,0 +1,233 @@
+"""When a rule acts: the evaluation of conditions as a fold over step records and findings.
+
+::
+
+    state = start(when)
+    state, met, why, finding_id = step(when, state, record, findings, hysteresis)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from rlmon.interventions.policy import AllOf, Always, AnyOf, Condition, OnFinding, OnMetric
+from rlmon.printable import one_line
+from rlmon.records import Finding, StepRecord
+
+BASE_RECORDS = 5
+"""First records with the metric: their mean is its base."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlwaysState:
+    """Nothing to remember."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "always"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FindingState:
+    """The newest finding that counted."""
+
+    finding: str
+    severity: str
+    """As the condition asks; after a change of it in a resumed run, the state is of no use."""
+    step: int | None = None
+    finding_id: str | None = None
+    found_severity: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "finding", **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> FindingState:
+        return cls(**{key: value for key, value in saved.items() if key != "kind"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricState:
+    """The newest values of a metric, and its first ones."""
+
+    metric: str
+    met: bool = False
+    window: tuple[float, ...] = ()
+    """Newest values, at most ``smooth_steps``."""
+    base: tuple[float, ...] = ()
+    """First values, at most ``BASE_RECORDS``."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": "metric",
+            "metric": self.metric,
+            "met": self.met,
+            "window": [*self.window],
+            "base": [*self.base],
+        }
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> MetricState:
+        return cls(metric=saved["metric"], met=saved["met"], window=tuple(saved["window"]), base=tuple(saved["base"]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupState:
+    """States of the parts of an ``any`` or ``all``, in their order."""
+
+    parts: tuple[State, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "group", "parts": [part.to_json() for part in self.parts]}
+
+
+State = AlwaysState | FindingState | MetricState | GroupState
+
+
+def start(condition: Condition) -> State:
+    """Before the first record."""
+    if isinstance(condition, OnFinding):
+        return FindingState(finding=condition.finding, severity=condition.severity)
+    if isinstance(condition, OnMetric):
+        return MetricState(metric=condition.metric)
+    if isinstance(condition, AnyOf | AllOf):
+        return GroupState(parts=tuple(start(part) for part in condition.conditions))
+    return AlwaysState()
+
+
+def step(
+    condition: Condition, state: State, record: StepRecord, findings: Sequence[Finding], hysteresis: float
+) -> tuple[State, bool, str, str | None]:
+    """Fold one record and the findings raised at it.
+
+    Args:
+        hysteresis: share of its line by which a metric must be back before its condition is released.
+
+    Returns:
+        The new state, whether the condition holds, why in one line for a person, and the finding that it holds by.
+    """
+    if isinstance(condition, OnFinding) and isinstance(state, FindingState):
+        return _finding(condition, state, record, findings)
+    if isinstance(condition, OnMetric) and isinstance(state, MetricState):
+        return _metric(condition, state, record, hysteresis)
+    if isinstance(condition, AnyOf | AllOf) and isinstance(state, GroupState):
+        return _group(condition, state, record, findings, hysteresis)
+    if isinstance(condition, Always):
+        return state, True, "always", None
+    raise TypeError(f"{type(state).__name__} is no state of {type(condition).__name__}")
+
+
+def _finding(
+    condition: OnFinding, state: FindingState, record: StepRecord, findings: Sequence[Finding]
+) -> tuple[State, bool, str, str | None]:
+    for finding in findings:
+        if finding.detector == condition.finding and (condition.severity == "warn" or finding.severity == "fail"):
+            state = replace(state, step=record.step, finding_id=finding.finding_id, found_severity=finding.severity)
+    wanted = condition.finding if condition.severity == "warn" else f"{condition.finding} ({condition.severity})"
+    if state.step is None:
+        return state, False, f"no finding of {wanted} yet", None
+    said = f"{condition.finding} ({state.found_severity}) at step {state.step}"
+    if condition.lasts_steps is not None and record.step - state.step >= condition.lasts_steps:
+        return state, False, f"{said} was {record.step - state.step} steps ago", None
+    return state, True, said, state.finding_id
+
+
+def _metric(
+    condition: OnMetric, state: MetricState, record: StepRecord, hysteresis: float
+) -> tuple[State, bool, str, str | None]:
+    value = record.metrics.get(condition.metric)
+    if value is not None and math.isfinite(value):
+        window = (*state.window, float(value))
+        base = state.base if len(state.base) >= BASE_RECORDS else (*state.base, float(value))
+        state = replace(state, window=window, base=base)
+    # Also where a resumed run smooths over fewer values than before.
+    state = replace(state, window=state.window[-condition.smooth_steps :])
+    met, why = _compare(condition, state, hysteresis)
+    if value is None and state.window:
+        why += " (not measured at this step)"
+    return replace(state, met=met), met, one_line(why), None
+
+
+def _compare(condition: OnMetric, state: MetricState, hysteresis: float) -> tuple[bool, str]:
+    """Whether the smoothed metric is past its line. Nothing new leaves the answer as it was."""
+    name = condition.metric
+    if not state.window:
+        return state.met, f"{name} was not measured yet"
+    side: Literal["above", "below"] = "above" if condition.above is not None else "below"
+    share = condition.above if condition.above is not None else condition.below
+    assert share is not None
+    line, shown = share, f"{share:g}"
+    if condition.of == "base":
+        if len(state.base) < BASE_RECORDS:
+            return False, f"{name} has {len(state.base)} of the {BASE_RECORDS} values that its base is the mean of"
+        base = _mean(state.base)
+        if base <= 0.0:
+            return False, f"{name} has a base of {base:.4g}, which nothing is a share of"
+        line = share * base
+        shown = f"{share:g} of base {base:.4g} = {line:.4g}"
+    now = _mean(state.window)
+    past = now > line if side == "above" else now < line
+    if past:
+        return True, f"{name} {now:.4g} is {side} {shown}"
+    back = hysteresis * abs(line)
+    held = now > line - back if side == "above" else now < line + back
+    if state.met and held:
+        return True, f"{name} {now:.4g} is back by less than {hysteresis:.0%} of its line, {side} {shown}"
+    return False, f"{name} {now:.4g} is not {side} {shown}"
+
+
+def _group(
+    condition: AnyOf | AllOf,
+    state: GroupState,
+    record: StepRecord,
+    findings: Sequence[Finding],
+    hysteresis: float,
+) -> tuple[State, bool, str, str | None]:
+    # Every part is folded, also after the answer is known: its state must not depend on the others.
+    parts = [
+        step(part, before, record, findings, hysteresis)
+        for part, before in zip(condition.conditions, state.parts, strict=True)
+    ]
+    answers = [met for _, met, _, _ in parts]
+    met = any(answers) if isinstance(condition, AnyOf) else all(answers)
+    # What decided: of an `any` that holds those that hold, of an `all` that does not those that do not.
+    why = "; ".join(why for _, answer, why, _ in parts if answer == met)
+    finding_id = next((found for _, answer, _, found in parts if answer and found is not None), None) if met else None
+    return GroupState(parts=tuple(after for after, _, _, _ in parts)), met, one_line(why), finding_id
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def metric_of(condition: Condition) -> tuple[str, Literal["up", "down"]] | None:
+    """The metric that a condition watches and the way back across its line, the first of several; ``None``: none."""
+    if isinstance(condition, OnMetric):
+        return condition.metric, ("down" if condition.above is not None else "up")
+    if isinstance(condition, AnyOf | AllOf):
+        return next((found for part in condition.conditions if (found := metric_of(part)) is not None), None)
+    return None
+
+
+def to_json(state: State) -> dict[str, Any]:
+    """The state as JSON types; floats survive exactly."""
+    return state.to_json()
+
+
+def from_json(condition: Condition, saved: Mapping[str, Any]) -> State:
+    """The state that ``to_json`` described. A part whose condition is another now begins anew."""
+    fresh = start(condition)
+    if isinstance(condition, OnFinding) and saved["kind"] == "finding":
+        found = FindingState.from_json(saved)
+        same = (found.finding, found.severity) == (condition.finding, condition.severity)
+        return found if same else fresh
+    if isinstance(condition, OnMetric) and saved["kind"] == "metric":
+        return MetricState.from_json(saved) if saved["metric"] == condition.metric else fresh
+    if isinstance(condition, AnyOf | AllOf) and saved["kind"] == "group":
+        parts = saved["parts"]
+        if len(parts) == len(condition.conditions):
+            return GroupState(parts=tuple(map(from_json, condition.conditions, parts)))
+    return fresh

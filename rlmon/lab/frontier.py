@@ -1,0 +1,393 @@
+"""Compares the arms of the experiments: paired over seeds, with intervals, as tables, figures and raw results.
+
+*Accuracy against drift.* Whoever lifts a policy's accuracy from a0 to a must move it: by the data-processing
+inequality its sequence KL to the base, mean over prompts, is at least the binary KL(a || a0), since that is convex.
+This is the *floor*. What a run pays beyond it is its *excess* sequence KL. Arms end at different accuracies, so two
+arms are compared where both pass the highest accuracy that both reach.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlmon.lab.experiments import Task
+
+SMOOTH_STEPS = 10
+"""A point of a trajectory is the mean of what was measured at most this many steps before or after it."""
+REFERENCE = "unprotected"
+
+# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
+_T_95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """Mean of n values (of differences: paired) and half the width of its 95 % interval; ``None`` for one value."""
+
+    mean: float
+    half: float | None
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" if self.half is None else f"{self.mean:.3f} ± {self.half:.3f}"
+
+    @property
+    def signed(self) -> str:
+        return f"{self.mean:+.3f}" if self.half is None else f"{self.mean:+.3f} ± {self.half:.3f}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Excess:
+    """Excess sequence KL of an arm and a reference at the accuracies that both reach, over the same seeds."""
+
+    arm: str
+    reference: str
+    accuracy: float
+    """Mean over seeds of the compared accuracy."""
+    floor_nats: float
+    arm_nats: float
+    reference_nats: float
+    difference_nats: Interval
+    """Arm less reference."""
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Student's t, 95 %. Raises ``ValueError`` for no values."""
+    if not values:
+        raise ValueError("An interval needs at least one value.")
+    n = len(values)
+    half = None if n == 1 else _T_95[min(n - 1, len(_T_95)) - 1] * statistics.stdev(values) / math.sqrt(n)
+    return Interval(mean=statistics.fmean(values), half=half, n=n)
+
+
+def binary_kl_nats(p: float, q: float) -> float:
+    """KL of a coin that shows heads with probability ``p`` from one with ``q``; infinite where ``q`` rules it out."""
+    total = 0.0
+    for ours, theirs in ((p, q), (1.0 - p, 1.0 - q)):
+        if ours > 0.0:
+            total += ours * math.log(ours / theirs) if theirs > 0.0 else math.inf
+    return max(0.0, total)
+
+
+def path_of(trajectory: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """(accuracy, sequence KL in nats) at each step on which the KL was measured, both smoothed, in order of steps."""
+    points: list[tuple[float, float]] = []
+    for at in trajectory:
+        if at["kl_seq_nats"] is None:
+            continue
+        near = [other for other in trajectory if abs(other["step"] - at["step"]) <= SMOOTH_STEPS]
+        rewards = [other["reward"] for other in near if other["reward"] is not None]
+        drifts = [other["kl_seq_nats"] for other in near if other["kl_seq_nats"] is not None]
+        if rewards:
+            points.append((statistics.fmean(rewards), statistics.fmean(drifts)))
+    return points
+
+
+def drift_at(path: Sequence[tuple[float, float]], accuracy: float) -> float | None:
+    """Sequence KL where ``path`` first reaches ``accuracy``, linear between points; ``None`` where it never does."""
+    before: tuple[float, float] | None = None
+    for point in path:
+        if point[0] >= accuracy:
+            if before is None:
+                return point[1]
+            share = (accuracy - before[0]) / (point[0] - before[0])
+            return before[1] + share * (point[1] - before[1])
+        before = point
+    return None
+
+
+def excess(
+    arm: str, reference: str, arm_runs: Mapping[int, Any], reference_runs: Mapping[int, Any], base_accuracy: float
+) -> Excess | None:
+    """``arm`` against ``reference`` over the seeds that both have; ``None`` where they share none.
+
+    ``*_runs`` map seeds to trajectories.
+    """
+    rows: list[tuple[float, float, float, float]] = []
+    for seed in sorted(arm_runs.keys() & reference_runs.keys()):
+        ours, theirs = path_of(arm_runs[seed]), path_of(reference_runs[seed])
+        if not ours or not theirs:
+            continue
+        accuracy = min(max(a for a, _ in ours), max(a for a, _ in theirs))
+        floor = binary_kl_nats(accuracy, base_accuracy) if accuracy > base_accuracy else 0.0
+        our_drift, their_drift = drift_at(ours, accuracy), drift_at(theirs, accuracy)
+        assert our_drift is not None
+        assert their_drift is not None
+        rows.append((accuracy, floor, our_drift - floor, their_drift - floor))
+    if not rows:
+        return None
+    return Excess(
+        arm=arm,
+        reference=reference,
+        accuracy=statistics.fmean(row[0] for row in rows),
+        floor_nats=statistics.fmean(row[1] for row in rows),
+        arm_nats=statistics.fmean(row[2] for row in rows),
+        reference_nats=statistics.fmean(row[3] for row in rows),
+        difference_nats=interval([row[2] - row[3] for row in rows]),
+    )
+
+
+COLUMNS: tuple[tuple[str, str], ...] = (
+    ("accuracy", "accuracy"),
+    ("effective_formats", "effective"),
+    ("effective_formats_correct", "correct"),
+    ("effective_formats_correct_within", "correct, within"),
+    ("top_share", "top share"),
+    ("entropy_ratio", "entropy ratio"),
+    ("js_distance", "JS"),
+    ("kl_nats", "KL/token"),
+    ("kl_seq_nats", "KL/seq"),
+    ("worthless_share", "worthless share"),
+    ("constant_share", "share of 12"),
+    ("hard_accuracy", "hard accuracy"),
+    ("actions_applied", "actions"),
+    ("train_cpu_seconds", "CPU s"),
+)
+"""(name in a cell or its evaluation, heading). A column without a value is left out."""
+PAIRED = ("accuracy", "effective_formats_correct", "kl_seq_nats", "worthless_share", "constant_share", "hard_accuracy")
+
+
+def value_of(result: Mapping[str, Any], name: str) -> float | None:
+    """A number of a cell, from it or from its evaluation."""
+    found = result.get(name, result["evaluation"].get(name))
+    return None if found is None else float(found)
+
+
+def by_arm(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """Arm to seed to cell, in the order of ``results``."""
+    arms: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for result in results:
+        arms.setdefault(result["arm"], {})[result["seed"]] = result
+    return arms
+
+
+def paired(arm: Mapping[int, Any], reference: Mapping[int, Any], name: str) -> Interval | None:
+    """``arm`` less ``reference`` over the seeds that both have; ``None`` where nothing can be compared."""
+    differences = []
+    for seed in sorted(arm.keys() & reference.keys()):
+        ours, theirs = value_of(arm[seed], name), value_of(reference[seed], name)
+        if ours is not None and theirs is not None:
+            differences.append(ours - theirs)
+    return interval(differences) if differences else None
+
+
+def final_table(results: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> str:
+    """Means over seeds of every arm of one task after training, as Markdown; the base above them."""
+    arms = by_arm(results)
+    columns = [
+        (name, title) for name, title in COLUMNS if any(value_of(result, name) is not None for result in results)
+    ]
+    rows = [["arm", "seeds", *(title for _, title in columns)]]
+    rows.append(["*base*", "", *(_number(value_of(base, name)) for name, _ in columns)])
+    for arm, cells in arms.items():
+        row = [arm, str(len(cells))]
+        for name, _ in columns:
+            values = [value for cell in cells.values() if (value := value_of(cell, name)) is not None]
+            row.append(_number(statistics.fmean(values) if values else None))
+        rows.append(row)
+    return _markdown(rows)
+
+
+def paired_table(results: Sequence[Mapping[str, Any]], reference: str = REFERENCE) -> str | None:
+    """Differences of every arm from ``reference`` over the same seeds, with 95 % intervals; ``None`` without it."""
+    arms = by_arm(results)
+    if reference not in arms or len(arms) < 2:
+        return None
+    titles = dict(COLUMNS)
+    columns = [name for name in PAIRED if any(value_of(result, name) is not None for result in results)]
+    rows = [[f"arm - {reference}", "seeds", *(titles[name] for name in columns)]]
+    for arm, cells in arms.items():
+        if arm == reference:
+            continue
+        found = [paired(cells, arms[reference], name) for name in columns]
+        seeds = max((each.n for each in found if each is not None), default=0)
+        rows.append([arm, str(seeds), *("-" if each is None else each.signed for each in found)])
+    return _markdown(rows)
+
+
+def excesses(results: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> list[Excess]:
+    """Every arm against the unprotected one, and every arm that is no KL arm against each KL arm."""
+    runs = {arm: {seed: cell["trajectory"] for seed, cell in cells.items()} for arm, cells in by_arm(results).items()}
+    fixed = [arm for arm in runs if arm == REFERENCE or arm.startswith("kl-")]
+    found = (
+        excess(arm, reference, runs[arm], runs[reference], base["evaluation"]["accuracy"])
+        for arm in runs
+        for reference in fixed
+        if arm != reference and (reference == REFERENCE or arm not in fixed)
+    )
+    return [each for each in found if each is not None]
+
+
+def excess_table(found: Sequence[Excess]) -> str:
+    head = ["arm", "against", "seeds", "at accuracy", "floor", "excess of arm", "of the other", "difference"]
+    return _markdown(
+        [
+            head,
+            *(
+                [
+                    each.arm,
+                    each.reference,
+                    str(each.difference_nats.n),
+                    f"{each.accuracy:.3f}",
+                    f"{each.floor_nats:.3f}",
+                    f"{each.arm_nats:.3f}",
+                    f"{each.reference_nats:.3f}",
+                    each.difference_nats.signed,
+                ]
+                for each in found
+            ),
+        ]
+    )
+
+
+def write_report(
+    out: Path,
+    tasks: Sequence[Task],
+    about: Mapping[str, str],
+    bases: Mapping[str, Mapping[str, Any]],
+    results: Sequence[Mapping[str, Any]],
+    command: str,
+) -> str:
+    """Writes ``README.md``, ``<task>.json`` and the figures under ``out``. Returns the text of ``README.md``."""
+    out.mkdir(parents=True, exist_ok=True)
+    parts = [_HEAD.format(command=command, seeds=", ".join(str(seed) for seed in sorted({r["seed"] for r in results})))]
+    parts.append("\n".join(["## Arms", "", *(f"- `{arm}`: {text}." for arm, text in about.items())]))
+    for task in tasks:
+        mine = [result for result in results if result["task"] == task.name]
+        base = bases[task.name]
+        (out / f"{task.name}.json").write_text(
+            json.dumps({"base": _compact(base), "cells": [_compact(cell) for cell in mine]}, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )
+        section = [
+            f"## {task.name}",
+            f"{task.about[0].upper()}{task.about[1:]}. Base `{task.base}`, {task.prompts_per_round} prompts x "
+            f"{task.group_size} completions, {task.steps} steps, learning rate {task.learning_rate:g}.",
+            final_table(mine, base),
+        ]
+        if (differences := paired_table(mine)) is not None:
+            section.append(differences)
+        if task.pool is None and (found := excesses(mine, base)):
+            section.append(excess_table(found))
+        parts.append("\n\n".join(section))
+    figures = _figures(out, tasks, bases, results)
+    if figures:
+        parts.append("\n".join(["## Figures", "", *(f"![{text}]({name})" for name, text in figures)]))
+    parts.append(_versions(results))
+    text = "\n\n".join(parts) + "\n"
+    (out / "README.md").write_text(text, encoding="utf-8")
+    return text
+
+
+_HEAD = """# Interventions, measured
+
+Written by `{command}`; seeds {seeds}. Learning rates and numbers of steps were chosen on seeds from 100 on.
+
+Held out, after training: 512 prompts x 8 completions at temperature 1 with one seed for all. *effective*: exp of the
+entropy of the format shares; *correct*: over right completions only; *within*: 1 / chance that two right completions
+of one prompt share their format. *KL*: exact, policy from base, in nats. Differences are paired over seeds: mean and
+95 % interval (Student's t). *Excess*: sequence KL less the binary KL between the two accuracies (the *floor*, below
+which no policy of that accuracy can be), from the run's own log (mean reward and `rlmon/kl/seq`, smoothed over 10
+steps either way), where each run first reaches the highest accuracy that both reach. Nothing is corrected for the
+number of comparisons."""
+
+
+def _versions(results: Sequence[Mapping[str, Any]]) -> str:
+    packages = results[0]["packages"]
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version is not None)
+    cpu = sum(result["train_cpu_seconds"] + result["evaluate_cpu_seconds"] for result in results)
+    faults = sum(result["faults"] for result in results)
+    return (
+        f"## Made with\n\n{versions}; {results[0]['machine']['system']}, one thread a cell. {len(results)} cells, "
+        f"{cpu:.0f} CPU-seconds; {faults} faults inside the monitor."
+    )
+
+
+def _figures(
+    out: Path, tasks: Sequence[Task], bases: Mapping[str, Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    try:
+        import matplotlib
+    except ImportError:
+        return []
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    # Two writings of the same numbers are the same bytes.
+    matplotlib.rcParams["svg.hashsalt"] = "rlmon"
+    arms = list(dict.fromkeys(result["arm"] for result in results))
+    colours = {arm: matplotlib.colormaps["tab20"](index % 20) for index, arm in enumerate(arms)}
+    figures: list[tuple[str, str]] = []
+
+    whole = [task for task in tasks if task.pool is None]
+    if whole:
+        figure, axes = pyplot.subplots(1, len(whole), figsize=(5.0 * len(whole), 4.2), squeeze=False)
+        for axis, task in zip(axes[0], whole, strict=True):
+            start = bases[task.name]["evaluation"]["accuracy"]
+            for arm, cells in by_arm([result for result in results if result["task"] == task.name]).items():
+                paths = [path_of(cell["trajectory"]) for cell in cells.values()]
+                middle = [
+                    (statistics.fmean(a for a, _ in points), statistics.fmean(k for _, k in points))
+                    for points in zip(*paths, strict=False)
+                ]
+                axis.plot([a for a, _ in middle], [k for _, k in middle], color=colours[arm], label=arm, linewidth=1.5)
+            grid = [start + (0.999 - start) * i / 100 for i in range(101)]
+            axis.plot(grid, [binary_kl_nats(a, start) for a in grid], "k--", linewidth=1, label="floor")
+            axis.set(title=task.name, xlabel="accuracy (training reward)", ylabel="sequence KL to base (nats)")
+            axis.legend(fontsize=7)
+        _save(figure, out / "frontier.svg")
+        figures.append(("frontier.svg", "Accuracy against sequence KL during training, mean over seeds"))
+
+    figure, axes = pyplot.subplots(1, len(tasks), figsize=(4.4 * len(tasks), 4.2), squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for arm, cells in by_arm([result for result in results if result["task"] == task.name]).items():
+            found = [
+                (value_of(cell, "accuracy"), value_of(cell, "effective_formats_correct_within"))
+                for cell in cells.values()
+            ]
+            dots = [(x, y) for x, y in found if x is not None and y is not None]
+            axis.scatter([x for x, _ in dots], [y for _, y in dots], s=22, color=colours[arm], label=arm)
+        axis.set(title=task.name, xlabel="held-out accuracy", ylabel="effective formats, correct, within a prompt")
+        axis.legend(fontsize=7)
+    _save(figure, out / "diversity.svg")
+    figures.append(("diversity.svg", "Held-out accuracy and diversity of right answers, one dot a seed"))
+    return figures
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _compact(value: Any) -> Any:
+    """The same with floats of six digits: the files are read by people and kept in a repository."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {name: _compact(each) for name, each in value.items() if name not in ("samples", "machine", "packages")}
+    return [_compact(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *body)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])

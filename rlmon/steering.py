@@ -1,0 +1,476 @@
+"""Interventions in a live run: the policy's fold, the queue of its actions, and what is shared between ranks.
+
+The monitor hands over the rows of each training round and each step's record. A round's rows are gathered once, as one
+matrix whose shape depends on settings alone, so that every rank folds the same and decides the same. Each decision is
+written (``decided``), applied on all ranks, and written again (``applied`` or ``failed``); with several ranks it is
+applied one step later, once the step's sum over ranks has shown that all of them decided the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlmon.detectors import DETECTORS
+from rlmon.errors import ConfigError
+from rlmon.interventions import anchor, deferral, engine, mode_marginal
+from rlmon.interventions.actions import Anchor, Defer, ModeKind, ModeMarginal, Quarantine, RoundTable, Winsorise
+from rlmon.interventions.policy import Policy, Rule, parse
+from rlmon.metrics.catalog import METRICS
+from rlmon.metrics.groups import SolveLedger, column
+from rlmon.metrics.rollouts import RowFeatures
+from rlmon.records import Action, Finding, RolloutBatch, StepRecord
+
+ROW_ACTIONS = (ModeMarginal, Quarantine, Winsorise, Defer, Anchor)
+"""Actions that look at rows, or change what becomes of them."""
+COLUMNS = (
+    "ok", "prompt", "source", "format", "template", "opening", "moves", "answer", "tokens", "numbers", "reward",
+    "advantage", "logp_base",
+)  # fmt: skip
+"""Columns of the matrix that the ranks exchange: 64-bit keys, and floats by their bits."""
+FLOATS = ("tokens", "numbers", "reward", "advantage", "logp_base")
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowEffect:
+    """What becomes of the advantages of this rank's rows [n]: ``clip(A * factor, limit) + addition``."""
+
+    factor_n: NDArray[np.float64]
+    """0 for the rows of a neutralised group, else 1."""
+    limit: float | None
+    addition_n: NDArray[np.float64]
+
+
+class Levers(Protocol):
+    """What a rule can turn, in the training loop that it steers."""
+
+    def values(self) -> Mapping[str, float]:
+        """``beta`` and ``entropy_coef`` as they are."""
+
+    def apply(self, action: Action, settings: Any) -> None:
+        """Do what ``action`` says. Raises where that cannot be done; does the same on all ranks."""
+
+    def rest(self, settings: Any) -> None:
+        """Put back what a rule with these settings turned. Never raises."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Values that a resumed run takes up, as JSON types."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take up the values that ``state`` gave."""
+
+
+class RowsOnly:
+    """The levers of a loop that only takes back advantages: every other action is refused.
+
+    Raises ``ConfigError`` for a policy that needs more.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        for rule in policy.rules:
+            if not isinstance(rule.action, ModeMarginal | Quarantine | Winsorise) and not rule.dry_run:
+                raise ConfigError(
+                    f"rule {rule.name!r} asks for {type(rule.action).__name__}, which this loop has no lever for. Pass "
+                    "levers= to rlmon.Monitor, or use a TRL trainer with RLMon."
+                )
+
+    def values(self) -> Mapping[str, float]:
+        return {}
+
+    def apply(self, action: Action, settings: Any) -> None:
+        return None
+
+    def rest(self, settings: Any) -> None:
+        return None
+
+    def state(self) -> Mapping[str, Any]:
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        return None
+
+
+def load_policy(source: Any) -> Policy:
+    """The policy of a preset, a YAML file or a mapping. Raises ``ConfigError`` saying where and what to type."""
+    return parse(
+        source,
+        known_findings=[spec.id for spec in DETECTORS],
+        known_metrics=[metric.name for metric in METRICS],
+    )
+
+
+def row_key(text: str) -> int:
+    """63-bit hash of a text: the same on every rank, in every process, on every resume."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") & (1 << 63) - 1
+
+
+class Steering:
+    """The policy of one ``train()`` call on one rank.
+
+    Args:
+        policy: what to do when.
+        levers: what can be turned.
+        write: takes each action for the log.
+        gather: the rows of all ranks in rank order, from this rank's int64 matrix; ``None`` with one rank.
+        state: what ``state`` gave at the checkpoint that the run resumes from.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        levers: Levers,
+        write: Callable[[Action], None],
+        rank: int = 0,
+        world_size: int = 1,
+        gather: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.policy = policy
+        self.off: str | None = None
+        """Why no rule acts any more, where something went wrong."""
+        self._levers = levers
+        self._write = write
+        self._rank, self._world_size = rank, world_size
+        self._gather = gather
+        self._looks_at_rows = any(isinstance(rule.action, ROW_ACTIONS) for rule in policy.rules)
+        self._ledger = SolveLedger()
+        self._unconfirmed: tuple[Action, ...] = ()
+        """In effect on this rank, and not yet known to be so on all of them."""
+        self._own = np.zeros((0, len(COLUMNS)), dtype=np.int64)
+        self._rows_seen = (0, 0)
+        """Rows of the rounds since the last step, and those neutralised of them, over all ranks."""
+        self._failures: dict[str, str] = {}
+        """Rules whose action failed on this rank since the last step, and why."""
+        self._broken: str | None = None
+        """What failed in the fold itself on this rank: its state is worth nothing any more."""
+        self._engine = engine.start(policy, levers.values())
+        if state is not None:
+            self._engine = engine.from_json(policy, state["engine"])
+            self._ledger = SolveLedger.load(state["ledger"])
+            self._unconfirmed = tuple(Action(**action) for action in state["unconfirmed"])
+            self.off = state["off"]
+            levers.load(state["levers"])
+        self._agreed = self._engine
+        """The state that all ranks are known to share: what draws are decided by."""
+
+    @property
+    def holds_state(self) -> bool:
+        """Whether a checkpoint in the middle of a round would lose something: some rule is more than a dry run."""
+        return self.off is None and any(not rule.dry_run for rule in self.policy.rules)
+
+    def anchoring(self, step: int) -> tuple[tuple[int, ...], float]:
+        """Modes that are dying, most lost first, and the weight of the supervised loss on them at this step."""
+        for rule in self.policy.rules:
+            at = self._engine.rules[rule.name]
+            if isinstance(rule.action, Anchor) and not rule.dry_run and at.level > 0.0:
+                shares = mode_marginal.shares(at.inner)
+                base = {mode: before for mode, (before, _) in shares.items()}
+                now = {mode: share for mode, (_, share) in shares.items()}
+                return anchor.dying(rule.action, base, now), anchor.weight(rule.action, step, at.began_step)
+        return (), 0.0
+
+    def own_rows(self, kind: ModeKind) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Mode key and reward of this rank's rows of the newest round, as the rules saw them; empty where unknown."""
+        mode_n = np.ascontiguousarray(self._own[:, COLUMNS.index(kind)])
+        return mode_n, np.ascontiguousarray(self._own[:, COLUMNS.index("reward")]).view(np.float64)
+
+    def metrics(self, step: int) -> dict[str, float | None]:
+        """``rlmon/intervention/*`` of the step that ends now; the same on every rank."""
+        anchors = any(isinstance(rule.action, Anchor) for rule in self.policy.rules)
+        values = self._levers.values()
+        marginal = [
+            (self._engine.rules[rule.name].level, mode_marginal.worst_ratio(self._engine.rules[rule.name].inner))
+            for rule in self.policy.rules
+            if isinstance(rule.action, ModeMarginal)
+        ]
+        ratios = [ratio for _, ratio in marginal if ratio is not None]
+        rows, neutralised = self._rows_seen
+        self._rows_seen = (0, 0)
+        if self.off is not None:  # the fold of a rank that failed is not that of the others
+            ratios, rows = [], 0
+        deferred = [
+            self._engine.rules[rule.name].inner.share
+            for rule in self.policy.rules
+            if isinstance(rule.action, Defer) and self.off is None
+        ]
+        found: dict[str, float | None] = {
+            "beta": values.get("beta"),
+            "entropy_coef": values.get("entropy_coef"),
+            "kappa": max((level for level, _ in marginal), default=None),
+            "mode_ratio": min(ratios, default=None),
+            "anchor_weight": self.anchoring(step)[1] if anchors else None,
+            "neutralised_share": neutralised / rows if rows else None,
+            "deferred_share": max(deferred, default=None),
+        }
+        return {f"rlmon/intervention/{name}": value for name, value in found.items()}
+
+    # -- rounds ----------------------------------------------------------------------------------------------------
+
+    def round(
+        self,
+        batch: RolloutBatch | None,
+        rows: int,
+        features: RowFeatures | None,
+        logp_base_n: NDArray[np.float64] | None = None,
+    ) -> RowEffect | None:
+        """What becomes of this rank's ``rows`` rows; ``None`` where they stay as they are.
+
+        Every rank calls this once per training round, whatever failed on it before: it holds a collective.
+        """
+        if not self._looks_at_rows:
+            return None
+        matrix = np.zeros((rows, len(COLUMNS)), dtype=np.int64)
+        failure: Exception | None = None
+        try:
+            if batch is None or features is None:
+                raise RuntimeError("the completions of this round could not be measured, so no rule looks at them")
+            matrix = _matrix(batch, features, logp_base_n)
+        except Exception as error:
+            failure = error
+        self._own = matrix[:0] if failure is not None else matrix
+        gathered = matrix if self._gather is None else self._gather(matrix)
+        if failure is not None:
+            raise failure
+        assert batch is not None
+        # A rank without rows of its own is known to all by now, and so all leave this round alone.
+        if self.off is not None or not bool(gathered[:, 0].all()):
+            return None
+        with self._intact():
+            table = _table(gathered, batch)
+            self._engine, effect = engine.on_round(self.policy, self._engine, table, self._views(table))
+            seen, neutralised = self._rows_seen
+            self._rows_seen = (seen + len(table), neutralised + int((effect.factor_N == 0.0).sum()))
+            for action in effect.actions:
+                self._write(action)
+                if not action.dry_run:
+                    self._unconfirmed = (*self._unconfirmed, action)
+            own = slice(batch.global_row[0], batch.global_row[0] + rows)
+        if effect.identity:
+            return None
+        return RowEffect(factor_n=effect.factor_N[own], limit=effect.limit, addition_n=effect.addition_N[own])
+
+    @contextlib.contextmanager
+    def _intact(self) -> Iterator[None]:
+        """What fails inside leaves a fold that is worth nothing: all ranks are told at the step's end."""
+        try:
+            yield
+        except Exception as error:
+            self._broken = f"{type(error).__name__}: {str(error)[:300]}"
+            raise
+
+    def _views(self, table: RoundTable) -> dict[str, Any]:
+        """What the ledger says of the prompts, for the rules that ask: to a quarantine as it was before this round."""
+        asking = [rule for rule in self.policy.rules if isinstance(rule.action, Quarantine | Defer)]
+        if not asking:
+            return {}
+        prompts = [f"{key:x}" for key in table.prompt_N.tolist()]
+        sources = [f"{key:x}" for key in table.source_N.tolist()]
+        views: dict[str, Any] = {}
+        for rule in asking:
+            if isinstance(rule.action, Quarantine):
+                views[rule.name] = self._ledger.credibly_below(
+                    prompts, sources, rate=rule.action.solve_rate_below, credibility=rule.action.credibility
+                )
+        self._ledger.update(prompts, sources, table.reward_N, step=table.step)
+        for rule in asking:
+            if isinstance(rule.action, Defer):
+                views[rule.name] = self._deferral_view(rule.action, table, prompts, sources)
+        return views
+
+    def _deferral_view(
+        self, settings: Defer, table: RoundTable, prompts: Sequence[str], sources: Sequence[str]
+    ) -> deferral.LedgerView:
+        counts_N2 = np.array([self._ledger.counts(prompt) for prompt in prompts], dtype=np.int64).reshape(-1, 2)
+        return deferral.LedgerView(
+            table=table,
+            attempts_N=counts_N2[:, 0],
+            successes_N=counts_N2[:, 1],
+            credibly_below_N=self._ledger.credibly_below(
+                prompts, sources, rate=settings.solve_rate_below, credibility=settings.credibility
+            ),
+        )
+
+    def blocked(self, number: int) -> deferral.Blocked:
+        """What is not to be drawn in training round ``number``, as all ranks have agreed."""
+        if self.off is None:
+            for rule in self.policy.rules:
+                at = self._agreed.rules[rule.name]
+                if isinstance(rule.action, Defer) and not rule.dry_run and at.failed is None:
+                    return deferral.blocked(at.inner, number)
+        return deferral.NOTHING
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    @property
+    def votes(self) -> int:
+        """Numbers that this contributes to the step's sum over ranks: one per rank, one per rule."""
+        return self._world_size + len(self.policy.rules)
+
+    def vote(self) -> NDArray[np.float64]:
+        """This rank's share of them: its digest in its own place (-1: broken), and which rules failed here."""
+        share = np.zeros(self.votes)
+        share[self._rank] = -1.0 if self._broken is not None else float(self._engine.digest)
+        for i, rule in enumerate(self.policy.rules):
+            share[self._world_size + i] = float(rule.name in self._failures)
+        return share
+
+    def fail(self, kind: type[Any], reason: str) -> None:
+        """Part of an action of this kind failed on this rank, after it was applied: its rule stops on all ranks."""
+        for rule in self.policy.rules:
+            if isinstance(rule.action, kind):
+                self._failures.setdefault(rule.name, reason)
+
+    def settled(self, action: Action) -> bool:
+        """Whether ``action`` took effect on all ranks: only then may a rank do what it cannot do alone."""
+        return self.off is None and all(one.action_id != action.action_id for one in self._unconfirmed)
+
+    def step(self, record: StepRecord, findings: Sequence[Finding], votes: NDArray[np.float64]) -> None:
+        """Close one optimizer step, on every rank alike. ``votes``: the sum over ranks of ``vote``."""
+        if self.off is not None:
+            return
+        digests, failed = votes[: self._world_size], votes[self._world_size :]
+        if bool((digests < 0).any()) or len(set(digests.tolist())) > 1:
+            self._switch_off(record.step, self._broken or "the ranks no longer decide alike, or one of them failed")
+            return
+        self._confirm(record.step, {rule.name for rule, n in zip(self.policy.rules, failed, strict=True) if n})
+        with self._intact():
+            self._agreed = self._engine
+            if self._world_size > 1:
+                self._apply_waiting(record.step)
+            self._engine, actions = engine.on_step(self.policy, self._engine, record, findings)
+            for action in actions:
+                self._write(action)
+            if self._world_size == 1:
+                self._apply_waiting(record.step)
+                self._confirm(record.step, set(self._failures))
+                self._agreed = self._engine
+
+    def _apply_waiting(self, step: int) -> None:
+        self._engine, waiting = engine.take_waiting(self._engine)
+        for action in waiting:
+            try:
+                self._levers.apply(action, self.policy.rule(action.rule).action)
+            except Exception as error:
+                self._failures.setdefault(action.rule, f"{type(error).__name__}: {str(error)[:300]}")
+            self._unconfirmed = (*self._unconfirmed, dataclasses.replace(action, step=step))
+
+    def _confirm(self, step: int, failed: set[str]) -> None:
+        """Write what has become of the newest actions, and put at rest what failed on any rank."""
+        for action in self._unconfirmed:
+            if action.rule not in failed:
+                self._write(dataclasses.replace(action, phase="applied"))
+        for rule in self.policy.rules:
+            if rule.name not in failed:
+                continue
+            self._write_failed(rule, step, self._failures.get(rule.name, "it failed on another rank"))
+            self._levers.rest(rule.action)
+        if failed:
+            for action in engine.unmeasured(self._engine, step, "its rule failed and was put at rest", failed):
+                self._write(action)
+            self._engine = engine.give_up(self._engine, failed, "it failed")
+        self._unconfirmed = ()
+        self._failures.clear()
+
+    def _write_failed(self, rule: Rule, step: int, reason: str) -> None:
+        """``failed`` for what the rule decided and is not known to have taken effect; a line of its own where that is
+        nothing."""
+        undone = [action for action in (*self._unconfirmed, *self._engine.waiting) if action.rule == rule.name]
+        for action in undone or [engine.notice(rule, step, "at work")]:
+            self._write(dataclasses.replace(action, phase="failed", step=step, reason=f"{action.reason}: {reason}"))
+
+    def _switch_off(self, step: int, reason: str) -> None:
+        """No rule acts any more on any rank: every lever goes back to rest, and the log says why."""
+        self.off = reason
+        for rule in self.policy.rules:
+            self._levers.rest(rule.action)
+            if not rule.dry_run:
+                self._write_failed(rule, step, reason)
+        for action in engine.unmeasured(self._engine, step, f"interventions were switched off: {reason}"):
+            self._write(action)
+        self._engine = engine.give_up(self._engine, [rule.name for rule in self.policy.rules], reason)
+        self._agreed = self._engine
+        self._unconfirmed = ()
+
+    def close(self, step: int) -> None:
+        """The run ends: say what became of everything that was still open."""
+        self._confirm(step, set(self._failures))
+        self._engine, waiting = engine.take_waiting(self._engine)
+        for action in waiting:
+            reason = f"{action.reason}: the run ended before it took effect"
+            self._write(dataclasses.replace(action, phase="failed", step=step, reason=reason))
+        for action in engine.unmeasured(self._engine, step, "the run ended first"):
+            self._write(action)
+        self._engine = dataclasses.replace(self._engine, pending=())
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, as JSON types; the same on every rank."""
+        return {
+            "engine": engine.to_json(self.policy, self._engine),
+            "ledger": self._ledger.state(),
+            "unconfirmed": [dataclasses.asdict(action) for action in self._unconfirmed],
+            "off": self.off,
+            "levers": dict(self._levers.state()),
+        }
+
+
+def _matrix(batch: RolloutBatch, features: RowFeatures, logp_base_n: NDArray[np.float64] | None) -> NDArray[np.int64]:
+    """This rank's rows as ``COLUMNS``."""
+    rows = len(batch)
+    unknown = np.full(rows, np.nan)
+    moves = np.full(rows, -1, dtype=np.int64)
+    if features.openers is not None:
+        moves = np.array([int(row[0]) if len(row) else -1 for row in features.openers], dtype=np.int64)
+    tokens = features.tokens
+    if tokens is None:
+        tokens = np.array([len(text.split()) for text in batch.completions], dtype=np.float64)
+    columns: dict[str, NDArray[Any]] = {
+        "ok": np.ones(rows, dtype=np.int64),
+        "prompt": np.array([row_key(name) for name in batch.prompt_id], dtype=np.int64),
+        "source": np.array([row_key(name) for name in batch.source], dtype=np.int64),
+        "format": features.mode_code,
+        "template": features.template_key,
+        "opening": features.opening_key,
+        "moves": moves,
+        "answer": np.array([-1 if key is None else key for key in features.answer_key], dtype=np.int64),
+        "tokens": np.asarray(tokens, dtype=np.float64),
+        "numbers": np.array([len(_NUMBER.findall(text)) for text in batch.completions], dtype=np.float64),
+        "reward": column(batch.reward, rows),
+        "advantage": column(batch.advantages, rows),
+        "logp_base": unknown if logp_base_n is None else logp_base_n,
+    }
+    return np.stack(
+        [np.ascontiguousarray(columns[name], dtype=np.float64).view(np.int64) if name in FLOATS else columns[name]
+         for name in COLUMNS],
+        axis=1,
+    )  # fmt: skip
+
+
+def _table(matrix_NK: NDArray[np.int64], batch: RolloutBatch) -> RoundTable:
+    column_of = {name: np.ascontiguousarray(matrix_NK[:, i]) for i, name in enumerate(COLUMNS)}
+    floats = {name: column_of[name].view(np.float64) for name in FLOATS}
+    return RoundTable(
+        round=batch.round,
+        step=batch.step,
+        group_size=batch.group_size,
+        prompt_N=column_of["prompt"],
+        source_N=column_of["source"],
+        modes_N={kind: column_of[kind] for kind in ("format", "template", "opening", "moves")},
+        answer_N=column_of["answer"],
+        tokens_N=floats["tokens"],
+        numbers_N=floats["numbers"],
+        reward_N=floats["reward"],
+        advantage_N=floats["advantage"],
+        logp_base_N=floats["logp_base"],
+    )

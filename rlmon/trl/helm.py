@@ -1,0 +1,340 @@
+"""What a policy turns in a TRL trainer: its knobs, the rows that it draws, its advantages, its loss, its end.
+
+The rules decide in ``rlmon.steering``; here their actions meet the trainer. Nothing raises into the loop: a part that
+fails is reported to the steering, which puts its rule at rest on all ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rlmon.errors import AttachError
+from rlmon.interventions.actions import (
+    Anchor,
+    Defer,
+    EntropyBonus,
+    KLPenalty,
+    ModeMarginal,
+    Quarantine,
+    ResetReference,
+    RollBack,
+    Stop,
+    Winsorise,
+)
+from rlmon.interventions.policy import Policy
+from rlmon.records import Action, RolloutBatch
+from rlmon.trl.anchor import AnchorStore
+from rlmon.trl.draws import Draws, continue_order
+from rlmon.trl.knobs import Knobs, _Reference
+from rlmon.trl.prompts import SourceMap
+
+if TYPE_CHECKING:
+    from rlmon.monitor import Monitor
+    from rlmon.steering import RowEffect
+    from rlmon.trl.base import BaseModel
+
+
+ROLLED_BACK = "rolled_back.json"
+"""In a checkpoint's rlmon folder: a run came back to it, which happens once."""
+
+
+class Helm:
+    """The levers (``rlmon.steering.Levers``) of one TRL trainer.
+
+    Raises ``AttachError``, before the first step, where a rule asks for what cannot work with this trainer.
+    """
+
+    def __init__(self, trainer: Any, base: BaseModel, policy: Policy, sources: SourceMap, *, keeps_text: bool) -> None:
+        self._trainer = weakref.ref(trainer)
+        self.policy = policy
+        acting = [rule.action for rule in policy.rules if not rule.dry_run]
+        self._knobs = Knobs(trainer, base)
+        self._knobs.refuse(acting)
+        _refuse_roll_back(trainer, acting)
+        self._draws = next(
+            (Draws(trainer, action, sources.source_of) for action in acting if isinstance(action, Defer)), None
+        )
+        self._keeps_text = keeps_text
+        self._anchor = next((AnchorStore(action) for action in acting if isinstance(action, Anchor)), None)
+        self.ends: Action | None = None
+        """The action that ends training: ``stop`` or ``roll back``."""
+        self._returned = False
+        self._begun = False
+        self._folder: Path | None = None
+        self._given = dict(self._knobs.values())
+
+    @property
+    def trainer(self) -> Any:
+        trainer = self._trainer()
+        if trainer is None:
+            raise RuntimeError("the steered trainer is gone")
+        return trainer
+
+    @property
+    def in_mid_round(self) -> bool:
+        """Whether TRL has rows buffered that it has still to train on."""
+        trainer = self.trainer
+        reuse = int(trainer.args.steps_per_generation) * int(trainer.num_iterations)
+        return int(trainer._step) % reuse != 0
+
+    @property
+    def _training(self) -> bool:
+        return bool(self.trainer.model.training)
+
+    # -- levers ----------------------------------------------------------------------------------------------------
+
+    def values(self) -> Mapping[str, float]:
+        return self._knobs.values()
+
+    def apply(self, action: Action, settings: Any) -> None:
+        if isinstance(settings, KLPenalty):
+            self._turn_beta(float(action.new or 0.0))
+        elif isinstance(settings, EntropyBonus):
+            value = float(action.new or 0.0)
+            if self._knobs.adaptive_entropy:
+                self._knobs.set_entropy_target(value)
+            else:
+                self._turn_entropy_coef(value)
+        elif isinstance(settings, ResetReference):
+            self._knobs.reset_reference()
+        elif isinstance(settings, Stop):
+            self.ends = action
+        elif isinstance(settings, RollBack):
+            if self._returned:
+                raise RuntimeError("the run was rolled back before, and a second time would only repeat the third")
+            if self._checkpoint_before(action.step) is None:
+                raise RuntimeError(f"there is no checkpoint from before step {action.step} (save_steps)")
+            self.ends = action
+        # The others act on rows, draws or the loss, by the level of their rule.
+
+    def _turn_beta(self, value: float) -> None:
+        """Where it cannot be turned, the policy stands in for the reference (a KL of zero) until all ranks know: TRL's
+        collectives depend on ``beta``, so that ranks on which it differs would wait for each other for ever."""
+        try:
+            self._knobs.set_beta(value)
+        except Exception:
+            trainer = self.trainer
+            trainer.beta = value
+            policy = trainer.accelerator.unwrap_model(trainer.model)
+            if value and trainer.ref_model is None and not hasattr(policy, "peft_config"):
+                trainer.ref_model = _Reference(trainer, policy)
+            raise
+
+    def _turn_entropy_coef(self, value: float) -> None:
+        """As with ``beta``: whether there is a bonus decides over a collective of TRL's loss."""
+        try:
+            self._knobs.set_entropy_coef(value)
+        except Exception:
+            self.trainer._entropy_bonus_enabled = value != 0.0 or self._given["entropy_coef"] != 0.0
+            raise
+
+    def rest(self, settings: Any) -> None:
+        if isinstance(settings, Stop | RollBack):
+            self.ends = None
+        with contextlib.suppress(Exception):
+            if isinstance(settings, KLPenalty):
+                self._knobs.set_beta(self._given["beta"])
+            elif isinstance(settings, EntropyBonus) and self._knobs.adaptive_entropy:
+                self._knobs.set_entropy_target(self._given["entropy_target"])
+            elif isinstance(settings, EntropyBonus):
+                self._knobs.set_entropy_coef(self._given["entropy_coef"])
+
+    def state(self) -> Mapping[str, Any]:
+        return {**self._knobs.state(), "returned": self._returned}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._returned = self._returned or bool(state.get("returned"))
+        self._knobs.load(state, self._folder)
+
+    # -- one train() call ------------------------------------------------------------------------------------------
+
+    def prepare(self, folder: Path | None, own: Mapping[str, Any] | None) -> None:
+        """Before the monitor is made: ``folder`` is rlmon's part of the checkpoint that the run resumes from, ``own``
+        what ``rank_state`` gave there."""
+        if self._begun:
+            # What an earlier train() of this trainer left turned is not how this one begins.
+            for rule in self.policy.rules:
+                if not rule.dry_run:
+                    self.rest(rule.action)
+            self._knobs.forget_reset()
+        self._begun = True
+        self.ends = None
+        self._folder = folder
+        self._returned = folder is not None and (folder / ROLLED_BACK).exists()
+        if self._anchor is not None and own is not None and own.get("anchor") is not None:
+            self._anchor.load(own["anchor"])
+        if self._draws is not None and own is not None and own.get("draws") is not None:
+            self._draws.load(own["draws"])
+        if self._draws is not None and folder is not None:
+            continue_order(self.trainer)
+
+    def begin(self, monitor: Monitor) -> None:
+        """After it was made: a run that came back to this checkpoint takes up the ``beta`` of the rule that sent it."""
+        if self._folder is None or not (self._folder / ROLLED_BACK).exists():
+            return
+        marked = json.loads((self._folder / ROLLED_BACK).read_text())
+        if marked["beta"] is not None:
+            self._knobs.set_beta(float(marked["beta"]))
+        monitor.note(f"Rolled back by {marked['rule']} ({marked['reason']}); beta is {self._knobs.values()['beta']}.")
+
+    def mark_return(self) -> Path | None:
+        """The checkpoint to go on from, marked so that the run comes back to it once only."""
+        assert self.ends is not None
+        checkpoint = self._checkpoint_before(self.ends.step)
+        if checkpoint is None:
+            return None
+        if self.trainer.accelerator.is_main_process:
+            settings = self.policy.rule(self.ends.rule).action
+            marked = {"rule": self.ends.rule, "reason": self.ends.reason, "beta": getattr(settings, "beta", None)}
+            folder = checkpoint / "rlmon"
+            folder.mkdir(exist_ok=True)
+            (folder / ROLLED_BACK).write_text(json.dumps(marked))
+        return checkpoint
+
+    def _checkpoint_before(self, step: int) -> Path | None:
+        """The last checkpoint from before ``step``; every rank sees the same folders (a shared file system)."""
+        run_dir = Path(self.trainer._get_output_dir(trial=None))
+        steps = [
+            int(path.name.rpartition("-")[2])
+            for path in run_dir.glob("checkpoint-*")
+            if path.is_dir() and path.name.rpartition("-")[2].isdigit()
+        ]
+        before = [number for number in steps if number < step]
+        return run_dir / f"checkpoint-{max(before)}" if before else None
+
+    # -- rounds ----------------------------------------------------------------------------------------------------
+
+    def draws(self, monitor: Monitor, inputs: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """The raw rows to generate from: those of deferred prompts are replaced, the same on all ranks."""
+        if self._draws is None or monitor.steering is None or not self._training:
+            return inputs
+        drawn = inputs
+        with monitor.guard("interventions"):
+            try:
+                number = monitor.coming_round("train")
+                drawn = self._draws.swap(inputs, monitor.steering.blocked(number), number)
+            except Exception as error:
+                monitor.steering.fail(Defer, f"{type(error).__name__}: {error}")
+                raise
+        return drawn
+
+    def rollouts(self, monitor: Monitor, batch: RolloutBatch | None, output: dict[str, Any]) -> None:
+        """Let the rules look at a round that was scored, and change its advantages where they say so."""
+        if not self._training:
+            return
+        logp_base_n = None
+        with monitor.guard("interventions"):
+            logp_base_n = _mean_reference(output)
+        effect = monitor.steer(batch, len(output["advantages"]), logp_base_n)
+        if monitor.steering is None:
+            return
+        with monitor.guard("interventions"):
+            try:
+                if self._anchor is not None:
+                    mode_n, reward_n = monitor.steering.own_rows(self._anchor.settings.modes)
+                    kl_nats = None if monitor.last_record is None else monitor.last_record.metrics.get("rlmon/kl/mean")
+                    self._anchor.collect(output, reward_n, mode_n, kl_nats=kl_nats)
+            except Exception as error:
+                monitor.steering.fail(Anchor, f"{type(error).__name__}: {error}")
+                raise
+        with monitor.guard("interventions"):
+            try:
+                if effect is not None:
+                    output["advantages"] = steered(output["advantages"], effect)
+            except Exception as error:
+                for kind in (ModeMarginal, Quarantine, Winsorise):
+                    monitor.steering.fail(kind, f"{type(error).__name__}: {error}")
+                raise
+
+    # -- the loss --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def loss(self, monitor: Monitor, inputs: dict[str, Any]) -> Iterator[None]:
+        """Around TRL's loss: what a changed ``beta`` needs is in the batch, and what stood in for it goes again."""
+        failure: str | None = None
+        if self._training:
+            with monitor.guard("interventions"):
+                failure = self._knobs.before_loss(inputs)
+        if failure is not None and monitor.steering is not None:
+            monitor.steering.fail(KLPenalty, failure)
+        try:
+            yield
+        finally:
+            if self._training:
+                with monitor.guard("interventions"):
+                    self._knobs.after_loss()
+
+    def add_to_loss(
+        self, monitor: Monitor, value: torch.Tensor, inputs: Mapping[str, Any], result: Any
+    ) -> torch.Tensor:
+        """TRL's loss, with the entropy bonus of RLOO and the anchor where they act."""
+        if not self._training or monitor.steering is None:
+            return value
+        with monitor.guard("interventions"):
+            try:
+                if result is not None:
+                    bonus = self._knobs.extra_loss(inputs, result[0], result[1])
+                    value = value if bonus is None else value + bonus
+            except Exception as error:
+                monitor.steering.fail(EntropyBonus, f"{type(error).__name__}: {error}")
+                raise
+        with monitor.guard("interventions"):
+            try:
+                if self._anchor is not None:
+                    dying, weight = monitor.steering.anchoring(self.trainer.state.global_step + 1)
+                    anchored = self._anchor.loss(self.trainer, dying, weight)
+                    value = value if anchored is None else value + anchored
+            except Exception as error:
+                monitor.steering.fail(Anchor, f"{type(error).__name__}: {error}")
+                raise
+        return value
+
+    def rank_state(self) -> dict[str, Any]:
+        """What this rank alone keeps: its anchors, and the rows it has seen of a stream."""
+        return {
+            "anchor": None if self._anchor is None else self._anchor.state(),
+            "draws": None if self._draws is None else self._draws.state(text=self._keeps_text),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Weights that a resumed run could not rebuild: a reference that was reset."""
+        self._knobs.save(folder)
+
+
+def steered(advantages: torch.Tensor, effect: RowEffect) -> torch.Tensor:
+    """``advantages`` [n] or [n, T] after the rules: ``clip(A * factor, limit) + addition``, in their own dtype."""
+    like = {"dtype": torch.float64, "device": advantages.device}
+    shape = (-1,) + (1,) * (advantages.dim() - 1)
+    factor = torch.as_tensor(effect.factor_n, **like).reshape(shape)
+    addition = torch.as_tensor(effect.addition_n, **like).reshape(shape)
+    kept = advantages.double() * factor
+    if effect.limit is not None:
+        kept = kept.clamp(-effect.limit, effect.limit)
+    return (kept + addition).to(advantages.dtype)
+
+
+def _mean_reference(output: Mapping[str, Any]) -> np.ndarray | None:
+    """Mean log-probability per token [n] under TRL's reference, where this generation has one."""
+    logps_BT = output.get("ref_per_token_logps")
+    if logps_BT is None:
+        return None
+    mask_BT = output["completion_mask"].double()
+    means: np.ndarray = ((logps_BT.double() * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)).cpu().numpy()
+    return means
+
+
+def _refuse_roll_back(trainer: Any, acting: Sequence[Any]) -> None:
+    given = trainer.args.save_strategy
+    save_strategy = str(getattr(given, "value", given))
+    if any(isinstance(action, RollBack) for action in acting) and save_strategy == "no":
+        raise AttachError(
+            "roll_back returns to a checkpoint, and save_strategy is no. Set save_strategy: steps and save_steps."
+        )

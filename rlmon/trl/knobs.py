@@ -1,0 +1,550 @@
+"""What a rule may turn on a live TRL trainer: ``beta``, the entropy bonus, and the reference of the KL penalty.
+
+TRL reads ``trainer.beta`` at each generation and, in GRPO, at each loss; but it builds a reference only where the
+run began with a penalty, and a batch that was generated while ``beta`` was 0 carries no reference logprobs. So a
+reference of our own becomes ``trainer.ref_model`` before ``beta`` leaves 0 (TRL then fills new batches and logs ``kl``
+itself), and ``before_loss`` fills the batches that are already buffered. Which model that is:
+
+=====================  =============================================================================================
+the run began with     TRL's reference, untouched
+``beta > 0``
+base kind ``copy``     the frozen initial weights, under a handle of their own: rlmon's copy is not patched
+base kind ``adapter``  the policy with its adapter switched off
+base kind ``snapshot`` the policy with the initial tensors of its adapter
+after a reset          a copy of the policy (of its trainable tensors, where it has an adapter)
+=====================  =============================================================================================
+
+RLOO's penalty is part of the reward: there a change acts from the next generation on. Every setter is attribute work
+that depends on its arguments alone: no collective, no random number, no ``requires_grad``, no module mode.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl.trainer.utils
+from accelerate.utils import convert_to_fp32
+from torch import nn
+from trl import RLOOTrainer
+
+from rlmon.errors import AttachError
+from rlmon.interventions.actions import (
+    ActionSettings,
+    Anchor,
+    EntropyBonus,
+    KLPenalty,
+    ResetReference,
+    RollBack,
+)
+from rlmon.trl.base import (
+    BaseModel,
+    _adapters_off,
+    _copy_refusal,
+    _evaluation_mode,
+    _frozen_copy,
+    _trainable_tensors,
+    _tuner_layers,
+)
+
+REFERENCE_KEY = "ref_per_token_logps"
+REFERENCE_FILE = "reference.safetensors"
+MULTIMODAL = (
+    "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
+    "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
+)  # fmt: skip
+"""What TRL puts into a batch for its per-token forward, beside the tokens."""
+
+_add_fused_lm_head: Any = getattr(trl.trainer.utils, "add_fused_lm_head", None)
+"""Since TRL 1.15 a model must be patched with this before TRL can ask it for logprobs."""
+
+
+class Knobs:
+    """The values that rules turn on one trainer.
+
+    Args:
+        trainer: a ``GRPOTrainer`` or ``RLOOTrainer``; held weakly.
+        base: the initial base model, from which a reference is made where TRL has none.
+    """
+
+    def __init__(self, trainer: Any, base: BaseModel) -> None:
+        self._trainer = weakref.ref(trainer)
+        self._base = base
+        self._rloo = isinstance(trainer, RLOOTrainer)
+        self._given_beta = float(trainer.args.beta)
+        self._given_bonus = bool(getattr(trainer.args, "entropy_coef", 0.0)) or self.adaptive_entropy
+        self._initial: _Reference | None = None
+        """The reference for a run that began without one."""
+        self._adapter: _AdapterReference | None = None
+        """TRL's own reference of an adapter, as a model: TRL makes it by switching adapters inside its forward."""
+        self._reset: _Reference | None = None
+        self._reset_step: int | None = None
+        self._given_reference = trainer.ref_model
+        self._rloo_entropy_coef = 0.0
+        self._failure: str | None = None
+        self._stand_in: tuple[dict[str, Any], float] | None = None
+        """The batch whose reference logprobs are not the reference's, and ``beta`` to return to after its loss."""
+
+    @property
+    def trainer(self) -> Any:
+        trainer = self._trainer()
+        if trainer is None:
+            raise RuntimeError("the steered trainer is gone")
+        return trainer
+
+    @property
+    def adaptive_entropy(self) -> bool:
+        """Whether TRL's own controller turns ``entropy_coef``: then a rule sets its target instead."""
+        return bool(getattr(self.trainer.args, "use_adaptive_entropy", False))
+
+    @property
+    def _policy(self) -> nn.Module:
+        policy: nn.Module = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return policy
+
+    # -- before the first step -------------------------------------------------------------------------------------
+
+    def refuse(self, actions: Iterable[ActionSettings]) -> None:
+        """Raise ``AttachError`` where one of ``actions`` cannot work with this trainer, saying what to type.
+
+        The reference for a penalty that starts from 0 is made here, alike on all ranks, so that raising ``beta`` later
+        cannot fail on one of them.
+        """
+        asked = list(actions)
+        args = self.trainer.args
+        raises_beta = any(
+            isinstance(action, KLPenalty) or (isinstance(action, RollBack) and bool(action.beta)) for action in asked
+        )
+        resets = any(isinstance(action, ResetReference) for action in asked)
+        bonus = any(isinstance(action, EntropyBonus) for action in asked)
+        what = "kl_penalty" if raises_beta else "reset_reference"
+        if (raises_beta or resets or bonus) and getattr(args, "use_liger_kernel", False) and not _add_fused_lm_head:
+            raise AttachError(
+                f"{what if raises_beta or resets else 'entropy_bonus'} cannot work with use_liger_kernel on TRL "
+                f"{trl.__version__}: its kernel fixes the loss when the trainer is built. Set use_liger_kernel: false, "
+                "or type: pip install -U 'trl>=1.16'"
+            )
+        if (raises_beta or resets) and getattr(args, "sync_ref_model", False):
+            raise AttachError(
+                f"{what} cannot work with sync_ref_model: TRL moves the reference every ref_model_sync_steps, and two "
+                "hands on one reference contradict each other. Set sync_ref_model: false, or leave the rule out."
+            )
+        self._refuse_sharded(asked, raises_beta=raises_beta)
+        if resets:
+            self._refuse_reset(raises_beta)
+        if raises_beta and self._given_beta == 0.0:
+            self._refuse_from_zero()
+            self._initial = self._initial_reference()
+        if bonus and self._rloo and not _add_fused_lm_head:
+            raise AttachError(
+                f"entropy_bonus cannot work with RLOOTrainer on TRL {trl.__version__}: its entropies carry no "
+                "gradient before 1.15. Type: pip install -U 'trl>=1.16'"
+            )
+        if bonus and not self._rloo and not hasattr(args, "entropy_coef"):
+            raise AttachError(
+                f"entropy_bonus cannot work: GRPOConfig of TRL {trl.__version__} has no entropy_coef. Type: "
+                "pip install -U 'trl>=1.16'"
+            )
+
+    def _refuse_sharded(self, asked: list[ActionSettings], *, raises_beta: bool) -> None:
+        kind = str(getattr(self.trainer.accelerator, "distributed_type", "NO")).rsplit(".", 1)[-1]
+        if kind not in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            return
+        if raises_beta and (self._given_beta == 0.0 or hasattr(self._policy, "peft_config")):
+            raise AttachError(
+                f"kl_penalty cannot make a reference under {kind}: each forward of it would be a collective of its "
+                "own. Fine-tune the full model with beta above 0 in the trainer's config (1e-4 will do), so that TRL "
+                "loads and shards a reference itself; or leave the rule out."
+            )
+        for action in asked:
+            if isinstance(action, Anchor | ResetReference):
+                name = "anchor" if isinstance(action, Anchor) else "reset_reference"
+                raise AttachError(
+                    f"{name} cannot work under {kind}, where every forward and every copy of weights is a collective. "
+                    "Train with DDP or on one device, or leave the rule out."
+                )
+
+    def _refuse_reset(self, raises_beta: bool) -> None:
+        if self._given_beta == 0.0 and not raises_beta:
+            raise AttachError(
+                "reset_reference has nothing to reset: beta is 0 and no rule raises it. Add a rule with "
+                "do: kl_penalty, or set beta above 0 in the trainer's config."
+            )
+        self._refuse_layout("reset_reference")
+        if not hasattr(self._policy, "peft_config"):
+            refusal = _copy_refusal(self._policy, initial_weights=True)
+            if refusal is not None:
+                raise AttachError(
+                    f"reset_reference cannot work: {refusal}. Leave the rule out, or train an adapter "
+                    "(peft_config), whose reference is small."
+                )
+
+    def _refuse_from_zero(self) -> None:
+        self._refuse_layout("kl_penalty")
+        if not self._base.active:
+            hint = "Set rlmon_base_kl: auto" if "rlmon_base_kl is off" in self._base.reason else "Help rlmon to one"
+            raise AttachError(
+                f"kl_penalty needs a reference, and beta is 0, so TRL loads none; rlmon has none either: "
+                f"{self._base.reason}. {hint}, or set beta above 0 in the trainer's config (1e-4 will do)."
+            )
+
+    def _refuse_layout(self, what: str) -> None:
+        policy = self._policy
+        if hasattr(policy, "peft_config") and not _tuner_layers(policy):
+            raise AttachError(
+                f"{what} cannot work with this PEFT method: it has no adapter layers that could be switched off. Use "
+                "LoRA, or leave the rule out."
+            )
+        places = getattr(policy, "hf_device_map", None)
+        if places and len(set(places.values())) > 1 and not hasattr(policy, "peft_config"):
+            raise AttachError(
+                f"{what} cannot copy a model that device_map spreads over devices. Load it on one device, train an "
+                "adapter (peft_config), or leave the rule out."
+            )
+
+    # -- values ----------------------------------------------------------------------------------------------------
+
+    def values(self) -> dict[str, float]:
+        """``beta`` and ``entropy_coef`` as they are; ``entropy_target`` [nats] where TRL's controller is on."""
+        trainer = self.trainer
+        values = {"beta": float(getattr(trainer, "beta", self._given_beta))}
+        if self._rloo:
+            values["entropy_coef"] = self._rloo_entropy_coef
+        else:
+            given = getattr(trainer.args, "entropy_coef", 0.0)
+            values["entropy_coef"] = float(getattr(trainer, "entropy_coef", given))
+        if self.adaptive_entropy:
+            values["entropy_target"] = float(trainer.args.entropy_target)
+        return values
+
+    def set_beta(self, value: float) -> None:
+        """From the next loss on (RLOO: the next generation), the penalty's weight; ``RuntimeError`` without a
+        reference."""
+        _require(math.isfinite(value) and value >= 0.0, f"beta must be a number from 0 on, got {value}")
+        trainer = self.trainer
+        if value != 0.0 and self._given_beta == 0.0 and trainer.ref_model is None:
+            trainer.ref_model = self._initial = self._initial_reference()
+        trainer.beta = float(value)
+
+    def set_entropy_coef(self, value: float) -> None:
+        """From the next loss on, the weight of the entropy bonus (per-token mean, in nats)."""
+        _require(math.isfinite(value) and value >= 0.0, f"entropy_coef must be a number from 0 on, got {value}")
+        if self._rloo:
+            self._rloo_entropy_coef = float(value)
+            return
+        if self.adaptive_entropy:
+            raise RuntimeError("use_adaptive_entropy is on: TRL turns entropy_coef itself, set its target instead")
+        trainer = self.trainer
+        trainer.entropy_coef = float(value)
+        # TRL reads the flag, not the coefficient.
+        trainer._entropy_bonus_enabled = value != 0.0 or self._given_bonus
+
+    def set_entropy_target(self, value: float) -> None:
+        """The entropy [nats] that TRL's controller holds (``use_adaptive_entropy``)."""
+        _require(math.isfinite(value) and value >= 0.0, f"entropy_target must be a number from 0 on, got {value}")
+        if not self.adaptive_entropy:
+            raise RuntimeError("use_adaptive_entropy is off, so no controller has a target")
+        self.trainer.args.entropy_target = float(value)
+
+    def reset_reference(self) -> None:
+        """Make the present policy the reference of the penalty; rlmon's KL to the initial base is measured on."""
+        self._take_reference(None)
+        self._reset_step = int(self.trainer.state.global_step)
+
+    def forget_reset(self) -> None:
+        """The reference that the trainer was given, before another ``train()`` of the same trainer."""
+        self.trainer.ref_model, self._reset, self._reset_step = self._given_reference, None, None
+
+    # -- the loss --------------------------------------------------------------------------------------------------
+
+    def before_loss(self, inputs: dict[str, Any]) -> str | None:
+        """Give ``inputs`` (TRL's buffered batch) the reference logprobs [B, T] that its loss needs and it lacks.
+
+        Never raises. Returns why the reference failed, since the last call, and the penalty was held at zero instead;
+        ``None`` where all is well. Must run before anything listens to the policy's forward: the reference of an
+        adapter is a forward of the policy's own modules. ``after_loss`` ends what this began.
+        """
+        try:
+            trainer = self.trainer
+            if not self._rloo and trainer.beta != 0.0 and inputs.get(REFERENCE_KEY) is None:
+                self._fill(trainer, inputs)
+        except Exception as error:
+            self._failure = _describe(error)
+        failure, self._failure = self._failed(), None
+        return failure
+
+    def after_loss(self) -> None:
+        """Take back what stood in for a reference that failed."""
+        if self._stand_in is not None:
+            (inputs, beta), self._stand_in = self._stand_in, None
+            inputs.pop(REFERENCE_KEY, None)
+            self.trainer.beta = beta
+
+    def extra_loss(
+        self, inputs: Mapping[str, Any], logps_BT: torch.Tensor, entropies_BT: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """RLOO's entropy bonus, to be added to the loss: minus ``entropy_coef`` times the mean entropy [nats] of the
+        completion tokens. ``None`` where there is none; GRPO has its own.
+
+        Not divided by the accumulation steps: ``Trainer`` does that to RLOO's loss (GRPO's it leaves alone).
+        Raises ``RuntimeError`` where the entropies carry no gradient.
+        """
+        if not self._rloo or self._rloo_entropy_coef == 0.0:
+            return None
+        if entropies_BT is None or (torch.is_grad_enabled() and not entropies_BT.requires_grad):
+            raise RuntimeError("this TRL's entropies carry no gradient, so there can be no entropy bonus")
+        mask_BT = inputs["completion_mask"]
+        if inputs.get("tool_mask") is not None:
+            mask_BT = mask_BT * inputs["tool_mask"]
+        mean_nats = (entropies_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1.0)
+        return -self._rloo_entropy_coef * mean_nats
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run takes up, as JSON types."""
+        return {**self.values(), "reset_step": self._reset_step}
+
+    def save(self, folder: Path) -> None:
+        """Keep the weights of a reference that was reset: nothing else could rebuild them."""
+        if self._reset is not None:
+            from safetensors.torch import save_file
+
+            save_file({name: tensor.contiguous() for name, tensor in self._reset.weights().items()},
+                      folder / REFERENCE_FILE)  # fmt: skip
+
+    def load(self, state: Mapping[str, Any], folder: Path | None = None) -> None:
+        """Take up what ``state`` and ``save`` kept: values of the checkpoint win over the trainer's config.
+
+        Call it after ``BaseModel.resume``. Raises ``AttachError`` where the run cannot go on as it was.
+        """
+        reset_step = state.get("reset_step")
+        if reset_step is not None:
+            file = None if folder is None else folder / REFERENCE_FILE
+            if file is None or not file.exists():
+                raise AttachError(
+                    f"The reference was reset at step {reset_step}, and its weights are not in the checkpoint "
+                    f"({REFERENCE_FILE} is missing). Resume from a checkpoint that has them, or start a fresh run."
+                )
+            from safetensors.torch import load_file
+
+            self._take_reference(load_file(file))
+            self._reset_step = int(reset_step)
+        beta = float(state["beta"])
+        if beta != 0.0 and self._given_beta == 0.0 and self.trainer.ref_model is None and not self._base.active:
+            raise AttachError(
+                f"beta was {beta} at the checkpoint, and there is no reference to go on with: {self._base.reason}. "
+                "Pass rlmon_base_model=<path or name of the base>, or start a fresh run."
+            )
+        self.set_beta(beta)
+        if self.adaptive_entropy:
+            # The coefficient is in TRL's own checkpoint.
+            if state.get("entropy_target") is not None:
+                self.set_entropy_target(float(state["entropy_target"]))
+        elif self._rloo or float(state["entropy_coef"]) != self.values()["entropy_coef"]:
+            self.set_entropy_coef(float(state["entropy_coef"]))
+
+    # -- references ------------------------------------------------------------------------------------------------
+
+    def _initial_reference(self) -> _Reference:
+        base, kept = self._base, self._initial
+        # rlmon's self-test may have found at the first step that switching the adapter off is not the initial policy.
+        changed = base.kind == "snapshot" and isinstance(kept, _AdapterReference) and kept.tensors is not base.snapshot
+        if kept is not None and not changed:
+            return kept
+        if base.kind == "copy":
+            assert base.frozen is not None
+            return _CopyReference(self.trainer, self._policy, base.frozen)
+        if base.kind == "adapter":
+            return _AdapterReference(self.trainer, self._policy, None)
+        if base.kind == "snapshot":
+            return _AdapterReference(self.trainer, self._policy, base.snapshot)
+        raise RuntimeError(f"there is no reference for a KL penalty: {base.reason or base.kind}")
+
+    def _take_reference(self, tensors: Mapping[str, torch.Tensor] | None) -> None:
+        """Make the policy, with ``tensors`` in place of its own where given, the trainer's reference."""
+        trainer, policy = self.trainer, self._policy
+        if hasattr(policy, "peft_config"):
+            reference: _Reference = _AdapterReference(trainer, policy, _trainable_tensors(policy))
+        elif isinstance(self._reset, _CopyReference):
+            reference = self._reset
+            reference.take(dict(policy.named_parameters()))
+        else:
+            reference = _CopyReference(trainer, policy, _frozen_copy(policy))
+        if tensors is not None:
+            reference.take(tensors)
+        self._base.hold_reference()
+        trainer.ref_model = self._reset = reference
+        # Batches in the buffer go on against the new reference.
+        for inputs in getattr(trainer, "_buffered_inputs", None) or ():
+            inputs.pop(REFERENCE_KEY, None)
+
+    def _reference(self) -> nn.Module:
+        """TRL's reference as a model."""
+        trainer = self.trainer
+        if trainer.ref_model is not None:
+            reference: nn.Module = trainer.ref_model
+            return reference
+        if self._adapter is None:
+            policy = self._policy
+            tensors = None
+            if "ref" in policy.peft_config:
+                by_name = dict(policy.named_parameters())
+                renamed = {name: name.replace(".default.", ".ref.") for name in by_name if ".default." in name}
+                tensors = {name: by_name[ref].detach() for name, ref in renamed.items() if ref in by_name}
+            self._adapter = _AdapterReference(trainer, policy, tensors)
+        return self._adapter
+
+    def _fill(self, trainer: Any, inputs: dict[str, Any]) -> None:
+        try:
+            inputs[REFERENCE_KEY] = _logps(trainer, self._reference(), inputs)
+            failed = self._failed() is not None
+        except Exception as error:
+            self._failure = _describe(error)
+            failed = True
+        if not failed:
+            return
+        self._stand_in = (inputs, trainer.beta)
+        if inputs.get(REFERENCE_KEY) is not None:
+            return
+        # Zero KL with beta as it is: where beta differed between ranks, so would TRL's collectives.
+        try:
+            inputs[REFERENCE_KEY] = _logps(trainer, self._policy, inputs)
+        except Exception:
+            if inputs.get("old_per_token_logps") is not None:
+                inputs[REFERENCE_KEY] = inputs["old_per_token_logps"]
+            else:
+                trainer.beta = 0.0
+
+    def _failed(self) -> str | None:
+        """Why a reference of ours failed since it was last asked, in our forward or in TRL's."""
+        for reference in (self._initial, self._adapter, self._reset):
+            if reference is not None and reference.failure is not None:
+                self._failure, reference.failure = reference.failure, None
+        return self._failure
+
+
+# -- references as TRL takes them --------------------------------------------------------------------------------------
+
+
+class _Reference(nn.Module):
+    """A model that TRL may ask for logits or logprobs; where it fails, the policy answers: a KL of zero.
+
+    The policy is no child of it: its parameters belong to the trainer alone.
+    """
+
+    def __init__(self, trainer: Any, policy: nn.Module) -> None:
+        super().__init__()
+        self._accelerator = (trainer.accelerator,)
+        self._policy = (policy,)
+        self.failure: str | None = None
+
+    @property
+    def policy(self) -> nn.Module:
+        return self._policy[0]
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        accelerator = self._accelerator[0]
+        with accelerator.autocast():
+            try:
+                output = self.answer(*args, **kwargs)
+            except Exception as error:
+                self.failure = _describe(error)
+                with _evaluation_mode(self.policy):
+                    output = self.policy(*args, **kwargs)
+        # As accelerate does to the policy's own outputs.
+        return convert_to_fp32(output) if accelerator.native_amp else output
+
+    def answer(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The tensors that make it what it is, by their name in the policy."""
+        raise NotImplementedError
+
+    def take(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take the values of ``tensors`` (the keys of ``weights``)."""
+        own = self.weights()
+        if own.keys() != tensors.keys():
+            raise AttachError(
+                f"the saved reference has {len(tensors)} tensors, the model {len(own)}, under other names: they are "
+                "not of the same model. Resume with the model that the run was started with."
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(tensors[name])
+
+
+class _CopyReference(_Reference):
+    """A frozen model under a handle of its own: TRL's patches of ``forward`` stay on the handle."""
+
+    def __init__(self, trainer: Any, policy: nn.Module, frozen: nn.Module) -> None:
+        super().__init__(trainer, policy)
+        handle = copy.copy(frozen)
+        # A copied policy brings the policy's patches along, which lead back to the policy.
+        for patched in ("forward", "_original_forward"):
+            handle.__dict__.pop(patched, None)
+        if _add_fused_lm_head is not None:
+            _add_fused_lm_head(
+                handle,
+                temperature=float(trainer.args.temperature),
+                cast_lm_head_to_fp32=bool(getattr(trainer.args, "cast_lm_head_to_fp32", False)),
+            )
+        self._handle = (handle,)
+
+    def answer(self, *args: Any, **kwargs: Any) -> Any:
+        handle = self._handle[0]
+        device = kwargs["input_ids"].device
+        if next(handle.parameters()).device != device:
+            handle.to(device)
+        return handle(*args, **kwargs)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach() for name, parameter in self._handle[0].named_parameters()}
+
+
+class _AdapterReference(_Reference):
+    """The policy with other tensors in its adapter, or (``tensors=None``) with the adapter switched off."""
+
+    def __init__(self, trainer: Any, policy: nn.Module, tensors: dict[str, torch.Tensor] | None) -> None:
+        super().__init__(trainer, policy)
+        self.tensors = tensors
+
+    def answer(self, *args: Any, **kwargs: Any) -> Any:
+        with _evaluation_mode(self.policy):
+            if self.tensors is None:
+                with _adapters_off(self.policy):
+                    return self.policy(*args, **kwargs)
+            return torch.func.functional_call(self.policy, self.tensors, args, kwargs)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return dict(self.tensors or {})
+
+
+@torch.no_grad()
+def _logps(trainer: Any, model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Per-token logprobs [B, T] of the batch's completions under ``model``, computed as TRL computes its own."""
+    input_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    extras = {name: inputs[name] for name in MULTIMODAL if inputs.get(name) is not None}
+    with _evaluation_mode(model):
+        result = trainer._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, inputs["completion_ids"].size(1), **extras
+        )
+    logps_BT: torch.Tensor = result[0]
+    return logps_BT
+
+
+def _require(holds: bool, text: str) -> None:
+    if not holds:
+        raise ValueError(text)
+
+
+def _describe(error: BaseException) -> str:
+    return f"the reference of the KL penalty failed ({type(error).__name__}: {str(error)[:200]})"
