@@ -90,7 +90,7 @@ class Source:
         return beta_cdf(bound, 1.0 + self.successes, 1.0 + self.attempts - self.successes)
 
     def guesses(self, *, newest: bool = False) -> float:
-        """P(solve rate < ``GUESSES`` times the guessing rate) under a uniform prior, by all or by the newest attempts."""
+        """P(solve rate < ``GUESSES`` times the guessing rate), uniform prior, by all or by the newest attempts."""
         n, k, expected = self.newest if newest else (self.attempts, self.successes, self.guessed)
         return beta_cdf(min(1.0, GUESSES * expected / n), 1.0 + k, 1.0 + n - k) if n > 0.0 else 0.0
 

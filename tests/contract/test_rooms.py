@@ -48,7 +48,7 @@ ROOMS = {
     "audit": Room(LANGUAGE | {"runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),
     "report": Room(LANGUAGE | {"runlog", "metrics", "detectors", "audit"}, {"numpy", "pyarrow", "rich"}),
     "lab": Room(
-        BELOW_MONITOR | {"monitor", "sinks", "trl", "report"},
+        BELOW_MONITOR | {"monitor", "steering", "sinks", "trl", "report"},
         TRAINING | {"pyarrow", "rich", "tokenizers", "safetensors", "reasoning_gym", "matplotlib"},
     ),
     "cli": Room(

@@ -41,7 +41,9 @@ def test_a_cell_is_done_only_with_the_same_settings(tmp_path: Path) -> None:
     warmer = dataclasses.replace(CELL, task=dataclasses.replace(CELL.task, learning_rate=1e-3))
     assert warmer.name == CELL.name
     assert experiments.stored(warmer, tmp_path) is None
-    steered = dataclasses.replace(CELL, arm=dataclasses.replace(CELL.arm, policy={"rules": []}))
+    steered = dataclasses.replace(
+        CELL, arm=dataclasses.replace(CELL.arm, policy={"rules": {"end": {"when": "always", "do": "stop"}}})
+    )
     assert experiments.stored(steered, tmp_path) is None
 
 
@@ -73,7 +75,7 @@ def test_arms_run_where_they_make_sense_and_seed_by_seed() -> None:
     assert len({cell.name for cell in every}) == len(every)
     assert [cell.seed for cell in every] == sorted(cell.seed for cell in every)
     oracles = {cell.task.name for cell in every if cell.arm.oracle}
-    assert oracles == {"contamination", "learnable"}
+    assert oracles == {"contamination", "contamination-seven"}
 
 
 def test_every_arm_is_another_run() -> None:
@@ -123,7 +125,7 @@ def test_sure_modes_are_those_of_the_base() -> None:
 
 def test_a_policy_file_becomes_an_arm(tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
-    rules.write_text("rules: []\n", encoding="utf-8")
+    rules.write_text("rules: {end: {when: always, do: stop}}\n", encoding="utf-8")
     seen: list[Sequence[Cell]] = []
 
     def run_all(wanted: Sequence[Cell], folder: Path, jobs: int) -> list[dict[str, Any]]:
@@ -136,7 +138,7 @@ def test_a_policy_file_becomes_an_arm(tmp_path: Path) -> None:
         assert experiments.main([*common, "--policy", f"mine={rules}", "--arms", "mine"]) == 0
         assert experiments.main([*common, "--arms", "nobody"]) == 2
         assert experiments.main([*common, "--policy", "mine=/nowhere"]) == 2
-    assert seen[0] == [Cell(task=TASKS["seven"], arm=Arm(name="mine", policy={"rules": []}, about="policy rules.yaml"), seed=7)]  # fmt: skip  # noqa: E501
+    assert seen[0] == [Cell(task=TASKS["seven"], arm=Arm(name="mine", policy={"rules": {"end": {"when": "always", "do": "stop"}}}, about="policy rules.yaml"), seed=7)]  # fmt: skip  # noqa: E501
 
 
 def test_rarity_weights() -> None:

@@ -1,4 +1,4 @@
-"""The fold of the rules: when a knob moves, by how much, what is measured afterwards, and what survives a checkpoint."""
+"""The fold of the rules: when a knob moves, by how much, what is measured, and what survives a checkpoint."""
 
 from __future__ import annotations
 

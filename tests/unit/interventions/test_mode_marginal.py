@@ -454,7 +454,7 @@ class TestSources:
             round=1,
             sources=[1] * 128 + [2] * 128,
         )
-        for r in range(1, 12):
+        for _ in range(1, 12):
             state = mm.observe(settings, state, now)
         assert mm.undeserving(state, 2) == {B}
         assert mm.undeserving(state, 1) == frozenset()
