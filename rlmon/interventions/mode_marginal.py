@@ -16,8 +16,8 @@ among the base's ``LABELS`` most frequent are one label, ``REST``, which is neve
 A mode's mean advantage is not subtracted: whether a mode is good must stay visible to the reward.
 
 What is said within a mode is free, and where the reward does not look it drifts: a run that held its modes came to
-write the same noun in every sentence. A ``beta`` of .02 to .05 beside the pressure holds that; alone it does not hold
-the modes.
+write the same noun in every sentence. A small ``beta`` (.02 to .1) beside the pressure holds that; alone it does not
+hold the modes of every base.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def _alone(name: str, do: Any, when: Any = "always") -> dict[str, Any]:
     return {"rules": {name: {"when": when, "do": do}}}
 
 
-_MARGINAL = {"action": "mode_marginal", "bounds": [0.25, 1.0]}
+_MARGINAL = {"action": "mode_marginal", "kappa": 0.3, "bounds": [0.1, 1.0]}
 
 ARMS: Mapping[str, Arm] = {
     arm.name: arm

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlmon.interventions.mode_marginal import predicted_shares
+
 if TYPE_CHECKING:
     from rlmon.lab.experiments import Task
 
@@ -142,6 +144,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("effective_formats", "effective"),
     ("effective_formats_correct", "correct"),
     ("effective_formats_correct_within", "correct, within"),
+    ("other_share", "other"),
     ("top_share", "top share"),
     ("entropy_ratio", "entropy ratio"),
     ("js_distance", "JS"),
@@ -154,7 +157,13 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("train_cpu_seconds", "CPU s"),
 )
 """(name in a cell or its evaluation, heading). A column without a value is left out."""
-PAIRED = ("accuracy", "effective_formats_correct", "kl_seq_nats", "worthless_share", "constant_share", "hard_accuracy")
+PAIRED = (
+    "accuracy", "effective_formats_correct", "effective_formats_correct_within", "kl_seq_nats", "worthless_share",
+    "constant_share", "hard_accuracy",
+)  # fmt: skip
+KEPT, OTHER, PRICE, SAVED = 0.85, 0.02, 0.01, 0.7
+"""What is asked of a protected run: share of the base's effective formats (correct only, across and within prompts),
+most growth of ``other``, most accuracy under the unprotected run, least share of its excess KL saved."""
 
 
 def value_of(result: Mapping[str, Any], name: str) -> float | None:
@@ -250,6 +259,92 @@ def excess_table(found: Sequence[Excess]) -> str:
     )
 
 
+def by_format_table(results: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> str:
+    """Share and accuracy of every format, mean over seeds, as Markdown: the base above the arms."""
+    shares: Mapping[str, float] = base["evaluation"]["format_shares"]
+    formats = [name for name, share in shares.items() if share >= 0.01]
+    rows = [["arm", *formats], ["*base*", *(_share_and_accuracy([base], name) for name in formats)]]
+    for arm, cells in by_arm(results).items():
+        rows.append([arm, *(_share_and_accuracy(list(cells.values()), name) for name in formats)])
+    return _markdown(rows)
+
+
+def _share_and_accuracy(cells: Sequence[Mapping[str, Any]], name: str) -> str:
+    share = statistics.fmean(cell["evaluation"]["format_shares"].get(name, 0.0) for cell in cells)
+    right = [accuracy for cell in cells if (accuracy := cell["evaluation"]["accuracy_by_format"].get(name)) is not None]
+    return f"{share:.3f}" + (f" ({statistics.fmean(right):.2f})" if right else "")
+
+
+def predicted_table(results: Sequence[Mapping[str, Any]], base: Mapping[str, Any], arm: str = "marginal") -> str | None:
+    """The shares that the mode-marginal KL's optimum has, p0 exp(R / kappa) with the last kappa and the accuracies of
+    the formats at the end, against those achieved; mean over seeds. ``None`` where the arm was not run."""
+    cells = [cell for cell in results if cell["arm"] == arm]
+    if not cells:
+        return None
+    names = [name for name, share in base["evaluation"]["format_shares"].items() if share >= 0.01]
+    p0 = [base["evaluation"]["format_shares"][name] for name in names]
+    predicted, achieved, kappas = [], [], []
+    for cell in cells:
+        now = cell["evaluation"]
+        steered = [float(new) for _, _, _, knob, _, new in cell["actions"] if knob.startswith("kappa")]
+        kappa = steered[-1] if steered else 0.0
+        if kappa <= 0.0:
+            continue
+        spread = math.sqrt(max(1e-6, now["accuracy"] * (1.0 - now["accuracy"])))
+        # A group-normalised advantage: the reward less the mean, over its standard deviation.
+        reward = [(now["accuracy_by_format"].get(name, 0.0) - now["accuracy"]) / spread for name in names]
+        predicted.append(predicted_shares(p0, reward, kappa).tolist())
+        achieved.append([now["format_shares"].get(name, 0.0) for name in names])
+        kappas.append(kappa)
+    if not kappas:
+        return None
+
+    def mean(rows: Sequence[Sequence[float]]) -> list[str]:
+        return [f"{statistics.fmean(column):.3f}" for column in zip(*rows, strict=True)]
+
+    head = f"{arm}, kappa at the end {statistics.fmean(kappas):.2f}"
+    rows = [[head, *names], ["*base*", *(f"{share:.3f}" for share in p0)]]
+    return _markdown([*rows, ["predicted", *mean(predicted)], ["achieved", *mean(achieved)]])
+
+
+def asked_table(
+    results: Sequence[Mapping[str, Any]], base: Mapping[str, Any], found: Sequence[Excess], arm: str = "protect"
+) -> str | None:
+    """What was asked of ``arm`` and what it did, a line each; ``None`` where it was not run."""
+    arms = by_arm(results)
+    if arm not in arms or REFERENCE not in arms:
+        return None
+
+    def mean(name: str) -> float:
+        values = [value for cell in arms[arm].values() if (value := value_of(cell, name)) is not None]
+        return statistics.fmean(values) if values else math.nan
+
+    def of_base(name: str) -> float:
+        whole = value_of(base, name)
+        return math.nan if not whole else mean(name) / whole
+
+    price = paired(arms[arm], arms[REFERENCE], "accuracy")
+    other = mean("other_share") - (value_of(base, "other_share") or 0.0)
+    rows = [["asked", "line", "measured", ""]]
+    for what, name in (
+        ("correct-only effective formats of the base's, across", "effective_formats_correct"),
+        ("the same within prompts", "effective_formats_correct_within"),
+    ):
+        rows.append([what, f">= {KEPT:.0%}", f"{of_base(name):.0%}", _mark(of_base(name) >= KEPT)])
+    rows.append(["growth of `other`", f"<= {OTHER:.0%}", f"{other:+.1%}", _mark(other <= OTHER)])
+    if price is not None:
+        rows.append(["accuracy less unprotected's", f">= -{PRICE:.2f}", price.signed, _mark(price.mean >= -PRICE)])
+    for each in found:
+        if each.arm == arm and each.reference == REFERENCE and each.reference_nats > 0.0:
+            saved = 1.0 - each.arm_nats / each.reference_nats
+            rows.append(["excess KL saved at equal accuracy", f">= {SAVED:.0%}", f"{saved:.0%}", _mark(saved >= SAVED)])
+    return _markdown(rows)
+
+
+def _mark(holds: bool) -> str:
+    return "holds" if holds else "**does not hold**"
+
+
 def write_report(
     out: Path,
     tasks: Sequence[Task],
@@ -279,6 +374,11 @@ def write_report(
             section.append(differences)
         if task.pool is None and (found := excesses(mine, base)):
             section.append(excess_table(found))
+            section += [table for table in (asked_table(mine, base, found),) if table is not None]
+        if task.pool is None:
+            section.append("Share (and accuracy) by format:")
+            section.append(by_format_table(mine, base))
+            section += [table for table in (predicted_table(mine, base),) if table is not None]
         parts.append("\n\n".join(section))
     figures = _figures(out, tasks, bases, results)
     if figures:
@@ -321,8 +421,6 @@ def _figures(
     except ImportError:
         return []
     matplotlib.use("svg")
-    from matplotlib import pyplot
-
     # Two writings of the same numbers are the same bytes.
     matplotlib.rcParams["svg.hashsalt"] = "rlmon"
     arms = list(dict.fromkeys(result["arm"] for result in results))
@@ -331,8 +429,8 @@ def _figures(
 
     whole = [task for task in tasks if task.pool is None]
     if whole:
-        figure, axes = pyplot.subplots(1, len(whole), figsize=(5.0 * len(whole), 4.2), squeeze=False)
-        for axis, task in zip(axes[0], whole, strict=True):
+        figure, panels = _panels(len(whole))
+        for axis, task in zip(panels, whole, strict=True):
             start = bases[task.name]["evaluation"]["accuracy"]
             for arm, cells in by_arm([result for result in results if result["task"] == task.name]).items():
                 paths = [path_of(cell["trajectory"]) for cell in cells.values()]
@@ -348,8 +446,8 @@ def _figures(
         _save(figure, out / "frontier.svg")
         figures.append(("frontier.svg", "Accuracy against sequence KL during training, mean over seeds"))
 
-    figure, axes = pyplot.subplots(1, len(tasks), figsize=(4.4 * len(tasks), 4.2), squeeze=False)
-    for axis, task in zip(axes[0], tasks, strict=True):
+    figure, panels = _panels(len(tasks))
+    for axis, task in zip(panels, tasks, strict=True):
         for arm, cells in by_arm([result for result in results if result["task"] == task.name]).items():
             found = [
                 (value_of(cell, "accuracy"), value_of(cell, "effective_formats_correct_within"))
@@ -362,6 +460,19 @@ def _figures(
     _save(figure, out / "diversity.svg")
     figures.append(("diversity.svg", "Held-out accuracy and diversity of right answers, one dot a seed"))
     return figures
+
+
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    """A figure with ``count`` panels, three in a row."""
+    from matplotlib import pyplot
+
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4.8 * columns, 4.2 * rows), squeeze=False)
+    panels = list(axes.flat)
+    for unused in panels[count:]:
+        unused.set_axis_off()
+    return figure, panels[:count]
 
 
 def _save(figure: Any, path: Path) -> None:

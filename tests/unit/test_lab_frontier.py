@@ -82,8 +82,10 @@ def cell(arm: str, seed: int, accuracy: float, drift: float) -> dict[str, Any]:
         "seed": seed,
         "evaluation": {
             "accuracy": accuracy, "effective_formats": 2.0, "effective_formats_correct": 1.5,
-            "effective_formats_correct_within": None, "kl_seq_nats": drift,
+            "effective_formats_correct_within": None, "kl_seq_nats": drift, "other_share": 0.01,
+            "format_shares": {"prose": 0.75, "json": 0.25}, "accuracy_by_format": {"prose": accuracy},
         },
+        "actions": [[10, "applied", "hold", "kappa (format)", 1.0, 0.5]],
         "worthless_share": None,
         "trajectory": points((0, 0.5, 0.0), (100, accuracy, drift)),
         "train_cpu_seconds": 10.0, "evaluate_cpu_seconds": 3.0, "faults": 0,
@@ -96,7 +98,13 @@ RESULTS = [
     for arm, accuracy, drift in (("unprotected", 0.95, 2.0), ("kl-0.1", 0.9, 0.5), ("mine", 0.94, 0.6))
     for seed in (0, 1)
 ]
-BASE = {"task": "seven", "evaluation": {"accuracy": 0.5}}
+BASE = {
+    "task": "seven",
+    "evaluation": {
+        "accuracy": 0.5, "effective_formats_correct": 2.0, "other_share": 0.0,
+        "format_shares": {"prose": 0.5, "json": 0.5, "rare": 0.001}, "accuracy_by_format": {"prose": 0.5, "json": 0.5},
+    },
+}  # fmt: skip
 
 
 def test_differences_are_paired_over_seeds() -> None:
@@ -116,6 +124,38 @@ def test_every_arm_meets_the_unprotected_one_and_other_arms_meet_each_kl_arm() -
         ("mine", "unprotected"),
         ("mine", "kl-0.1"),
     ]
+
+
+def test_what_was_asked_is_marked_line_by_line() -> None:
+    found = frontier.excesses(RESULTS, BASE)
+    table = frontier.asked_table(RESULTS, BASE, found, arm="mine")
+    assert table is not None
+    lines = {line.split(" | ")[0].lstrip("| "): line for line in table.splitlines()[2:]}
+    # 1.5 of 2.0 is under 85 %; other grew by 1 point; accuracy is 1 point under, to the last bit.
+    assert "75% | **does not hold**" in lines["correct-only effective formats of the base's, across"]
+    assert "+1.0% | holds" in lines["growth of `other`"]
+    assert "nan% | **does not hold**" in lines["the same within prompts"], "not measured is not held"
+    assert "excess KL saved at equal accuracy" in lines
+    assert frontier.asked_table(RESULTS, BASE, found) is None, "protect was not run"
+
+
+def test_shares_and_accuracies_by_format() -> None:
+    table = frontier.by_format_table(RESULTS, BASE).splitlines()
+    assert table[0] == "| arm | prose | json |", "what the base hardly has is left out"
+    assert table[2] == "| *base* | 0.500 (0.50) | 0.500 (0.50) |"
+    # accuracies of the two seeds: .95 and .94
+    assert table[3] == "| unprotected | 0.750 (0.94) | 0.250 |" or table[3] == "| unprotected | 0.750 (0.95) | 0.250 |"
+
+
+def test_predicted_shares_are_those_of_the_last_kappa() -> None:
+    results = [cell("marginal", 0, 0.8, 1.0)]
+    results[0]["evaluation"]["accuracy_by_format"] = {"prose": 0.9, "json": 0.5}
+    table = frontier.predicted_table(results, BASE)
+    assert table is not None
+    # kappa .5, spread sqrt(.8 .2) = .4: R = (.1, -.3) / .4 = (.25, -.75); exp(R / .5) = (1.649, .223), equal p0.
+    assert "| predicted | 0.881 | 0.119 |" in table
+    assert "| achieved | 0.750 | 0.250 |" in table
+    assert frontier.predicted_table(RESULTS, BASE) is None
 
 
 def test_report_is_the_same_bytes_twice(tmp_path: Path) -> None:
