@@ -52,6 +52,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         """Trains with ``owner.name`` broken; the trainer, the actions in the log, and the faults by place."""
         monkeypatch.setattr(owner, name, breaks(getattr(owner, name), when))
         policy = steered.rules(*rules) if rules else steered.rules()
+        steered.skip_a_bonus_without_gradient(policy, settings.get("rloo"))
         trained = tiny.trainer(tmp_path / "run", max_steps=STEPS, reward=steered.some_unsolvable, **settings)
         callback = RLMon(trained, steered.config(policy, rlmon_strict=False))
         trained.train()

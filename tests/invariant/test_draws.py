@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import trl
 from datasets import IterableDataset
+from packaging.version import Version
 from transformers import TrainerCallback
 
 from rlmon.errors import AttachError
@@ -165,6 +167,12 @@ def stream(rows: int = 12) -> IterableDataset:
     return tiny.dataset(rows).to_iterable_dataset()
 
 
+def trained_stream() -> IterableDataset:
+    if Version(trl.__version__) < Version("1.12"):
+        pytest.skip("TRL takes iterable datasets only since 1.12")
+    return stream()
+
+
 @pytest.mark.parametrize("rloo", [False, True])
 @pytest.mark.parametrize("reuse", list(REUSE))
 def test_blocked_prompts_are_not_generated_from(tmp_path: Path, rloo: bool, reuse: str) -> None:
@@ -223,7 +231,7 @@ def test_evaluation_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["map", "stream", "conversational"])
 def test_the_fold_defers_and_re_pilots(tmp_path: Path, kind: str) -> None:
     """12 prompts, 4 of them hopeless, 2 a round: once they are deferred they come back as re-pilots only."""
-    train = stream() if kind == "stream" else tiny.dataset(12, conversational=kind == "conversational")
+    train = trained_stream() if kind == "stream" else tiny.dataset(12, conversational=kind == "conversational")
     trained = tiny.trainer(tmp_path / "run", reward=hopeless_third, train=train, max_steps=60, learning_rate=2e-2)
     swap = Swap(trained, dataclasses.replace(EAGER, retry_after_rounds=12))
     seen_blocked = 0
@@ -258,7 +266,7 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_did(tmp_path: Path, kind
         trained = tiny.trainer(
             tmp_path / name,
             reward=hopeless_third,
-            train=stream() if kind == "stream" else None,
+            train=trained_stream() if kind == "stream" else None,
             max_steps=18,
             save_strategy="steps",
             save_steps=stop,

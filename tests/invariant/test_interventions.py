@@ -232,6 +232,7 @@ def returning(beta: float | None = 0.2, **more: Any) -> dict[str, Any]:
 
 def monitored(out: Path, policy: Any, cls: Any = MonitoredGRPOTrainer, **settings: Any) -> Any:
     settings = {"max_steps": 10, "save_strategy": "steps", "save_steps": 2} | settings
+    steered.skip_a_bonus_without_gradient(policy, cls is MonitoredRLOOTrainer)
     return tiny.trainer(
         out, cls=cls, rloo=cls is MonitoredRLOOTrainer, extra={"rlmon": steered.config(policy)}, **settings
     )

@@ -45,7 +45,7 @@
       ? `With a KL penalty (beta ${demo.arms.kl.beta}) accuracy still rises and ${range(kept, "effective_formats", 1)} ` +
         `effective formats of ${fixed(base.effective_formats, 1)} stay. ` : "") +
     (guarded.length
-      ? `With the policy ${demo.arms.protect.policy} and no penalty on tokens to begin with, ${range(guarded, "effective_formats", 1)} stay ` +
+      ? `With the policy ${demo.arms.protect.policy}, ${range(guarded, "effective_formats", 1)} stay ` +
         `(${percents(guarded.map((run) => run.kept.correct))} of the base’s among correct answers), at accuracy ${range(guarded, "accuracy", 3)}` +
         `${lost.length ? ` against ${range(lost, "accuracy", 3)} unprotected` : ""}.` : "");
   if (guarded.length) show("how");
