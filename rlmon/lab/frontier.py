@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SMOOTH_STEPS = 10
 """A point of a trajectory is the mean of what was measured at most this many steps before or after it."""
+KEPT_EVERY = 20
+"""Steps between two points of a trajectory in the files beside the report."""
 REFERENCE = "unprotected"
 
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
@@ -361,7 +363,8 @@ def write_report(
         mine = [result for result in results if result["task"] == task.name]
         base = bases[task.name]
         (out / f"{task.name}.json").write_text(
-            json.dumps({"base": _compact(base), "cells": [_compact(cell) for cell in mine]}, allow_nan=False) + "\n",
+            json.dumps({"base": _compact(base), "cells": [_compact(_thinned(cell)) for cell in mine]}, allow_nan=False)
+            + "\n",
             encoding="utf-8",
         )
         section = [
@@ -481,6 +484,13 @@ def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _thinned(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """The cell with every ``KEPT_EVERY``-th step of its trajectory and the last: a repository keeps it."""
+    points = cell["trajectory"]
+    kept = [point for point in points[:-1] if point["step"] % KEPT_EVERY == 0] + points[-1:]
+    return {**cell, "trajectory": kept, "actions": cell["actions"][-20:]}
 
 
 def _compact(value: Any) -> Any:
