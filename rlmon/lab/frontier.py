@@ -473,6 +473,8 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
     rows = -(-count // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(4.8 * columns, 4.2 * rows), squeeze=False)
     panels = list(axes.flat)
+    for axis in panels:
+        axis.locator_params(axis="x", nbins=5)
     for unused in panels[count:]:
         unused.set_axis_off()
     return figure, panels[:count]
