@@ -55,5 +55,5 @@ save_strategy: "no"
     held = [(act.rule, act.phase) for act in run.actions if act.step == 1 and act.knob == "kappa (format)"]
     assert held == [("hold-formats", "decided"), ("hold-formats", "applied")]
     assert records[-1].metrics["rlmon/intervention/kappa"] is not None
-    assert "rlmon ACT step 1 hold-formats: kappa (format) 0 -> 1" in done.stderr
+    assert "rlmon ACT step 1 hold-formats: kappa (format) 0 -> 0.3" in done.stderr
     assert [record.metrics["rlmon/kl/mean"] is not None for record in records] == [True, False, True, False]
