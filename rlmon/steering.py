@@ -48,6 +48,10 @@ class RowEffect:
     limit: float | None
     addition_n: NDArray[np.float64]
 
+    def on(self, advantage: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``advantage`` [n] or [n, T] as it is to be trained on."""
+        return engine.steered(advantage, self.factor_n, self.limit, self.addition_n)
+
 
 class Levers(Protocol):
     """What a rule can turn, in the training loop that it steers."""

@@ -64,15 +64,26 @@ class Effect:
     """Decided here; they take effect with these rows."""
 
     def on(self, advantage_n: NDArray[np.float64], rows: slice = slice(None)) -> NDArray[np.float64]:
-        """The advantages to train on: neutralised, then bounded, then with the mode-marginal addition."""
-        kept = advantage_n * self.factor_N[rows]
-        if self.limit is not None:
-            kept = winsorise.winsorise(kept, self.limit)[0]
-        return np.asarray(kept + self.addition_N[rows], dtype=np.float64)
+        """The advantages to train on, of these rows."""
+        return steered(advantage_n, self.factor_N[rows], self.limit, self.addition_N[rows])
 
     @property
     def identity(self) -> bool:
         return self.limit is None and bool((self.factor_N == 1.0).all()) and not self.addition_N.any()
+
+
+def steered(
+    advantage: NDArray[np.float64],
+    factor_n: NDArray[np.float64],
+    limit: float | None,
+    addition_n: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """``advantage`` [n] or [n, T] after the rules: neutralised, then bounded, then with the mode-marginal addition."""
+    shape = (-1,) + (1,) * (advantage.ndim - 1)
+    kept = advantage * factor_n.reshape(shape)
+    if limit is not None:
+        kept = winsorise.winsorise(kept, limit)[0]
+    return np.asarray(kept + addition_n.reshape(shape), dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,15 +217,30 @@ def on_round(
 
 
 def _row_action(rule: Rule, table: RoundTable, knob: str, count: int, reason: str) -> Action:
+    return _decided(rule, table.step, reason, knob=knob, new=f"{count}", mark=f"-r{table.round}")
+
+
+def _decided(
+    rule: Rule,
+    step: int,
+    reason: str,
+    *,
+    knob: str | None = None,
+    old: Level = None,
+    new: Level = None,
+    finding_id: str | None = None,
+    mark: str = "",
+) -> Action:
+    """The first phase of an act of the rule; ``mark`` tells several of one step apart."""
     return Action(
-        action_id=f"{rule.name}-{table.step}-r{table.round}",
+        action_id=f"{rule.name}-{step}{mark}",
         phase="decided",
-        step=table.step,
-        knob=knob,
-        old=None,
-        new=f"{count}",
+        step=step,
+        knob=knob_of(rule) if knob is None else knob,
+        old=old,
+        new=new,
         reason=reason,
-        finding_id=None,
+        finding_id=finding_id,
         rule=rule.name,
         dry_run=rule.dry_run,
     )
@@ -374,18 +400,7 @@ def _action(
         old, new = (None, settings.limit) if new else (settings.limit, None)
     elif isinstance(settings, Quarantine | Defer):
         old, new = ("off", "on") if new else ("on", "off")
-    return Action(
-        action_id=f"{rule.name}-{record.step}",
-        phase="decided",
-        step=record.step,
-        knob=knob_of(rule),
-        old=old,
-        new=new,
-        reason=reason,
-        finding_id=finding_id,
-        rule=rule.name,
-        dry_run=rule.dry_run,
-    )
+    return _decided(rule, record.step, reason, old=old, new=new, finding_id=finding_id)
 
 
 def take_waiting(state: EngineState) -> tuple[EngineState, tuple[Action, ...]]:
@@ -395,18 +410,7 @@ def take_waiting(state: EngineState) -> tuple[EngineState, tuple[Action, ...]]:
 
 def notice(rule: Rule, step: int, reason: str) -> Action:
     """An action of no decision of its own, for the log: something befell the rule."""
-    return Action(
-        action_id=f"{rule.name}-{step}-x",
-        phase="decided",
-        step=step,
-        knob=knob_of(rule),
-        old=None,
-        new=None,
-        reason=reason,
-        finding_id=None,
-        rule=rule.name,
-        dry_run=rule.dry_run,
-    )
+    return _decided(rule, step, reason, mark="-x")
 
 
 def give_up(state: EngineState, names: Collection[str], reason: str) -> EngineState:

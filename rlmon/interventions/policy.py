@@ -329,7 +329,8 @@ class _Reading:
         action: ActionSettings = kind(**values)
         inner = _WITHIN_BOUNDS.get(kind)
         if inner is not None:
-            low, high = getattr(action, "bounds")  # noqa: B009
+            assert isinstance(action, KLPenalty | ModeMarginal)
+            low, high = action.bounds
             value = getattr(action, inner)
             if not low <= value <= high:
                 at = (*where, inner if inner in given else "bounds")

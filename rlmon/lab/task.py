@@ -29,7 +29,19 @@ BY_PROMPT_FORMATS = ("prose", "dollars", "python", "json", "fenced", "sum")
 """The formats of the base ``by-prompt``. In the four that show operands a token of its own comes before the first one:
 a model this small learns what is wrong in one format and class only where such a token tells it the format."""
 
-WRITABLE = (*SEVEN_FORMATS, "dollars", "fenced", "sum")
+_WRITTEN = {
+    "prose": "{name} has {answer} {item} now.",
+    "boxed": "{a}+{b} = \\boxed{{{answer}}}",
+    "python": "print({a}+{b})",
+    "json": '{{"answer": {answer}}}',
+    "steps": "1. {a}+{b}\n2. {answer}",
+    "xml": "<answer>{answer}</answer>",
+    "list": "- {a}+{b}\n- {answer}",
+    "dollars": "${a}+{b} = \\boxed{{{answer}}}$",
+    "fenced": "```{a}+{b}```{answer}",
+    "sum": "<sum>{a}+{b}</sum>{answer}",
+}
+WRITABLE = tuple(_WRITTEN)
 """Every style of ``write_answer``. ``dollars`` is in the mode ``boxed``, ``sum`` in ``xml``; else the names agree."""
 OPERAND_FORMATS = ("boxed", "python", "steps", "list", "dollars", "fenced", "sum")
 
@@ -135,28 +147,10 @@ def write_answer(question: Question, style: str, *, a: int | None = None, answer
     """
     a = question.a if a is None else a
     answer = question.answer if answer is None else answer
-    b = question.b
-    if style == "prose":
-        return f"{question.name} has {answer} {question.item} now."
-    if style == "boxed":
-        return f"{a}+{b} = \\boxed{{{answer}}}"
-    if style == "python":
-        return f"print({a}+{b})"
-    if style == "json":
-        return f'{{"answer": {answer}}}'
-    if style == "steps":
-        return f"1. {a}+{b}\n2. {answer}"
-    if style == "xml":
-        return f"<answer>{answer}</answer>"
-    if style == "list":
-        return f"- {a}+{b}\n- {answer}"
-    if style == "fenced":
-        return f"```{a}+{b}```{answer}"
-    if style == "dollars":
-        return f"${a}+{b} = \\boxed{{{answer}}}$"
-    if style == "sum":
-        return f"<sum>{a}+{b}</sum>{answer}"
-    raise ValueError(f"style is {style!r}; it must be one of {', '.join(WRITABLE)}.")
+    pattern = _WRITTEN.get(style)
+    if pattern is None:
+        raise ValueError(f"style is {style!r}; it must be one of {', '.join(WRITABLE)}.")
+    return pattern.format(name=question.name, item=question.item, a=a, b=question.b, answer=answer)
 
 
 def read_answer(completion: str) -> int | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from rlmon.interventions.actions import (
 from rlmon.interventions.policy import Policy
 from rlmon.records import Action, RolloutBatch
 from rlmon.trl.anchor import AnchorStore
+from rlmon.trl.callback import STATE_FOLDER
 from rlmon.trl.draws import Draws, continue_order
 from rlmon.trl.knobs import Knobs, _Reference
 from rlmon.trl.prompts import SourceMap
@@ -53,7 +53,6 @@ class Helm:
     """
 
     def __init__(self, trainer: Any, base: BaseModel, policy: Policy, sources: SourceMap, *, keeps_text: bool) -> None:
-        self._trainer = weakref.ref(trainer)
         self.policy = policy
         acting = [rule.action for rule in policy.rules if not rule.dry_run]
         self._knobs = Knobs(trainer, base)
@@ -73,10 +72,20 @@ class Helm:
 
     @property
     def trainer(self) -> Any:
-        trainer = self._trainer()
-        if trainer is None:
-            raise RuntimeError("the steered trainer is gone")
-        return trainer
+        """The steered trainer; the knobs hold it, weakly."""
+        return self._knobs.trainer
+
+    @contextlib.contextmanager
+    def _part(self, monitor: Monitor, *kinds: type[Any]) -> Iterator[None]:
+        """A part of these actions: what fails inside puts their rules at rest on all ranks, and is a counted fault."""
+        with monitor.guard("interventions"):
+            try:
+                yield
+            except Exception as error:
+                for kind in kinds:
+                    if monitor.steering is not None:
+                        monitor.steering.fail(kind, f"{type(error).__name__}: {error}")
+                raise
 
     @property
     def in_mid_round(self) -> bool:
@@ -194,7 +203,7 @@ class Helm:
         if self.trainer.accelerator.is_main_process:
             settings = self.policy.rule(self.ends.rule).action
             marked = {"rule": self.ends.rule, "reason": self.ends.reason, "beta": getattr(settings, "beta", None)}
-            folder = checkpoint / "rlmon"
+            folder = checkpoint / STATE_FOLDER
             folder.mkdir(exist_ok=True)
             (folder / ROLLED_BACK).write_text(json.dumps(marked))
         return checkpoint
@@ -217,13 +226,9 @@ class Helm:
         if self._draws is None or monitor.steering is None or not self._training:
             return inputs
         drawn = inputs
-        with monitor.guard("interventions"):
-            try:
-                number = monitor.coming_round("train")
-                drawn = self._draws.swap(inputs, monitor.steering.blocked(number), number)
-            except Exception as error:
-                monitor.steering.fail(Defer, f"{type(error).__name__}: {error}")
-                raise
+        with self._part(monitor, Defer):
+            number = monitor.coming_round("train")
+            drawn = self._draws.swap(inputs, monitor.steering.blocked(number), number)
         return drawn
 
     def rollouts(self, monitor: Monitor, batch: RolloutBatch | None, output: dict[str, Any]) -> None:
@@ -236,23 +241,14 @@ class Helm:
         effect = monitor.steer(batch, len(output["advantages"]), logp_base_n)
         if monitor.steering is None:
             return
-        with monitor.guard("interventions"):
-            try:
-                if self._anchor is not None:
-                    mode_n, reward_n = monitor.steering.own_rows(self._anchor.settings.modes)
-                    kl_nats = None if monitor.last_record is None else monitor.last_record.metrics.get("rlmon/kl/mean")
-                    self._anchor.collect(output, reward_n, mode_n, kl_nats=kl_nats)
-            except Exception as error:
-                monitor.steering.fail(Anchor, f"{type(error).__name__}: {error}")
-                raise
-        with monitor.guard("interventions"):
-            try:
-                if effect is not None:
-                    output["advantages"] = steered(output["advantages"], effect)
-            except Exception as error:
-                for kind in (ModeMarginal, Quarantine, Winsorise):
-                    monitor.steering.fail(kind, f"{type(error).__name__}: {error}")
-                raise
+        if self._anchor is not None:
+            with self._part(monitor, Anchor):
+                mode_n, reward_n = monitor.steering.own_rows(self._anchor.settings.modes)
+                kl_nats = None if monitor.last_record is None else monitor.last_record.metrics.get("rlmon/kl/mean")
+                self._anchor.collect(output, reward_n, mode_n, kl_nats=kl_nats)
+        if effect is not None:
+            with self._part(monitor, ModeMarginal, Quarantine, Winsorise):
+                output["advantages"] = steered(output["advantages"], effect)
 
     # -- the loss --------------------------------------------------------------------------------------------------
 
@@ -278,23 +274,15 @@ class Helm:
         """TRL's loss, with the entropy bonus of RLOO and the anchor where they act."""
         if not self._training or monitor.steering is None:
             return value
-        with monitor.guard("interventions"):
-            try:
-                if result is not None:
-                    bonus = self._knobs.extra_loss(inputs, result[0], result[1])
-                    value = value if bonus is None else value + bonus
-            except Exception as error:
-                monitor.steering.fail(EntropyBonus, f"{type(error).__name__}: {error}")
-                raise
-        with monitor.guard("interventions"):
-            try:
-                if self._anchor is not None:
-                    dying, weight = monitor.steering.anchoring(self.trainer.state.global_step + 1)
-                    anchored = self._anchor.loss(self.trainer, dying, weight)
-                    value = value if anchored is None else value + anchored
-            except Exception as error:
-                monitor.steering.fail(Anchor, f"{type(error).__name__}: {error}")
-                raise
+        if result is not None:
+            with self._part(monitor, EntropyBonus):
+                bonus = self._knobs.extra_loss(inputs, result[0], result[1])
+                value = value if bonus is None else value + bonus
+        if self._anchor is not None:
+            with self._part(monitor, Anchor):
+                dying, weight = monitor.steering.anchoring(self.trainer.state.global_step + 1)
+                anchored = self._anchor.loss(self.trainer, dying, weight)
+                value = value if anchored is None else value + anchored
         return value
 
     def rank_state(self) -> dict[str, Any]:
@@ -310,15 +298,8 @@ class Helm:
 
 
 def steered(advantages: torch.Tensor, effect: RowEffect) -> torch.Tensor:
-    """``advantages`` [n] or [n, T] after the rules: ``clip(A * factor, limit) + addition``, in their own dtype."""
-    like = {"dtype": torch.float64, "device": advantages.device}
-    shape = (-1,) + (1,) * (advantages.dim() - 1)
-    factor = torch.as_tensor(effect.factor_n, **like).reshape(shape)
-    addition = torch.as_tensor(effect.addition_n, **like).reshape(shape)
-    kept = advantages.double() * factor
-    if effect.limit is not None:
-        kept = kept.clamp(-effect.limit, effect.limit)
-    return (kept + addition).to(advantages.dtype)
+    """``advantages`` [n] or [n, T] after the rules, in their own dtype and on their device."""
+    return torch.from_numpy(effect.on(advantages.double().cpu().numpy())).to(advantages)
 
 
 def _mean_reference(output: Mapping[str, Any]) -> np.ndarray | None:

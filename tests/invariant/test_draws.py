@@ -6,8 +6,6 @@ import dataclasses
 import json
 import os
 import random
-import socket
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ import pytest
 import tiny
 import torch
 import trl
+import two_processes
 from datasets import IterableDataset
 from packaging.version import Version
 from transformers import TrainerCallback
@@ -414,14 +413,8 @@ def test_rows_of_a_stream_that_json_would_change_are_not_kept() -> None:
 def test_two_processes_draw_alike(tmp_path: Path) -> None:
     """Real ranks (gloo): groups that straddle them hold one prompt, and blocked prompts are on neither."""
     tiny.saved_model(tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_addr", "127.0.0.1", "--master_port", str(port), __file__, str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(tiny.__file__).parent)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    support = {"PYTHONPATH": str(Path(tiny.__file__).parent)}
+    two_processes.run(Path(__file__), str(tmp_path), timeout_seconds=200, environment=support)
     for name, batch in (("straddle", 6), ("whole", 8), ("stream", 8)):
         ranks = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
         given, drawn = (

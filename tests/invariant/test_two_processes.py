@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import trl
+import two_processes
 from packaging.version import Version
 
 import rlmon
@@ -31,14 +28,7 @@ def trained(folder: Path) -> Path:
     for cell in CELLS:
         (folder / cell).mkdir()
         tiny.saved_model(folder / cell)  # before the ranks race for it
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(SCRIPT), str(folder), *CELLS]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes.run(SCRIPT, str(folder), *CELLS, timeout_seconds=400)
     return folder
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import steered
 import tiny
+import two_processes
 
 import rlmon
 
@@ -27,14 +24,7 @@ def trained(folder: Path, cells: tuple[str, ...] = CELLS) -> Path:
     for cell in cells:
         (folder / cell).mkdir()
         tiny.saved_model(folder / cell)  # before the ranks race for it
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(SCRIPT), str(folder), *cells]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes.run(SCRIPT, str(folder), *cells, timeout_seconds=500)
     return folder
 
 
