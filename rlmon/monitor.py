@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rlmon import detectors
 from rlmon.config import RLMonConfig
 from rlmon.errors import RLMonError
-from rlmon.metrics import moves, rollouts, tokens
+from rlmon.metrics import moves, rollouts, tokens, values
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import SolveLedger
 from rlmon.records import Action, Block, Fault, Finding, RolloutBatch, RunHeader, Split, StepRecord
@@ -55,9 +55,10 @@ RECENT_STEPS = 8
 ILLUSTRATED = ("mode_count", "openers", "opener_tokens")
 PLACES = (
     "capture.rollouts", "capture.tokens", "capture.vocabulary", "capture.logs", "base.tap", "base.forward",
-    "metrics.features", "metrics.rollouts", "metrics.blocks", "metrics.tokens", "metrics.kl", "metrics.finish",
-    "runlog.rollouts", "runlog.passes", "runlog.steps", "runlog.events", "runlog.directory", "runlog.compact",
-    "detectors", "interventions", "sinks", "subscribers", "mirror", "checkpoint", "collective", "elsewhere",
+    "metrics.features", "metrics.rollouts", "metrics.blocks", "metrics.tokens", "metrics.kl", "metrics.values",
+    "metrics.finish", "runlog.rollouts", "runlog.passes", "runlog.steps", "runlog.events", "runlog.directory",
+    "runlog.compact", "detectors", "interventions", "sinks", "subscribers", "mirror", "checkpoint", "collective",
+    "elsewhere",
 )  # fmt: skip
 """Where a part of the monitor can fail: a fixed list, since the counts of all ranks are added in one vector."""
 
@@ -89,6 +90,8 @@ class _Accumulated:
     """This rank's share of what the current step (or evaluation) showed."""
 
     sums: dict[str, Vector]
+    values: Vector
+    """What the critic showed; of length 0 without one."""
     blocks: list[Block] = dataclasses.field(default_factory=list)
     trained: list[tuple[str, str, float, float]] = dataclasses.field(default_factory=list)
     """Rows in their first pass: source, prompt, tokens, summed entropy."""
@@ -116,6 +119,8 @@ class Monitor:
         policy: the rules to act by; ``None`` watches only.
         levers: what the rules can turn in this loop. Default: nothing but the advantages that ``steer`` returns.
         gather: an int64 matrix of every rank stacked in rank order; needed with a policy and ``world_size`` over 1.
+        critic: the loop trains a value function and hands it to ``observe_values``; every record then has
+            ``rlmon/value/*``. The same on all ranks.
 
     Raises ``RunLogError``, ``SchemaError`` or ``ConfigError`` when the log cannot be opened or a mode is malformed.
     """
@@ -142,12 +147,14 @@ class Monitor:
         policy: Policy | None = None,
         levers: Levers | None = None,
         gather: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+        critic: bool = False,
     ) -> None:
         self.config = config if config is not None else RLMonConfig()
         self.rank, self.world_size, self.group_size = rank, world_size, group_size
         self.log_dir = Path(directory)
         self.modes = ModeSet.build(self.config.modes)
         self.layout = rollouts.SumsLayout(self.modes.names)
+        self.critic = critic
         self.kl_reason = "no base model was compared"
         self.findings: list[Finding] = []
         """The newest 1,000 findings of this attempt."""
@@ -337,7 +344,7 @@ class Monitor:
     # -- observing -------------------------------------------------------------------------------------------------
 
     def _fresh(self) -> _Accumulated:
-        return _Accumulated(sums=self.layout.zeros())
+        return _Accumulated(sums=self.layout.zeros(), values=np.zeros(values.VALUE_SUMS if self.critic else 0))
 
     def next_round(self, split: Split) -> int:
         """The number of a generation that begins now."""
@@ -429,7 +436,7 @@ class Monitor:
             else [len(text.split()) for text in batch.completions],
             "truncated": batch.truncated,
             "reward": batch.reward,
-            "rewards": [{name: values[i] for name, values in batch.rewards.items()} for i in range(rows)],
+            "rewards": [{name: column[i] for name, column in batch.rewards.items()} for i in range(rows)],
             "advantage": batch.advantages,
             "turn": batch.turn,
             "policy_version": batch.policy_version,
@@ -464,7 +471,7 @@ class Monitor:
             return
         kept = np.unique(np.linspace(0, len(batch) - 1, min(SAMPLE_ROWS, len(batch))).astype(int))
         self._samples = [
-            {name: None if values is None else values[i] for name, values in columns.items()} for i in kept
+            {name: None if column is None else column[i] for name, column in columns.items()} for i in kept
         ]
         if self._keeps_text:
             newest = {
@@ -588,6 +595,31 @@ class Monitor:
                     (r.source[row], r.prompt_id[row], float(kl_b[i]), float(sampled_b[i]), float(tokens_b[i]))
                 )
 
+    def observe_values(
+        self,
+        *,
+        split: Split,
+        values_BT: Tensor,
+        returns_BT: Tensor,
+        advantages_BT: Tensor,
+        mask_BT: Tensor,
+        loss: Tensor | float | None,
+        clip_ratio: Tensor | float | None,
+    ) -> None:
+        """Take the critic's side of one micro-batch; needs ``critic=True``. Never raises.
+
+        ``values_BT`` at rollout and discounted rewards to go in units of reward, advantages as trained on, the mask
+        non-zero where a token counts, all of shape (B, T); ``loss`` is the clipped value loss without its coefficient
+        and ``clip_ratio`` the share of tokens whose clipped branch is the larger, both means over the mask's tokens.
+        """
+        with self.guard("metrics.values"):
+            if not self.critic:
+                raise ValueError("values were observed, but the monitor was made without critic=True")
+            into = self._train if split == "train" else self._eval
+            into.values = into.values + values.value_sums(
+                values_BT, returns_BT, advantages_BT, mask_BT, loss, clip_ratio
+            )
+
     # -- the end of a step -----------------------------------------------------------------------------------------
 
     def end_step(self, step: int) -> StepRecord | None:
@@ -612,11 +644,13 @@ class Monitor:
             if local.passes.get("round"):
                 self.writer.write_passes(local.passes)
         self._drain_writer()
-        sums, head, faults, slots, votes = self._over_ranks(local)
+        sums, head, faults, slots, seen, votes = self._over_ranks(local)
         self._faults[:] = 0.0
         self._non_finite.clear()
         completions, prompts, trained, rounds, shed, non_finite = head
-        sums["token_non_finite"] = sums["token_non_finite"] + non_finite
+        sums["token_non_finite"] = (
+            sums["token_non_finite"] + non_finite + (values.non_finite(seen) if self.critic else 0)
+        )
         metrics: dict[str, float | None] = {}
         missing: dict[str, str] = {}
         with self.guard("metrics.finish"):
@@ -629,6 +663,11 @@ class Monitor:
                     missing[name] = self.kl_reason
                 elif metrics[name] is None and rounds == 0 and not name.startswith("rlmon/entropy/"):
                     missing[name] = "no new generation was trained in this step"
+        if self.critic:
+            with self.guard("metrics.values"):
+                valued, unvalued = values.finish(seen)
+                metrics |= valued
+                missing |= unvalued
         self._step = step
         if self.steering is not None:
             with self.guard("interventions"):
@@ -678,14 +717,14 @@ class Monitor:
         self.last_record = record
         return record
 
-    def _over_ranks(self, local: _Accumulated) -> tuple[dict[str, Vector], list[float], Vector, Vector, Vector]:
-        """The step's sums, counts, faults, blocks and votes over all ranks: the one collective of a step.
+    def _over_ranks(self, local: _Accumulated) -> tuple[dict[str, Vector], list[float], Vector, Vector, Vector, Vector]:
+        """The step's sums, counts, faults, blocks, values and votes over all ranks: the one collective of a step.
 
         A rank whose own share cannot be made enters with zeros and its fault, so that no rank waits for it.
         """
         blocks = self._slots * self.world_size * BLOCK_WIDTH
         votes = 0 if self.steering is None else self.steering.votes
-        vector = np.zeros(self.layout.size + HEAD + len(PLACES) + blocks + votes)
+        vector = np.zeros(self.layout.size + HEAD + len(PLACES) + blocks + len(local.values) + votes)
         with self.guard("collective"):
             vector[: len(vector) - votes] = self._local_vector(local)
         start = self.layout.size + HEAD
@@ -694,9 +733,9 @@ class Monitor:
             vector[len(vector) - votes :] = self.steering.vote()
         if self._reduce is not None:
             vector = self._reduce(vector)
-        ends = np.cumsum([self.layout.size, HEAD, len(PLACES), blocks])
-        sums, head, faults, slots, agreed = np.split(vector, ends)
-        return self.layout.unflatten(sums), [float(value) for value in head], faults, slots, agreed
+        ends = np.cumsum([self.layout.size, HEAD, len(PLACES), blocks, len(local.values)])
+        sums, head, faults, slots, seen, agreed = np.split(vector, ends)
+        return self.layout.unflatten(sums), [float(value) for value in head], faults, slots, seen, agreed
 
     def _local_vector(self, local: _Accumulated) -> Vector:
         """This rank's share as one vector whose length depends on settings alone."""
@@ -714,11 +753,18 @@ class Monitor:
                 sum(self._non_finite.values()),
             ]
         )
-        return np.concatenate([self.layout.flatten(local.sums), head, self._faults, slots])
+        return np.concatenate([self.layout.flatten(local.sums), head, self._faults, slots, local.values])
 
     def _block_matrix(self, local: _Accumulated) -> Vector:
         """Blocks as rows of (source key, prompts, completions, then value and presence of every statistic)."""
         blocks = list(local.blocks)
+        if self.critic:
+            blocks = [
+                dataclasses.replace(
+                    block, stats={k: v for k, v in block.stats.items() if k not in detectors.GROUP_BASELINE}
+                )
+                for block in blocks
+            ]
         if local.trained:
             source, prompt, counted, entropy = zip(*local.trained, strict=True)
             blocks += rollouts.token_blocks(source, prompt, tokens_B=np.array(counted), entropy_sum_B=np.array(entropy))
@@ -836,8 +882,12 @@ class Monitor:
             local, self._eval = self._eval, self._fresh()
             if local.passes.get("round"):
                 self.writer.write_passes(local.passes)
-            sums, head, _, _, _ = self._over_ranks(local)
+            sums, head, _, _, seen, _ = self._over_ranks(local)
+            if self.critic:
+                sums["token_non_finite"] = sums["token_non_finite"] + values.non_finite(seen)
             metrics, _ = rollouts.finish(self.layout, sums, self._base_sums)
+            if self.critic:
+                metrics |= values.finish(seen)[0]
             self._event(
                 "eval",
                 {

@@ -52,6 +52,14 @@ class RowEffect:
         """``advantage`` [n] or [n, T] as it is to be trained on."""
         return engine.steered(advantage, self.factor_n, self.limit, self.addition_n)
 
+    def on_tokens(
+        self, advantage_nT: NDArray[np.float64], mask_nT: NDArray[np.bool_], gamma: float, lam: float
+    ) -> NDArray[np.float64]:
+        """The same for advantages by token of generalised advantage estimation: the addition is part of the reward at
+        the last token of ``mask_nT``."""
+        addition_nT = mode_marginal.per_token(self.addition_n, mask_nT, gamma, lam)
+        return engine.steered(advantage_nT, self.factor_n, self.limit, addition_nT)
+
 
 class Levers(Protocol):
     """What a rule can turn, in the training loop that it steers."""

@@ -34,8 +34,8 @@ HINDSIGHT_ALPHA = 0.01
 SMOOTHING_STEPS = 5
 
 _WIDEN = (
-    "Raise beta (0.05 to 0.1), or use_adaptive_entropy=True with entropy_target near the base entropy; a lower "
-    "learning_rate buys time."
+    "Raise beta (kl_coef in PPO; 0.05 to 0.1), or use_adaptive_entropy=True with entropy_target near the base "
+    "entropy; a lower learning_rate buys time."
 )
 _NEEDS: Mapping[str, Lack] = {
     "format-collapse": "completions",

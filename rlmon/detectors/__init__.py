@@ -7,7 +7,7 @@
         state, findings = step(state, record)
 """
 
-from rlmon.detectors.catalog import DETECTORS, VERSION, DetectorSpec, prices
+from rlmon.detectors.catalog import DETECTORS, GROUP_BASELINE, VERSION, DetectorSpec, prices
 from rlmon.detectors.fold import (
     DEFAULTS,
     STATISTICS,
@@ -26,6 +26,7 @@ from rlmon.detectors.fold import (
 __all__ = [
     "DEFAULTS",
     "DETECTORS",
+    "GROUP_BASELINE",
     "STATISTICS",
     "VERSION",
     "DetectorSpec",

@@ -119,10 +119,14 @@ def _price(detector: str, rung: str) -> Mapping[str, Any] | None:
 
 
 _WIDEN = (
-    "Raise beta (start at 0.05 to 0.1; 0 means that nothing holds the policy near its base), or set "
+    "Raise beta (kl_coef in PPO; start at 0.05 to 0.1; 0 means that nothing holds the policy near its base), or set "
     "use_adaptive_entropy=True with entropy_target near the base entropy; entropy_coef is the constant form. "
     "A lower learning_rate buys time."
 )
+
+GROUP_BASELINE = ("all_bad", "all_good", "lone_success_weight")
+"""Statistics that mean damage only where the group's mean is the baseline of advantages: under a critic a group without
+spread teaches as much as any other, and a lone success has no larger advantage."""
 
 DETECTORS: tuple[DetectorSpec, ...] = (
     DetectorSpec(
@@ -213,8 +217,8 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         prior=True,
         meaning="The policy is far from its initial base, per token and per sequence (ten times the per-token line: "
         "1 and 3 nats). Distance is not damage, it says how much of the base is left to lose.",
-        advice="Raise beta (0.05 to 0.1 holds small models near 0.025 nats per token), lower learning_rate or "
-        "num_iterations; sync_ref_model=True moves the reference and hides this drift.",
+        advice="Raise beta (kl_coef in PPO; 0.05 to 0.1 holds small models near 0.025 nats per token), lower "
+        "learning_rate or num_iterations; sync_ref_model=True moves the reference and hides this drift.",
     ),
     DetectorSpec(
         id="silent-groups-bad",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rlmon.detectors import evidence as ev
-from rlmon.detectors.catalog import DETECTORS, VERSION, DetectorSpec
+from rlmon.detectors.catalog import DETECTORS, GROUP_BASELINE, VERSION, DetectorSpec
 from rlmon.errors import ConfigError
 from rlmon.records import Block, Finding, Severity, StepRecord
 
@@ -210,6 +210,8 @@ def status(state: DetectorState) -> list[dict[str, Any]]:
         if word == "ok" and not has_bet[0, d].any():
             word = "waiting"
             reason = "no block had " + " or ".join(spec.statistics) if not sources else "the baseline is not complete"
+            if not sources and set(spec.statistics) <= set(GROUP_BASELINE):
+                reason += ": no groups, or a critic in the place of their mean"
             if sources and all(row["baseline_done"] for row in sources):
                 reason = "no block came after the baseline"
         elif word == "ok" and not reachable:

@@ -30,7 +30,8 @@ class KLPenalty:
     factor: float = setting(1.5, "beta is multiplied (or divided) by this at each change", low=1.0, high=10.0)
     off_when_silent: float = setting(
         0.9,
-        "share of groups without reward variance from which beta is 0: there the penalty speeds up template collapse",
+        "share of groups without reward variance from which beta is 0: there the penalty speeds up template collapse "
+        "(not under a critic, to which such a group still teaches something)",
         low=0.0,
         high=1.0,
     )

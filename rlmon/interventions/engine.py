@@ -43,6 +43,8 @@ Level = float | str | None
 SILENT_WINDOW = 3
 """Records whose share of silent groups is averaged before the KL penalty is suspended."""
 SILENT_METRICS = ("rlmon/group/all_good", "rlmon/group/all_bad")
+CRITIC_METRIC = "rlmon/value/loss"
+"""In the records of trainers with a critic."""
 EFFECT_SE = 2.0
 """A change of the window's mean by this many standard errors counts as an effect."""
 LEAST_WINDOW = 3
@@ -78,12 +80,14 @@ def steered(
     limit: float | None,
     addition_n: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """``advantage`` [n] or [n, T] after the rules: neutralised, then bounded, then with the mode-marginal addition."""
+    """``advantage`` [n] or [n, T] after the rules: neutralised, then bounded, then with the mode-marginal addition
+    ([n], or [n, T] where ``mode_marginal.per_token`` spread it)."""
     shape = (-1,) + (1,) * (advantage.ndim - 1)
     kept = advantage * factor_n.reshape(shape)
     if limit is not None:
         kept = winsorise.winsorise(kept, limit)[0]
-    return np.asarray(kept + addition_n.reshape(shape), dtype=np.float64)
+    addition = addition_n.reshape(shape) if addition_n.ndim == 1 else addition_n
+    return np.asarray(kept + addition, dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -470,7 +474,8 @@ def _remember(policy: Policy, state: EngineState, record: StepRecord) -> EngineS
             history[name] = kept
     silent = state.silent
     shares = [record.metrics.get(name) for name in SILENT_METRICS]
-    if all(share is not None for share in shares):
+    # Where there is a critic, a group without variance teaches as much as any other.
+    if CRITIC_METRIC not in record.metrics and all(share is not None for share in shares):
         silent = (*silent, sum(share for share in shares if share is not None))[-SILENT_WINDOW:]
     entropy = record.metrics.get("rlmon/entropy/mean")
     first = state.entropy_nats

@@ -417,6 +417,7 @@ def _group_fields(stats: GroupStats, features: RowFeatures, repetition_B: NDArra
     known_std = np.isfinite(stats.reward_std_P) & judged
     weight_B = np.where(np.isfinite(stats.advantage_B), np.abs(stats.advantage_B), 0.0)
     in_group = stats.group_B >= 0
+    in_group[in_group] = judged[stats.group_B[in_group]]
     fields.update(
         whole=float(stats.whole),
         partial=float(stats.partial),
@@ -592,7 +593,9 @@ def round_blocks(batch: RolloutBatch, features: RowFeatures, group_stats: GroupS
     for name, flags in (("all_good", group_stats.all_good_P), ("all_bad", group_stats.all_bad_P)):
         put(name, np.bincount(block_of_group, weights=flags, minlength=blocks) / np.maximum(count, 1), count)
     if group_stats.hard_B is not None:
-        weight = np.where(np.isfinite(group_stats.advantage_B) & in_group, np.abs(group_stats.advantage_B), 0.0)
+        in_judged = in_group.copy()
+        in_judged[in_group] = judged[group_stats.group_B[in_group]]
+        weight = np.where(np.isfinite(group_stats.advantage_B) & in_judged, np.abs(group_stats.advantage_B), 0.0)
         total = np.bincount(block_B, weights=weight, minlength=blocks)
         lone = np.bincount(block_B, weights=weight * (group_stats.lone_B & group_stats.hard_B), minlength=blocks)
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -206,7 +206,7 @@ def _group(out: _Numbers, sums: Mapping[str, NDArray[np.float64]]) -> None:
     out.ratio("group/lone_success", field["lone"], judged, reason)
     out.ratio("group/reward_std", field["std_sum"], field["std_groups"], reason)
     out.ratio("group/coverage", field["whole"], field["whole"] + field["partial"], _NO_ROUND)
-    weightless = _few(rows, "no advantages were captured, or all of them are 0")
+    weightless = _few(rows, "no advantages were captured, or all of them are 0") if judged > 0 else reason
     out.ratio("group/lone_weight", field["weight_lone"], field["weight"], weightless)
     unknown = weightless if field["ledger_rows"] > 0 or rows <= 0 else "no ledger of earlier rounds"
     out.ratio("group/lone_success_weight", field["weight_lone_hard"], field["weight_known"], unknown)

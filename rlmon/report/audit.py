@@ -86,6 +86,22 @@ CHARTS: Sequence[Title] = (
     ("Weight of lone successes", "share of |advantage|", (("rlmon/group/lone_success_weight", "weight"),)),
     ("Truncated", "share of completions", (("rlmon/health/truncated", "truncated"),)),
     ("Distance to the base's formats", "Jensen-Shannon", (("rlmon/format/js_to_base", "distance"),)),
+    ("Critic: explained variance", "share of the returns' variance", (("rlmon/value/explained_variance", "share"),)),
+    ("Critic: value loss", "squared reward", (("rlmon/value/loss", "loss"),)),
+    (
+        "Critic: values and returns",
+        "reward, mean over tokens",
+        (("rlmon/value/mean", "values"), ("rlmon/value/return_mean", "returns")),
+    ),
+    (
+        "Critic: advantages",
+        "quantiles over tokens",
+        (
+            ("rlmon/value/advantage_p05", "5 %"),
+            ("rlmon/value/advantage_p50", "50 %"),
+            ("rlmon/value/advantage_p95", "95 %"),
+        ),
+    ),
     ("Policy: KL penalty", "beta", (("rlmon/intervention/beta", "beta"),)),
     ("Policy: hold on the modes", "kappa", (("rlmon/intervention/kappa", "kappa"),)),
     (

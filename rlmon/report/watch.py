@@ -38,6 +38,8 @@ HEADLINE: Mapping[str, str] = {
     "rlmon/health/reward_mean": "reward",
     "rlmon/entropy/mean": "entropy",
     "rlmon/kl/mean": "KL to the base",
+    "rlmon/value/explained_variance": "explained variance",
+    "rlmon/value/loss": "value loss",
     "rlmon/format/effective": "effective formats",
     "rlmon/format/top_share": "largest format",
     "rlmon/collision/template_across_effective": "effective templates",
@@ -562,7 +564,7 @@ def _metrics(view: View, width: int) -> Table | None:
     table.add_column("over the run", no_wrap=True)
     sparks = 24 if width < WIDE else min(30, width - 102)
     for name, label, strip in shown:
-        unit = "" if units.get(name) in ("share", "reward", None) else f" {units[name]}"
+        unit = "" if units.get(name) in ("share", "reward", "reward^2", None) else f" {units[name]}"
         table.add_row(
             Text(label),
             Text(number(strip.base)),

@@ -13,7 +13,18 @@ This is the only room that imports TRL and Transformers.
 
 from rlmon.config import RLMonConfig
 from rlmon.trl.callback import RLMon
+from rlmon.trl.ppo.config import PPOConfig
+from rlmon.trl.ppo.trainer import PPOTrainer
 from rlmon.trl.probe import probe
-from rlmon.trl.trainers import MonitoredGRPOTrainer, MonitoredRLOOTrainer
+from rlmon.trl.trainers import MonitoredGRPOTrainer, MonitoredPPOTrainer, MonitoredRLOOTrainer
 
-__all__ = ["MonitoredGRPOTrainer", "MonitoredRLOOTrainer", "RLMon", "RLMonConfig", "probe"]
+__all__ = [
+    "MonitoredGRPOTrainer",
+    "MonitoredPPOTrainer",
+    "MonitoredRLOOTrainer",
+    "PPOConfig",
+    "PPOTrainer",
+    "RLMon",
+    "RLMonConfig",
+    "probe",
+]

@@ -94,6 +94,10 @@ class BaseModel:
         asked = config.rlmon_base_kl
         if asked == "off":
             return cls(trainer, config, kind="off", reason="rlmon_base_kl is off")
+        own = getattr(trainer, "base", None)
+        if isinstance(own, cls) and own.active and asked in ("auto", own.kind) and config.rlmon_base_model is None:
+            # PPOTrainer holds one for the KL in its reward: the same weights need no second copy.
+            return cls(trainer, config, kind=own.kind, frozen=own.frozen, snapshot=own.snapshot)
         blocker = _blocker(trainer)
         model = trainer.accelerator.unwrap_model(trainer.model)
         tuners = _tuner_layers(model)

@@ -23,9 +23,8 @@ from rlmon.errors import AttachError
 from rlmon.interventions.actions import RollBack
 from rlmon.monitor import Monitor
 from rlmon.trl import capabilities
-from rlmon.trl.base import BaseModel
 from rlmon.trl.capture import Capture
-from rlmon.trl.prompts import SourceMap
+from rlmon.trl.trl_ppo import TrlPPOCapture
 
 if TYPE_CHECKING:
     from rlmon.trl.helm import Helm
@@ -59,6 +58,8 @@ RECORDED_SETTINGS = (
 class RLMon(TrainerCallback):
     """Watches a TRL ``GRPOTrainer`` or ``RLOOTrainer`` without changing what it does.
 
+    TRL's own ``PPOTrainer`` (1.8 to 1.12) as well, as far as its loop shows itself (``rlmon.trl.trl_ppo``).
+
     ``RLMon(trainer)`` after the trainer is built, or ``callbacks=[RLMon()]`` when building it. Raises
     ``AttachError`` or ``ConfigError`` before the first step where watching would half-work; nothing is raised into
     the loop after that.
@@ -72,7 +73,7 @@ class RLMon(TrainerCallback):
         """The monitor of the current or last ``train()`` call."""
         self.roll_back_to: Path | None = None
         """Where training is to go on from, once, after a rule rolled the run back; ``None`` otherwise."""
-        self._capture: Capture | None = None
+        self._capture: Capture | TrlPPOCapture | None = None
         self._checkpoint: Path | None = None
         self._save_waits = False
         self._open = False
@@ -102,14 +103,11 @@ class RLMon(TrainerCallback):
         """Install the hooks on ``trainer``; refuse loudly where they would half-work."""
         if self._capture is not None:
             raise AttachError("This RLMon already watches a trainer. Make a new one: RLMon(trainer).")
-        capabilities.refuse(trainer)
-        capture = Capture(trainer)
-        capture.base = BaseModel.choose(trainer, self.config, initial_weights=trainer.state.global_step == 0)
-        dataset = getattr(trainer, "train_dataset", None)
-        batch = trainer.args.generation_batch_size or 1
-        capture.sources = SourceMap.build(
-            dataset, self.config.rlmon_source_column, batch // max(1, trainer.args.num_generations)
-        )
+        capabilities.refuse(trainer, self.config)
+        capture: Capture | TrlPPOCapture
+        capture = TrlPPOCapture(trainer, self.config) if capabilities.is_trl_ppo(trainer) else Capture(trainer)
+        capture.base = capture.choose_base(self.config)
+        capture.sources = capture.build_sources(self.config)
         if self.config.rlmon_policy is not None:
             from rlmon.steering import load_policy
             from rlmon.trl.helm import Helm
@@ -186,7 +184,7 @@ class RLMon(TrainerCallback):
         rows: Sequence[Mapping[str, Any]],
     ) -> None:
         """Begin while a first round is being scored (``rlmon.trl.probe``), and take that round as it is."""
-        assert self._capture is not None
+        assert isinstance(self._capture, Capture)
         self._begin(self._trainer.state)
         self._capture.step_begins(self._trainer.state.global_step, self.config.rlmon_base_kl_every)
         self._capture.expect_unidentified_round(prompts, completions, completion_ids, rows)
@@ -211,12 +209,15 @@ class RLMon(TrainerCallback):
         monitor = Monitor(
             self.config,
             directory=self.log_dir,
-            group_size=trainer.num_generations,
+            group_size=capture.group_size,
             rank=trainer.accelerator.process_index,
             world_size=trainer.accelerator.num_processes,
             total_steps=state.max_steps if state.max_steps > 0 else None,
             trainer=type(trainer).__name__,
-            trainer_config={name: _plain(getattr(trainer.args, name, None)) for name in RECORDED_SETTINGS},
+            trainer_config={
+                name: _plain(getattr(trainer.args, name, None))
+                for name in (*RECORDED_SETTINGS, *capture.recorded_settings)
+            },
             capabilities=capabilities.plan(
                 trainer.args,
                 self.config,
@@ -232,6 +233,7 @@ class RLMon(TrainerCallback):
             share=_sharer(trainer),
             policy=None if capture.helm is None else capture.helm.policy,
             levers=capture.helm,
+            critic=capture.critic,
             gather=_gatherer(trainer),
         )
         if capture.helm is not None:
@@ -260,6 +262,7 @@ class RLMon(TrainerCallback):
         base = capture.base
         if base is not None and not base.active:
             monitor.kl_reason = base.reason
+        capture.step_ends()
         record = monitor.end_step(state.global_step)
         if capture.helm is not None:
             with monitor.guard("interventions"):
@@ -267,11 +270,9 @@ class RLMon(TrainerCallback):
         if record is None or not self.config.rlmon_mirror:
             return
         with monitor.guard("mirror"):
-            metrics = capture.trainer._metrics["train"]
-            for name in HEADLINE:
-                value = sum(record.faults.values()) if name == "rlmon/faults" else record.metrics.get(name)
-                if value is not None:
-                    metrics[name].append(float(value))
+            values = {name: record.metrics.get(name) for name in HEADLINE}
+            values["rlmon/faults"] = sum(record.faults.values())
+            capture.mirror({name: float(value) for name, value in values.items() if value is not None})
 
     def _steer_loop(self, monitor: Monitor, helm: Helm, state: TrainerState, control: TrainerControl) -> None:
         """End training where a rule said so, and let checkpoints wait for the end of a round: what TRL has buffered

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rlmon.config import RLMonConfig
 from rlmon.metrics.prompts import prompt_identity, render_completion, render_prompt
 from rlmon.records import RolloutBatch, Split
+from rlmon.trl.base import BaseModel
+from rlmon.trl.ppo.config import PPO_SETTINGS
 from rlmon.trl.prompts import SourceMap
 
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor
-    from rlmon.trl.base import BaseModel
     from rlmon.trl.helm import Helm
 
 ROWS_KEY = "rlmon_rows"
@@ -36,6 +38,8 @@ WRAPPED = (
     "_get_per_token_logps_and_entropies",
     "_compute_loss",
 )
+CRITIC = "_compute_value_loss"
+"""Wrapped too where the trainer has a critic."""
 
 
 @dataclass
@@ -88,11 +92,13 @@ class Capture:
         trainer._calculate_rewards = self._wrap("_calculate_rewards", self._rewards)
         trainer._get_per_token_logps_and_entropies = self._wrap("_get_per_token_logps_and_entropies", self._logps)
         trainer._compute_loss = self._wrap("_compute_loss", self._compute_loss)
+        if hasattr(trainer, CRITIC):
+            setattr(trainer, CRITIC, self._wrap(CRITIC, self._compute_value_loss))
 
     def uninstall(self) -> None:
         trainer = self._trainer()
         if trainer is not None:
-            for name in WRAPPED:
+            for name in (*WRAPPED, CRITIC):
                 trainer.__dict__.pop(name, None)
 
     def _wrap(self, name: str, around: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,6 +111,40 @@ class Capture:
         wrapper.__doc__ = original.__doc__
         wrapper.rlmon_wraps = original  # type: ignore[attr-defined]
         return wrapper
+
+    # -- what differs from other loops -----------------------------------------------------------------------------
+
+    @property
+    def critic(self) -> bool:
+        """Whether the trainer has a critic, whose values are seen here."""
+        return hasattr(self.trainer, CRITIC)
+
+    @property
+    def group_size(self) -> int:
+        size: int = self.trainer.num_generations
+        return size
+
+    @property
+    def recorded_settings(self) -> tuple[str, ...]:
+        """Settings of the trainer for the run's header, beside those that all of them have."""
+        return PPO_SETTINGS if self.critic else ()
+
+    def choose_base(self, config: RLMonConfig) -> BaseModel:
+        return BaseModel.choose(self.trainer, config, initial_weights=self.trainer.state.global_step == 0)
+
+    def build_sources(self, config: RLMonConfig) -> SourceMap:
+        args = self.trainer.args
+        prompts = (args.generation_batch_size or 1) // max(1, args.num_generations)
+        return SourceMap.build(getattr(self.trainer, "train_dataset", None), config.rlmon_source_column, prompts)
+
+    def step_ends(self) -> None:
+        """Nothing: each round is handed over where it is scored."""
+
+    def mirror(self, values: Mapping[str, float]) -> None:
+        """Put these among the trainer's own metrics."""
+        metrics = self.trainer._metrics["train"]
+        for name, value in values.items():
+            metrics[name].append(value)
 
     # -- generation ------------------------------------------------------------------------------------------------
 
@@ -180,6 +220,8 @@ class Capture:
         advantages = output["advantages"].detach().to("cpu", torch.float64)
         if advantages.dim() > 1:  # token-level advantages: a row is represented by the mean over its own tokens
             mask_BT = output["completion_mask"].to("cpu", torch.float64)
+            if output.get("tool_mask") is not None:
+                mask_BT = mask_BT * output["tool_mask"].to("cpu", torch.float64)
             advantages = (advantages * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)
         ends = terminal_ids(trainer)
         step = trainer.state.global_step
@@ -233,6 +275,24 @@ class Capture:
         if loss is not None and loss.policy_call is None and kw.get("compute_entropy"):
             loss.policy_call = (args, kw)
             loss.result = result
+        return result
+
+    def _compute_value_loss(
+        self, original: Callable[..., Any], values_BT: torch.Tensor, inputs: Mapping[str, Any]
+    ) -> Any:
+        result = original(values_BT, inputs)
+        monitor = self.monitor
+        if monitor is not None:
+            with monitor.guard("metrics.values"):
+                monitor.observe_values(
+                    split=self.split(),
+                    values_BT=inputs["values"],
+                    returns_BT=inputs["rewards_to_go"],
+                    advantages_BT=inputs["advantages"],
+                    mask_BT=inputs["value_mask"],
+                    loss=result[0].detach(),
+                    clip_ratio=result[1].detach(),
+                )
         return result
 
     def _observe_tokens(self, monitor: Monitor, loss: _Loss, value: torch.Tensor) -> None:

@@ -21,7 +21,7 @@ import yaml
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, RLOOConfig, RLOOTrainer, TrlParser
 
 from rlmon.config import RLMonConfig
-from rlmon.detectors import DETECTORS
+from rlmon.detectors import DETECTORS, GROUP_BASELINE
 from rlmon.errors import AttachError, ConfigError
 from rlmon.interventions.actions import Defer, KLPenalty, RollBack, Winsorise
 from rlmon.interventions.conditions import BASE_RECORDS
@@ -33,8 +33,10 @@ from rlmon.monitor import BASELINE_COMPLETIONS, BASELINE_PROMPTS, BASELINE_ROUND
 from rlmon.steering import load_policy
 from rlmon.trl import capabilities
 from rlmon.trl.knobs import Knobs
+from rlmon.trl.ppo.config import PPOConfig
 
 PROBE = "rlmon.trl.probe"
+CONFIGS: Mapping[str, type[Any]] = {"grpo": GRPOConfig, "rloo": RLOOConfig, "ppo": PPOConfig}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class CheckReport:
 
 
 def check_config(path: Path, trainer: str) -> CheckReport:
-    """The plan for this file with the installed TRL on this machine. ``trainer`` is ``grpo`` or ``rloo``.
+    """The plan for this file with the installed TRL on this machine. ``trainer`` is one of ``CONFIGS``.
 
     Raises ``ConfigError`` where the file cannot be read, or TRL or rlmon would refuse it.
     """
@@ -57,7 +59,7 @@ def check_config(path: Path, trainer: str) -> CheckReport:
     if not isinstance(environment, Mapping):
         raise ConfigError(f"`env` in {path} must be a mapping of variable to value, got {type(environment).__name__}.")
     notes: list[str] = []
-    args_type = RLOOConfig if trainer == "rloo" else GRPOConfig
+    args_type = CONFIGS[trainer]
     known = {f.name for kind in (args_type, ModelConfig, RLMonConfig) for f in dataclasses.fields(kind)}
     ours = {name: value for name, value in settings.items() if name.startswith("rlmon_")}
     # Our own parser names the nearest field; TRL's would only list the rest.
@@ -70,8 +72,12 @@ def check_config(path: Path, trainer: str) -> CheckReport:
             notes.append(f"{', '.join(ours)}: the probe reads RLMON_* variables only; move these to `env:`.")
         _check_probe_weight(settings)
     rest = sorted(set(settings) - known)
+    of_ppo = [name for name in rest if name in {f.name for f in dataclasses.fields(PPOConfig)}]
+    if of_ppo:
+        notes.append(f"{', '.join(of_ppo)}: PPOConfig has these. Type: rlmon check --trainer ppo {path}")
+        rest = [name for name in rest if name not in of_ppo]
     if rest:
-        notes.append(f"Not checked, since neither TRL's {args_type.__name__} nor rlmon has them: {', '.join(rest)}.")
+        notes.append(f"Not checked, since neither {args_type.__name__} nor rlmon has them: {', '.join(rest)}.")
     args, model = _parse(
         args_type, {name: value for name, value in settings.items() if name in known - set(ours)}, notes
     )
@@ -127,6 +133,8 @@ def _parse(args_type: Any, settings: Mapping[str, Any], notes: list[str]) -> tup
             raise ConfigError(
                 f"TRL's parser refuses this file with {args_type.__name__}; its reason is above."
             ) from error
+        except ConfigError:
+            raise
         except Exception as error:
             # TrainingArguments looks at the machine: a file for a GPU can be checked on one without.
             if overrides or "bf16" not in str(error):
@@ -175,7 +183,9 @@ def _rows(args: Any, config: RLMonConfig, trainer: str, environment: Mapping[str
     for detector in DETECTORS:
         families = {name.split("/")[1] for name in detector.metrics}
         reasons = [skipped[family] for family in families if family in skipped]
-        if len(reasons) == len(families):
+        if isinstance(args, PPOConfig) and set(detector.statistics) <= set(GROUP_BASELINE):
+            rows.append((f"detector {detector.id}", "never", "a critic is the baseline, not the group"))
+        elif len(reasons) == len(families):
             rows.append((f"detector {detector.id}", "never", reasons[0]))
         elif too_short is not None and detector.rule in ("effective", "ratio"):
             rows.append((f"detector {detector.id}", "never", "compares with the baseline"))
@@ -274,8 +284,9 @@ def _never_works(rule: Rule, args: Any) -> str | None:
                 f"advantages of groups of {group} never pass {most:.3g} (scale_rewards: group); "
                 f"limit is {action.limit:g}"
             )
-    if isinstance(action, KLPenalty) and args.beta >= action.bounds[1]:
-        return f"beta is {args.beta:g} from the start, and bounds end at {action.bounds[1]:g}"
+    weight = "kl_coef" if isinstance(args, PPOConfig) else "beta"
+    if isinstance(action, KLPenalty) and getattr(args, weight) >= action.bounds[1]:
+        return f"{weight} is {getattr(args, weight):g} from the start, and bounds end at {action.bounds[1]:g}"
     if isinstance(action, Defer) and action.by == "prompt" and not action.guesses and args.max_steps <= 0:
         attempts = math.floor(args.num_train_epochs) * group
         if attempts < action.after_attempts:

@@ -33,7 +33,8 @@ from rlmon.records import Action, RolloutBatch
 from rlmon.trl.anchor import AnchorStore
 from rlmon.trl.callback import STATE_FOLDER
 from rlmon.trl.draws import Draws, continue_order
-from rlmon.trl.knobs import Knobs, _Reference
+from rlmon.trl.knobs import Knobs
+from rlmon.trl.ppo.config import PPOConfig
 from rlmon.trl.prompts import SourceMap
 
 if TYPE_CHECKING:
@@ -130,11 +131,7 @@ class Helm:
         try:
             self._knobs.set_beta(value)
         except Exception:
-            trainer = self.trainer
-            trainer.beta = value
-            policy = trainer.accelerator.unwrap_model(trainer.model)
-            if value and trainer.ref_model is None and not hasattr(policy, "peft_config"):
-                trainer.ref_model = _Reference(trainer, policy)
+            self._knobs.stand_in_reference(value)
             raise
 
     def _turn_entropy_coef(self, value: float) -> None:
@@ -248,7 +245,7 @@ class Helm:
                 self._anchor.collect(output, reward_n, mode_n, kl_nats=kl_nats)
         if effect is not None:
             with self._part(monitor, ModeMarginal, Quarantine, Winsorise):
-                output["advantages"] = steered(output["advantages"], effect)
+                output["advantages"] = steered(output, effect, self.trainer.args)
 
     # -- the loss --------------------------------------------------------------------------------------------------
 
@@ -297,9 +294,14 @@ class Helm:
         self._knobs.save(folder)
 
 
-def steered(advantages: torch.Tensor, effect: RowEffect) -> torch.Tensor:
-    """``advantages`` [n] or [n, T] after the rules, in their own dtype and on their device."""
-    return torch.from_numpy(effect.on(advantages.double().cpu().numpy())).to(advantages)
+def steered(output: Mapping[str, Any], effect: RowEffect, args: Any) -> torch.Tensor:
+    """The advantages [n] or [n, T] of a generation after the rules, in their own dtype and on their device."""
+    advantages = output["advantages"]
+    values = advantages.double().cpu().numpy()
+    if isinstance(args, PPOConfig):
+        own_nT = output["value_mask"].bool().cpu().numpy()
+        return torch.from_numpy(effect.on_tokens(values, own_nT, args.gamma, args.lam)).to(advantages)
+    return torch.from_numpy(effect.on(values)).to(advantages)
 
 
 def _mean_reference(output: Mapping[str, Any]) -> np.ndarray | None:

@@ -14,13 +14,13 @@ base kind ``snapshot`` the policy with the initial tensors of its adapter
 after a reset          a copy of the policy (of its trainable tensors, where it has an adapter)
 =====================  =============================================================================================
 
-RLOO's penalty is part of the reward: there a change acts from the next generation on. Every setter is attribute work
+The penalty of RLOO and of ``PPOTrainer`` (whose ``kl_coef`` is what is called ``beta`` here) is part of the reward:
+there a change acts from the next generation on. Every setter is attribute work
 that depends on its arguments alone: no collective, no random number, no ``requires_grad``, no module mode.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import weakref
 from collections.abc import Iterable, Mapping
@@ -28,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import trl.trainer.utils
-from accelerate.utils import convert_to_fp32
+import trl
 from torch import nn
 from trl import RLOOTrainer
 
@@ -44,24 +43,24 @@ from rlmon.interventions.actions import (
 )
 from rlmon.trl.base import (
     BaseModel,
-    _adapters_off,
     _copy_refusal,
-    _evaluation_mode,
     _frozen_copy,
     _trainable_tensors,
     _tuner_layers,
 )
+from rlmon.trl.ppo.config import PPOConfig
+from rlmon.trl.references import (
+    AdapterReference,
+    CopyReference,
+    Reference,
+    add_fused_lm_head,
+    describe,
+    initial_reference,
+    reference_logps,
+)
 
 REFERENCE_KEY = "ref_per_token_logps"
 REFERENCE_FILE = "reference.safetensors"
-MULTIMODAL = (
-    "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
-    "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
-)  # fmt: skip
-"""What TRL puts into a batch for its per-token forward, beside the tokens."""
-
-_add_fused_lm_head: Any = getattr(trl.trainer.utils, "add_fused_lm_head", None)
-"""Since TRL 1.15 a model must be patched with this before TRL can ask it for logprobs."""
 
 
 class Knobs:
@@ -76,13 +75,16 @@ class Knobs:
         self._trainer = weakref.ref(trainer)
         self._base = base
         self._rloo = isinstance(trainer, RLOOTrainer)
-        self._given_beta = float(trainer.args.beta)
+        self._ppo = isinstance(trainer.args, PPOConfig)
+        self._weight = "kl_coef" if self._ppo else "beta"
+        """The trainer's own name of the weight that is called ``beta`` here."""
+        self._given_beta = float(getattr(trainer.args, self._weight))
         self._given_bonus = bool(getattr(trainer.args, "entropy_coef", 0.0)) or self.adaptive_entropy
-        self._initial: _Reference | None = None
+        self._initial: Reference | None = None
         """The reference for a run that began without one."""
-        self._adapter: _AdapterReference | None = None
+        self._adapter: AdapterReference | None = None
         """TRL's own reference of an adapter, as a model: TRL makes it by switching adapters inside its forward."""
-        self._reset: _Reference | None = None
+        self._reset: Reference | None = None
         self._reset_step: int | None = None
         self._given_reference = trainer.ref_model
         self._rloo_entropy_coef = 0.0
@@ -123,7 +125,7 @@ class Knobs:
         resets = any(isinstance(action, ResetReference) for action in asked)
         bonus = any(isinstance(action, EntropyBonus) for action in asked)
         what = "kl_penalty" if raises_beta else "reset_reference"
-        if (raises_beta or resets or bonus) and getattr(args, "use_liger_kernel", False) and not _add_fused_lm_head:
+        if (raises_beta or resets or bonus) and getattr(args, "use_liger_kernel", False) and not add_fused_lm_head:
             raise AttachError(
                 f"{what if raises_beta or resets else 'entropy_bonus'} cannot work with use_liger_kernel on TRL "
                 f"{trl.__version__}: its kernel fixes the loss when the trainer is built. Set use_liger_kernel: false, "
@@ -134,13 +136,18 @@ class Knobs:
                 f"{what} cannot work with sync_ref_model: TRL moves the reference every ref_model_sync_steps, and two "
                 "hands on one reference contradict each other. Set sync_ref_model: false, or leave the rule out."
             )
+        if raises_beta and self._ppo and args.kl_target is not None:
+            raise AttachError(
+                "kl_penalty and kl_target both turn kl_coef, and would contradict each other. Take kl_target out, or "
+                "leave the rule out."
+            )
         self._refuse_sharded(asked, raises_beta=raises_beta)
         if resets:
             self._refuse_reset(raises_beta)
         if raises_beta and self._given_beta == 0.0:
             self._refuse_from_zero()
             self._initial = self._initial_reference()
-        if bonus and self._rloo and not _add_fused_lm_head:
+        if bonus and self._rloo and not add_fused_lm_head:
             raise AttachError(
                 f"entropy_bonus cannot work with RLOOTrainer on TRL {trl.__version__}: its entropies carry no "
                 "gradient before 1.15. Type: pip install -U 'trl>=1.16'"
@@ -212,7 +219,7 @@ class Knobs:
     def values(self) -> dict[str, float]:
         """``beta`` and ``entropy_coef`` as they are; ``entropy_target`` [nats] where TRL's controller is on."""
         trainer = self.trainer
-        values = {"beta": float(getattr(trainer, "beta", self._given_beta))}
+        values = {"beta": float(getattr(trainer, self._weight, self._given_beta))}
         if self._rloo:
             values["entropy_coef"] = self._rloo_entropy_coef
         else:
@@ -229,7 +236,15 @@ class Knobs:
         trainer = self.trainer
         if value != 0.0 and self._given_beta == 0.0 and trainer.ref_model is None:
             trainer.ref_model = self._initial = self._initial_reference()
-        trainer.beta = float(value)
+        setattr(trainer, self._weight, float(value))
+
+    def stand_in_reference(self, value: float) -> None:
+        """Where ``set_beta`` failed: ``beta`` all the same, with the policy as its own reference (a KL of zero)."""
+        trainer = self.trainer
+        setattr(trainer, self._weight, float(value))
+        # TRL has a reference of its own for every adapter.
+        if value and trainer.ref_model is None and (self._ppo or not hasattr(self._policy, "peft_config")):
+            trainer.ref_model = Reference(trainer, self._policy)
 
     def set_entropy_coef(self, value: float) -> None:
         """From the next loss on, the weight of the entropy bonus (per-token mean, in nats)."""
@@ -274,7 +289,7 @@ class Knobs:
             if not self._rloo and trainer.beta != 0.0 and inputs.get(REFERENCE_KEY) is None:
                 self._fill(trainer, inputs)
         except Exception as error:
-            self._failure = _describe(error)
+            self._failure = describe(error)
         failure, self._failure = self._failed(), None
         return failure
 
@@ -351,31 +366,24 @@ class Knobs:
 
     # -- references ------------------------------------------------------------------------------------------------
 
-    def _initial_reference(self) -> _Reference:
+    def _initial_reference(self) -> Reference:
         base, kept = self._base, self._initial
         # rlmon's self-test may have found at the first step that switching the adapter off is not the initial policy.
-        changed = base.kind == "snapshot" and isinstance(kept, _AdapterReference) and kept.tensors is not base.snapshot
+        changed = base.kind == "snapshot" and isinstance(kept, AdapterReference) and kept.tensors is not base.snapshot
         if kept is not None and not changed:
             return kept
-        if base.kind == "copy":
-            assert base.frozen is not None
-            return _CopyReference(self.trainer, self._policy, base.frozen)
-        if base.kind == "adapter":
-            return _AdapterReference(self.trainer, self._policy, None)
-        if base.kind == "snapshot":
-            return _AdapterReference(self.trainer, self._policy, base.snapshot)
-        raise RuntimeError(f"there is no reference for a KL penalty: {base.reason or base.kind}")
+        return initial_reference(self.trainer, self._policy, base)
 
     def _take_reference(self, tensors: Mapping[str, torch.Tensor] | None) -> None:
         """Make the policy, with ``tensors`` in place of its own where given, the trainer's reference."""
         trainer, policy = self.trainer, self._policy
         if hasattr(policy, "peft_config"):
-            reference: _Reference = _AdapterReference(trainer, policy, _trainable_tensors(policy))
-        elif isinstance(self._reset, _CopyReference):
+            reference: Reference = AdapterReference(trainer, policy, _trainable_tensors(policy))
+        elif isinstance(self._reset, CopyReference):
             reference = self._reset
             reference.take(dict(policy.named_parameters()))
         else:
-            reference = _CopyReference(trainer, policy, _frozen_copy(policy))
+            reference = CopyReference(trainer, policy, _frozen_copy(policy))
         if tensors is not None:
             reference.take(tensors)
         self._base.hold_reference()
@@ -397,15 +405,15 @@ class Knobs:
                 by_name = dict(policy.named_parameters())
                 renamed = {name: name.replace(".default.", ".ref.") for name in by_name if ".default." in name}
                 tensors = {name: by_name[ref].detach() for name, ref in renamed.items() if ref in by_name}
-            self._adapter = _AdapterReference(trainer, policy, tensors)
+            self._adapter = AdapterReference(trainer, policy, tensors)
         return self._adapter
 
     def _fill(self, trainer: Any, inputs: dict[str, Any]) -> None:
         try:
-            inputs[REFERENCE_KEY] = _logps(trainer, self._reference(), inputs)
+            inputs[REFERENCE_KEY] = reference_logps(trainer, self._reference(), inputs)
             failed = self._failed() is not None
         except Exception as error:
-            self._failure = _describe(error)
+            self._failure = describe(error)
             failed = True
         if not failed:
             return
@@ -414,7 +422,7 @@ class Knobs:
             return
         # Zero KL with beta as it is: where beta differed between ranks, so would TRL's collectives.
         try:
-            inputs[REFERENCE_KEY] = _logps(trainer, self._policy, inputs)
+            inputs[REFERENCE_KEY] = reference_logps(trainer, self._policy, inputs)
         except Exception:
             if inputs.get("old_per_token_logps") is not None:
                 inputs[REFERENCE_KEY] = inputs["old_per_token_logps"]
@@ -429,122 +437,6 @@ class Knobs:
         return self._failure
 
 
-# -- references as TRL takes them --------------------------------------------------------------------------------------
-
-
-class _Reference(nn.Module):
-    """A model that TRL may ask for logits or logprobs; where it fails, the policy answers: a KL of zero.
-
-    The policy is no child of it: its parameters belong to the trainer alone.
-    """
-
-    def __init__(self, trainer: Any, policy: nn.Module) -> None:
-        super().__init__()
-        self._accelerator = (trainer.accelerator,)
-        self._policy = (policy,)
-        self.failure: str | None = None
-
-    @property
-    def policy(self) -> nn.Module:
-        return self._policy[0]
-
-    @torch.no_grad()
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        accelerator = self._accelerator[0]
-        with accelerator.autocast():
-            try:
-                output = self.answer(*args, **kwargs)
-            except Exception as error:
-                self.failure = _describe(error)
-                with _evaluation_mode(self.policy):
-                    output = self.policy(*args, **kwargs)
-        # As accelerate does to the policy's own outputs.
-        return convert_to_fp32(output) if accelerator.native_amp else output
-
-    def answer(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The tensors that make it what it is, by their name in the policy."""
-        raise NotImplementedError
-
-    def take(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take the values of ``tensors`` (the keys of ``weights``)."""
-        own = self.weights()
-        if own.keys() != tensors.keys():
-            raise AttachError(
-                f"the saved reference has {len(tensors)} tensors, the model {len(own)}, under other names: they are "
-                "not of the same model. Resume with the model that the run was started with."
-            )
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(tensors[name])
-
-
-class _CopyReference(_Reference):
-    """A frozen model under a handle of its own: TRL's patches of ``forward`` stay on the handle."""
-
-    def __init__(self, trainer: Any, policy: nn.Module, frozen: nn.Module) -> None:
-        super().__init__(trainer, policy)
-        handle = copy.copy(frozen)
-        # A copied policy brings the policy's patches along, which lead back to the policy.
-        for patched in ("forward", "_original_forward"):
-            handle.__dict__.pop(patched, None)
-        if _add_fused_lm_head is not None:
-            _add_fused_lm_head(
-                handle,
-                temperature=float(trainer.args.temperature),
-                cast_lm_head_to_fp32=bool(getattr(trainer.args, "cast_lm_head_to_fp32", False)),
-            )
-        self._handle = (handle,)
-
-    def answer(self, *args: Any, **kwargs: Any) -> Any:
-        handle = self._handle[0]
-        device = kwargs["input_ids"].device
-        if next(handle.parameters()).device != device:
-            handle.to(device)
-        return handle(*args, **kwargs)
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return {name: parameter.detach() for name, parameter in self._handle[0].named_parameters()}
-
-
-class _AdapterReference(_Reference):
-    """The policy with other tensors in its adapter, or (``tensors=None``) with the adapter switched off."""
-
-    def __init__(self, trainer: Any, policy: nn.Module, tensors: dict[str, torch.Tensor] | None) -> None:
-        super().__init__(trainer, policy)
-        self.tensors = tensors
-
-    def answer(self, *args: Any, **kwargs: Any) -> Any:
-        with _evaluation_mode(self.policy):
-            if self.tensors is None:
-                with _adapters_off(self.policy):
-                    return self.policy(*args, **kwargs)
-            return torch.func.functional_call(self.policy, self.tensors, args, kwargs)
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return dict(self.tensors or {})
-
-
-@torch.no_grad()
-def _logps(trainer: Any, model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Per-token logprobs [B, T] of the batch's completions under ``model``, computed as TRL computes its own."""
-    input_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-    attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-    extras = {name: inputs[name] for name in MULTIMODAL if inputs.get(name) is not None}
-    with _evaluation_mode(model):
-        result = trainer._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, inputs["completion_ids"].size(1), **extras
-        )
-    logps_BT: torch.Tensor = result[0]
-    return logps_BT
-
-
 def _require(holds: bool, text: str) -> None:
     if not holds:
         raise ValueError(text)
-
-
-def _describe(error: BaseException) -> str:
-    return f"the reference of the KL penalty failed ({type(error).__name__}: {str(error)[:200]})"

@@ -10,6 +10,7 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from rlmon.config import RLMonConfig
 from rlmon.trl.callback import RLMon
+from rlmon.trl.ppo.trainer import PPOTrainer
 
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor
@@ -56,4 +57,11 @@ class MonitoredRLOOTrainer(_Monitored, RLOOTrainer):
     """``trl.RLOOTrainer`` that watches its own output distribution.
 
     Takes everything that ``RLOOTrainer`` takes, and ``rlmon``, an ``RLMonConfig``.
+    """
+
+
+class MonitoredPPOTrainer(_Monitored, PPOTrainer):
+    """``rlmon.trl.PPOTrainer`` that watches its own output distribution, and its critic.
+
+    Takes everything that ``PPOTrainer`` takes, and ``rlmon``, an ``RLMonConfig``.
     """

@@ -33,8 +33,8 @@ def program_of(config: Path) -> Path:
 
 
 def test_there_is_something_to_test() -> None:
-    assert {path.name for path in CONFIGS} >= {"grpo.yaml", "rloo.yaml", "smollm2.yaml"}
-    assert {path.name for path in PROGRAMS} >= {"train_grpo.py", "train_rloo.py"}
+    assert {path.name for path in CONFIGS} >= {"grpo.yaml", "rloo.yaml", "ppo.yaml", "smollm2.yaml", "smollm2_ppo.yaml"}
+    assert {path.name for path in PROGRAMS} >= {"train_grpo.py", "train_rloo.py", "train_ppo.py"}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)

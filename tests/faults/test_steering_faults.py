@@ -134,7 +134,7 @@ def test_what_breaks_puts_its_own_rule_at_rest(
 def test_an_anchor_that_cannot_collect_does_not_take_the_advantages_with_it(run: Any, monkeypatch: Any) -> None:
     changed: list[int] = []
     real = helm.steered
-    monkeypatch.setattr(helm, "steered", lambda advantages, effect: (changed.append(1), real(advantages, effect))[1])
+    monkeypatch.setattr(helm, "steered", lambda *given: (changed.append(1), real(*given))[1])
     run(AnchorStore, "collect", on_call(4), "bound", "keep")
     assert len(changed) == STEPS - 1, "every round after the first"
 

@@ -21,7 +21,8 @@ from rlmon.errors import AttachError
 from rlmon.interventions.actions import Anchor, EntropyBonus, KLPenalty, ResetReference, RollBack, Winsorise
 from rlmon.trl import RLMon, RLMonConfig
 from rlmon.trl.base import BaseModel, _head
-from rlmon.trl.knobs import REFERENCE_KEY, Knobs, _AdapterReference, _CopyReference
+from rlmon.trl.knobs import REFERENCE_KEY, Knobs
+from rlmon.trl.references import AdapterReference, CopyReference
 
 pytestmark = pytest.mark.trl
 
@@ -362,8 +363,8 @@ def test_a_reference_that_fails_is_a_penalty_of_zero(
     def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(_CopyReference, "answer", broken)
-    monkeypatch.setattr(_AdapterReference, "answer", broken)
+    monkeypatch.setattr(CopyReference, "answer", broken)
+    monkeypatch.setattr(AdapterReference, "answer", broken)
     settings = {"rloo": rloo, "beta": 0.0, "num_iterations": 2, "max_steps": 3, "optim": "sgd", "learning_rate": 1.0}
     trainer = build(tmp_path, kind, **settings)
     drive = Drive(trainer, {1: beta(0.5)})
@@ -687,7 +688,7 @@ def test_models_spread_over_devices(tmp_path: Path) -> None:
 
 def test_before_the_fused_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL before 1.15: Liger's kernel has beta in it, and RLOO's entropies carry no gradient."""
-    monkeypatch.setattr("rlmon.trl.knobs._add_fused_lm_head", None)
+    monkeypatch.setattr("rlmon.trl.knobs.add_fused_lm_head", None)
     rloo = build(tmp_path / "rloo", "full", rloo=True, beta=0.0)
     assert "no gradient before 1.15" in refusal(rloo, EntropyBonus())
     trainer = build(tmp_path, "full")

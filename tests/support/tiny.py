@@ -90,7 +90,7 @@ def counting_reward(path: Path) -> Callable[..., list[float]]:
     return counted
 
 
-def settings(out: Path | str, *, rloo: bool = False, **overrides: Any) -> GRPOConfig | RLOOConfig:
+def settings(out: Path | str, *, rloo: bool = False, ppo: bool = False, **overrides: Any) -> GRPOConfig | RLOOConfig:
     defaults: dict[str, Any] = {
         "output_dir": str(out),
         "use_cpu": True,
@@ -110,6 +110,10 @@ def settings(out: Path | str, *, rloo: bool = False, **overrides: Any) -> GRPOCo
         "disable_tqdm": True,
         "temperature": 1.0,
     }
+    if ppo:
+        from rlmon.trl import PPOConfig
+
+        return PPOConfig(**(defaults | overrides))
     return (RLOOConfig if rloo else GRPOConfig)(**(defaults | overrides))
 
 
@@ -117,6 +121,7 @@ def trainer(
     out: Path | str,
     *,
     rloo: bool = False,
+    ppo: bool = False,
     reward: Any = has_digit,
     lora: Any = False,
     callbacks: list[Any] | None = None,
@@ -128,6 +133,10 @@ def trainer(
 ) -> Any:
     if cls is None:
         cls = RLOOTrainer if rloo else GRPOTrainer
+        if ppo:
+            from rlmon.trl import PPOTrainer
+
+            cls = PPOTrainer
     if lora is True:
         from peft import LoraConfig
 
@@ -138,7 +147,7 @@ def trainer(
         return cls(
             policy if policy is not None else saved_model(Path(out).parent),
             reward_funcs=reward,
-            args=settings(out, rloo=rloo, **overrides),
+            args=settings(out, rloo=rloo, ppo=ppo, **overrides),
             train_dataset=dataset() if train is None else train,
             processing_class=tokenizer(),
             peft_config=lora or None,

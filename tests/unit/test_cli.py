@@ -235,6 +235,26 @@ def test_check_for_rloo(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.trl
+def test_check_for_ppo(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
+    file = config(GOOD + "kl_coef: 0.4\ncritic: shared\nrlmon_policy: protect\n")
+    left = rlmon("check", file, "--trainer", "ppo")
+    assert "PPOTrainer" in left.out.splitlines()[0]
+    rows = rows_of(left)
+    assert rows["value"].split()[0] == "yes"
+    assert rows["detector silent-groups-bad"].split(maxsplit=1) == ["never", "a critic is the baseline, not the group"]
+    # The rule's bound is .3, and the penalty begins above it.
+    assert "kl_coef is 0.4 from the start" in rows["rule stay-near"]
+    assert rows["rule hold-formats"].split()[0] == "acts"
+
+    left = rlmon("check", config(GOOD + "beta: 0.1\n"), "--trainer", "ppo")
+    assert left.code == 2
+    assert "Set kl_coef, and leave beta at 0" in left.err
+    left = rlmon("check", config(GOOD + "kl_coef: 0.1\n"))
+    assert "kl_coef: PPOConfig has these. Type: rlmon check --trainer ppo" in left.err
+    assert rows_of(left)["value"].split()[0] == "skip"
+
+
+@pytest.mark.trl
 def test_check_of_a_file_for_a_gpu(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
     import torch
 

@@ -481,7 +481,9 @@ def test_advice_names_keys_that_trl_has():
     }  # fmt: skip
     advice = " ".join(spec.advice for spec in DETECTORS)
     named = set(re.findall(r"\b(?:[a-z]+_[a-z_]+|beta|temperature|bf16|fp16)\b", advice))
-    assert named <= words | inherited | {"reward_funcs", "dr_grpo"}
+    ours = (ROOT / "rlmon" / "trl" / "ppo" / "config.py").read_text(encoding="utf-8")
+    assert re.search(r"^    kl_coef: ", ours, re.MULTILINE)
+    assert named <= words | inherited | {"reward_funcs", "dr_grpo", "kl_coef"}
     assert all(re.search(rf"^    {word}: ", source, re.MULTILINE) for word in named & words)
 
 

@@ -139,8 +139,8 @@ def test_every_missing_value_has_a_reason_and_an_empty_step_measures_nothing() -
 def test_catalogue_and_finish_name_the_same_metrics() -> None:
     returned = set(finish(LAYOUT, LAYOUT.zeros(), None)[0])
     stated = {metric.name.replace(catalog.MODE, mode) for metric in catalog.METRICS for mode in MODES.names}
-    of_policies = {name for name in stated if name.startswith("rlmon/intervention/")}
-    assert returned == stated - of_policies
+    elsewhere = {name for name in stated if name.startswith(("rlmon/intervention/", "rlmon/value/"))}
+    assert returned == stated - elsewhere
     assert len({metric.name for metric in catalog.METRICS}) == len(catalog.METRICS)
     assert all(catalog.lookup(name) is not None for name in returned)
     assert catalog.lookup("rlmon/nothing") is None
@@ -430,3 +430,15 @@ def test_no_random_state_and_no_warning_filter_is_touched() -> None:
     # In a process of its own: the type checker of the test run draws random numbers.
     done = subprocess.run([sys.executable, "-c", _RANDOM_STATES], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_groups_of_one_carry_no_weight_of_lone_successes() -> None:
+    """One completion a prompt (PPO): there is no group to be alone in, so nothing is measured, rather than 0."""
+    batch = make(list(TEXTS), group_size=1, rewards=[1.0] * 3 + [0.0] * 3, advantages=[0.5] * 6)
+    hard = np.ones(6, dtype=bool)
+    metrics, missing, _ = measured(batch, hard=hard)
+    for name in ("group/lone_weight", "group/lone_success_weight", "group/all_bad"):
+        assert metrics[name] is None
+        assert missing[f"rlmon/{name}"]
+    blocks = round_blocks(batch, Featurizer(MODES, b"x").features(batch), default_group_stats(batch, hard))
+    assert "lone_success_weight" not in blocks[0].stats

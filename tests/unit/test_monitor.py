@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from page_parts import data_of
+from rich.console import Console
 
 import rlmon
+from rlmon.metrics.catalog import METRICS
+from rlmon.metrics.values import VALUE_SUMS
+from rlmon.monitor import StrictError
 from rlmon.records import Action, RolloutBatch
+from rlmon.report.watch import View, frame
 from rlmon.steering import load_policy
 
 TEXTS = ["print(7+9)", "16", '{"answer": 16}', "\\boxed{16}"]
@@ -143,3 +151,166 @@ def test_acts_go_to_the_log_and_then_to_the_sinks_and_a_sink_that_fails_is_a_fau
     assert sink.seen == rlmon.open_run(tmp_path / "run").actions
     # The other sink raised at both lines of step 1; the record of the next step has them.
     assert record.faults == {"sinks": 2}
+
+
+ALL_VALUES = {metric.name for metric in METRICS if metric.name.startswith("rlmon/value/")}
+
+
+def critic(tmp_path: Path, **settings: Any) -> rlmon.Monitor:
+    config = rlmon.RLMonConfig(rlmon_console=False, **settings.pop("config", {}))
+    return rlmon.Monitor(config, directory=tmp_path / "run", **({"group_size": 4, "critic": True} | settings))
+
+
+def show(monitor: rlmon.Monitor, values: list[float], returns: list[float], **changes: Any) -> None:
+    """One micro-batch of one row; every token counts."""
+    v, r = torch.tensor([values]), torch.tensor([returns])
+    given: dict[str, Any] = {
+        "split": "train", "values_BT": v, "returns_BT": r, "advantages_BT": r - v, "mask_BT": torch.ones_like(v),
+        "loss": torch.tensor(0.5), "clip_ratio": torch.tensor(0.25),
+    }  # fmt: skip
+    monitor.observe_values(**(given | changes))
+
+
+def test_the_critic_of_a_step(tmp_path: Path) -> None:
+    monitor = critic(tmp_path)
+    show(monitor, [1.0, 2.0, 3.0], [2.0, 2.0, 5.0])
+    show(monitor, [1.0], [7.0], loss=0.1, clip_ratio=None)
+    record = monitor.end_step(1)
+    assert record is not None
+    assert {name for name in record.metrics if name.startswith("rlmon/value/")} == ALL_VALUES
+    # Three tokens at 0.5 and one at 0.1: 1.6 / 4.
+    assert record.metrics["rlmon/value/loss"] == pytest.approx(0.4)
+    # R - V = 1, 0, 2, 6: mean 9/4, mean square 41/4, variance 83/16. R = 2, 2, 5, 7: 4, 82/4, 9/2. 1 - 83/72.
+    assert record.metrics["rlmon/value/explained_variance"] == pytest.approx(1 - 83 / 72)
+    assert record.metrics["rlmon/value/return_mean"] == pytest.approx(4.0)
+    assert not any(name.startswith("rlmon/value/") for name in record.missing)
+    after = monitor.end_step(2)
+    assert after is not None
+    assert {after.metrics[name] for name in ALL_VALUES} == {None}, "each step holds its own"
+    assert {after.missing[name] for name in ALL_VALUES} == {"no values were observed in this step"}
+    monitor.close()
+    stored = rlmon.open_run(tmp_path / "run").steps.to_pylist()
+    assert len(stored) == 2
+
+
+def test_without_a_critic_nothing_of_it_is_there(tmp_path: Path) -> None:
+    lengths: list[int] = []
+
+    def reduce(vector: Any) -> Any:
+        lengths.append(len(vector))
+        return vector
+
+    plain = critic(tmp_path / "plain", critic=False, reduce=reduce)
+    watched = critic(tmp_path / "critic", reduce=reduce)
+    records = []
+    for monitor in (plain, watched):
+        monitor.observe(batch(0))
+        records.append(monitor.end_step(1))
+        show(monitor, [1.0], [2.0])
+        show(monitor, [1.0], [2.0], mask_BT=torch.ones(3, 3))  # does not fit
+        records.append(monitor.end_step(2))
+    without, misused, with_one, broken = records
+    assert without is not None
+    assert misused is not None
+    assert with_one is not None
+    assert broken is not None
+    # Of fixed length, whatever was observed and whatever failed.
+    assert lengths == [lengths[0]] * 2 + [lengths[0] + VALUE_SUMS] * 2
+    assert set(with_one.metrics) - set(without.metrics) == ALL_VALUES
+    assert {name: with_one.metrics[name] for name in without.metrics} == dict(without.metrics)
+    assert not ALL_VALUES & (set(misused.metrics) | set(misused.missing))
+    # Values that nobody waits for are not lost in silence.
+    assert misused.faults == {"metrics.values": 2}
+    (fault,) = (event for event in rlmon.open_run(tmp_path / "plain" / "run").events if event.kind == "fault")
+    assert "without critic=True" in fault.payload["error"]
+    assert broken.faults == {"metrics.values": 1}
+    assert broken.metrics["rlmon/value/loss"] == 0.5, "the micro-batch before counts"
+
+
+def test_the_critics_of_two_ranks_add_up(tmp_path: Path) -> None:
+    """Rank 1's vector is kept, then added to rank 0's, as a collective would."""
+    kept: list[Any] = []
+    news: list[Any] = []
+    first = critic(
+        tmp_path, world_size=2, rank=0, reduce=lambda vector: vector + kept[-1],
+        share=lambda value: news.append(value) or value,
+    )  # fmt: skip
+    second = critic(
+        tmp_path, world_size=2, rank=1, reduce=lambda vector: kept.append(vector) or vector, share=lambda _: news[0]
+    )
+    show(second, [1.0], [7.0], loss=0.1)
+    show(first, [1.0, 2.0, 3.0], [2.0, 2.0, 5.0])
+    second.end_step(1)
+    record = first.end_step(1)
+    alone = critic(tmp_path / "alone")
+    show(alone, [1.0, 2.0, 3.0], [2.0, 2.0, 5.0])
+    show(alone, [1.0], [7.0], loss=0.1)
+    expected = alone.end_step(1)
+    assert record is not None
+    assert expected is not None
+    assert {name: record.metrics[name] for name in ALL_VALUES} == {name: expected.metrics[name] for name in ALL_VALUES}
+    assert None not in {record.metrics[name] for name in ALL_VALUES}
+    assert not record.faults
+
+
+def test_values_of_an_evaluation_are_kept_apart(tmp_path: Path) -> None:
+    monitor = critic(tmp_path)
+    show(monitor, [1.0, 2.0, 3.0], [2.0, 2.0, 5.0])
+    show(monitor, [0.0, math.nan], [8.0, 8.0], split="eval", loss=9.0)
+    monitor.end_eval(1)
+    record = monitor.end_step(1)
+    assert record is not None
+    assert record.metrics["rlmon/value/loss"] == 0.5
+    assert record.metrics["rlmon/value/return_mean"] == pytest.approx(3.0)
+    assert record.metrics["rlmon/health/non_finite"] is None, "the NaN was the evaluation's"
+    monitor.close()
+    (event,) = (event for event in rlmon.open_run(tmp_path / "run").events if event.kind == "eval")
+    shown = event.payload["metrics"]
+    assert shown["rlmon/value/loss"] == 9.0
+    assert shown["rlmon/value/mean"] == 0.0
+    assert shown["rlmon/health/non_finite"] == 1.0
+    assert "rlmon/value/explained_variance" not in shown, "one finite pair: constant"
+
+
+def test_non_finite_values_are_counted_where_all_others_are(tmp_path: Path) -> None:
+    monitor = critic(tmp_path)
+    show(monitor, [1.0, math.nan, 3.0], [2.0, 2.0, math.inf], loss=torch.tensor(math.nan))
+    record = monitor.end_step(1)
+    assert record is not None
+    # Tokens 2 and 3 and the loss.
+    assert record.metrics["rlmon/health/non_finite"] == 3
+    assert record.missing["rlmon/value/loss"] == "no finite value loss"
+    assert [finding.detector for finding in monitor.findings] == ["non-finite"]
+    assert not record.faults
+
+
+def test_a_failure_of_the_critics_side_is_a_fault_or_under_strict_an_error(tmp_path: Path) -> None:
+    monitor = critic(tmp_path, config={"rlmon_strict": True})
+    show(monitor, [1.0], [2.0], mask_BT=None)
+    with pytest.raises(StrictError, match=r"metrics\.values"):
+        monitor.end_step(1)
+
+
+def test_the_screens_show_the_critic(tmp_path: Path) -> None:
+    from rlmon.audit import audit
+    from rlmon.report.audit import build_page
+
+    monitor = critic(tmp_path)
+    for step in range(3):
+        monitor.observe(batch(step))
+        show(monitor, [1.0, 2.0, 3.0], [2.0, 2.0, 5.0])
+        monitor.end_step(step + 1)
+    monitor.close()
+    view = View(tmp_path / "run")
+    while view.poll():
+        pass
+    stream = io.StringIO()
+    Console(file=stream, width=100, highlight=False).print(frame(view, width=100, now_unix_seconds=time.time()))
+    lines = {line[:18].strip(): line[18:].split() for line in stream.getvalue().splitlines()}
+    # 1 - (2/3) / 2
+    assert lines["explained variance"][:3] == ["0.667", "→", "0.667"]
+    assert lines["value loss"][:3] == ["0.5", "→", "0.5"]
+    titles = [chart["title"] for chart in data_of(build_page(audit(tmp_path / "run")))["charts"]]
+    assert [title for title in titles if title.startswith("Critic: ")] == [
+        "Critic: explained variance", "Critic: value loss", "Critic: values and returns", "Critic: advantages",
+    ]  # fmt: skip
