@@ -555,8 +555,8 @@ Written by `{command}`.
 The lab's arithmetic task: a word problem, one integer, six formats to write it in, and a reward that looks at the
 number only. A round is {ROUND_COMPLETIONS // 2} prompts x 2 completions; every arm trains on {plan.rounds} rounds,
 {plan.rounds * ROUND_COMPLETIONS:,} completions, from the same base, which is right in {base["accuracy"]:.1%} of
-held-out samples. `loss_type="bnpo"` and a constant learning rate for all; `beta` and `kl_coef` are 0 but in `ppo-kl`.
-What is not named is the demo's setting, and for PPO the default of `PPOConfig`. The monitor watches every run.
+held-out samples. `loss_type="bnpo"` and a constant learning rate for all; `beta` and `kl_coef` begin at 0 but in
+`ppo-kl`. What is not named is the demo's setting, and for PPO the default of `PPOConfig`. The monitor watches all runs.
 
 Held out, after training: {experiments.PROMPTS} prompts x {experiments.SAMPLES_PER_PROMPT} completions at temperature 1,
 with one seed for all. Along the way: {CURVE_PROMPTS} prompts x {CURVE_SAMPLES} every {CURVE_EVERY_ROUNDS} rounds, drawn
@@ -784,6 +784,7 @@ COLOURS: Mapping[str, str] = {
     "ppo-separate": "#3fa796",
     "ppo-kl": "#8e7cc3",
     "ppo-epochs": "#c76da2",
+    "ppo-protect": "#7a8b3c",
 }
 LABELS: Mapping[str, str] = {"grpo": "GRPO", "ppo": "PPO"}
 INK, DIM, GRID, WARN, FAIL = "#1b1f24", "#5b6470", "#dfe3e8", "#9a6a00", "#c0271a"
@@ -979,7 +980,7 @@ def _draw_critic(study: Study, path: Path) -> bool:
     for axis in (explained, loss):
         axis.minorticks_off()
         axis.set(xlabel="round of 64 completions", xlim=(0, study.plan.rounds))
-    loss.legend(loc="upper right", fontsize=9.5)
+    loss.legend(loc="lower left", fontsize=9.5)
     _save(figure, path)
     return True
 

@@ -110,7 +110,7 @@ def test_tuning_and_comparison_share_no_seed_and_the_claim_comes_first() -> None
     varied = PLAN.varied({"ppo": 1.6e-3})
     assert {run.seed for run in varied} == {run.seed for run in tuning}
     assert {run.task.learning_rate for run in varied if run.arm.name == "lam-1"} == {1.6e-3}
-    assert {run.task.learning_rate for run in varied if run.arm.name == "not-whitened"} == {1.6e-3, 2.5e-3}
+    assert {run.task.learning_rate for run in varied if run.arm.name == "not-whitened"} == {1.6e-3, 2.5e-3, 4e-3}
     assert [run.arm.name for run in compared[:10]] == ["grpo", "ppo"] * 5
     assert {run.arm.name: run.task.learning_rate for run in compared} == {
         arm: 1e-3 if arm == "grpo" else 4e-4 for arm in ARMS
@@ -155,7 +155,7 @@ def test_a_quick_study_runs_reports_and_resumes(tmp_path: Path, monkeypatch: pyt
     assert ppo_study.main(options) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["claim"]["lower"] is not None
-    assert {run["arm"] for run in results["runs"]} == {"grpo", "ppo", "ppo-epochs"}
+    assert {run["arm"] for run in results["runs"]} == {"grpo", "ppo", "ppo-epochs", "ppo-protect"}
     for run in results["runs"]:
         assert [point["round"] for point in run["curve"]] == [0, 2], run["arm"]
         assert run["completions"] == 3 * 64
