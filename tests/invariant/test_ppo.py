@@ -286,6 +286,33 @@ def test_chat_prompts_and_evaluation(tmp_path: Path) -> None:
     assert len(logged) == 2
 
 
+def test_the_table_of_completions_has_what_is_trained_on(tmp_path: Path) -> None:
+    trained = tiny.trainer(tmp_path / "run", ppo=True, max_steps=2)
+    seen = generation(trained)
+    trained.train()
+    output = seen[-1]
+    mask = output["completion_mask"]
+    means = (output["advantages"] * mask).sum(1) / mask.sum(1)
+    assert list(trained._logs["advantages"]) == pytest.approx(means.tolist(), abs=1e-6)
+
+
+def test_the_critics_gradient_is_clipped_apart(tmp_path: Path) -> None:
+    """With plain gradient descent a step is no longer than rate times the bound."""
+
+    def moved(bound: float) -> float:
+        trained = tiny.trainer(
+            tmp_path / f"run-{bound}", ppo=True, max_grad_norm=bound, optim="sgd", value_learning_rate=1.0, max_steps=1,
+        )  # fmt: skip
+        trained.critic.begin(10.0)  # far from every return
+        before = critic_weights(trained)
+        trained.train()
+        after = critic_weights(trained)
+        return float(torch.cat([(after[name] - before[name]).flatten() for name in after]).norm())
+
+    assert moved(0.01) == pytest.approx(0.01, rel=1e-3)
+    assert moved(100.0) > 0.1
+
+
 def test_the_loss_is_of_the_same_states(tmp_path: Path) -> None:
     """One pass: the weights are those of the rollout, so the values in the loss are those of the rollout."""
     trained = tiny.trainer(tmp_path / "run", ppo=True, max_steps=4, value_learning_rate=0.01)

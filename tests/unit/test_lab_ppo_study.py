@@ -113,8 +113,12 @@ def test_tuning_and_comparison_share_no_seed_and_the_claim_comes_first() -> None
     assert {run.task.learning_rate for run in varied if run.arm.name == "not-whitened"} == {1.6e-3, 2.5e-3, 4e-3}
     assert [run.arm.name for run in compared[:10]] == ["grpo", "ppo"] * 5
     assert {run.arm.name: run.task.learning_rate for run in compared} == {
-        arm: 1e-3 if arm == "grpo" else 4e-4 for arm in ARMS
+        # 16 updates a round, at a tenth of the rate.
+        arm: {"grpo": 1e-3, "ppo-epochs": 4e-5}.get(arm, 4e-4)
+        for arm in ARMS
     }
+    assert {run.seed for run in compared if run.arm.name == "ppo"} == set(PLAN.seeds)
+    assert {run.seed for run in compared if run.arm.name == "ppo-kl"} == set(PLAN.more_seeds)
 
 
 def test_only_missing_runs_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
