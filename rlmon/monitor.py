@@ -648,9 +648,7 @@ class Monitor:
         self._faults[:] = 0.0
         self._non_finite.clear()
         completions, prompts, trained, rounds, shed, non_finite = head
-        sums["token_non_finite"] = (
-            sums["token_non_finite"] + non_finite + (values.non_finite(seen) if self.critic else 0)
-        )
+        sums["token_non_finite"] = sums["token_non_finite"] + non_finite
         metrics: dict[str, float | None] = {}
         missing: dict[str, str] = {}
         with self.guard("metrics.finish"):
@@ -734,8 +732,11 @@ class Monitor:
         if self._reduce is not None:
             vector = self._reduce(vector)
         ends = np.cumsum([self.layout.size, HEAD, len(PLACES), blocks, len(local.values)])
-        sums, head, faults, slots, seen, agreed = np.split(vector, ends)
-        return self.layout.unflatten(sums), [float(value) for value in head], faults, slots, seen, agreed
+        flat, head, faults, slots, seen, agreed = np.split(vector, ends)
+        sums = self.layout.unflatten(flat)
+        if self.critic:
+            sums["token_non_finite"] = sums["token_non_finite"] + values.non_finite(seen)
+        return sums, [float(value) for value in head], faults, slots, seen, agreed
 
     def _local_vector(self, local: _Accumulated) -> Vector:
         """This rank's share as one vector whose length depends on settings alone."""
@@ -758,13 +759,6 @@ class Monitor:
     def _block_matrix(self, local: _Accumulated) -> Vector:
         """Blocks as rows of (source key, prompts, completions, then value and presence of every statistic)."""
         blocks = list(local.blocks)
-        if self.critic:
-            blocks = [
-                dataclasses.replace(
-                    block, stats={k: v for k, v in block.stats.items() if k not in detectors.GROUP_BASELINE}
-                )
-                for block in blocks
-            ]
         if local.trained:
             source, prompt, counted, entropy = zip(*local.trained, strict=True)
             blocks += rollouts.token_blocks(source, prompt, tokens_B=np.array(counted), entropy_sum_B=np.array(entropy))
@@ -778,6 +772,7 @@ class Monitor:
                 completion_tokens_B=np.array(length),
             )
         names = detectors.STATISTICS
+        unread = detectors.GROUP_BASELINE if self.critic else ()
         matrix = np.zeros((self._slots, BLOCK_WIDTH))
         # More blocks than slots (many sources): an even spread of them, since any of them is a fair look.
         if len(blocks) > self._slots:
@@ -789,7 +784,7 @@ class Monitor:
             self._source_names.setdefault(key, shown.source)
             row[:3] = key + 1, shown.prompts, shown.completions
             for j, name in enumerate(names):
-                value = shown.stats.get(name)
+                value = None if name in unread else shown.stats.get(name)
                 if value is not None and math.isfinite(value):
                     row[3 + 2 * j : 5 + 2 * j] = value, 1.0
         return matrix
@@ -883,8 +878,6 @@ class Monitor:
             if local.passes.get("round"):
                 self.writer.write_passes(local.passes)
             sums, head, _, _, seen, _ = self._over_ranks(local)
-            if self.critic:
-                sums["token_non_finite"] = sums["token_non_finite"] + values.non_finite(seen)
             metrics, _ = rollouts.finish(self.layout, sums, self._base_sums)
             if self.critic:
                 metrics |= values.finish(seen)[0]

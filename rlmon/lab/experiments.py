@@ -18,12 +18,12 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlmon.errors import ConfigError
 from rlmon.lab.build_base import WEIGHTS, base_dir, sha256
@@ -558,16 +558,26 @@ def run_all(wanted: Sequence[Cell], folder: Path, jobs: int) -> list[dict[str, A
             f"{time.monotonic() - started:.0f} s so far"
         )
 
-    if jobs <= 1:
-        for cell in missing:
-            done(cell, run_cell(cell, folder))
-    elif missing:
-        # Spawned, not forked: torch's threads do not survive a fork.
-        with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=multiprocessing.get_context("spawn")) as pool:
-            running = {pool.submit(run_cell, cell, folder): cell for cell in missing}
-            for future in as_completed(running):
-                done(running[future], future.result())
+    for cell, result in each_in_pool(run_cell, missing, folder, jobs):
+        done(cell, result)
     return [results[cell.name] for cell in wanted]
+
+
+AnyCell = TypeVar("AnyCell", bound=Cell)
+
+
+def each_in_pool(
+    run: Callable[[AnyCell, Path], dict[str, Any]], cells: Sequence[AnyCell], folder: Path, jobs: int
+) -> Iterator[tuple[AnyCell, dict[str, Any]]]:
+    """Each of ``cells`` with what ``run`` gave for it, as soon as it is done, in ``jobs`` processes."""
+    if jobs <= 1:
+        yield from ((cell, run(cell, folder)) for cell in cells)
+    elif cells:
+        # Spawned, not forked: torch's threads do not survive a fork.
+        with ProcessPoolExecutor(min(jobs, len(cells)), mp_context=multiprocessing.get_context("spawn")) as pool:
+            running = {pool.submit(run, cell, folder): cell for cell in cells}
+            for future in as_completed(running):
+                yield running[future], future.result()
 
 
 def _say(line: str) -> None:

@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import math
-import multiprocessing
 import platform
 import random
 import shutil
@@ -21,7 +20,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +49,7 @@ from rlmon.lab.experiments import (
     _write_json,
     base_evaluation,
     code_sha256,
+    each_in_pool,
     stored,
 )
 from rlmon.lab.frontier import Interval, _compact, _markdown, interval
@@ -443,15 +442,8 @@ def run_all(wanted: Sequence[Run], folder: Path, jobs: int) -> Results:
             f"{time.monotonic() - started:.0f} s so far"
         )
 
-    if jobs <= 1:
-        for run in missing:
-            done(run, run_cell(run, folder))
-        return results
-    # Spawned, not forked: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(run_cell, run, folder): run for run in missing}
-        for future in as_completed(running):
-            done(running[future], future.result())
+    for run, result in each_in_pool(run_cell, missing, folder, jobs):
+        done(run, result)
     return results
 
 

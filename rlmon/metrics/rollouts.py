@@ -411,13 +411,19 @@ def _add_sketches(sums: Sums, features: RowFeatures, prompt_B: NDArray[np.int64]
         sums["pairs_near_duplicate"][offset : offset + 2] = (part >= NEAR_DUPLICATE).sum(), part.size
 
 
+def _in_judged_group(stats: GroupStats) -> NDArray[np.bool_]:
+    """Rows whose group has two finite rewards or more."""
+    inside = stats.group_B >= 0
+    inside[inside] = stats.size_P[stats.group_B[inside]] >= 2
+    return inside
+
+
 def _group_fields(stats: GroupStats, features: RowFeatures, repetition_B: NDArray[np.float64]) -> list[float]:
     fields = dict.fromkeys(GROUP_FIELDS, 0.0)
     judged = stats.size_P >= 2
     known_std = np.isfinite(stats.reward_std_P) & judged
     weight_B = np.where(np.isfinite(stats.advantage_B), np.abs(stats.advantage_B), 0.0)
-    in_group = stats.group_B >= 0
-    in_group[in_group] = judged[stats.group_B[in_group]]
+    in_group = _in_judged_group(stats)
     fields.update(
         whole=float(stats.whole),
         partial=float(stats.partial),
@@ -593,9 +599,8 @@ def round_blocks(batch: RolloutBatch, features: RowFeatures, group_stats: GroupS
     for name, flags in (("all_good", group_stats.all_good_P), ("all_bad", group_stats.all_bad_P)):
         put(name, np.bincount(block_of_group, weights=flags, minlength=blocks) / np.maximum(count, 1), count)
     if group_stats.hard_B is not None:
-        in_judged = in_group.copy()
-        in_judged[in_group] = judged[group_stats.group_B[in_group]]
-        weight = np.where(np.isfinite(group_stats.advantage_B) & in_judged, np.abs(group_stats.advantage_B), 0.0)
+        counted = np.isfinite(group_stats.advantage_B) & _in_judged_group(group_stats)
+        weight = np.where(counted, np.abs(group_stats.advantage_B), 0.0)
         total = np.bincount(block_B, weights=weight, minlength=blocks)
         lone = np.bincount(block_B, weights=weight * (group_stats.lone_B & group_stats.hard_B), minlength=blocks)
         with np.errstate(invalid="ignore", divide="ignore"):
