@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlmon"
 
 STDLIB_ONLY: frozenset[str] = frozenset()
-LANGUAGE = {"records", "errors", "printable", "acts"}
+LANGUAGE = {"records", "errors", "printable", "acts", "baseline"}
 BELOW_MONITOR = LANGUAGE | {"config", "metrics", "detectors", "interventions", "runlog"}
 TRAINING = {"torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "packaging", "yaml"} | {
     "safetensors",
@@ -35,6 +35,7 @@ ROOMS = {
     "errors": Room(set(), STDLIB_ONLY),
     "printable": Room(set(), STDLIB_ONLY),
     "acts": Room(set(), STDLIB_ONLY),
+    "baseline": Room(set(), STDLIB_ONLY),
     "config": Room(LANGUAGE, STDLIB_ONLY),
     "metrics": Room(LANGUAGE, {"numpy", "jaxtyping"}),
     "detectors": Room(LANGUAGE, {"numpy"}),
