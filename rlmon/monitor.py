@@ -441,6 +441,7 @@ class Monitor:
             "turn": batch.turn,
             "policy_version": batch.policy_version,
             "staleness": batch.staleness,
+            "trained": [True] * rows if batch.trained is None else list(batch.trained),
         }
         if features is not None:
             columns |= {

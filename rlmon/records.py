@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of everything a run directory holds. Readers migrate older versions, writers write only this one."""
 
 Split = Literal["train", "eval"]
@@ -86,6 +86,7 @@ class Rollout:
     """Weighted sum of the reward functions; ``None`` where every function returned ``None``."""
     rewards: Mapping[str, float | None]
     advantage: float | None
+    """``None`` where the row was not trained, or where its advantage is not known."""
     mode: str
     """Format mode of the part after the reasoning block."""
     reasoning_mode: str | None
@@ -106,6 +107,9 @@ class Rollout:
     policy_version: int | None = None
     staleness: int | None = None
     """Optimizer steps between sampling and training."""
+    trained: bool = True
+    """False for a completion that was sampled and scored but not trained on (dynamic sampling drops such rows): it
+    counts for formats, lengths and texts, and has no advantage. True for every row of a log of schema 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,6 +267,8 @@ class RolloutBatch:
     turn: Sequence[int | None] | None = None
     policy_version: Sequence[int | None] | None = None
     staleness: Sequence[int | None] | None = None
+    trained: Sequence[bool] | None = None
+    """False for rows that were scored but are not trained on; ``None``: all are."""
 
     def __len__(self) -> int:
         return len(self.global_row)

@@ -187,8 +187,15 @@ class Migration(typing.NamedTuple):
     """``(name, object) -> object`` for ``header``, ``step`` and ``event``."""
 
 
-MIGRATIONS: dict[int, Migration] = {}
-"""Version to the step that leads to the next one. Empty: version 1 is the first. Files are never rewritten."""
+def _rows_of_schema_1(folder: str, table: pa.Table) -> pa.Table:
+    """Schema 1 logged only what was trained."""
+    if folder != "rollouts":
+        return table
+    return table.append_column("trained", pa.repeat(pa.scalar(True), len(table)))
+
+
+MIGRATIONS: dict[int, Migration] = {1: Migration(rows=_rows_of_schema_1, line=lambda name, values: values)}
+"""Version to the step that leads to the next one. Files are never rewritten."""
 
 
 def migrations_from(version: int, what: str) -> list[Migration]:

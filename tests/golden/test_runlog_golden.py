@@ -34,6 +34,7 @@ def test_golden_shows_the_resumed_line() -> None:
 def test_golden_values_are_those_that_were_written() -> None:
     run = open_run(GOLDEN)
     assert run.step_records()[0] == made.step_record(1)
+    assert set(run.rollouts(["trained"])["trained"].to_pylist()) == {True}, "schema 1 logged only what was trained"
     expected = made.rollouts(1)
     table = run.rollouts().filter((run.rollouts()["round"].combine_chunks().cast("int32").to_numpy() == 1).tolist())
     assert table["completion"].to_pylist() == expected["completion"]

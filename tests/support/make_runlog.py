@@ -68,6 +68,7 @@ def rollouts(
         "opener_weights": [None if i == 2 else [0.75, 0.25] for i in ids],
         "policy_version": [round] * rows,
         "staleness": [0] * rows,
+        "trained": [True] * rows,
     }
     return {**columns, **changes}
 

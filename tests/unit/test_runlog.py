@@ -441,9 +441,11 @@ def test_a_newer_schema_is_refused_by_writer_and_reader(tmp_path: Path) -> None:
     path = tmp_path / "run"
     _open(path)
     file = path / "run.json"
-    file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 7'))
+    file.write_text(file.read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 7'))
     for attempt in (lambda: _open(path, 1), lambda: open_run(path), lambda: peek(path), lambda: next_attempt(path)):
-        with pytest.raises(SchemaError, match=r"schema 7; .*reads up to schema 1.*pip install -U rlmon.*rlmon_dir"):
+        with pytest.raises(
+            SchemaError, match=rf"schema 7; .*reads up to schema {SCHEMA_VERSION}.*pip install -U rlmon.*rlmon_dir"
+        ):
             attempt()
 
 
@@ -484,13 +486,14 @@ def schema_0(tmp_path: Path) -> Path:
     table = table.rename_columns(["text" if n == "completion" else n for n in table.column_names])
     pq.write_table(table.replace_schema_metadata({b"rlmon.schema_version": b"0"}), part)
     for name, old, new in (("run.json", '"total_steps"', '"steps_planned"'), ("steps.jsonl", '"tokens"', '"n"')):
-        text = (path / name).read_text().replace('"schema_version": 1', '"schema_version": 0').replace(old, new)
+        text = (path / name).read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 0')
+        text = text.replace(old, new)
         (path / name).write_text(text)
     return path
 
 
 def test_older_schemas_migrate_on_read(schema_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SchemaError, match=r"schema 0; this rlmon reads schema 1 to 1\. Read it with the rlmon version"):
+    with pytest.raises(SchemaError, match=r"schema 0; this rlmon reads schema 1 to 2\. Read it with the rlmon version"):
         open_run(schema_0)
 
     def rows(folder: str, table: pa.Table) -> pa.Table:
@@ -513,12 +516,13 @@ def test_a_newer_part_and_a_newer_step_are_refused_by_name(tmp_path: Path) -> No
     path = tmp_path / "run"
     writer = _open(path)
     writer.write_rollouts(made.rollouts(0))
-    writer.append_step(made.step_record(1, schema_version=3))
-    with pytest.raises(SchemaError, match=r"steps\.jsonl was written by schema 3"):
+    writer.append_step(made.step_record(1, schema_version=SCHEMA_VERSION + 2))
+    with pytest.raises(SchemaError, match=rf"steps\.jsonl was written by schema {SCHEMA_VERSION + 2}"):
         open_run(path).step_records()
     (part,) = (path / "rollouts").iterdir()
-    pq.write_table(pq.read_table(part).replace_schema_metadata({b"rlmon.schema_version": b"2"}), part)
-    with pytest.raises(SchemaError, match=r"part-a0000.* was written by schema 2"):
+    newer = {b"rlmon.schema_version": str(SCHEMA_VERSION + 1).encode()}
+    pq.write_table(pq.read_table(part).replace_schema_metadata(newer), part)
+    with pytest.raises(SchemaError, match=rf"part-a0000.* was written by schema {SCHEMA_VERSION + 1}"):
         open_run(path).rollouts()
 
 
