@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,11 +70,9 @@ class Reader:
         if not stored:
             self._remembered.clear()
             self._answers.clear()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                for i, completion in enumerate(completions.to_pylist()):
-                    if completion is not None:
-                        table[i] = self._row(completion)
+            for i, completion in enumerate(completions.to_pylist()):
+                if completion is not None:
+                    table[i] = self._row(completion)
         else:
             names = rows["mode"].to_pylist()
             table[:, 0] = [self._index.get(name, UNKNOWN) for name in names]

@@ -12,12 +12,12 @@ import itertools
 import json
 import operator
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rlmon.errors import ConfigError
+from rlmon.metrics import syntax
 
 PARSE_CHARS = 8_000
 """Characters of a part that format parsers look at; the rest of a longer one is not read."""
@@ -296,9 +296,7 @@ def _arithmetic(expression: str) -> str | None:
     if "**" in expression:
         return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            value = _value(ast.parse(expression, mode="eval").body)
+        value = _value(syntax.parse(expression, mode="eval").body)
         return str(int(value)) if value == int(value) else repr(value)
     except (ArithmeticError, SyntaxError, ValueError):
         return None
@@ -423,7 +421,8 @@ def _parse_python(text: str) -> ast.Module | None:
     if _bracket_depth(text) > _MAX_BRACKET_DEPTH:
         return None
     try:
-        return ast.parse(text)
+        tree: ast.Module = syntax.parse(text)
+        return tree
     except Exception:
         return None
 
@@ -600,12 +599,10 @@ class ModeSet:
 
         Returns one of ``names``; a rule that raises does not claim the text. Never raises.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return self.parse_part(split_reasoning(text)[1])
+        return self.parse_part(split_reasoning(text)[1])
 
     def parse_part(self, part: str) -> str:
-        """The mode of one part of a completion (nothing is stripped). The caller silences warnings.
+        """The mode of one part of a completion (nothing is stripped).
 
         Reads at most ``PARSE_CHARS`` characters.
         """

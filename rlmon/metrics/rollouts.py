@@ -7,7 +7,6 @@ and ranks -> ``finish``. Every sum is additive; nothing here is a mean.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,10 +129,8 @@ class Featurizer:
             if len(getattr(batch, name)) != rows:
                 raise ValueError(f"batch.{name} has {len(getattr(batch, name))} entries, global_row has {rows}.")
         table = np.empty((rows, 6), dtype=np.int64)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for i, completion in enumerate(batch.completions):
-                table[i] = self._row(completion)
+        for i, completion in enumerate(batch.completions):
+            table[i] = self._row(completion)
         names = self.modes.names
         mode_code, reasoning_code = table[:, 0].copy(), table[:, 1].copy()
         row_key = table[:, 5].copy()
