@@ -146,16 +146,27 @@ class RLMonConfig:
 
         Raises ``ConfigError`` naming the nearest field where one is unknown.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
+        return cls().with_settings(settings)
+
+    def with_settings(self, settings: Mapping[str, Any]) -> RLMonConfig:
+        """This config with other values for ``settings``, named with the prefix ``rlmon_`` or without.
+
+        Raises ``ConfigError`` where a name is unknown (saying the nearest) or given twice.
+        """
+        known = [f.name.removeprefix("rlmon_") for f in dataclasses.fields(self)]
         resolved: dict[str, Any] = {}
         for key, value in settings.items():
-            name = key if key.startswith("rlmon_") else f"rlmon_{key}"
+            name = key.removeprefix("rlmon_")
+            prefix = key[: len(key) - len(name)]
             if name not in known:
+                listing = ", ".join(f"{prefix}{field}" for field in known)
                 raise ConfigError(
-                    f"Unknown rlmon setting {key!r}.{_nearest(name, known)} The settings are {', '.join(known)}."
+                    f"Unknown rlmon setting {key!r}.{_nearest(name, known, prefix=prefix)} The settings are {listing}."
                 )
-            resolved[name] = value
-        return cls(**resolved)
+            if f"rlmon_{name}" in resolved:
+                raise ConfigError(f"{name} and rlmon_{name} are the same setting: give one of them.")
+            resolved[f"rlmon_{name}"] = value
+        return dataclasses.replace(self, **resolved)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> RLMonConfig:
@@ -212,6 +223,6 @@ def _one_of(allowed: tuple[str, ...]) -> str:
     return ", ".join(allowed[:-1]) + " or " + allowed[-1]
 
 
-def _nearest(name: str, known: list[str] | tuple[str, ...], *, upper: bool = False) -> str:
+def _nearest(name: str, known: list[str] | tuple[str, ...], *, prefix: str = "", upper: bool = False) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {close[0].upper() if upper else close[0]}?" if close else ""
+    return f" Did you mean {prefix}{close[0].upper() if upper else close[0]}?" if close else ""

@@ -19,7 +19,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlmon.config import RLMonConfig
-from rlmon.errors import AttachError
+from rlmon.errors import AttachError, ConfigError
 from rlmon.interventions.actions import RollBack
 from rlmon.monitor import Monitor
 from rlmon.trl import capabilities
@@ -60,15 +60,23 @@ class RLMon(TrainerCallback):
 
     TRL's own ``PPOTrainer`` (1.8 to 1.12) as well, as far as its loop shows itself (``rlmon.trl.trl_ppo``).
 
-    ``RLMon(trainer)`` after the trainer is built, or ``callbacks=[RLMon()]`` when building it. Raises
-    ``AttachError`` or ``ConfigError`` before the first step where watching would half-work; nothing is raised into
-    the loop after that.
+    ``RLMon(trainer)`` after the trainer is built, or ``callbacks=[RLMon()]`` when building it. Settings are an
+    ``RLMonConfig``, keywords (``policy="protect"`` or ``rlmon_policy="protect"``), or both, where keywords win over
+    the config's fields. Raises ``AttachError`` or ``ConfigError`` before the first step where watching would
+    half-work; nothing is raised into the loop after that.
     """
 
-    def __init__(self, trainer: Any = None, config: RLMonConfig | None = None) -> None:
+    def __init__(self, trainer: Any = None, config: RLMonConfig | None = None, **settings: Any) -> None:
         if isinstance(trainer, RLMonConfig):
+            if config is not None:
+                raise ConfigError("RLMon got two configs. Give one: RLMon(trainer, config) or RLMon(config).")
             trainer, config = None, trainer
-        self.config = config if config is not None else RLMonConfig()
+        if config is not None and not isinstance(config, RLMonConfig):
+            raise ConfigError(
+                f"RLMon takes an RLMonConfig as its second argument, got {type(config).__name__}. Settings can be "
+                'given by keyword as well: RLMon(trainer, policy="protect").'
+            )
+        self.config = (config if config is not None else RLMonConfig()).with_settings(settings)
         self.monitor: Monitor | None = None
         """The monitor of the current or last ``train()`` call."""
         self.roll_back_to: Path | None = None

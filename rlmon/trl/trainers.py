@@ -22,8 +22,11 @@ class _Monitored:
     rlmon: RLMon
 
     def __init__(self, *args: Any, rlmon: RLMonConfig | None = None, **kwargs: Any) -> None:
+        settings = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("rlmon_")}
+        monitor = RLMon(config=rlmon, **settings)  # what is wrong with the settings is said before a model is loaded
         super().__init__(*args, **kwargs)
-        self.rlmon = RLMon(self, rlmon)
+        self.rlmon = monitor
+        self.rlmon.attach(self)
 
     @property
     def monitor(self) -> Monitor | None:
@@ -49,19 +52,22 @@ class _Monitored:
 class MonitoredGRPOTrainer(_Monitored, GRPOTrainer):
     """``trl.GRPOTrainer`` that watches its own output distribution.
 
-    Takes everything that ``GRPOTrainer`` takes, and ``rlmon``, an ``RLMonConfig``.
+    Takes everything that ``GRPOTrainer`` takes, and ``rlmon``, an ``RLMonConfig``, or settings by keyword
+    (``rlmon_policy="protect"``), which win over it.
     """
 
 
 class MonitoredRLOOTrainer(_Monitored, RLOOTrainer):
     """``trl.RLOOTrainer`` that watches its own output distribution.
 
-    Takes everything that ``RLOOTrainer`` takes, and ``rlmon``, an ``RLMonConfig``.
+    Takes everything that ``RLOOTrainer`` takes, and ``rlmon``, an ``RLMonConfig``, or settings by keyword
+    (``rlmon_policy="protect"``), which win over it.
     """
 
 
 class MonitoredPPOTrainer(_Monitored, PPOTrainer):
     """``rlmon.trl.PPOTrainer`` that watches its own output distribution, and its critic.
 
-    Takes everything that ``PPOTrainer`` takes, and ``rlmon``, an ``RLMonConfig``.
+    Takes everything that ``PPOTrainer`` takes, and ``rlmon``, an ``RLMonConfig``, or settings by keyword
+    (``rlmon_policy="protect"``), which win over it.
     """

@@ -14,7 +14,7 @@ import trl
 from transformers import Trainer, TrainingArguments
 
 from rlmon.errors import AttachError, ConfigError, RunLogError, SchemaError
-from rlmon.trl import RLMon, RLMonConfig, capabilities, probe
+from rlmon.trl import MonitoredGRPOTrainer, RLMon, RLMonConfig, capabilities, probe
 
 pytestmark = pytest.mark.trl
 
@@ -34,6 +34,34 @@ def test_an_unknown_setting_names_the_nearest() -> None:
         RLMonConfig.from_env({"RLMON_STORETEXT": "off"})
     with pytest.raises(ConfigError, match=r"rlmon_store_text is 'hashed'.*full, hash or off.*Did you mean hash"):
         RLMonConfig(rlmon_store_text="hashed")
+
+
+def test_settings_by_keyword(tmp_path: Path) -> None:
+    """With the prefix or without, over a config's fields; a wrong one suggests the right one, as it came in."""
+    trained = tiny.trainer(tmp_path / "run")
+    monitor = RLMon(trained, RLMonConfig(rlmon_alpha=0.05, rlmon_table_every=3), policy="protect", rlmon_alpha=0.02)
+    assert (monitor.config.rlmon_policy, monitor.config.rlmon_alpha) == ("protect", 0.02)
+    assert monitor.config.rlmon_table_every == 3
+    assert monitor.attached
+    assert RLMon(RLMonConfig(rlmon_alpha=0.05), base_kl="off").config.rlmon_alpha == 0.05
+    for wrong, match in (
+        ({"polcy": "protect"}, r"setting 'polcy'\. Did you mean policy\?"),
+        ({"rlmon_polcy": "protect"}, r"setting 'rlmon_polcy'\. Did you mean rlmon_policy\?"),
+        ({"alpha": 0.1, "rlmon_alpha": 0.2}, r"alpha and rlmon_alpha are the same setting"),
+        ({"base_kl": "offf"}, r"Did you mean off\?"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            RLMon(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"got dict.*by keyword"):
+        RLMon(None, {"policy": "protect"})  # type: ignore[arg-type]
+    own = tiny.trainer(
+        tmp_path / "own",
+        cls=MonitoredGRPOTrainer,
+        extra={"rlmon": RLMonConfig(rlmon_alpha=0.05), "rlmon_policy": "observe"},
+    )
+    assert (own.rlmon.config.rlmon_policy, own.rlmon.config.rlmon_alpha) == ("observe", 0.05)
+    with pytest.raises(ConfigError, match=r"Did you mean rlmon_policy\?"):
+        tiny.trainer(tmp_path / "own", cls=MonitoredGRPOTrainer, extra={"rlmon_polcy": "observe"})
 
 
 def test_the_wrong_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
