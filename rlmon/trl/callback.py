@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from rlmon.errors import AttachError, ConfigError
 from rlmon.interventions.actions import RollBack
 from rlmon.monitor import Monitor
 from rlmon.trl import capabilities
+from rlmon.trl.around_train import before_train, go_on_once
 from rlmon.trl.capture import Capture
 from rlmon.trl.trl_ppo import TrlPPOCapture
 
@@ -85,6 +86,7 @@ class RLMon(TrainerCallback):
         self._checkpoint: Path | None = None
         self._save_waits = False
         self._open = False
+        self._unwrap_train: Callable[[], None] = lambda: None
         if trainer is not None:
             self.attach(trainer)
 
@@ -138,6 +140,8 @@ class RLMon(TrainerCallback):
             return original(checkpoint, *args, **kwargs)
 
         trainer._load_optimizer_and_scheduler = load
+        if capture.helm is not None and capture.helm.may_roll_back:
+            self._unwrap_train = go_on_once(trainer, self)
         if self not in trainer.callback_handler.callbacks:
             trainer.add_callback(self)
 
@@ -149,6 +153,7 @@ class RLMon(TrainerCallback):
         self._close()
         self._capture.uninstall()
         trainer.__dict__.pop("_load_optimizer_and_scheduler", None)
+        self._unwrap_train()
         trainer.remove_callback(self)
         self._capture = None
 
@@ -167,7 +172,9 @@ class RLMon(TrainerCallback):
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._capture is None:
             trainer = self._find_trainer()
-            if trainer is not None:
+            if trainer is not None and self.config.rlmon_policy is not None:
+                before_train(trainer, self.attach)  # rules look at what TRL builds after this
+            elif trainer is not None:
                 self.attach(trainer)
 
     # -- one train() call ------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from rlmon.interventions.actions import (
 from rlmon.interventions.policy import Policy
 from rlmon.records import Action, RolloutBatch
 from rlmon.trl.anchor import AnchorStore
+from rlmon.trl.around_train import is_training
 from rlmon.trl.callback import STATE_FOLDER
 from rlmon.trl.draws import Draws, continue_order
 from rlmon.trl.knobs import Knobs
@@ -62,6 +63,7 @@ class Helm:
         self._draws = next(
             (Draws(trainer, action, sources.source_of) for action in acting if isinstance(action, Defer)), None
         )
+        self.may_roll_back = any(isinstance(action, RollBack) for action in acting)
         self._keeps_text = keeps_text
         self._anchor = next((AnchorStore(action) for action in acting if isinstance(action, Anchor)), None)
         self.ends: Action | None = None
@@ -317,7 +319,14 @@ def _mean_reference(output: Mapping[str, Any]) -> np.ndarray | None:
 def _refuse_roll_back(trainer: Any, acting: Sequence[Any]) -> None:
     given = trainer.args.save_strategy
     save_strategy = str(getattr(given, "value", given))
-    if any(isinstance(action, RollBack) for action in acting) and save_strategy == "no":
+    if not any(isinstance(action, RollBack) for action in acting):
+        return
+    if save_strategy == "no":
         raise AttachError(
             "roll_back returns to a checkpoint, and save_strategy is no. Set save_strategy: steps and save_steps."
+        )
+    if is_training(trainer):
+        raise AttachError(
+            "roll_back goes on by a second train(), and rlmon was attached while the first one runs. Attach it before: "
+            "RLMon(trainer, config), then trainer.train()."
         )

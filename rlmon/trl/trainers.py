@@ -33,14 +33,6 @@ class _Monitored:
         """The monitor of the current ``train()`` call; ``None`` before the first."""
         return self.rlmon.monitor
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As TRL's. Where a rule rolls the run back, it goes on once from the checkpoint before the alarm."""
-        output = super().train(*args, **kwargs)  # type: ignore[misc]
-        if self.rlmon.roll_back_to is not None:
-            checkpoint, self.rlmon.roll_back_to = self.rlmon.roll_back_to, None
-            output = super().train(resume_from_checkpoint=str(checkpoint))  # type: ignore[misc]
-        return output
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Before super(): what a hub push uploads is what the folder holds at that moment.
         state = self.state  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import pytest
 import steered
 import tiny
 import torch
+from trl import GRPOTrainer
 
 import rlmon
 from rlmon.audit import engine as audit_engine
@@ -310,10 +311,48 @@ def test_a_roll_back_is_refused_where_nothing_is_saved(tmp_path: Path) -> None:
         RLMon(trained, steered.config(returning()))
 
 
-def test_a_drop_in_says_where_to_go_on(tmp_path: Path) -> None:
-    run = steered.trained(tmp_path / "run", returning(), save_strategy="steps", save_steps=2)
-    assert run.state.global_step == 7
-    assert run.rlmon_callback.roll_back_to == tmp_path / "run" / "checkpoint-6"
+class TakesTime(GRPOTrainer):
+    """Overrides ``train`` with a signature of its own."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        return super().train(*args, **kwargs)
+
+
+@pytest.mark.parametrize("how", ["after", "callback", "subclass"])
+def test_a_drop_in_rolls_back_as_the_subclasses_do(tmp_path: Path, how: str) -> None:
+    """The alarm is at step 7, the return to 6; it used to end there, at 7 of 10 steps, and to return normally."""
+    settings = {"max_steps": 10, "save_strategy": "steps", "save_steps": 2}
+    monitor = RLMon(config=steered.config(returning()))
+    made = tiny.trainer(
+        tmp_path / "run",
+        callbacks=[monitor] if how == "callback" else None,
+        cls=TakesTime if how == "subclass" else GRPOTrainer,
+        **settings,
+    )
+    if how != "callback":
+        monitor.attach(made)
+    output = made.train()
+    assert made.state.global_step == output.global_step == 10
+    attempts = rlmon.open_run(tmp_path / "run" / "rlmon").attempts
+    assert [(attempt.header.attempt_kind, attempt.from_step) for attempt in attempts] == [
+        ("fresh", None),
+        ("resumed", 6),
+    ]
+    assert monitor.roll_back_to is None
+    alike = monitored(tmp_path / "alike", returning())
+    alike.train()
+    assert tiny.same_weights(weights_of(alike), weights_of(made))
+    monitor.detach()
+    assert "train" not in vars(made)
+
+
+def test_a_roll_back_that_comes_too_late_is_refused(tmp_path: Path) -> None:
+    """A monitor that attaches while ``train()`` runs can start no second one."""
+    made = tiny.trainer(tmp_path / "run", max_steps=10, save_strategy="steps", save_steps=2)
+    made.add_callback(RLMon(config=steered.config(returning())))
+    with pytest.raises(AttachError, match=r"attached while the first one runs.*RLMon\(trainer"):
+        made.train()
+    assert made.state.global_step == 0
 
 
 def test_a_second_training_begins_with_the_knobs_as_given(tmp_path: Path) -> None:

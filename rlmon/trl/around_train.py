@@ -1,0 +1,78 @@
+"""What rlmon does around a trainer's ``train()``: attach before it, and go on after a roll back.
+
+A run that a rule rolled back goes on by ``train()`` once more, from the checkpoint before the alarm.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Returning(Protocol):
+    """Who knows where training is to go on from."""
+
+    roll_back_to: Path | None
+
+
+def go_on_once(trainer: Any, returning: Returning) -> Callable[[], None]:
+    """Wrap ``trainer.train``: where a call ends with ``returning.roll_back_to`` set, training goes on from there, and
+    what is returned is what that last leg returned. Gives back what takes the wrapper off again.
+    """
+    original, given = trainer.train, trainer.__dict__.get("train")
+
+    @functools.wraps(original)
+    def train(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        if returning.roll_back_to is not None:
+            checkpoint, returning.roll_back_to = returning.roll_back_to, None
+            output = _resumed(original, args, kwargs, str(checkpoint))
+        return output
+
+    trainer.train = train
+    return functools.partial(_restore, trainer, given)
+
+
+def before_train(trainer: Any, begin: Callable[[Any], None]) -> None:
+    """Call ``begin(trainer)`` when the next ``train()`` is called: what a trainer still under construction lacks (its
+    reference, its ``beta``) is there by then."""
+    given = trainer.__dict__.get("train")
+
+    @functools.wraps(trainer.train)
+    def train(*args: Any, **kwargs: Any) -> Any:
+        _restore(trainer, given)
+        begin(trainer)
+        return trainer.train(*args, **kwargs)
+
+    trainer.train = train
+
+
+def _restore(trainer: Any, given: Any) -> None:
+    if given is None:
+        trainer.__dict__.pop("train", None)
+    else:
+        trainer.train = given
+
+
+def is_training(trainer: Any) -> bool:
+    """Whether a ``train()`` of this trainer is running in this thread: too late to wrap it."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name in ("train", "_inner_training_loop") and frame.f_locals.get("self") is trainer:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _resumed(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any], checkpoint: str) -> Any:
+    """``original`` with the arguments of the first call, but for the checkpoint."""
+    signature = inspect.signature(original)
+    if "resume_from_checkpoint" not in signature.parameters:  # a subclass that hands everything on
+        return original(*args[1:], **{**kwargs, "resume_from_checkpoint": checkpoint})
+    bound = signature.bind(*args, **kwargs)
+    bound.arguments["resume_from_checkpoint"] = checkpoint
+    return original(*bound.args, **bound.kwargs)
