@@ -10,7 +10,7 @@ never stored.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,8 +18,19 @@ SCHEMA_VERSION = 2
 """Version of everything a run directory holds. Readers migrate older versions, writers write only this one."""
 
 Split = Literal["train", "eval"]
-Status = Literal["pass", "warn", "fail", "skip", "error"]
-Severity = Literal["warn", "fail"]
+Severity = Literal["note", "warn", "fail"]
+"""``note``: what costs compute and not capability. It is said once and is never part of a verdict."""
+Status = Literal["pass", "note", "warn", "fail", "skip", "error"]
+SEVERITIES: tuple[Severity, ...] = ("note", "warn", "fail")
+"""Mildest first."""
+WORST_FIRST: tuple[Status, ...] = ("fail", "warn", "error", "note", "pass", "skip")
+"""The order in which a person should read what checks say."""
+
+
+def verdict(spoken: Iterable[Severity | Status]) -> Literal["pass", "warn", "fail"]:
+    """What the findings or checks of a run come to: the worst of WARN and FAIL, else a pass."""
+    said = set(spoken)
+    return "fail" if "fail" in said else "warn" if "warn" in said else "pass"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,6 +28,8 @@ class Live:
     faults: Sequence[Fault]
     shed_rows: int
     torn_lines: int
+    judged_anew: str | None
+    """Why the detectors could not go on as they did in the run, whose findings cannot be compared then."""
     differences: Sequence[str]
     """Where the replay does not give the live findings, or the rows not the live metrics; empty when all agree."""
     stored_text: str

@@ -27,7 +27,7 @@ from rlmon.audit.timeline import ratio
 from rlmon.audit.wording import Wording, t_quantile, usable, wording
 from rlmon.detectors import DETECTORS, DetectorSpec
 from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, beta_cdf
-from rlmon.records import Finding, Status
+from rlmon.records import SEVERITIES, WORST_FIRST, Finding, Status
 
 HINDSIGHT_ALPHA = 0.01
 """Chance of any false FAIL or WARN among all hindsight checks."""
@@ -117,8 +117,7 @@ def judge(case: Case) -> Judged:
         found.append(_contained(check_id, title, partial(check, check_id, title, ends)))
     for check_id, title, of_log in ABOUT_ROWS if case.fold.live is None else (*ABOUT_ROWS, *ABOUT_THE_MONITOR):
         found.append(_contained(check_id, title, partial(of_log, check_id, title, case)))
-    order = {"fail": 0, "warn": 1, "error": 2, "pass": 3, "skip": 4}
-    found.sort(key=lambda check: order[check.status])
+    found.sort(key=lambda check: WORST_FIRST.index(check.status))
     return Judged(checks=found, wording=words, correction=_correction(case, alpha))
 
 
@@ -188,7 +187,7 @@ def _detector(case: Case, spec: DetectorSpec, row: Mapping[str, Any]) -> Check:
 
 
 def _alarmed(case: Case, spec: DetectorSpec, row: Mapping[str, Any], mine: Sequence[Finding]) -> Check:
-    status: Status = "fail" if any(finding.severity == "fail" for finding in mine) else "warn"
+    status = max((finding.severity for finding in mine), key=SEVERITIES.index)
     first = next(finding for finding in mine if finding.severity == status)
     shown = next(finding for finding in reversed(mine) if finding.severity == status)
     now = next((r for r in row["sources"] if r["metric"] == shown.metric and shown.source in (None, r["source"])), None)
@@ -675,11 +674,13 @@ def _length_growth(check_id: str, title: str, ends: _Ends) -> Check:
     found = ends.contrast.ratio(ends.groups[length], rows)
     if found is None or found.base <= 0:
         return _skip(check_id, title, "the length of the completions is not known")
-    status: Status = "warn" if found.low > 2.0 * found.base else "pass"
+    # Longer chains are how reasoning grows: what is lost by them (cut off, repeated, wrong) has checks of its own.
+    status: Status = "note" if found.low > 2.0 * found.base else "pass"
     return Check(
         id=check_id, title=title, status=status, method="hindsight", metric=f"completion {unit}", unit=unit,
         value=found.last, baseline=found.base, threshold=3.0 * found.base,
-        interval=(found.base + found.low, found.base + found.high), message=_between(found, f" {unit}"),
+        interval=(found.base + found.low, found.base + found.high), message=_between(found, f" {unit}")
+        + ("" if status == "pass" else f": each one costs {found.last / found.base:.1f} times as much"),
         evidence=_sizes(found),
         advice="" if status == "pass" else "Longer may be better or only longer: compare reward by length; "
         'loss_type="dr_grpo" removes the length bias.',
@@ -928,6 +929,14 @@ def _rows_complete(check_id: str, title: str, case: Case) -> Check:
 def _replay(check_id: str, title: str, case: Case) -> Check:
     live = case.fold.live
     assert live is not None
+    if live.judged_anew is not None and not live.differences:
+        said = ", ".join(f"{f.detector} {f.severity.upper()} at step {f.step}" for f in live.findings[:8])
+        more = f" and {len(live.findings) - 8} more" if len(live.findings) > 8 else ""
+        return Check(
+            id=check_id, title=title, status="skip", method="exact", message="judged anew, so not compared",
+            reason="judged anew here, which cannot be compared with what the run said then "
+            f"({said or 'nothing'}{more}). {live.judged_anew}",
+        )  # fmt: skip
     return Check(
         id=check_id, title=title, status="warn" if live.differences else "pass",
         method="exact", metric="differences", unit="count", value=float(len(live.differences)), baseline=0.0,

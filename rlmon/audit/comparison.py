@@ -31,6 +31,7 @@ from rlmon.audit.features import Floats, Ints
 from rlmon.audit.result import Audit
 from rlmon.errors import ConfigError
 from rlmon.metrics.summary import js_distance
+from rlmon.records import WORST_FIRST
 
 COMPARISON_VERSION = 1
 LEVEL = 0.95
@@ -542,8 +543,8 @@ def _checks(a: Sequence[Audit], b: Sequence[Audit]) -> list[CheckDifference]:
                 onsets_b=[None if c is None else c.first_step for c in sides[1]],
             )
         )
-    order = {"fail": 0, "warn": 1, "error": 2, "pass": 3, "skip": 4, "absent": 5}
-    return sorted(rows, key=lambda row: (not row.differs, min(order[s] for s in (*row.a, *row.b)), row.id))
+    order: tuple[str, ...] = (*WORST_FIRST, "absent")
+    return sorted(rows, key=lambda row: (not row.differs, min(order.index(s) for s in (*row.a, *row.b)), row.id))
 
 
 def _curves(a: Sequence[Audit], b: Sequence[Audit], names: tuple[str, str]) -> Curves:

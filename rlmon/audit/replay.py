@@ -39,7 +39,7 @@ def replay(run: OpenedRun, counted: Partial, mode_names: Sequence[str]) -> tuple
     log = open_run(run.path)
     headers = {attempt.header.attempt: attempt.header for attempt in log.attempts}
     restarted = _restarted(log)
-    differences: list[str] = []
+    anew: list[str] = []
     state: DetectorState | None = None
     attempt: int | None = None
     findings: list[Finding] = []
@@ -49,7 +49,7 @@ def replay(run: OpenedRun, counted: Partial, mode_names: Sequence[str]) -> tuple
     shed = 0
     for record in log.iter_steps():
         if state is None or (record.attempt != attempt and record.attempt in restarted):
-            state = _started(headers[record.attempt], differences)
+            state = _started(headers[record.attempt], anew)
         attempt = record.attempt
         state, found = detectors.step(state, record)
         findings += found
@@ -62,7 +62,7 @@ def replay(run: OpenedRun, counted: Partial, mode_names: Sequence[str]) -> tuple
         shed = record.shed_rows
     line = _timeline(np.array(steps, dtype=np.int64), series)
     live = log.findings
-    differences += _finding_differences(live, findings)
+    differences = [] if anew else _finding_differences(live, findings)
     differences += _row_differences(line, counted, mode_names)
     fold = Fold(
         findings=tuple(findings),
@@ -76,6 +76,7 @@ def replay(run: OpenedRun, counted: Partial, mode_names: Sequence[str]) -> tuple
             faults=log.faults,
             shed_rows=shed,
             torn_lines=sum(log.torn_lines.values()),
+            judged_anew=anew[0] if anew else None,
             differences=differences[:MAX_DIFFERENCES],
             stored_text=str(log.header.config.get("rlmon_store_text", "full")),
         ),
@@ -94,11 +95,11 @@ def _restarted(log: Run) -> set[int]:
     return fresh | lost
 
 
-def _started(header: RunHeader, differences: list[str]) -> DetectorState:
+def _started(header: RunHeader, anew: list[str]) -> DetectorState:
     try:
         return detectors.start_from(header.detectors)
     except (ConfigError, KeyError) as error:
-        differences.append(f"judged anew: {error}"[:300])
+        anew.append(f"{error}"[:300])
         return detectors.start(
             alpha=float(header.config.get("rlmon_alpha", 0.01)),
             total_steps=header.total_steps,

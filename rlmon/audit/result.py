@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlmon.records import Status
+from rlmon.records import Severity, Status
 
-RESULT_VERSION = 1
-"""Version of the JSON object; raised when a key changes its meaning or goes away."""
+RESULT_VERSION = 2
+"""Version of the JSON object; raised when a key changes its meaning, takes a new word or goes away. 2: ``note``, a
+status of checks and a severity of findings."""
 
 Verdict = Literal["pass", "warn", "fail", "insufficient"]
 Method = Literal["fold", "hindsight", "exact"]
@@ -25,7 +26,7 @@ class Check:
     title: str
     """The question that PASS answers with yes: ``Do answers keep their formats?``"""
     status: Status
-    """``pass | warn | fail | skip | error``."""
+    """``pass | note | warn | fail | skip | error``. A note costs compute and not capability: never in the verdict."""
     method: Method
     """``fold``: a detector that looked at every step. ``hindsight``: one look at the whole run. ``exact``: a count."""
     message: str
@@ -122,7 +123,7 @@ class Event:
 
     step: int
     kind: Literal["finding", "action", "onset", "note", "fault"]
-    severity: Literal["warn", "fail", "info"]
+    severity: Severity | Literal["info"]
     check: str | None
     """Id of the check or detector it belongs to; of an act of the policy, its rule."""
     text: str
@@ -174,7 +175,7 @@ class Audit:
     headline: str
     """The verdict in one sentence."""
     checks: Sequence[Check]
-    """Worst first within: fail, warn, error, pass, skip."""
+    """Worst first: ``records.WORST_FIRST``."""
     actions: Sequence[Mapping[str, Any]]
     """Interventions recorded in an rlmon log (``records.Action`` as mappings)."""
     findings: Sequence[Mapping[str, Any]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from rlmon.audit.timeline import ratio
 from rlmon.detectors import DETECTORS
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, beta_cdf
+from rlmon.records import SEVERITIES, verdict
 
 MAX_SAMPLES = 500
 HEAT_BINS = 64
@@ -35,7 +37,7 @@ def tell(case: Case, judged: Judged, source: str, timing: Mapping[str, float]) -
     samples = _Samples(case)
     stories = _mode_stories(case, judged.checks, samples)
     checks = _with_examples(judged.checks, stories)
-    verdict = _verdict(checks)
+    reached = _verdict(checks)
     steps = case.line.steps
     series = {name: _values(values) for name, values in sorted(case.line.series.items())}
     if judged.wording is not None:
@@ -46,8 +48,8 @@ def tell(case: Case, judged: Judged, source: str, timing: Mapping[str, float]) -
             series[name] = _values(column)
     return Audit(
         run=_facts(case, judged, source),
-        verdict=verdict,
-        headline=_headline(verdict, checks, case),
+        verdict=reached,
+        headline=_headline(reached, checks, case),
         checks=checks,
         actions=[dataclasses.asdict(action) for action in case.fold.live.actions] if case.fold.live else [],
         findings=[dataclasses.asdict(finding) for finding in case.fold.findings],
@@ -72,28 +74,33 @@ _WITHOUT_A_BASE = frozenset(spec.id for spec in DETECTORS if spec.rule in ("abso
 
 
 def _verdict(checks: Sequence[Check]) -> Verdict:
-    """The worst status; a pass needs a check that compared the run with its base, which two rows do not allow."""
-    spoken = {check.status for check in checks}
-    if "fail" in spoken:
-        return "fail"
-    if "warn" in spoken:
-        return "warn"
+    """FAIL or WARN where a check says so, never a note; a pass needs a check that compared the run with its base, which
+    two rows do not allow."""
+    worst = verdict(check.status for check in checks)
+    if worst != "pass":
+        return worst
     compared = any(
         check.status == "pass" and check.method != "exact" and check.id not in _WITHOUT_A_BASE for check in checks
     )
     return "pass" if compared else "insufficient"
 
 
-def _headline(verdict: Verdict, checks: Sequence[Check], case: Case) -> str:
-    counts = {status: sum(check.status == status for check in checks) for status in ("fail", "warn", "pass", "skip")}
+def _headline(reached: Verdict, checks: Sequence[Check], case: Case) -> str:
+    counts = Counter(check.status for check in checks)
     read = f"{case.line.steps.size:,} steps and {case.counted.rows:,} completions"
-    if verdict == "insufficient":
+    if reached == "insufficient":
         return f"Too little to judge: {read} were read, and {counts['skip']} checks could not speak."
-    if verdict == "pass":
-        judged = counts["pass"]
-        return f"Nothing passed its damage line in {read}; {judged} of {len(checks)} checks could be judged."
+    if reached == "pass":
+        judged = counts["pass"] + counts["note"]
+        noted = [
+            f"{check.id}{'' if check.first_step is None else f' since step {check.first_step}'}"
+            for check in checks
+            if check.status == "note"
+        ]
+        cost = f" Noted, for compute alone: {', '.join(noted)}." if noted else ""
+        return f"Nothing passed its damage line in {read}; {judged} of {len(checks)} checks could be judged.{cost}"
     first = checks[0]
-    answer = "No" if verdict == "fail" else "Perhaps not"
+    answer = "No" if reached == "fail" else "Perhaps not"
     since = f", since step {first.first_step}" if first.first_step is not None else ""
     moved = ""
     if first.value is not None and first.baseline is not None:
@@ -205,7 +212,7 @@ def _events(case: Case, checks: Sequence[Check]) -> list[Event]:
         for f in case.fold.findings[:1_000]
     ]
     for check in checks:
-        if check.first_step is not None and check.status in ("warn", "fail"):
+        if check.first_step is not None and check.status in SEVERITIES:
             events.append(
                 Event(
                     step=check.first_step,

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-VERSION = 1
+from rlmon.records import Severity
+
+VERSION = 2
 """Raised whenever the same records and parameters could give other findings."""
 
 Rule = Literal["effective", "ratio", "absolute", "immediate"]
@@ -40,7 +42,10 @@ class DetectorSpec:
     ratio: statistic at ``warn``/``fail`` times its base. absolute: at that value. immediate: at the first sight."""
     warn: float | None
     fail: float | None
-    """Levels of the two rungs; ``None``: the detector has no such rung."""
+    """Levels of the milder and the graver rung; ``None``: the detector has no such rung."""
+    milder: Severity = "warn"
+    """What an alarm of the milder rung is called. ``note``: what it tells costs compute and not capability, so that it
+    is said once in a run and is no witness."""
     warn_floor: float = 0.0
     fail_floor: float = 0.0
     """Least value of a relative line, in the unit of the statistic: narrower than the base is no damage while the
@@ -58,16 +63,22 @@ class DetectorSpec:
     prior: bool = False
     """True: the lines are priors from practice, not measured on this run's own base."""
     method: str = METHOD
+    told: str = ""
+    """A finding in words, with ``{now}`` and ``{line}`` in per cent; empty: statistic, value and line as they are."""
     meaning: str
     advice: str
+
+    def __post_init__(self) -> None:
+        if self.milder == "note" and self.witness:
+            raise ValueError(f"{self.id}: a note is about compute, so it is no second signal of damage.")
 
     @property
     def line(self) -> str:
         """Both lines in words."""
         parts = []
-        for name, level, floor in (("WARN", self.warn, self.warn_floor), ("FAIL", self.fail, self.fail_floor)):
+        for name, level, floor in ((self.milder, self.warn, self.warn_floor), ("fail", self.fail, self.fail_floor)):
             if level is not None:
-                parts.append(f"{name} {self._rung(level, floor)}")
+                parts.append(f"{name.upper()} {self._rung(level, floor)}")
         return "; ".join(parts)
 
     @staticmethod
@@ -89,9 +100,10 @@ class DetectorSpec:
         return f"{sign} {level:g} x base{beyond}"
 
     @property
-    def rungs(self) -> tuple[str, ...]:
+    def rungs(self) -> tuple[Severity, ...]:
         """Severities this detector can reach, mildest first."""
-        return tuple(name for name, level in (("warn", self.warn), ("fail", self.fail)) if level is not None)
+        levels: tuple[tuple[Severity, float | None], ...] = ((self.milder, self.warn), ("fail", self.fail))
+        return tuple(name for name, level in levels if level is not None)
 
     @property
     def false_fail(self) -> Mapping[str, Any] | None:
@@ -100,7 +112,7 @@ class DetectorSpec:
 
     @property
     def false_warn(self) -> Mapping[str, Any] | None:
-        """The same for WARN."""
+        """The same for the milder rung."""
         return _price(self.id, "warn")
 
 
@@ -243,9 +255,12 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         rule="absolute",
         warn=0.6,
         fail=None,
+        milder="note",
         prior=True,
-        meaning="Groups in which every completion succeeded: the data is learned and most of the compute is idle. "
-        "Never a FAIL.",
+        told="{now} of the groups are solved whole (line {line}, a prior): they carry no signal, and the compute that "
+        "they take teaches nothing",
+        meaning="Groups in which every completion succeeded: the data is learned and most of the compute is idle. It "
+        "costs compute and not capability, so it is a note: said once, never in the verdict.",
         advice="Move to harder prompts, drop solved ones, or stop: going on sharpens without learning. A smaller "
         "num_generations saves compute.",
     ),

@@ -48,6 +48,8 @@ run.
   gives source s (from 0, in order of appearance) the share 1/((s+1)(s+2)).
 * **Not repeated.** A rung that has alarmed is silent until the smoothed statistic was inside the WARN line for 20
   records in a row; then its evidence starts from nothing.
+* **Notes.** What costs compute and not capability is a NOTE: the milder rung under another name, with the same
+  evidence. It is said once in a run, counts as no second signal, and is never part of a verdict.
 
 Three caveats. The guarantee is conditional on the baseline: a base estimate that is off by more than 6 standard
 errors, or a first few steps that already are the damage, move the line. It is exact for the clipped statistic: a block
@@ -100,14 +102,14 @@ def render() -> str:
             "sorted by task (see the command's help). Every WARN counts here, also those of the runs that end exactly "
             "on the WARN line.\n"
         )
-    out.append("| detector | false FAIL | false WARN |\n|---|---|---|")
+    out.append("| detector | false FAIL | false WARN (NOTE) |\n|---|---|---|")
     for spec in DETECTORS:
         if spec.rule == "immediate":
             out.append(f"| {spec.id} | exact | - |")
             continue
         cells = (
             _percent(spec.false_fail, rung="fail" in spec.rungs),
-            _percent(spec.false_warn, rung="warn" in spec.rungs),
+            _percent(spec.false_warn, rung=spec.warn is not None),
         )
         out.append(f"| {spec.id} | {cells[0]} | {cells[1]} |")
     if total:

@@ -27,6 +27,7 @@ IMPLAUSIBLE = 1e9
 """No share, length, reward or number of nats is this large: such a value is passed over like a missing one."""
 
 BETTING: tuple[DetectorSpec, ...] = tuple(spec for spec in DETECTORS if spec.rule != "immediate")
+NOTES: tuple[int, ...] = tuple(index for index, spec in enumerate(BETTING) if spec.milder == "note")
 IMMEDIATE: tuple[DetectorSpec, ...] = tuple(spec for spec in DETECTORS if spec.rule == "immediate")
 STATISTICS: tuple[str, ...] = tuple(
     dict.fromkeys([name for spec in BETTING for name in spec.statistics] + ["reward", "mode_collision_correct"])
@@ -163,6 +164,8 @@ def step(state: DetectorState, record: StepRecord) -> tuple[DetectorState, tuple
     if blocks:
         weight = ev.restart_weight(records, state.total_steps)
         arrays, fire = ev.observe(plan, arrays, blocks, weight)
+        # A note is said once: re-arming does not take back that it was.
+        arrays.raised[:, NOTES, ev.WARN] |= state.arrays.raised[:, NOTES, ev.WARN]
     state = dataclasses.replace(state, arrays=arrays, records=records)
     findings: list[Finding] = []
     for detector, rung in np.argwhere(fire[0]):
@@ -194,7 +197,7 @@ def seed_baseline(state: DetectorState, blocks: tuple[Block, ...]) -> DetectorSt
 def status(state: DetectorState) -> list[dict[str, Any]]:
     """What every detector knows now, one dict each: for audits and live screens.
 
-    ``id``; ``status``: ``ok | warn | fail | waiting | cannot``; ``reason`` for the last two; ``bets``;
+    ``id``; ``status``: ``ok | note | warn | fail | waiting | cannot``; ``reason`` for the last two; ``bets``;
     ``evidence``: per rung log evidence over its threshold, in nats (0 alarms); ``sources``: per source and statistic
     baseline, its standard error and prompts, value now, lines.
     """
@@ -205,7 +208,10 @@ def status(state: DetectorState) -> list[dict[str, Any]]:
         sources = _source_rows(state, plan, spec, d)
         reachable = [row for row in sources if row["reachable"]]
         raised = state.arrays.raised[0, d]
-        word = "fail" if raised[ev.FAIL] else "warn" if raised[ev.WARN] else "ok"
+        # What was noted stays raised; it is over where it would have been re-armed.
+        noted = spec.milder == "note" and raised[ev.WARN]
+        over = noted and state.arrays.calm[0, d] >= plan.rearm_records
+        word: str = "fail" if raised[ev.FAIL] else spec.milder if raised[ev.WARN] and not over else "ok"
         reason = None
         if word == "ok" and not has_bet[0, d].any():
             word = "waiting"
@@ -225,7 +231,7 @@ def status(state: DetectorState) -> list[dict[str, Any]]:
                 "bets": int(state.arrays.bets[0][:, plan.detector_K == d].max(initial=0)),
                 "evidence": {
                     name: round(float(margin[0, d, rung]), 6) if has_bet[0, d, rung] else None
-                    for rung, name in ((ev.WARN, "warn"), (ev.FAIL, "fail"))
+                    for rung, name in ((ev.WARN, spec.milder), (ev.FAIL, "fail"))
                     if name in spec.rungs
                 },
                 "sources": sources,
@@ -451,14 +457,15 @@ def _source_rows(state: DetectorState, plan: ev.Plan, spec: DetectorSpec, d: int
 
 def _finding(state: DetectorState, plan: ev.Plan, record: StepRecord, d: int, rung: int) -> Finding:
     spec = BETTING[d]
-    severity: Severity = "fail" if rung == ev.FAIL else "warn"
+    slot = "fail" if rung == ev.FAIL else "warn"
+    severity: Severity = "fail" if rung == ev.FAIL else spec.milder
     margin, _, _ = ev.detector_evidence(plan, state.arrays)
     rows = _source_rows(state, plan, spec, d)
-    worst = max(rows, key=lambda row: _distance(row, severity, spec.direction))
-    now, base, line = (_in_metric_unit(spec, worst[key]) for key in ("now", "baseline", f"{severity}_line"))
+    worst = max(rows, key=lambda row: _distance(row, slot, spec.direction))
+    now, base, line = (_in_metric_unit(spec, worst[key]) for key in ("now", "baseline", f"{slot}_line"))
     missing = _missing_prompts(state, plan, spec, worst, rung)
     source = worst["source"] if len(state.sources) > 1 else None
-    message = _sentence(spec, severity, worst, source)
+    message = _sentence(spec, slot, worst, source)
     if missing:
         message += (
             f" The baseline of {worst['baseline_prompts']} prompts is too small for the nominal line: "
@@ -477,8 +484,8 @@ def _finding(state: DetectorState, plan: ev.Plan, record: StepRecord, d: int, ru
         "missing_baseline_prompts": missing,
         "statistic": worst["statistic"],
         "sources": [
-            {key: row[key] for key in ("source", "statistic", "baseline", "now", f"{severity}_line")}
-            for row in sorted(rows, key=lambda row: -_distance(row, severity, spec.direction))[:8]
+            {key: row[key] for key in ("source", "statistic", "baseline", "now", f"{slot}_line")}
+            for row in sorted(rows, key=lambda row: -_distance(row, slot, spec.direction))[:8]
         ],
     }
     if seconds:
@@ -509,17 +516,19 @@ def _in_metric_unit(spec: DetectorSpec, value: float | None) -> float | None:
     return 1.0 / value if value > 0 else None
 
 
-def _distance(row: Mapping[str, Any], severity: str, direction: str) -> float:
-    now, line = row["now"], row[f"{severity}_line"]
+def _distance(row: Mapping[str, Any], slot: str, direction: str) -> float:
+    now, line = row["now"], row[f"{slot}_line"]
     if now is None or not line:
         return -math.inf
     return float((now - line) / line if direction == "up" else (line - now) / line)
 
 
-def _sentence(spec: DetectorSpec, severity: str, row: Mapping[str, Any], source: str | None) -> str:
-    now, base, line = row["now"], row["baseline"], row[f"{severity}_line"]
+def _sentence(spec: DetectorSpec, slot: str, row: Mapping[str, Any], source: str | None) -> str:
+    now, base, line = row["now"], row["baseline"], row[f"{slot}_line"]
     # Sources come from the data: repr keeps control characters out of terminals and logs.
     where = f" in source {source[:60]!r}" if source else ""
+    if spec.told and now is not None and line is not None:
+        return f"{spec.id}: {spec.told.format(now=f'{now:.0%}', line=f'{line:.0%}')}{where}."
     inside = " within a prompt" if row["statistic"].endswith("_within") else ""
     if spec.rule == "effective" and now and base and line:
         return (

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from rlmon.interventions.policy import AllOf, Always, AnyOf, Condition, OnFinding, OnMetric
 from rlmon.printable import one_line
-from rlmon.records import Finding, StepRecord
+from rlmon.records import SEVERITIES, Finding, StepRecord
 
 BASE_RECORDS = 5
 """First records with the metric: their mean is its base."""
@@ -123,8 +123,9 @@ def step(
 def _finding(
     condition: OnFinding, state: FindingState, record: StepRecord, findings: Sequence[Finding]
 ) -> tuple[State, bool, str, str | None]:
+    taken = SEVERITIES[SEVERITIES.index(condition.severity) :]
     for finding in findings:
-        if finding.detector == condition.finding and (condition.severity == "warn" or finding.severity == "fail"):
+        if finding.detector == condition.finding and finding.severity in taken:
             state = replace(state, step=record.step, finding_id=finding.finding_id, found_severity=finding.severity)
     wanted = condition.finding if condition.severity == "warn" else f"{condition.finding} ({condition.severity})"
     if state.step is None:

@@ -45,7 +45,9 @@ class OnFinding:
     """Holds once a detector has raised its alarm."""
 
     finding: str = field(metadata={"help": "id of a detector, as `rlmon detectors` prints it"})
-    severity: Severity = field(default="warn", metadata={"help": "least severity: `warn` takes a FAIL too"})
+    severity: Severity = field(
+        default="warn", metadata={"help": "least severity: `warn` takes a FAIL too, `note` any finding"}
+    )
     lasts_steps: int | None = setting(
         None, "steps that it holds from a finding on, counted anew by each finding; unset: the rest of the run", low=1
     )

@@ -53,7 +53,7 @@ def words(when: Condition) -> str:
     """A condition in words: ``rlmon/kl/mean above 0.3 (mean of 2)``."""
     if isinstance(when, OnFinding):
         lasts = "" if when.lasts_steps is None else f", for {when.lasts_steps} steps"
-        return f"{when.finding} {when.severity.upper()}{' or worse' if when.severity == 'warn' else ''}{lasts}"
+        return f"{when.finding} {when.severity.upper()}{'' if when.severity == 'fail' else ' or worse'}{lasts}"
     if isinstance(when, OnMetric):
         side, line = ("above", when.above) if when.above is not None else ("below", when.below)
         of = " of its base" if when.of == "base" else ""

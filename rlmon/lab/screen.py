@@ -18,7 +18,7 @@ from rlmon.lab.evaluate import Evaluation
 from rlmon.records import Finding, StepRecord
 
 _PLAIN_EVERY_STEPS = 25
-_SEVERITY_STYLE = {"warn": "yellow", "fail": "bold red"}
+_SEVERITY_STYLE = {"note": "dim", "warn": "yellow", "fail": "bold red"}
 
 
 @dataclass

@@ -287,7 +287,7 @@ def _rounded(value: float) -> float:
 def _charts(audit: Audit) -> dict[str, Any]:
     """``charts``: the important ones and those that a check complains about. ``further``: one for each other series."""
     series = {name: values for name, values in audit.series.items() if any(value is not None for value in values)}
-    complained = {check.metric for check in audit.checks if check.status in ("fail", "warn", "error") and check.metric}
+    complained = {check.metric for check in audit.checks if check.status not in ("pass", "skip") and check.metric}
     charts, taken = [], set()
     for title, unit, curves in CHARTS:
         here = [(name, label) for name, label in curves if name in series]
@@ -384,7 +384,7 @@ def _shares(audit: Audit) -> dict[str, Any] | None:
 
 def _chosen_events(events: Sequence[Event]) -> list[Event]:
     """The gravest, in order of step."""
-    grave = {"fail": 0, "warn": 1, "info": 2}
+    grave = {"fail": 0, "warn": 1, "note": 2, "info": 3}
     chosen = sorted(events, key=lambda event: (grave[event.severity], event.step))[:EVENTS_SHOWN]
     return [
         dataclasses.replace(event, text=event.text[:ITEM_CHARACTERS])

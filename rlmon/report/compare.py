@@ -26,6 +26,7 @@ from rlmon.audit.comparison import (
 )
 from rlmon.metrics.catalog import lookup
 from rlmon.printable import one_line
+from rlmon.records import WORST_FIRST
 from rlmon.report import page, phrases
 from rlmon.report.as_json import plain
 from rlmon.report.audit import CHARTS, thin
@@ -39,7 +40,7 @@ MODES_SHOWN = 8
 RUNS_SHOWN = 6
 LEAST_SHARE = 0.005
 """Formats that differ by less are not shown on a terminal."""
-WORST_FIRST = ("fail", "warn", "error", "pass", "skip", "absent")
+STATUSES: tuple[str, ...] = (*WORST_FIRST, "absent")
 SIDE_STYLES = ("dark_orange", "dodger_blue1")
 EFFECT_WORDS = "effect: the difference in units of one step's noise at the base"
 
@@ -155,7 +156,7 @@ def _labels(result: Comparison) -> tuple[str, str]:
 def _statuses(statuses: Sequence[str], onsets: Sequence[int | None]) -> list[tuple[str, str]]:
     """``[("fail", "2 FAIL at 53, 62"), ("pass", "1 PASS")]``, worst first; no counts for one run."""
     found = []
-    for status in WORST_FIRST:
+    for status in STATUSES:
         here = [at for at, one in enumerate(statuses) if one == status]
         if not here:
             continue
@@ -209,9 +210,9 @@ def _agreeing(checks: Sequence[CheckDifference]) -> list[tuple[str, str]]:
     groups: dict[str, list[str]] = {}
     for check in checks:
         if not check.differs:
-            status = next(status for status in WORST_FIRST if status in check.a) if check.a else "absent"
+            status = next(status for status in STATUSES if status in check.a) if check.a else "absent"
             groups.setdefault(status, []).append(one_line(check.id, 60))
-    return [(status.upper(), ", ".join(groups[status])) for status in WORST_FIRST if status in groups]
+    return [(status.upper(), ", ".join(groups[status])) for status in STATUSES if status in groups]
 
 
 def _settings_words(result: Comparison) -> str:

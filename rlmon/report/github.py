@@ -1,17 +1,20 @@
-"""An audit as GitHub workflow commands: each bad check becomes an annotation of the job."""
+"""An audit as GitHub workflow commands: each bad check becomes an annotation, a note one that is no alarm."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rlmon.audit.result import Audit, Check
 from rlmon.printable import one_line
+from rlmon.records import Status
 from rlmon.report import phrases
 
-LEVELS = {"fail": "error", "warn": "warning", "error": "error"}
+LEVELS: Mapping[Status, str] = {"fail": "error", "warn": "warning", "error": "error", "note": "notice"}
 VERDICT_LEVELS = {"fail": "error", "warn": "warning", "pass": "notice", "insufficient": "warning"}
 
 
 def render(*audits: Audit) -> str:
-    """One command a line: the bad checks, worst first, and before them the verdict of each audit."""
+    """One command a line: the bad checks, worst first, then the notes, and before them the verdict of each audit."""
     lines: list[str] = []
     for audit in audits:
         verdict = f"{one_line(audit.headline)} ({phrases.counts(audit)}; {one_line(audit.run.source, 200)})"
@@ -19,7 +22,7 @@ def render(*audits: Audit) -> str:
         # Each failing check is an error of its own; the verdict would only count it twice.
         level = "notice" if phrases.bad(audit) else VERDICT_LEVELS[audit.verdict]
         lines.append(command(level, title, verdict))
-        lines += [command(LEVELS[check.status], f"rlmon: {check.id}", _text(check)) for check in phrases.bad(audit)]
+        lines += [command(LEVELS[check.status], f"rlmon: {check.id}", _text(check)) for check in phrases.spoken(audit)]
     return "".join(f"{line}\n" for line in lines)
 
 

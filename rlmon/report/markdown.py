@@ -8,13 +8,21 @@ are longer than any run of backticks inside.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from rlmon.acts import entries, fold, summary
 from rlmon.audit.result import Audit, Check, Example
 from rlmon.printable import one_line
 from rlmon.report import phrases
 
-STATUS_SIGNS = {"fail": "🔴 FAIL", "warn": "🟡 WARN", "error": "🟣 ERROR", "pass": "🟢 PASS", "skip": "⚪ SKIP"}
+STATUS_SIGNS: Mapping[str, str] = {
+    "fail": "🔴 FAIL",
+    "warn": "🟡 WARN",
+    "error": "🟣 ERROR",
+    "note": "🔵 NOTE",
+    "pass": "🟢 PASS",
+    "skip": "⚪ SKIP",
+}
 VERDICT_SIGNS = {"fail": "🔴", "warn": "🟡", "pass": "🟢", "insufficient": "⚪"}
 MAX_CHARACTERS = 60_000
 """A comment on GitHub may hold 65,536; a longer one is refused as a whole."""
@@ -75,7 +83,7 @@ def fence(text: str, limit: int = EXAMPLE_CHARACTERS) -> str:
 
 def _one(audit: Audit) -> str:
     parts = [_summary(audit)]
-    parts += [_detail(check) for check in phrases.bad(audit)]
+    parts += [_detail(check) for check in phrases.spoken(audit)]
     if audit.actions:
         parts.append(_acts(audit))
     if groups := phrases.skipped(audit):

@@ -8,10 +8,11 @@ from typing import Any
 from rlmon.acts import Entry
 from rlmon.audit.result import Audit, Check, Example, Verdict
 from rlmon.printable import one_line
+from rlmon.records import WORST_FIRST, Status
 
 NOT_MEASURED = "-"
-BAD = ("fail", "warn", "error")
-"""Statuses that a person should read about, worst first."""
+BAD: tuple[Status, ...] = ("fail", "warn", "error")
+"""Statuses of what went wrong, worst first."""
 VERDICT_WORDS: Mapping[Verdict, str] = {
     "pass": "PASS",
     "warn": "WARN",
@@ -120,6 +121,11 @@ def bad(audit: Audit) -> list[Check]:
     return [check for status in BAD for check in audit.checks if check.status == status]
 
 
+def spoken(audit: Audit) -> list[Check]:
+    """What a person should read about, worst first: what went wrong, then what only costs compute."""
+    return [check for status in (*BAD, "note") for check in audit.checks if check.status == status]
+
+
 def said(check: Check) -> str:
     """The message, or for SKIP and ERROR the reason."""
     return one_line(check.reason if check.status in ("skip", "error") and check.reason else check.message)
@@ -153,9 +159,9 @@ def example_head(example: Example) -> str:
 
 
 def counts(audit: Audit) -> str:
-    """``1 fail, 2 warn, 9 pass, 3 skip``."""
+    """``1 fail, 2 warn, 1 note, 9 pass, 3 skip``."""
     words = []
-    for status in ("fail", "warn", "error", "pass", "skip"):
+    for status in WORST_FIRST:
         amount = sum(check.status == status for check in audit.checks)
         if amount:
             words.append(f"{amount} {status}")

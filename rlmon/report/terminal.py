@@ -1,4 +1,4 @@
-"""An audit on a terminal: the verdict first, then one line a check, then what to do about the bad ones."""
+"""An audit on a terminal: the verdict first, then one line a check, then what to do about those that spoke."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ STATUS_STYLES: dict[Status, str] = {
     "fail": "bold red",
     "warn": "yellow",
     "error": "magenta",
+    "note": "blue",
     "pass": "green",
     "skip": "dim",
 }
@@ -51,7 +52,7 @@ def _parts(audit: Audit, width: int, page: str | None) -> Iterator[RenderableTyp
         yield blank
     advised: dict[str, str] = {}
     shown: set[tuple[int, str | None]] = set()
-    for check in phrases.bad(audit):
+    for check in phrases.spoken(audit):
         yield from _detail(check, width, advised, shown)
         yield blank
     if modes := _modes(audit):
@@ -106,7 +107,7 @@ def _row(check: Check, unit_characters: int) -> list[Text]:
 def _detail(
     check: Check, width: int, advised: dict[str, str], shown: set[tuple[int, str | None]]
 ) -> Iterator[RenderableType]:
-    """One bad check; advice and examples that stand above already (``advised``, ``shown``) are not repeated."""
+    """One check that spoke; advice and examples that stand above already (``advised``, ``shown``) are not repeated."""
     style = STATUS_STYLES[check.status]
     head = Text.assemble((check.status.upper(), style), " ", (one_line(check.id, 60), "bold"))
     head.append(f"  {one_line(check.title, 120)}", style="dim")

@@ -29,7 +29,7 @@ from rlmon.acts import Act, act_of, entries
 from rlmon.errors import ConfigError, RunLogError
 from rlmon.metrics.catalog import METRICS
 from rlmon.printable import one_line
-from rlmon.records import StepRecord
+from rlmon.records import SEVERITIES, StepRecord
 from rlmon.report.phrases import number
 from rlmon.report.terminal import act_lines
 from rlmon.runlog import layout, lines, open_run
@@ -51,7 +51,7 @@ HEADLINE: Mapping[str, str] = {
     "rlmon/health/truncated": "truncated",
 }
 SHARE = "rlmon/format/share/"
-STATUS_STYLES = {"fail": "bold red", "warn": "yellow", "ok": "green", "waiting": "dim", "cannot": "dim"}
+STATUS_STYLES = {"fail": "bold red", "warn": "yellow", "note": "blue", "ok": "green", "waiting": "dim", "cannot": "dim"}
 SPARKS = "▁▂▃▄▅▆▇█"
 BINS = 256
 """Values kept per metric; when they are full, neighbours are averaged."""
@@ -613,7 +613,7 @@ def _detectors(view: View) -> Iterator[RenderableType]:
         yield Text(f"Detectors: not shown, {view.no_detectors}", style="dim")
         return
     rows = detectors.status(view.detectors)
-    loud = [row for row in rows if row["status"] in ("fail", "warn")]
+    loud = [row for row in rows if row["status"] in SEVERITIES]
     calm = [row for row in rows if row["status"] == "ok"]
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)

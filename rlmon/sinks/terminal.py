@@ -20,7 +20,7 @@ from rlmon.sinks import SampleRows
 
 ACT_EVERY_STEPS = 20
 """A rule may act in every round: at most one line in so many steps says so, and the acts between are counted."""
-_COLOURS = {"warn": "33", "fail": "1;31", "fault": "35", "act": "36", "failed": "1;31", "harmed": "33"}
+_COLOURS = {"note": "2", "warn": "33", "fail": "1;31", "fault": "35", "act": "36", "failed": "1;31", "harmed": "33"}
 
 
 @dataclasses.dataclass

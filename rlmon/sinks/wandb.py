@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlmon.acts import Act, act_of
-from rlmon.records import Action, Finding, StepRecord
+from rlmon.records import SEVERITIES, Action, Finding, Severity, StepRecord, verdict
 from rlmon.sinks import SampleRows
 
 MAX_TABLE_ROWS = 32
@@ -37,7 +37,7 @@ MAX_ACTS = 200
 ACTS_EVERY_STEPS = 25
 """Steps between two tables of acts, where nothing else is asked for; the last one comes at the end."""
 ACT_COLUMNS = ("step", "rule", "change", "outcome", "effect", "reason", "effect_reason")
-_RANK = {"pass": 0, "warn": 1, "fail": 2}
+_LEVELS: Mapping[Severity, str] = {"note": "INFO", "warn": "WARN", "fail": "ERROR"}
 
 
 class WandbSink:
@@ -52,7 +52,7 @@ class WandbSink:
         self._about = dict(about)
         self._run: Any = None
         self._last_table_step: int | None = None
-        self._states: dict[str, str] = {}
+        self._states: dict[str, Severity] = {}
         self._acts: dict[str, Act] = {}
         self._acts_unlogged = False
         self._last_acts_step: int | None = None
@@ -104,7 +104,7 @@ class WandbSink:
         wandb = sys.modules.get("wandb")
         # The trainer's integration may have finished the run before us.
         if wandb is not None and wandb.run is not None and wandb.run is self._run:
-            self._run.summary["rlmon/verdict"] = self._verdict()
+            self._run.summary["rlmon/verdict"] = verdict(self._states.values())
             if self._acts_unlogged:
                 table = self._acts_table(wandb)
                 self._run.log({"train/global_step": self._step, "rlmon/interventions": table})
@@ -134,19 +134,17 @@ class WandbSink:
         return wandb.Table(columns=list(ACT_COLUMNS), data=cells, allow_mixed_types=True)
 
     def _alert(self, wandb: Any, run: Any, finding: Finding) -> None:
-        if _RANK[finding.severity] <= _RANK[self._states.get(finding.detector, "pass")]:
+        before = self._states.get(finding.detector)
+        if before is not None and SEVERITIES.index(finding.severity) <= SEVERITIES.index(before):
             return
         self._states[finding.detector] = finding.severity
-        run.summary["rlmon/verdict"] = self._verdict()
+        run.summary["rlmon/verdict"] = verdict(self._states.values())
         run.alert(
             title=f"rlmon {finding.severity.upper()}: {finding.detector}",
             text=_cell(f"Step {finding.step}: {finding.message}\n{finding.advice}"),
-            level=wandb.AlertLevel.ERROR if finding.severity == "fail" else wandb.AlertLevel.WARN,
+            level=getattr(wandb.AlertLevel, _LEVELS[finding.severity]),
             wait_duration=0,
         )
-
-    def _verdict(self) -> str:
-        return max(self._states.values(), key=_RANK.__getitem__, default="pass")
 
 
 def _metric_name(name: str) -> str:

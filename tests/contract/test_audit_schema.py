@@ -58,7 +58,7 @@ def broken(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     [
         (lambda v: v.pop("verdict"), "'verdict' is a required property"),
         (lambda v: v.update(verdict="ok"), "verdict: 'ok' is not one of"),
-        (lambda v: v.update(schema_version=2), "schema_version: 1 was expected"),
+        (lambda v: v.update(schema_version=1), "schema_version: 2 was expected"),
         (lambda v: v["checks"][0].update(id="Format Collapse"), "checks/0/id"),
         (lambda v: v["checks"][0].update(status="skip", reason=None), "checks/0/reason: None is not of type 'string'"),
         (lambda v: v["checks"][0].update(value="high"), "checks/0/value"),

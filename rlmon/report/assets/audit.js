@@ -6,7 +6,7 @@
   const { LEFT, RIGHT, view, cursors, drawings, point, steerable, hoverable, ticks, scaleX, place, drawing, nearest, evenly, stacked } = page;
   const { undelta, valueAt, numbersTable, curve, mountCurves } = page;
   const SAMPLES_PER_PAGE = 8;
-  const WORDS = { fail: "FAIL", warn: "WARN", pass: "PASS", skip: "SKIP", error: "ERROR", insufficient: "TOO LITTLE DATA" };
+  const WORDS = { fail: "FAIL", warn: "WARN", note: "NOTE", pass: "PASS", skip: "SKIP", error: "ERROR", insufficient: "TOO LITTLE DATA" };
   const word = (status) => (Object.hasOwn(WORDS, status) ? WORDS[status] : "?");
 
   function rich(text, search) {
@@ -57,7 +57,7 @@
   $("headline").textContent = prose(data.headline, 1200);
   if (data.headline.length > 180) $("headline").classList.add("long");
   const byStatus = (...statuses) => data.checks.map((check, index) => ({ ...check, index })).filter((check) => statuses.includes(check.status));
-  for (const [status, target] of [["fail", "checks-bad"], ["warn", "checks-bad"], ["error", "checks-bad"], ["pass", "checks-pass"], ["skip", "checks-skip"]]) {
+  for (const [status, target] of [["fail", "checks-bad"], ["warn", "checks-bad"], ["error", "checks-bad"], ["note", "checks-note"], ["pass", "checks-pass"], ["skip", "checks-skip"]]) {
     const amount = byStatus(status).length;
     if (amount) $("counts").append(el("li", {}, el("a", { href: `#${target}` }, el("b", {}, amount), word(status))));
   }
@@ -154,8 +154,12 @@
   }
   if (data.checks.length) {
     show("checks");
-    const bad = byStatus("fail", "warn", "error"), passed = byStatus("pass"), skipped = byStatus("skip");
+    const bad = byStatus("fail", "warn", "error"), noted = byStatus("note"), passed = byStatus("pass"), skipped = byStatus("skip");
     $("checks-bad").append(...bad.map(checkCard));
+    if (noted.length) {
+      show("checks-note");
+      $("checks-note").append(el("div", { class: "cards" }, ...noted.map(checkCard)));
+    }
     if (passed.length) {
       const rows = passed.map((check) => ({ cells: [el("span", {}, badge("pass"), ` ${line(check.title, 200)}`), el("span", {}, prose(check.message, 500), check.evidence.length ? el("details", {}, el("summary", {}, "Evidence"), evidence(check.evidence)) : ""),
         number(check.baseline), number(check.value), number(check.threshold), line(check.unit || "", 40)] }));
@@ -173,7 +177,7 @@
   // ---- timeline
   const KINDS = { onset: "past its line from here", finding: "alarm", action: "intervention", fault: "fault of the monitor", note: "note" };
   const kindOf = (event) => (Object.hasOwn(KINDS, event.kind) ? event.kind : "note");
-  const severityOf = (event) => (["fail", "warn"].includes(event.severity) ? event.severity : "info");
+  const severityOf = (event) => (["fail", "warn", "note"].includes(event.severity) ? event.severity : "info");
   function markOf(kind, severity, x, y, r = 5) {
     const cls = kind === "action" ? "mark-action" : `mark-${severity}`;
     if (kind === "onset") return svg("path", { class: cls, d: `M${x} ${y - r - 1}V${y + r + 1}`, "stroke-width": 3 });
@@ -184,7 +188,7 @@
   }
   const lanes = new Map();
   const laneOf = (key) => lanes.get(key) || lanes.set(key, { events: [], from: null, status: "warn" }).get(key);
-  for (const check of byStatus("fail", "warn")) {
+  for (const check of byStatus("fail", "warn", "note")) {
     if (check.first_step === null && check.alarm_step === null) continue;
     const lane = laneOf(check.id);
     lane.status = check.status;
@@ -195,8 +199,10 @@
   if (data.steps && laneList.length) {
     show("story"); show("timeline");
     const kinds = [...new Set(data.events.map(kindOf))];
+    const gravest = (kind) => ["fail", "warn", "note", "info"].find((severity) => data.events.some((event) => kindOf(event) === kind && severityOf(event) === severity));
+    const named = (kind) => (kind === "finding" && gravest(kind) === "note" ? KINDS.note : KINDS[kind]);
     $("timeline-legend").append(...Object.keys(KINDS).filter((kind) => kinds.includes(kind)).map((kind) =>
-      el("li", {}, svg("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, markOf(kind, kind === "onset" || kind === "finding" ? "fail" : "info", 6, 6, 5)), KINDS[kind])));
+      el("li", {}, svg("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, markOf(kind, gravest(kind), 6, 6, 5)), named(kind))));
     const holder = $("timeline-drawing"), HEIGHT = 38;
     holder.setAttribute("aria-label", `Timeline of ${plural(data.events_total, "event", "events")}. ` + laneList.map(([key, lane]) =>
       `${line(key, 60)}: ${lane.events.length ? lane.events.slice(0, 4).map((event) => `${kindOf(event)} at step ${event.step}`).join(", ") : `from step ${lane.from}`}`).join("; ").slice(0, 1500));
@@ -297,7 +303,7 @@
   }
 
   // ---- curves
-  const COLOURS = ["--accent", "--c2", "--c3"];
+  const COLOURS = ["--accent", "--c2", "--c3"], ALARMS = { fail: "--bad", warn: "--warn", note: "--accent" };
   function chartCard(chart) {
     const lines = chart.lines.map((one) => ({ ...one, steps: undelta(one.steps) }));
     const checks = chart.checks.map((index) => ({ ...data.checks[index], index })).filter((check) => check.status !== "skip");
@@ -324,7 +330,8 @@
       const stroke = css(COLOURS[i % 3]);
       return { stroke, width: 1.7, spanGaps: false, points: { show: one.values.filter((v) => v !== null).length < 40, size: 5, fill: stroke } };
     });
-    const bad = checks.filter((check) => check.status !== "pass"), own = checks.filter((check) => check.status === "fail" || check.status === "warn");
+    const bad = checks.filter((check) => check.status !== "pass"), own = checks.filter((check) => Object.hasOwn(ALARMS, check.status));
+    const calm = bad.length && bad.every((check) => check.status === "note");
     const thresholds = (bad.length ? bad : checks).map((check) => check.threshold).filter((v) => typeof v === "number");
     const judged = (worst && lines.find((one) => one.name === worst.metric)) || lines[0];
     // The base, the lines not to be passed, and when they were.
@@ -338,7 +345,7 @@
         c.beginPath(); c.moveTo(left, y); c.lineTo(left + width, y); c.stroke();
       };
       if (typeof judged.base === "number") level(judged.base, dim, [4, 4]);
-      thresholds.forEach((at) => level(at, css("--bad"), [2, 3]));
+      thresholds.forEach((at) => level(at, css(calm ? "--dim" : "--bad"), [2, 3]));
       const upright = (step, colour, dash, alpha) => {
         const x = u.valToPos(step, "x", true);
         c.globalAlpha = alpha; c.strokeStyle = colour; c.lineWidth = 1.5 * px; c.setLineDash(dash.map((v) => v * px));
@@ -346,7 +353,7 @@
       };
       if (isFinite(firstAlarm) && !own.length) upright(firstAlarm, dim, [], 0.35);
       for (const check of own) {
-        const colour = css(check.status === "fail" ? "--bad" : "--warn");
+        const colour = css(ALARMS[check.status]);
         if (check.first_step !== null) upright(check.first_step, colour, [4, 3], 0.9);
         if (check.alarm_step !== null) upright(check.alarm_step, colour, [], 0.9);
       }

@@ -272,7 +272,7 @@
   const alarms = demo.runs.flatMap((run) => run.findings.map((f) => ({ run, f })));
   table($("alarms"), ["run", "step", "level", "detector", "what was seen", "what to do"],
     alarms.length ? alarms.map(({ run, f }) => ({
-      cells: [`${words(run.arm)}, seed ${run.seed}`, f.step, el("span", { class: `word ${f.severity === "fail" ? "fail" : "warn"}` }, String(f.severity).toUpperCase()), f.detector, f.message, f.advice],
+      cells: [`${words(run.arm)}, seed ${run.seed}`, f.step, el("span", { class: `word ${["fail", "warn"].includes(f.severity) ? f.severity : "dim"}` }, String(f.severity).toUpperCase()), f.detector, f.message, f.advice],
     })) : [{ cells: ["none", "", "", "", "", ""] }], new Set([1]));
 
   // ---- samples

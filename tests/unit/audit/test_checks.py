@@ -192,12 +192,12 @@ def audit_of(name: str) -> Audit:
         ("forgotten-prompts", "fail", "half forgotten", "two epochs"),
         ("impossible-prompts", "warn", "two thirds impossible", "three in ten solved"),
         ("truncation", "fail", "cut off", "seldom cut off"),
-        ("length-growth", "warn", "four times as long", "all prose"),
+        ("length-growth", "note", "four times as long", "all prose"),
         ("answer-diversity", "warn", "surer", "surer and better"),
         ("eval-gap", "fail", "evaluation falls", "evaluation follows"),
         ("non-finite", "fail", "NaN rewards", "healthy"),
         ("silent-groups-bad", "fail", "nothing solved", "healthy"),
-        ("silent-groups-good", "warn", "all solved", "healthy"),
+        ("silent-groups-good", "note", "all solved", "healthy"),
     ],
 )
 def test_what_goes_wrong_is_told_and_the_twin_passes(check_id: str, status: str, damaged: str, twin: str) -> None:
@@ -278,7 +278,7 @@ def test_a_check_that_raises_is_an_error_and_the_others_go_on(monkeypatch: pytes
 
 def test_checks_come_worst_first() -> None:
     statuses = [one.status for one in audit_of("one format lives").checks]
-    order = ["fail", "warn", "error", "pass", "skip"]
+    order = ["fail", "warn", "error", "note", "pass", "skip"]
     assert statuses == sorted(statuses, key=order.index)
     assert statuses[0] == "fail"
 

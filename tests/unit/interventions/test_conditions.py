@@ -198,6 +198,18 @@ def test_a_warning_is_no_failure_but_a_failure_is_a_warning_too() -> None:
     assert ids == ["format-collapse-warn-1", "format-collapse-warn-1", "format-collapse-fail-3"]
 
 
+def test_a_rule_may_wait_for_a_note_and_an_alarm_is_no_note() -> None:
+    found = {1: [finding("silent-groups-good", 1, "note")], 3: [finding("silent-groups-good", 3)]}
+    waits = OnFinding(finding="silent-groups-good", severity="note")
+    met, why, ids = fold(waits, [None] * 3, findings=found)
+    assert met == [True, True, True]
+    assert why[0] == "silent-groups-good (note) at step 1"
+    assert ids == ["silent-groups-good-note-1", "silent-groups-good-note-1", "silent-groups-good-warn-3"]
+    # Unset is WARN, and a note is less.
+    met, _, _ = fold(OnFinding(finding="silent-groups-good"), [None] * 3, findings=found)
+    assert met == [False, False, True]
+
+
 def test_a_finding_that_lasts_so_many_steps_is_over_then_and_begins_anew() -> None:
     # Raised at step 2 it holds at 2, 3 and 4; raised again at 4 it holds at 4, 5 and 6.
     condition = OnFinding(finding="format-collapse", lasts_steps=3)

@@ -20,6 +20,7 @@ def policy(source: Any) -> Policy:
         ("always", "always"),
         ({"finding": "kl-drift"}, "kl-drift WARN or worse"),
         ({"finding": "kl-drift", "severity": "fail", "lasts_steps": 50}, "kl-drift FAIL, for 50 steps"),
+        ({"finding": "silent-groups-good", "severity": "note"}, "silent-groups-good NOTE or worse"),
         ({"metric": "rlmon/kl/mean", "above": 0.3}, "rlmon/kl/mean above 0.3 (mean of 5)"),
         ({"metric": "m/x", "below": 0.0, "smooth_steps": 1}, "m/x below 0 (mean of 1)"),
         (

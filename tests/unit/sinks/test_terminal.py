@@ -63,6 +63,15 @@ def test_colour_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch, step: MakeSt
     assert plain.getvalue().startswith("rlmon FAIL step 47")
 
 
+def test_a_note_is_not_coloured_as_an_alarm(
+    monkeypatch: pytest.MonkeyPatch, step: MakeStep, finding: MakeFinding
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = Terminal()
+    TerminalSink(terminal).record(step(47), [finding(severity="note")], no_rows)
+    assert terminal.getvalue().startswith("rlmon \x1b[2mNOTE\x1b[0m step 47")
+
+
 @pytest.mark.parametrize(
     ("hostile", "shown"),
     [

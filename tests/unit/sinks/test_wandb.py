@@ -131,6 +131,19 @@ def test_alert_on_a_change_of_state_only(run: Any, tmp_path: Path, step: MakeSte
     assert read.summary["rlmon/verdict"] == "fail"
 
 
+def test_a_note_informs_and_leaves_the_verdict_alone(
+    run: Any, tmp_path: Path, step: MakeStep, finding: MakeFinding
+) -> None:
+    mirror = sink()
+    for number in (1, 2):
+        mirror.record(step(number), [finding(detector="silent-groups-good", severity="note", step=number)], no_rows)
+    mirror.close()
+    run.finish()
+    read = read_run(tmp_path)
+    assert [(title, level) for title, level, _ in read.alerts] == [("rlmon NOTE: silent-groups-good", "INFO")]
+    assert read.summary["rlmon/verdict"] == "pass"
+
+
 def test_silent_without_a_run(step: MakeStep, finding: MakeFinding, monkeypatch: pytest.MonkeyPatch) -> None:
     assert wandb.run is None
     mirror = sink()
