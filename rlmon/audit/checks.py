@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from rlmon import student
 from rlmon.audit import aliases
 from rlmon.audit.case import Case
 from rlmon.audit.contrast import Contrast, Difference
@@ -24,7 +25,7 @@ from rlmon.audit.features import Floats
 from rlmon.audit.result import Check
 from rlmon.audit.run import Lack
 from rlmon.audit.timeline import ratio
-from rlmon.audit.wording import Wording, t_quantile, usable, wording
+from rlmon.audit.wording import Wording, usable, wording
 from rlmon.detectors import DETECTORS, DetectorSpec
 from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, beta_cdf
 from rlmon.records import SEVERITIES, WORST_FIRST, Finding, Status
@@ -858,7 +859,8 @@ def _eval_gap(check_id: str, title: str, ends: _Ends) -> Check:
     first, second = gap[:half], gap[half:]
     growth = float(second.mean() - first.mean())
     noise = float(np.std(np.diff(gap), ddof=1)) / math.sqrt(2.0) if gap.size > 2 else 0.0
-    reach = t_quantile(1.0 - ends.alpha / 2.0, max(3, gap.size - 2)) * noise * math.sqrt(1.0 / half + 1.0 / second.size)
+    quantile = student.quantile(1.0 - ends.alpha / 2.0, max(3, gap.size - 2))
+    reach = quantile * noise * math.sqrt(1.0 / half + 1.0 / second.size)
     falling = values[half:].mean() < values[:half].mean()
     status: Status = "pass"
     if growth - reach > 0.15 and falling:

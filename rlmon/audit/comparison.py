@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from rlmon import student
 from rlmon.audit.contrast import LAST_SHARE, LAST_STEPS
 from rlmon.audit.features import Floats, Ints
 from rlmon.audit.result import Audit
@@ -289,7 +290,7 @@ def _metric(name: str, a: Sequence[Audit], b: Sequence[Audit]) -> MetricDifferen
     gap = right.mean(axis=0) - left.mean(axis=0)
     several = len(a) >= 2 and len(b) >= 2
     error, degrees = _welch(ends_a, ends_b) if several else _of_steps(gap, last)
-    reach = None if error is None else _t_reach(degrees) * error
+    reach = None if error is None else student.quantile(0.5 + LEVEL / 2.0, degrees) * error
     p = None if difference == 0.0 and error == 0.0 else _p(difference, error, degrees)
     early = _early(count)
     noise = float(np.sqrt(np.mean([_noise(values[:early]) ** 2 for values in (*left, *right)])))
@@ -365,33 +366,12 @@ def _long_run(gap: Floats) -> tuple[float, float]:
 
 
 def _p(difference: float, error: float | None, degrees: int) -> float | None:
-    """Two-sided p of a t statistic, 1e-12 at least: the finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4.
-
-    With two or three runs a side there are 1 to 4 degrees of freedom, where expansions in 1 / degrees are far off.
-    """
+    """Two-sided p of a t statistic."""
     if error is None:
         return None
     if error == 0.0:
         return 1.0 if difference == 0.0 else 0.0
-    angle = math.atan2(abs(difference) / error, math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term = cosine if odd else 1.0
-    total = term if degrees > 1 else 0.0
-    for at in range(2 + odd, degrees - 1, 2):
-        term *= cosine * cosine * (at - 1) / at
-        total += term
-    inside = 2.0 / math.pi * (angle + sine * total) if odd else sine * total
-    return min(1.0, max(1e-12, 1.0 - inside))
-
-
-def _t_reach(degrees: int) -> float:
-    """Student's t beyond which, to either side, .05 lie; by bisection."""
-    low, high = 1.0, 13.0
-    while high - low > 1e-9:
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if (_p(middle, 1.0, degrees) or 0.0) > 1.0 - LEVEL else (low, middle)
-    return high
+    return student.two_sided_p(difference / error, degrees)
 
 
 def _holm(found: Sequence[MetricDifference]) -> list[MetricDifference]:

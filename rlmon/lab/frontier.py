@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlmon import student
 from rlmon.interventions.mode_marginal import predicted_shares
 
 if TYPE_CHECKING:
@@ -26,12 +27,6 @@ SMOOTH_STEPS = 10
 KEPT_EVERY = 20
 """Steps between two points of a trajectory in the files beside the report."""
 REFERENCE = "unprotected"
-
-# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
-_T_95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +65,7 @@ def interval(values: Sequence[float]) -> Interval:
     if not values:
         raise ValueError("An interval needs at least one value.")
     n = len(values)
-    half = None if n == 1 else _T_95[min(n - 1, len(_T_95)) - 1] * statistics.stdev(values) / math.sqrt(n)
+    half = None if n == 1 else student.quantile(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
     return Interval(mean=statistics.fmean(values), half=half, n=n)
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlmon"
 
 STDLIB_ONLY: frozenset[str] = frozenset()
-LANGUAGE = {"records", "errors", "printable", "acts", "baseline"}
+LANGUAGE = {"records", "errors", "printable", "acts", "baseline", "student"}
 BELOW_MONITOR = LANGUAGE | {"config", "metrics", "detectors", "interventions", "runlog"}
 TRAINING = {"torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "packaging", "yaml"} | {
     "safetensors",
@@ -36,6 +36,7 @@ ROOMS = {
     "printable": Room(set(), STDLIB_ONLY),
     "acts": Room(set(), STDLIB_ONLY),
     "baseline": Room(set(), STDLIB_ONLY),
+    "student": Room(set(), STDLIB_ONLY),
     "config": Room(LANGUAGE, STDLIB_ONLY),
     "metrics": Room(LANGUAGE, {"numpy", "jaxtyping"}),
     "detectors": Room(LANGUAGE, {"numpy"}),

@@ -27,12 +27,6 @@ def test_interval_is_students_t() -> None:
         frontier.interval([])
 
 
-def test_t_quantiles_are_those_of_scipy() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    for freedom, quantile in enumerate(frontier._T_95, start=1):
-        assert quantile == pytest.approx(stats.t.ppf(0.975, freedom), abs=6e-4)
-
-
 def test_binary_kl() -> None:
     # .9 ln(.9/.5) + .1 ln(.1/.5) = .5290 - .1609 = .3681
     assert frontier.binary_kl_nats(0.9, 0.5) == pytest.approx(0.3681, abs=1e-4)

@@ -14,7 +14,7 @@ from audit_rows import TableShard, draw, prose
 from rlmon.audit import wording as words_of
 from rlmon.audit.contrast import Windows
 from rlmon.audit.partial import Settings, partial
-from rlmon.audit.wording import BINS, NAMES, Wording, t_quantile, usable, wording
+from rlmon.audit.wording import BINS, NAMES, Wording, usable, wording
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.text import LEAST_WORDS
 
@@ -46,17 +46,6 @@ def fixed(rng: Rng, t: float, prompt: int) -> str:
     if t < 0.5:
         return prose(rng, prompt % 97)
     return f"look at the quiet lamp, carry one stone over a bridge, then wait for songs. The answer is {prompt % 97}."
-
-
-@pytest.mark.parametrize(
-    ("p", "degrees", "error"),
-    [(0.9995, 3, 0.045), (0.9995, 4, 0.016), (0.9995, 7, 0.002), (0.975, 5, 0.001), (0.9, 30, 1e-6)],
-)
-def test_t_quantile_is_that_of_scipy(p: float, degrees: int, error: float) -> None:
-    expected = scipy.stats.t.ppf(p, degrees)
-    found = t_quantile(p, degrees)
-    assert found == pytest.approx(expected, rel=error)
-    assert found <= expected * (1 + 1e-9), "too small where it is not exact, as its documentation says"
 
 
 def test_a_run_that_keeps_its_words() -> None:
