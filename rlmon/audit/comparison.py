@@ -33,9 +33,9 @@ from rlmon.audit.result import Audit
 from rlmon.errors import ConfigError
 from rlmon.metrics.summary import js_distance
 from rlmon.records import WORST_FIRST
+from rlmon.series import LEVEL, independent
 
 COMPARISON_VERSION = 1
-LEVEL = 0.95
 SMOOTHING_STEPS = 5
 EARLY_SHARE = 0.1
 EARLY_STEPS = 8
@@ -339,7 +339,7 @@ def _of_steps(gap: Floats, last: int) -> tuple[float | None, int]:
     if gap.size < LAST_STEPS:
         return None, 1
     spread, correlation = _long_run(gap)
-    effective = max(2.0, last * (1.0 - correlation) / (1.0 + correlation))
+    effective = max(2.0, independent(last, correlation))
     return spread / math.sqrt(effective), max(3, int(effective) - 1)
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rlmon import series
 from rlmon.interventions import conditions, deferral, mode_marginal, quarantine, winsorise
 from rlmon.interventions.actions import (
     Anchor,
@@ -45,10 +46,6 @@ SILENT_WINDOW = 3
 SILENT_METRICS = ("rlmon/group/all_good", "rlmon/group/all_bad")
 CRITIC_METRIC = "rlmon/value/loss"
 """In the records of trainers with a critic."""
-EFFECT_SE = 2.0
-"""A change of the window's mean by this many standard errors counts as an effect."""
-LEAST_WINDOW = 3
-"""Values on each side without which an effect is not measured."""
 PENDING_MOST = 256
 """Effects waited for at once; what comes on top is said to be not measured at the next step."""
 
@@ -515,29 +512,31 @@ def _effect(pending: Pending, state: EngineState) -> Action:
     values = state.history.get(pending.metric, ())
     before = np.array([value for step, value in values if began - span < step <= began])
     after = np.array([value for step, value in values if began < step <= pending.due_step])
-    if len(before) < LEAST_WINDOW or len(after) < LEAST_WINDOW:
-        return replace(
-            action,
-            phase="measured",
-            step=pending.due_step,
-            effect="not_measured",
-            effect_reason=f"{pending.metric} was measured {len(before)} times in the {span} steps before and "
-            f"{len(after)} times in those after; {LEAST_WINDOW} each are needed",
+
+    def judged(effect: Literal["helped", "no_effect", "harmed", "not_measured"], reason: str) -> Action:
+        return replace(action, phase="measured", step=pending.due_step, effect=effect, effect_reason=reason)
+
+    if min(len(before), len(after)) < series.LEAST_VALUES:
+        return judged(
+            "not_measured",
+            f"{pending.metric} was measured {len(before)} times in the {span} steps before and {len(after)} times in "
+            f"those after; {series.LEAST_VALUES} each are needed (measure_after_steps)",
         )
-    change = float(after.mean() - before.mean())
-    error = math.sqrt(float(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after)))
-    gain = change if pending.good == "up" else -change
+    moved = series.shift(before, after)
+    said = f"{pending.metric} {before.mean():.4g} -> {after.mean():.4g} over {span} steps"
+    alike = f"neighbours correlate by {float(moved.correlation):.2f}"
+    if not moved.enough:
+        return judged(
+            "not_measured",
+            f"{said}: too short to judge, for {alike}, so that {min(len(before), len(after))} values weigh as much as "
+            f"{float(moved.independent):.1f} independent ones; {series.LEAST_INDEPENDENT:g} are needed "
+            "(measure_after_steps)",
+        )
     effect: Literal["helped", "no_effect", "harmed"] = "no_effect"
-    if abs(gain) > EFFECT_SE * error:
-        effect = "helped" if gain > 0 else "harmed"
-    return replace(
-        action,
-        phase="measured",
-        step=pending.due_step,
-        effect=effect,
-        effect_reason=f"{pending.metric} {before.mean():.4g} -> {after.mean():.4g} over {span} steps "
-        f"(standard error {error:.2g}; before and after, no control)",
-    )
+    if moved.distinct:
+        effect = "helped" if (moved.change > 0) == (pending.good == "up") else "harmed"
+    error = f"standard error {float(moved.error):.2g}, {alike}"
+    return judged(effect, f"{said} ({error}; before and after, no control)")
 
 
 def unmeasured(state: EngineState, step: int, reason: str, names: Collection[str] | None = None) -> tuple[Action, ...]:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlmon"
 
 STDLIB_ONLY: frozenset[str] = frozenset()
-LANGUAGE = {"records", "errors", "printable", "acts", "baseline", "student"}
+LANGUAGE = {"records", "errors", "printable", "acts", "baseline", "student", "series"}
 BELOW_MONITOR = LANGUAGE | {"config", "metrics", "detectors", "interventions", "runlog"}
 TRAINING = {"torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "packaging", "yaml"} | {
     "safetensors",
@@ -37,6 +37,7 @@ ROOMS = {
     "acts": Room(set(), STDLIB_ONLY),
     "baseline": Room(set(), STDLIB_ONLY),
     "student": Room(set(), STDLIB_ONLY),
+    "series": Room({"student"}, {"numpy"}),
     "config": Room(LANGUAGE, STDLIB_ONLY),
     "metrics": Room(LANGUAGE, {"numpy", "jaxtyping"}),
     "detectors": Room(LANGUAGE, {"numpy"}),

@@ -97,8 +97,9 @@ def test_every_act_is_decided_applied_and_measured(tmp_path: Path, kind: str, mo
     assert all(order["decided", one] < order["applied", one] < order["measured", one] for one in decided)
     measured = [action for action in told if action.phase == "measured"]
     assert all(action.effect is not None and action.effect_reason for action in measured)
-    assert {action.effect for action in measured} > {"not_measured"}, "some effects were measured"
-    late = [action for action in told if action.phase == "decided" and action.step > steps - 4]
+    # With two steps in each round most metrics have three values in six steps, and six are needed.
+    assert kind == "reuse" or {action.effect for action in measured} > {"not_measured"}, "some effects were measured"
+    late = [action for action in told if action.phase == "decided" and action.step > steps - 6]
     ended = {action.action_id: action.effect_reason for action in measured if action.effect == "not_measured"}
     assert late
     assert all(ended[action.action_id] == "the run ended first" for action in late)

@@ -16,7 +16,7 @@ from rlmon.records import Action
 from rlmon.trl import RLMon, RLMonConfig
 
 KL = "rlmon/kl/mean"
-QUICK = {"cool_off_steps": 2, "measure_after_steps": 4}
+QUICK = {"cool_off_steps": 2, "measure_after_steps": 6}
 
 
 def some_unsolvable(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,20 @@ def run(
 
 def moves(actions: Sequence[Action], phase: str = "decided") -> list[tuple[int, Any, Any]]:
     return [(a.step, a.old, a.new) for a in actions if a.phase == phase]
+
+
+ACT = Action(
+    action_id="a-20", phase="decided", step=20, knob="beta", old=0.0, new=0.02, reason="", finding_id=None,
+    rule="always",
+)  # fmt: skip
+
+
+def ar1(rng: np.random.Generator, phi: float, count: int, steps: int) -> np.ndarray:
+    """``count`` series of unit variance whose neighbours correlate by ``phi`` [count, steps]."""
+    values = rng.standard_normal((count, steps))
+    for at in range(1, steps):
+        values[:, at] = phi * values[:, at - 1] + math.sqrt(1 - phi * phi) * values[:, at]
+    return values
 
 
 BUDGET = {
@@ -147,32 +162,57 @@ def test_what_happens_once_happens_once(action: str) -> None:
     assert actions[0].finding_id == "f3"
 
 
-def test_effect_is_the_mean_after_against_the_mean_before_in_the_good_direction() -> None:
-    def judged(after: float) -> Action:
-        # Alternating below the line until step 8, where it rises above the line; measured over 9 to 12.
-        before = [0.29, 0.25, 0.29, 0.25, 0.29, 0.25, 0.29, 0.31]
-        values = before + [after + d for d in (0.01, -0.01, 0.01, -0.01)]
-        rule = BUDGET | {"cool_off_steps": 100}
-        _, actions = run(policy(budget=rule), [record(i, kl=v) for i, v in enumerate(values, start=1)])
-        (effect,) = [a for a in actions if a.phase == "measured"]
-        assert effect.step == 12
-        return effect
+MEASURED = BUDGET | {"cool_off_steps": 100, "measure_after_steps": 8}
+UNEVEN = [0.01, -0.01, 0.02, -0.02, -0.01, 0.01, -0.02, 0.02]
 
-    # Before: steps 5 to 8, mean (.29 + .25 + .29 + .31) / 4 = .285, standard error .0126.
-    helped = judged(0.1)
-    assert helped.effect == "helped"
+
+def effect_of(values: Sequence[float | None]) -> Action:
+    """The one effect that is measured of the rule's first act."""
+    _, actions = run(policy(budget=MEASURED), [record(i, kl=v) for i, v in enumerate(values, start=1)])
+    (effect,) = [a for a in actions if a.phase == "measured"]
+    return effect
+
+
+def test_effect_is_the_mean_after_against_the_mean_before_in_the_good_direction() -> None:
+    # Below the line of .3 until step 8, where it rises above the line; measured over 9 to 16.
+    # Before: (.26 + .24 + .27 + .23 + .24 + .26 + .23 + .31) / 8 = .255.
+    before = [0.25 + d for d in UNEVEN[:7]] + [0.31]
+    helped = effect_of(before + [0.1 + d for d in UNEVEN])
+    assert (helped.effect, helped.step) == ("helped", 16)
     assert helped.effect_reason is not None
-    assert "0.285 -> 0.1 over 4 steps" in helped.effect_reason
-    assert judged(0.9).effect == "harmed"
-    assert judged(0.29).effect == "no_effect"
+    assert "0.255 -> 0.1 over 8 steps" in helped.effect_reason
+    assert effect_of(before + [0.9 + d for d in UNEVEN]).effect == "harmed"
+    assert effect_of(before + [0.26 + d for d in UNEVEN]).effect == "no_effect"
 
 
 def test_an_effect_without_numbers_is_not_measured_and_says_so() -> None:
-    values = [0.4] + [None] * 5
-    _, actions = run(policy(budget=BUDGET), [record(i, kl=v) for i, v in enumerate(values, start=1)])
-    effects = [a for a in actions if a.phase == "measured"]
-    assert [a.effect for a in effects] == ["not_measured"]
-    assert "3 each are needed" in str(effects[0].effect_reason)
+    effect = effect_of([0.4] + [None] * 9)
+    assert effect.effect == "not_measured"
+    assert "6 each are needed" in str(effect.effect_reason)
+
+
+def test_a_series_whose_values_hardly_move_on_is_too_short_to_judge() -> None:
+    # A slow climb: every value is near the one before, and the mean after is above the mean before by itself.
+    effect = effect_of([0.2 + 0.013 * i for i in range(17)])
+    assert effect.effect == "not_measured"
+    assert "too short to judge" in str(effect.effect_reason)
+
+
+@pytest.mark.parametrize("phi", [0.5, 0.95])
+def test_an_act_that_does_nothing_is_rarely_judged(phi: float) -> None:
+    """By the engine, windows of the default 20: at two plain standard errors .27 and .72 of them were."""
+    rng = np.random.default_rng(3)
+    rule = {"when": "always", "do": "kl_penalty", "cool_off_steps": 1000}
+    rules, judged, runs = policy(always=rule), 0, 200
+    for _ in range(runs):
+        values = ar1(rng, phi, 1, 40)[0]
+        state = engine.start(rules, {"beta": 0.0, "entropy_coef": 0.0})
+        pending = engine.Pending(action=ACT, metric=KL, good="down", due_step=40)
+        history = {KL: tuple(enumerate(values.tolist(), start=1))}
+        _, (effect,) = engine._measure(dataclasses.replace(state, history=history, pending=(pending,)), 40)
+        judged += effect.effect in ("helped", "harmed")
+    # Binomial(200, .1): 32 or more has a chance of .005.
+    assert judged < 32
 
 
 def test_a_dry_run_decides_the_same_and_holds_nothing_out() -> None:
