@@ -127,7 +127,7 @@ def _correction(case: Case, alpha: float) -> str:
         f"Detectors looked at {case.fold.looks} steps each; a betting e-process bounds the chance of any false "
         f"FAIL of theirs over all looks at {case.fold.alpha:g}, split over the detectors (WARN has a chance of its own "
         f"of the same size). The {len(HINDSIGHT)} hindsight checks look once; their intervals have level "
-        f"{1 - alpha:.3%} each, so that the chance of any false WARN or FAIL among them is at most "
+        f"{1 - alpha:.3%} each, so that the chance of any false FAIL, WARN or NOTE among them is at most "
         f"{HINDSIGHT_ALPHA:g} (Bonferroni), as far as a bootstrap over prompts holds its level."
     )
 

@@ -97,7 +97,7 @@ def _headline(reached: Verdict, checks: Sequence[Check], case: Case) -> str:
             for check in checks
             if check.status == "note"
         ]
-        cost = f" Noted, for compute alone: {', '.join(noted)}." if noted else ""
+        cost = f" A note on compute: {', '.join(noted)}." if noted else ""
         return f"Nothing passed its damage line in {read}; {judged} of {len(checks)} checks could be judged.{cost}"
     first = checks[0]
     answer = "No" if reached == "fail" else "Perhaps not"

@@ -257,8 +257,8 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         fail=None,
         milder="note",
         prior=True,
-        told="{now} of the groups are solved whole (line {line}, a prior): they carry no signal, and the compute that "
-        "they take teaches nothing",
+        told="in {now} of the groups every completion is right (line {line}, a prior): such groups have no gradient, "
+        "and the compute spent on them teaches nothing",
         meaning="Groups in which every completion succeeded: the data is learned and most of the compute is idle. It "
         "costs compute and not capability, so it is a note: said once, never in the verdict.",
         advice="Move to harder prompts, drop solved ones, or stop: going on sharpens without learning. A smaller "

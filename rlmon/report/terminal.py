@@ -19,7 +19,7 @@ STATUS_STYLES: dict[Status, str] = {
     "fail": "bold red",
     "warn": "yellow",
     "error": "magenta",
-    "note": "blue",
+    "note": "cyan",
     "pass": "green",
     "skip": "dim",
 }

@@ -51,7 +51,7 @@ HEADLINE: Mapping[str, str] = {
     "rlmon/health/truncated": "truncated",
 }
 SHARE = "rlmon/format/share/"
-STATUS_STYLES = {"fail": "bold red", "warn": "yellow", "note": "blue", "ok": "green", "waiting": "dim", "cannot": "dim"}
+STATUS_STYLES = {"fail": "bold red", "warn": "yellow", "note": "cyan", "ok": "green", "waiting": "dim", "cannot": "dim"}
 SPARKS = "▁▂▃▄▅▆▇█"
 BINS = 256
 """Values kept per metric; when they are full, neighbours are averaged."""

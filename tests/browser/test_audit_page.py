@@ -15,6 +15,7 @@ from rlmon.report.audit import write_page
 
 BUILDERS: dict[str, Callable[[], Audit]] = {
     "healthy": make_audit.healthy,
+    "solved": make_audit.solved,
     "collapsed": make_audit.collapsed,
     "hostile": make_audit.hostile,
     "empty": make_audit.empty,
@@ -105,6 +106,31 @@ def test_verdict_comes_first(visit: Any, pages: dict[str, Path]) -> None:
     assert tall["y"] + tall["height"] < 900
     skipped = page.locator("#checks-skip").inner_text()
     assert "log with RLMon(trainer) next time" in skipped
+
+
+TONES = """(element) => ['background-color', 'border-left-color', 'border-top-color', 'color', 'fill', 'stroke']
+  .map((name) => getComputedStyle(element).getPropertyValue(name))"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_note_is_calm_and_stands_apart(visit: Any, pages: dict[str, Path], scheme: str) -> None:
+    page = visit(pages["solved"], scheme=scheme).page
+    assert page.locator("#verdict-word").inner_text() == "PASS"
+    assert page.locator("#counts li").first.inner_text() == "1\nNOTE"
+    assert page.locator("#checks-bad .check").count() == 0
+    assert page.locator("#checks-note .check").count() == 1
+    assert "Move to harder prompts" in page.locator("#checks-note").inner_text()
+    loud = page.evaluate("""['--bad', '--bad-bg', '--bad-line', '--warn', '--warn-bg', '--warn-line'].map((name) => {
+      const probe = document.body.appendChild(document.createElement('i'));
+      probe.style.color = `var(${name})`;
+      return getComputedStyle(probe).color;
+    })""")
+    own = page.locator("#checks-note *, .chart .badge.note, #timeline *").all()
+    assert len(own) > 20
+    assert not [one for one in own if set(loud) & set(one.evaluate(TONES))]
+    # The same look finds what is loud.
+    bad = visit(pages["collapsed"], scheme=scheme).page.locator("#checks-bad .badge.fail").first
+    assert set(loud) & set(bad.evaluate(TONES))
 
 
 @pytest.mark.parametrize("name", ["collapsed", "hostile", "one_step", "long_run"])

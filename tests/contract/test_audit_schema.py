@@ -21,7 +21,14 @@ from rlmon.report import as_json
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SCHEMA: dict[str, Any] = json.loads(files("rlmon.audit").joinpath("schema.json").read_text(encoding="utf-8"))
-AUDITS = [make_audit.healthy, make_audit.collapsed, make_audit.empty, make_audit.one_step, make_audit.hostile]
+AUDITS = [
+    make_audit.healthy,
+    make_audit.solved,
+    make_audit.collapsed,
+    make_audit.empty,
+    make_audit.one_step,
+    make_audit.hostile,
+]
 
 
 def problems(value: Any) -> list[str]:

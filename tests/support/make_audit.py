@@ -62,8 +62,47 @@ def healthy(steps: int = 120) -> Audit:
     return _run(steps, collapse=False)
 
 
+def solved(steps: int = 120) -> Audit:
+    """The healthy run once its prompts are solved: PASS with a note."""
+    audit = healthy(steps)
+    note = Check(
+        id="silent-groups-good",
+        title="Is there still something to learn in most groups?",
+        status="note",
+        method="fold",
+        message="in 91% of the groups every completion is right. NOTE at step 74.",
+        metric="rlmon/group/all_good",
+        unit="share of groups",
+        value=0.93,
+        threshold=0.6,
+        first_step=71,
+        alarm_step=74,
+        advice="Move to harder prompts, or stop.",
+    )
+    finding = {
+        **_findings(70, 90)[0],
+        "detector": "silent-groups-good",
+        "severity": "note",
+        "step": 74,
+        "metric": "rlmon/group/all_good",
+        "baseline": None,
+        "baseline_kind": "none",
+    }
+    events = [
+        Event(step=71, kind="onset", severity="note", check=note.id, text="silent-groups-good begins"),
+        Event(step=74, kind="finding", severity="note", check=note.id, text=note.message),
+    ]
+    return dataclasses.replace(
+        audit,
+        checks=[note, *audit.checks],
+        findings=[finding],
+        events=events,
+        headline=f"{audit.headline} A note on compute: silent-groups-good since step 71.",
+    )
+
+
 def collapsed(steps: int = 180) -> Audit:
-    """A run that lost five of six formats: checks of all five statuses, findings, an action, a heat strip."""
+    """A run that lost five of six formats: checks of all statuses but the note, findings, an action, a heat strip."""
     return _run(steps, collapse=True)
 
 

@@ -299,8 +299,8 @@ def test_a_run_that_solved_its_prompts_gets_a_note_once_and_passes():
     state, said = run(fresh(400), [solved(t, 0.2 if t < 40 else 0.9) for t in range(1, 200)])
     assert [(f.detector, f.severity) for f in said] == [("silent-groups-good", "note")]
     assert verdict(f.severity for f in said) == "pass"
-    # "90% of the groups": what it costs and what to change, in words; smoothed, so a little under nine in ten
-    assert "of the groups are solved whole (line 60%" in said[0].message
+    # What it costs and what to change, in words.
+    assert "of the groups every completion is right (line 60%, a prior)" in said[0].message
     assert "harder prompts" in said[0].advice
     assert said[0].threshold == 0.6
     assert word(state, "silent-groups-good") == "note"

@@ -23,7 +23,14 @@ from rlmon.acts import entries, fold
 from rlmon.audit.result import Audit, Check, Example
 from rlmon.report import as_json, github, junit, markdown, phrases, terminal
 
-MAKERS = [make_audit.healthy, make_audit.collapsed, make_audit.empty, make_audit.one_step, make_audit.hostile]
+MAKERS = [
+    make_audit.healthy,
+    make_audit.solved,
+    make_audit.collapsed,
+    make_audit.empty,
+    make_audit.one_step,
+    make_audit.hostile,
+]
 Maker = Callable[[], Audit]
 # Everything that a terminal, a Markdown or HTML parser, a runner of workflows or an XML parser might take for its own.
 NASTY = st.text(
@@ -268,12 +275,12 @@ def commands(text: str) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_one_annotation_per_bad_check_after_the_verdict(make: Maker) -> None:
+def test_one_annotation_per_check_that_spoke_after_the_verdict(make: Maker) -> None:
     audit = make()
     (_, title, headline), *rest = commands(github.render(audit))
     assert title == f"rlmon: {phrases.VERDICT_WORDS[audit.verdict]}"
     assert phrases.counts(audit) in headline
-    levels = {"fail": "error", "error": "error", "warn": "warning"}
+    levels = {"fail": "error", "error": "error", "warn": "warning", "note": "notice"}
     wanted = [(levels[c.status], c.status) for c in audit.checks if c.status in levels]
     assert sorted(level for level, _, _ in rest) == sorted(level for level, _ in wanted)
 
