@@ -96,7 +96,8 @@ class _Accumulated:
     trained: list[tuple[str, str, float, float]] = dataclasses.field(default_factory=list)
     """Rows in their first pass: source, prompt, tokens, summed entropy."""
     compared: list[tuple[str, str, float, float, float]] = dataclasses.field(default_factory=list)
-    """Rows compared with the base: source, prompt, summed KL, sampled tokens, completion tokens."""
+    """Rows that a comparison with the base stands for: source, prompt, KL and tokens of its sampled tokens (weighted
+    sums, 0 outside of the sample), completion tokens."""
     rounds: list[int] = dataclasses.field(default_factory=list)
     completions: int = 0
     prompts: int = 0
@@ -549,16 +550,19 @@ class Monitor:
         tokens_b: NDArray[Any],
         result: tokens.ExactKL,
         seconds: float,
+        weight_b: NDArray[Any] | None = None,
     ) -> None:
-        """Take a comparison with the base on some rows of the micro-batch observed last. Never raises.
+        """Take a comparison with the base on rows of the micro-batch observed last. Never raises.
 
-        ``rows_b2`` holds (round, local row), ``sampled_b`` how many of the ``tokens_b`` completion tokens of each row
-        were compared; ``result`` lists those tokens row by row.
+        ``rows_b2`` holds (round, local row) of every row that the comparison stands for, ``sampled_b`` how many of the
+        ``tokens_b`` completion tokens of each were compared (0 for a row outside of the sample), ``weight_b`` how many
+        tokens each of those stands for (``metrics.sampling``; default 1); ``result`` lists them row by row.
         """
         with self.guard("metrics.kl"):
             self._base_seconds += seconds
             self._overhead -= seconds
             row_T = np.repeat(np.arange(len(sampled_b)), np.asarray(sampled_b, dtype=np.int64))
+            weight_B = np.ones(len(sampled_b)) if weight_b is None else np.asarray(weight_b, dtype=np.float64)
             known = [self._remembered["train"].get(number) for number, _ in rows_b2]
             prompts = ["" if r is None else r.prompt_id[row] for r, (_, row) in zip(known, rows_b2, strict=True)]
             into = self._train
@@ -571,6 +575,7 @@ class Monitor:
                     entropy_base_T=result.entropy_base_T,
                     row_T=row_T,
                     tokens_B=np.asarray(tokens_b, dtype=np.float64),
+                    weight_T=weight_B[row_T],
                     mode_code_B=np.array(
                         [-1 if r is None else r.mode_code[row] for r, (_, row) in zip(known, rows_b2, strict=True)]
                     ),
@@ -587,14 +592,18 @@ class Monitor:
                 )
             }
             for i, (r, (number, row)) in enumerate(zip(known, rows_b2, strict=True)):
-                if r is None or not sampled_b[i] or not np.isfinite(kl_b[i]):
+                if r is None or not tokens_b[i] or not np.isfinite(kl_b[i]):
                     continue
-                index = at.get((number, r.global_row[row]))
+                index = at.get((number, r.global_row[row])) if sampled_b[i] else None
                 if index is not None:
                     into.passes["kl_mean_nats"][index] = float(kl_b[i] / sampled_b[i])
-                into.compared.append(
-                    (r.source[row], r.prompt_id[row], float(kl_b[i]), float(sampled_b[i]), float(tokens_b[i]))
-                )
+                stands_for = float(weight_B[i]) * np.array([kl_b[i], sampled_b[i]])
+                into.compared.append((r.source[row], r.prompt_id[row], *stands_for.tolist(), float(tokens_b[i])))
+
+    def identities(self, rows_B2: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+        """(round, global row) of training rows given as (round, local row): the same whatever the number of ranks."""
+        known = self._remembered["train"]
+        return [(number, known[number].global_row[row] if number in known else row) for number, row in rows_B2]
 
     def observe_values(
         self,

@@ -324,12 +324,13 @@ def _kl() -> list[Metric]:
     metrics = [
         entry(
             "mean", "nats per token", 0, "up", "arXiv 2605.12484",
-            "sum_v pi (log pi - log base) over the full vocabulary, mean over sampled tokens; base: the initial one",
+            "sum_v pi (log pi - log base) over the full vocabulary, mean over the tokens of a bounded sample, each "
+            "weighted by the tokens it stands for (Hajek); base: the initial one",
         ),
         entry("reverse", "nats per token", 0, "up", "arXiv 2605.12484", "the same with policy and base exchanged"),
         entry(
             "seq", "nats per sequence", 0, "up", _RLMON,
-            "mean over completions of (mean exact KL of its sampled tokens x its completion tokens)",
+            "mean exact KL per token x mean tokens of the completions that the sample stands for",
         ),
         entry("base_entropy", "nats", 0, "none", _RLMON, "entropy of the base on the same contexts"),
         entry(
@@ -338,9 +339,9 @@ def _kl() -> list[Metric]:
         ),
     ]  # fmt: skip
     formulas = {
-        "k1": "mean of x = log pi - log base on sampled tokens, x clamped to +-20",
-        "k2": "mean of x^2 / 2",
-        "k3": "mean of exp(-x) - 1 + x",
+        "k1": "weighted mean of x = log pi - log base on sampled tokens, x clamped to +-20",
+        "k2": "weighted mean of x^2 / 2",
+        "k3": "weighted mean of exp(-x) - 1 + x",
     }
     for name, formula in formulas.items():
         metrics.append(entry(name, "nats per token", None if name == "k1" else 0, "up", schulman, formula))
@@ -348,7 +349,7 @@ def _kl() -> list[Metric]:
             entry(
                 f"{name}_se", "nats per token", 0, "none", "ratio estimator over clusters",
                 f"standard error of {name} with prompts as clusters: "
-                "sqrt(C/(C-1) sum_c (S_c - mean n_c)^2) / n",
+                "sqrt(C/(C-1) sum_c (S_c - mean n_c)^2) / n, sums weighted",
             )
         )  # fmt: skip
     return metrics

@@ -478,6 +478,7 @@ def kl_sums(
     entropy_base_T: NDArray[np.float64],
     row_T: NDArray[np.int64],
     tokens_B: NDArray[np.float64],
+    weight_T: NDArray[np.float64] | None = None,
     mode_code_B: NDArray[np.int64] | None = None,
     prompt_B: NDArray[np.int64] | None = None,
     logp_pi_T: NDArray[np.floating[Any]] | None = None,
@@ -485,36 +486,41 @@ def kl_sums(
 ) -> Sums:
     """KL sums of the sampled tokens T of rows B, in the layout.
 
-    ``row_T`` is each token's row in ``tokens_B``, the number of completion tokens of every row (the sample may hold
-    only some of them: a row's sequence KL is its mean per token times its length). ``prompt_B`` is a code per row: the
-    cluster of the estimators' standard errors (the row itself where it is not given). Tokens with a non-finite value
-    are counted in ``token_non_finite`` and left out.
+    ``row_T`` is each token's row in ``tokens_B``, the number of completion tokens of every row that the sample stands
+    for, whether it is in it or not; ``weight_T`` how many of those tokens each sampled one stands for
+    (``metrics.sampling``; 1 where it is not given). Means per token are weighted (Hajek), and the mean sequence KL is
+    the mean per token times the mean length of all rows, which is known. ``prompt_B`` is a code per row: the cluster
+    of the estimators' standard errors (the row itself where it is not given). Tokens with a non-finite value are
+    counted in ``token_non_finite`` and left out.
     """
     sums = layout.zeros()
+    if weight_T is None:
+        weight_T = np.ones(kl_T.size)
     finite = np.isfinite(kl_T) & np.isfinite(reverse_T) & np.isfinite(entropy_base_T)
     sums["token_non_finite"][0] = (~finite).sum()
-    row, kl = row_T[finite], kl_T[finite]
+    row, weight = row_T[finite], weight_T[finite]
+    kl = weight * kl_T[finite]
     rows = tokens_B.size
-    sums["kl"][:] = kl.size, kl.sum(), reverse_T[finite].sum(), entropy_base_T[finite].sum()
-    sampled = np.bincount(row, minlength=rows)
-    kl_B = np.bincount(row, weights=kl, minlength=rows)
-    seen = sampled > 0
-    sums["kl_rows"][:] = (kl_B[seen] / sampled[seen] * tokens_B[seen]).sum(), seen.sum()
+    stands_for = float(weight.sum())
+    sums["kl"][:] = stands_for, kl.sum(), weight @ reverse_T[finite], weight @ entropy_base_T[finite]
+    if stands_for > 0:
+        sums["kl_rows"][:] = kl.sum() / stands_for * tokens_B.sum(), (tokens_B > 0).sum()
     if mode_code_B is not None:
         modes = len(layout.mode_names)
-        known = np.asarray(seen & (mode_code_B >= 0))
-        sums["kl_mode"][:, 0] = np.bincount(mode_code_B[known], weights=kl_B[known], minlength=modes)
-        sums["kl_mode"][:, 1] = np.bincount(mode_code_B[known], weights=sampled[known], minlength=modes)
+        code = mode_code_B[row]
+        known = np.asarray(code >= 0)
+        sums["kl_mode"][:, 0] = np.bincount(code[known], weights=kl[known], minlength=modes)
+        sums["kl_mode"][:, 1] = np.bincount(code[known], weights=weight[known], minlength=modes)
     if logp_pi_T is not None and logp_base_T is not None:
         terms = kl_terms(logp_pi_T, logp_base_T)
         finite = np.asarray(np.isfinite(terms).all(axis=0))
         cluster_T = (np.arange(rows) if prompt_B is None else prompt_B)[row_T[finite]]
-        terms = terms[:, finite]
+        weight = weight_T[finite]
         clusters = int(cluster_T.max()) + 1 if cluster_T.size else 0
-        count = np.bincount(cluster_T, minlength=clusters)
-        # n, clusters, sum n_c^2, then for each of k1, k2, k3: sum k, sum_c S_c^2, sum_c S_c n_c.
-        packed = [float(terms.shape[1]), float((count > 0).sum()), float((count**2).sum())]
-        for values in terms:
+        count = np.bincount(cluster_T, weights=weight, minlength=clusters)
+        # n, clusters, sum n_c^2, then for each of k1, k2, k3: sum k, sum_c S_c^2, sum_c S_c n_c; all weighted.
+        packed = [float(weight.sum()), float((count > 0).sum()), float((count**2).sum())]
+        for values in weight * terms[:, finite]:
             total = np.bincount(cluster_T, weights=values, minlength=clusters)
             packed += [float(values.sum()), float(total @ total), float(total @ count)]
         sums["kl_estimators"][:] = packed
@@ -627,9 +633,10 @@ def token_blocks(
     kl_tokens_B: NDArray[np.float64] | None = None,
     completion_tokens_B: NDArray[np.float64] | None = None,
 ) -> list[Block]:
-    """Blocks of rows that a step trained on: ``entropy_nats`` (token-weighted), ``kl_nats`` (mean exact KL per sampled
-    token) and ``kl_seq_nats`` (mean over rows of KL per token x completion tokens), each where its columns are given.
-    Blocks without any statistic are left out."""
+    """Blocks of rows that a step trained on: ``entropy_nats`` (token-weighted), ``kl_nats`` (mean exact KL per token)
+    and ``kl_seq_nats`` (the same times the mean completion tokens of the block's rows), each where its columns are
+    given. ``kl_sum_B`` and ``kl_tokens_B`` are weighted sums over the sampled tokens of a row, 0 where it has none in
+    the sample; ``completion_tokens_B`` is known of every row. Blocks without any statistic are left out."""
     if not len(source):
         return []
     block_B, sources = _block_codes(source, prompt_id)
@@ -649,7 +656,12 @@ def token_blocks(
         ratio("kl_nats", kl_sum_B, kl_tokens_B)
         length_B = tokens_B if completion_tokens_B is None else completion_tokens_B
         if length_B is not None:
+            lengths = np.bincount(block_B, weights=length_B, minlength=blocks)
+            rows = np.bincount(block_B, weights=length_B > 0, minlength=blocks)
+            for of_block, total, count in zip(stats, lengths, rows, strict=True):
+                if "kl_nats" in of_block and count:
+                    of_block["kl_seq_nats"] = float(of_block["kl_nats"] * total / count)
+        if entropy_sum_B is None:  # counted are the rows that were looked at
             seen = kl_tokens_B > 0
-            per_row = np.where(seen, kl_sum_B / np.maximum(kl_tokens_B, 1.0) * length_B, 0.0)
-            ratio("kl_seq_nats", per_row, seen.astype(np.float64))
+            block_B, prompt_B = block_B[seen], prompt_B[seen]
     return [block for block in _as_blocks(stats, sources, block_B, prompt_B) if block.stats]

@@ -283,12 +283,14 @@ def kl_estimators(
     logp_pi_T: NDArray[np.floating[Any]],
     logp_base_T: NDArray[np.floating[Any]],
     cluster_T: NDArray[np.integer[Any]] | None = None,
+    weight_T: NDArray[np.floating[Any]] | None = None,
 ) -> KLEstimates:
     """k1, k2, k3 and their standard errors over tokens drawn from the policy.
 
     Without ``cluster_T`` the standard error is sd(ddof=1)/sqrt(T). With it (one integer per token, the prompt) it is
     that of a ratio estimator over clusters, sqrt(C/(C-1) * sum_c (S_c - mean n_c)^2) / T, since tokens of one prompt
-    are not independent. Non-finite log-probabilities are counted and left out.
+    are not independent. ``weight_T`` is how many tokens each stands for: means, S_c, n_c and T are weighted sums then.
+    Non-finite log-probabilities are counted and left out.
     """
     logp_pi_T = np.asarray(logp_pi_T, dtype=np.float64)
     logp_base_T = np.asarray(logp_base_T, dtype=np.float64)
@@ -298,12 +300,14 @@ def kl_estimators(
     cluster = np.arange(tokens) if cluster_T is None else np.asarray(cluster_T)[finite]
     codes = np.unique(cluster, return_inverse=True)[1]
     clusters = int(codes.max()) + 1 if tokens else 0
+    weight = np.ones(tokens) if weight_T is None else np.asarray(weight_T, dtype=np.float64)[finite]
     columns: dict[str, float | None] = {}
     for name, values in zip(("k1", "k2", "k3"), terms, strict=True):
-        mean = float(values.mean()) if tokens else None
+        mean = float(weight @ values / weight.sum()) if tokens else None
         columns[name] = mean
         columns[f"{name}_se"] = None
         if mean is not None and clusters > 1:
-            residual = np.bincount(codes, weights=values - mean, minlength=clusters)
-            columns[f"{name}_se"] = math.sqrt(clusters / (clusters - 1) * float(residual @ residual)) / tokens
+            residual = np.bincount(codes, weights=weight * (values - mean), minlength=clusters)
+            spread = math.sqrt(clusters / (clusters - 1) * float(residual @ residual))
+            columns[f"{name}_se"] = float(spread / weight.sum())
     return KLEstimates(**columns, tokens=tokens, clusters=clusters, non_finite=int((~finite).sum()))

@@ -31,6 +31,7 @@ from torch import nn
 
 from rlmon.config import RLMonConfig
 from rlmon.errors import AttachError
+from rlmon.metrics.sampling import sample_tokens
 from rlmon.metrics.tokens import exact_kl
 
 if TYPE_CHECKING:
@@ -226,9 +227,12 @@ class BaseModel:
         if any(kwargs.get(name) is not None for name in ("pixel_values", "image_grid_thw", "num_images")):
             self.give_up("multimodal inputs")
             return
-        chosen, mask_bT = _sample(mask_BT, self.max_tokens)
-        if not bool(mask_bT.any()):
+        rows = rows_B2.to("cpu").tolist()
+        sample = sample_tokens(mask_BT.to("cpu").numpy(), monitor.identities(rows), self.max_tokens)
+        chosen = torch.as_tensor(np.flatnonzero(sample.weight_B), device=mask_BT.device)
+        if not len(chosen):
             return
+        mask_bT = torch.as_tensor(sample.chosen_BT, device=mask_BT.device)[chosen]
         ids_bL, attention_bL = input_ids[chosen], attention_mask[chosen]
         policy_head = _head(self._policy)
 
@@ -281,9 +285,10 @@ class BaseModel:
                 return
             self.kind, self.snapshot = "snapshot", _trainable_tensors(self._policy)
         monitor.observe_kl(
-            rows_b2=rows_B2[chosen.to(rows_B2.device)].to("cpu").tolist(),
-            sampled_b=mask_bT.sum(1).cpu().numpy(),
-            tokens_b=mask_BT[chosen].sum(1).cpu().numpy(),
+            rows_b2=rows,
+            sampled_b=sample.chosen_BT.sum(1),
+            tokens_b=(mask_BT != 0).sum(1).cpu().numpy(),
+            weight_b=sample.weight_B,
             result=result,
             seconds=time.thread_time() - began,
         )
@@ -488,27 +493,6 @@ def _hidden(model: nn.Module, ids_bL: torch.Tensor, attention_bL: torch.Tensor) 
     output = _backbone(model)(input_ids=ids_bL, attention_mask=attention_bL, use_cache=False)
     hidden: torch.Tensor = output.last_hidden_state
     return hidden
-
-
-def _sample(mask_BT: torch.Tensor, max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole rows, from the first on, while they fit; where not even one fits, an even spread of its tokens.
-
-    Rows reach the loss shuffled, so the first ones are a random sample. Returns their indices and
-    token mask.
-    """
-    tokens_B = mask_BT.sum(1)
-    fits_B = tokens_B.cumsum(0) <= max_tokens
-    count = int(fits_B.sum())
-    if count > 0:
-        chosen = torch.arange(count, device=mask_BT.device)
-        return chosen, mask_BT[chosen].bool()
-    chosen = torch.zeros(1, dtype=torch.int64, device=mask_BT.device)
-    mask_bT = mask_BT[chosen].bool()
-    positions = mask_bT[0].nonzero().squeeze(1)
-    kept = positions[torch.linspace(0, len(positions) - 1, max_tokens, device=positions.device).long()]
-    spread_bT = torch.zeros_like(mask_bT)
-    spread_bT[0, kept] = True
-    return chosen, spread_bT
 
 
 def logit_transform(model: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:

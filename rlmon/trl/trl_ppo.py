@@ -25,10 +25,11 @@ import torch
 from rlmon.config import RLMonConfig
 from rlmon.errors import AttachError
 from rlmon.metrics.prompts import prompt_identity
+from rlmon.metrics.sampling import TokenSample, sample_tokens
 from rlmon.metrics.tokens import ExactKL, exact_kl
 from rlmon.records import RolloutBatch
 from rlmon.trl import capabilities
-from rlmon.trl.base import BaseModel, Kind, _adapter_refusal, _sample, _tuner_layers
+from rlmon.trl.base import BaseModel, Kind, _adapter_refusal, _tuner_layers
 from rlmon.trl.prompts import SourceMap
 
 if TYPE_CHECKING:
@@ -220,7 +221,10 @@ class TrlPPOCapture:
             round_.measure(logits_BTV)
         if base is not None and base.active and round_.step % self._config.rlmon_base_kl_every == 0:
             with monitor.guard("base.forward"):
-                round_.comparison = _Comparison(logits_BTV, *_sample(round_.own_BT, base.max_tokens))
+                first = trainer.accelerator.process_index * len(round_)
+                identity_B = [(round_.number, first + row) for row in range(len(round_))]
+                own_BT = round_.own_BT.cpu().numpy()
+                round_.comparison = _Comparison(logits_BTV, sample_tokens(own_BT, identity_B, base.max_tokens))
 
     def _forward(
         self, monitor: Monitor, result: Any, model: Any, query_responses: torch.Tensor, *args: Any, **kwargs: Any
@@ -275,9 +279,10 @@ class TrlPPOCapture:
             return
         with monitor.guard("base.forward"):
             monitor.observe_kl(
-                rows_b2=[rows_B2[row] for row in comparison.chosen.tolist()],
-                sampled_b=comparison.sampled_bT.sum(1).cpu().numpy(),
-                tokens_b=round_.own_BT[comparison.chosen].sum(1).cpu().numpy(),
+                rows_b2=rows_B2,
+                sampled_b=comparison.sample.chosen_BT.sum(1),
+                tokens_b=round_.own_BT.sum(1).cpu().numpy(),
+                weight_b=comparison.sample.weight_B,
                 result=comparison.result(),
                 seconds=comparison.seconds,
             )
@@ -336,8 +341,7 @@ class _Comparison:
 
     logits_BTV: torch.Tensor | None
     """Of generation, divided by the temperature. TRL holds them as long; a copy would double its largest tensor."""
-    chosen: torch.Tensor
-    sampled_bT: torch.Tensor
+    sample: TokenSample
     parts: list[ExactKL] = field(default_factory=list)
     rows: int = 0
     """Rows that the reference has been run on."""
@@ -350,7 +354,7 @@ class _Comparison:
             return
         self.rows = end
         base_bTV = logits_bLV[:, round_.queries_BP.shape[1] - 1 : -1]
-        places_N2 = self.sampled_bT.nonzero()
+        places_N2 = torch.as_tensor(np.argwhere(self.sample.chosen_BT), device=base_bTV.device)
         places_N2 = places_N2[(places_N2[:, 0] >= begin) & (places_N2[:, 0] < end)]
         for place_n2 in places_N2.split(CHUNK_TOKENS):
             row_n, at_n = place_n2.unbind(1)

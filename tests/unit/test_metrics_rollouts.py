@@ -219,8 +219,8 @@ def test_token_blocks_on_paper() -> None:
         tokens_B=np.array([10.0, 30.0]), entropy_sum_B=np.array([10.0, 0.0]),
         kl_sum_B=np.array([1.0, 0.0]), kl_tokens_B=np.array([5.0, 0.0]),
     )  # fmt: skip
-    # Entropy 10 / 40; KL 1 / 5 per token; sequences: the one sampled row has .2 x 10 = 2.
-    assert block.stats == {"entropy_nats": 0.25, "kl_nats": 0.2, "kl_seq_nats": 2.0}
+    # Entropy 10 / 40; KL 1 / 5 per token; the one sampled row stands for both: .2 x (10 + 30) / 2 a sequence.
+    assert block.stats == {"entropy_nats": 0.25, "kl_nats": 0.2, "kl_seq_nats": 4.0}
     assert token_blocks([], []) == []
     assert token_blocks(["s"], ["p"]) == []
 
@@ -254,20 +254,23 @@ def test_kl_metrics_are_those_of_the_estimators() -> None:
     kl = rng.random(400)
     logp_pi, logp_base = -rng.random(400), -rng.random(400)
     prompts = np.arange(12) // 3
+    weight = rng.uniform(1.0, 4.0, 12)[row]
     kl[0] = math.nan
     sums = kl_sums(
-        LAYOUT, kl_T=kl, reverse_T=np.ones(400), entropy_base_T=np.full(400, 2.0), row_T=row,
-        tokens_B=np.full(12, 50.0), mode_code_B=np.full(12, 3), prompt_B=prompts,
+        LAYOUT, kl_T=kl, reverse_T=np.ones(400), entropy_base_T=np.full(400, 2.0), row_T=row, weight_T=weight,
+        tokens_B=np.append(np.full(12, 50.0), [0.0, 80.0]), mode_code_B=np.full(14, 3),
+        prompt_B=np.append(prompts, [9, 9]),
         logp_pi_T=logp_pi, logp_base_T=logp_base,
     )  # fmt: skip
     metrics, _ = finish(LAYOUT, sums, None)
-    assert metrics["rlmon/kl/mean"] == pytest.approx(np.nanmean(kl))
-    assert metrics["rlmon/kl/reverse"] == 1.0
-    assert metrics["rlmon/kl/base_entropy"] == 2.0
-    assert metrics["rlmon/kl/mode/python"] == pytest.approx(np.nanmean(kl))
-    rows = [np.nanmean(kl[row == i]) * 50.0 for i in range(12)]
-    assert metrics["rlmon/kl/seq"] == pytest.approx(np.mean(rows))
-    want = kl_estimators(logp_pi, logp_base, prompts[row])
+    mean = np.average(kl[1:], weights=weight[1:])
+    assert metrics["rlmon/kl/mean"] == pytest.approx(mean)
+    assert metrics["rlmon/kl/reverse"] == pytest.approx(1.0)
+    assert metrics["rlmon/kl/base_entropy"] == pytest.approx(2.0)
+    assert metrics["rlmon/kl/mode/python"] == pytest.approx(mean)
+    # 12 rows of 50 tokens are in the sample, one of 80 is not, and one has no token.
+    assert metrics["rlmon/kl/seq"] == pytest.approx(mean * (12 * 50 + 80) / 13)
+    want = kl_estimators(logp_pi, logp_base, prompts[row], weight)
     for name in ("k1", "k1_se", "k2", "k2_se", "k3", "k3_se"):
         assert metrics[f"rlmon/kl/{name}"] == pytest.approx(getattr(want, name), rel=1e-9)
     assert metrics["rlmon/health/non_finite"] == 1.0
