@@ -31,7 +31,9 @@ from rlmon.errors import RLMonError
 from rlmon.metrics import moves, rollouts, tokens, values
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import SolveLedger
+from rlmon.printable import one_line
 from rlmon.records import Action, Block, Fault, Finding, RolloutBatch, RunHeader, Split, StepRecord
+from rlmon.restored import NO_STATE, Restored, detector_state, mapping, policy_change
 from rlmon.runlog import RunLogWriter, as_stored, next_attempt, peek
 
 if TYPE_CHECKING:
@@ -116,7 +118,9 @@ class Monitor:
         reduce: sum of a float64 vector over ranks; needed with ``world_size`` over 1.
         share: rank 0's value on every rank; needed with ``world_size`` over 1.
         resumed_from_step: ``global_step`` of the checkpoint that the run goes on from; ``None`` for a fresh run.
-        state: what ``shared_state`` and ``rank_state`` gave at that checkpoint, under ``shared`` and ``rank``.
+        state: what ``shared_state`` and ``rank_state`` gave at that checkpoint, under ``shared`` (the same on all
+            ranks) and ``rank``. What of it cannot be used begins anew, and log and console say so.
+        restored: what of the checkpoint was found to be unreadable before; alike on all ranks.
         policy: the rules to act by; ``None`` watches only.
         levers: what the rules can turn in this loop. Default: nothing but the advantages that ``steer`` returns.
         gather: an int64 matrix of every rank stacked in rank order; needed with a policy and ``world_size`` over 1.
@@ -143,6 +147,7 @@ class Monitor:
         vocabulary: Sequence[str] | None = None,
         resumed_from_step: int | None = None,
         state: Mapping[str, Any] | None = None,
+        restored: Restored | None = None,
         reduce: Callable[[Vector], Vector] | None = None,
         share: Callable[[Any], Any] | None = None,
         policy: Policy | None = None,
@@ -189,20 +194,26 @@ class Monitor:
         self._newest: tuple[int, rollouts.RowFeatures | None] = (-1, None)
         """Round and features of the rows observed last: what the rules look at."""
         self.steering: Steering | None = None
+        restored = Restored() if restored is None else restored
+        if state is not None:
+            self._load(state, restored)
+            if "policy" in mapping(state["shared"]):
+                change = policy_change(state["shared"]["policy"], None if policy is None else policy.to_dict())
+                restored.changed += [] if change is None else [change]
         if policy is not None and policy.rules:
-            from rlmon.steering import RowsOnly, Steering
+            from rlmon.steering import RowsOnly, take_up
 
-            self.steering = Steering(
+            self.steering = take_up(
                 policy,
+                None if state is None else state["shared"].get("steering"),
+                restored,
                 levers=levers if levers is not None else RowsOnly(policy),
                 write=self._acted,
                 rank=rank,
                 world_size=world_size,
                 gather=gather,
-                state=None if state is None else state["shared"].get("steering"),
             )
-        if state is not None:
-            self._load(state)
+        self._policy = None if policy is None else policy.to_dict()
         self._train = self._fresh()
         self._eval = self._fresh()
 
@@ -218,7 +229,7 @@ class Monitor:
             config=self.config.to_dict(),
             trainer_config=dict(trainer_config or {}),
             detectors=detectors.describe(self._detectors),
-            policy=None if policy is None else policy.to_dict(),
+            policy=self._policy,
             packages=dict(packages or {}),
             git_commit=git_commit,
             capabilities=tuple(dict(row) for row in capabilities),
@@ -228,11 +239,18 @@ class Monitor:
         self._featurizer = rollouts.Featurizer(
             self.modes, self.writer.secret, vocabulary, text_tokens=self.config.rlmon_text_tokens
         )
-        if resumed_from_step is not None and state is None:
-            self._event(
-                "note",
-                {"text": "The checkpoint holds no state of rlmon: baselines begin anew, at a policy that was trained."},
-            )
+        if resumed_from_step is not None:
+            self._say_what_begins_anew(restored, nothing=state is None)
+
+    def _say_what_begins_anew(self, restored: Restored, *, nothing: bool) -> None:
+        """One line on the console and a ``note`` in the log, where the checkpoint did not give back everything."""
+        text = restored.text() or (NO_STATE if nothing else None)
+        if text is None:
+            return
+        anew = sorted({*restored.lost, *(("detectors",) if nothing else ())})
+        self._event("note", {"text": text, "begins_anew": anew})
+        if self.config.rlmon_console and self.rank == 0:
+            print(f"rlmon: resumed at step {self._step}. {one_line(text)}", file=sys.stderr, flush=True)
 
     def _open_log(self, header: RunHeader, from_step: int | None, share: Callable[[Any], Any]) -> RunLogWriter:
         """Rank 0 opens the log and the others join its attempt; a failure is raised on all ranks."""
@@ -318,8 +336,6 @@ class Monitor:
                 self.writer.append_event("fault", dataclasses.asdict(fault))
                 written = True
         if self.config.rlmon_console or not written:
-            from rlmon.printable import one_line
-
             with contextlib.suppress(Exception):
                 print(f"rlmon FAULT {place} (rank {self.rank}): {one_line(text)}", file=sys.stderr, flush=True)
 
@@ -935,20 +951,41 @@ class Monitor:
             "modes": list(self.modes.names),
             "base_examples": self._base_examples,
             "steering": None if self.steering is None else self.steering.state(),
+            "policy": self._policy,
         }
 
     def rank_state(self) -> dict[str, Any]:
         """What this rank alone knows, as JSON types: its ledger of prompts."""
         return {"version": 1, "ledger": self._ledger.state()}
 
-    def _load(self, state: Mapping[str, Any]) -> None:
-        shared, own = state["shared"], state.get("rank")
-        self._base_examples = dict(shared["base_examples"]) if self._keeps_text else {}
-        self._rounds = {"train": int(shared["rounds"]["train"]), "eval": int(shared["rounds"]["eval"])}
-        if shared["modes"] == list(self.modes.names):
-            self._detectors = detectors.state_from_json(shared["detectors"])
-            self._base_counts = list(shared["base_counts"])
-            if shared["base_sums"] is not None:
-                self._base_sums = self.layout.unflatten(np.array(shared["base_sums"], dtype=np.float64))
-        if own is not None:
-            self._ledger = SolveLedger.load(own["ledger"])
+    def _load(self, state: Mapping[str, Any], restored: Restored) -> None:
+        """Take up each part of ``state`` as a whole, or begin it anew."""
+        shared = mapping(state["shared"])
+        with restored.part("examples"):
+            examples = {str(mode): str(text) for mode, text in mapping(shared["base_examples"]).items()}
+            self._base_examples = examples if self._keeps_text else {}
+        with restored.part("round numbers"):
+            self._rounds = {split: max(0, int(shared["rounds"][split])) for split in self._rounds}
+        if shared.get("modes") != list(self.modes.names):
+            # The statistics of other modes are other statistics.
+            reason = "the format modes are others now" if "modes" in shared else "'modes' is missing"
+            restored.lost |= {"detectors": reason, "baseline": reason}
+        else:
+            with restored.part("detectors"):
+                self._detectors = detector_state(shared["detectors"])
+            with restored.part("baseline"):
+                prompts, completions, rounds = (float(count) for count in shared["base_counts"])
+                sums = shared["base_sums"]
+                if sums is not None:
+                    self._base_sums = self.layout.unflatten(np.array(sums, dtype=np.float64))
+                self._base_counts = [prompts, completions, rounds]
+        if self._detectors.alpha != self.config.rlmon_alpha:
+            restored.changed.append(
+                f"rlmon_alpha is {self.config.rlmon_alpha} now; the detectors go on with {self._detectors.alpha}, "
+                "which they began with."
+            )
+        if state.get("rank") is not None:
+            with restored.part("ledger of solve rates"):
+                ledger = SolveLedger.load(mapping(mapping(state["rank"])["ledger"]))
+                ledger.credibly_below(["a prompt"], ["a source"])
+                self._ledger = ledger

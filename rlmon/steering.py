@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmon.detectors import DETECTORS
-from rlmon.errors import ConfigError
+from rlmon.errors import AttachError, ConfigError
 from rlmon.interventions import anchor, deferral, engine, mode_marginal
 from rlmon.interventions.actions import Anchor, Defer, ModeKind, ModeMarginal, Quarantine, RoundTable, Winsorise
 from rlmon.interventions.policy import Policy, Rule, parse
@@ -27,6 +27,7 @@ from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.groups import SolveLedger, column
 from rlmon.metrics.rollouts import RowFeatures
 from rlmon.records import Action, Finding, RolloutBatch, StepRecord
+from rlmon.restored import Restored, mapping
 
 ROW_ACTIONS = (ModeMarginal, Quarantine, Winsorise, Defer, Anchor)
 """Actions that look at rows, or change what becomes of them."""
@@ -117,6 +118,48 @@ def load_policy(source: Any) -> Policy:
         known_findings=[spec.id for spec in DETECTORS],
         known_metrics=[metric.name for metric in METRICS],
     )
+
+
+def take_up(
+    policy: Policy,
+    saved: Any,
+    restored: Restored,
+    *,
+    levers: Levers,
+    write: Callable[[Action], None],
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+) -> Steering:
+    """The policy at work: from where ``Steering.state`` left it (``saved``) if every rank can read that, else at rest.
+
+    Raises ``AttachError`` where it was read, and cannot go on with today's settings. Every rank calls this alike.
+    """
+
+    def made(state: Mapping[str, Any] | None) -> Steering:
+        return Steering(
+            policy, levers=levers, write=write, rank=rank, world_size=world_size, gather=gather, state=state
+        )
+
+    if saved is None:
+        return made(None)
+    steering: Steering | None = None
+    with restored.part("interventions"):
+        try:
+            steering = made(mapping(saved))
+        except AttachError as error:
+            if not restored.lost:  # a setting, and no consequence of the damage
+                raise
+            raise RuntimeError(str(error)) from error
+    everywhere = steering is not None
+    if gather is not None:
+        everywhere = bool(gather(np.full((1, 1), everywhere, dtype=np.int64)).all())
+    if steering is not None and everywhere:
+        return steering
+    restored.lost.setdefault("interventions", "another rank cannot read them")
+    for rule in policy.rules:
+        levers.rest(rule.action)
+    return made(None)
 
 
 def row_key(text: str) -> int:

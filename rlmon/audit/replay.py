@@ -85,14 +85,20 @@ def replay(run: OpenedRun, counted: Partial, mode_names: Sequence[str]) -> tuple
 
 
 def _restarted(log: Run) -> set[int]:
-    """Attempts that began with new baselines: fresh ones, and resumed ones whose checkpoint held no state of ours."""
+    """Attempts that began with new baselines: fresh ones, and resumed ones whose checkpoint did not give the
+    detectors back."""
     fresh = {attempt.header.attempt for attempt in log.attempts if attempt.header.attempt_kind == "fresh"}
     lost = {
-        event.attempt
-        for event in log.iter_events()
-        if event.kind == "note" and "holds no state of rlmon" in str(event.payload.get("text", ""))
+        event.attempt for event in log.iter_events() if event.kind == "note" and _detectors_began_anew(event.payload)
     }
     return fresh | lost
+
+
+def _detectors_began_anew(note: Mapping[str, Any]) -> bool:
+    anew = note.get("begins_anew")
+    if isinstance(anew, list):
+        return "detectors" in anew
+    return "holds no state of rlmon" in str(note.get("text", ""))  # as earlier versions wrote it
 
 
 def _started(header: RunHeader, anew: list[str]) -> DetectorState:

@@ -184,12 +184,18 @@ class AnchorStore:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state`` gave, in place of what is stored; as much as the settings have room for."""
-        self._rows, self._tokens = {}, 0
-        for mode, rows in state["rows"]:
-            for prompt_ids, completion_ids in rows:
-                self._put(int(mode), np.asarray(prompt_ids), np.asarray(completion_ids))
-        self._rounds, self._closed = int(state["rounds"]), bool(state["closed"])
-        self._at = (-1, 0)
+        rounds, closed = int(state["rounds"]), bool(state["closed"])
+        read = [
+            (int(mode), np.array(prompt_ids, dtype=np.int32), np.array(completion_ids, dtype=np.int32))
+            for mode, rows in state["rows"]
+            for prompt_ids, completion_ids in rows
+        ]
+        if any(ids.ndim != 1 for _, *both in read for ids in both):
+            raise ValueError("a stored row is no list of token ids")
+        self._rows, self._tokens, self._at = {}, 0, (-1, 0)
+        self._rounds, self._closed = rounds, closed
+        for mode, prompt_ids, completion_ids in read:
+            self._put(mode, prompt_ids, completion_ids)
 
 
 def summed_cross_entropy(model: Any, rows: Sequence[AnchorRow], device: torch.device) -> torch.Tensor:

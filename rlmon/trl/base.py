@@ -33,6 +33,7 @@ from rlmon.config import RLMonConfig
 from rlmon.errors import AttachError
 from rlmon.metrics.sampling import sample_tokens
 from rlmon.metrics.tokens import exact_kl
+from rlmon.trl.checkpoint import whole
 
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor
@@ -153,19 +154,23 @@ class BaseModel:
         if self.kind == "snapshot" and self.snapshot:
             from safetensors.torch import save_file
 
-            save_file(
-                {name: tensor.cpu().contiguous() for name, tensor in self.snapshot.items()}, folder / SNAPSHOT_FILE
-            )
+            with whole(folder / SNAPSHOT_FILE) as temporary:
+                save_file({name: tensor.cpu().contiguous() for name, tensor in self.snapshot.items()}, temporary)
 
     def resume(self, folder: Path | None, fingerprint: str | None) -> None:
-        """Check, in a resumed run, that the base is still the one that the run began with."""
+        """Check, in a resumed run, that the base is still the one that the run began with. Raises where the
+        checkpoint's snapshot cannot be read."""
         self.tested = True  # policy and base differ now, so the self-test says nothing
         saved = None if folder is None else folder / SNAPSHOT_FILE
         if saved is not None and saved.exists():
             from safetensors.torch import load_file
 
             device = next(self._policy.parameters()).device
-            self.snapshot = {name: tensor.to(device) for name, tensor in load_file(saved).items()}
+            read = {name: tensor.to(device) for name, tensor in load_file(saved).items()}
+            now = {name: p.shape for name, p in self._policy.named_parameters() if p.requires_grad}
+            if {name: tensor.shape for name, tensor in read.items()} != now:
+                raise ValueError("its tensors are not those of the adapter")
+            self.snapshot = read
             self.kind, self.frozen = "snapshot", None
         elif self.active and self.kind != "snapshot" and fingerprint is not None and fingerprint != self.fingerprint:
             self.give_up(

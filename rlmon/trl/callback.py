@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -22,12 +21,15 @@ from rlmon.config import RLMonConfig
 from rlmon.errors import AttachError, ConfigError
 from rlmon.interventions.actions import RollBack
 from rlmon.monitor import Monitor
+from rlmon.restored import Restored, describe
 from rlmon.trl import capabilities
 from rlmon.trl.around_train import before_train, go_on_once
 from rlmon.trl.capture import Capture
+from rlmon.trl.checkpoint import SHARED_FILE, STATE_FOLDER, agree, rank_file, read_state, write_json
 from rlmon.trl.trl_ppo import TrlPPOCapture
 
 if TYPE_CHECKING:
+    from rlmon.trl.base import BaseModel
     from rlmon.trl.helm import Helm
 
 HEADLINE = (
@@ -46,7 +48,6 @@ HEADLINE = (
 )
 """The scalars that go among the trainer's own metrics, and so to every tracker without code for it."""
 
-STATE_FOLDER = "rlmon"
 RECORDED_SETTINGS = (
     "beta", "temperature", "num_generations", "num_iterations", "steps_per_generation", "generation_batch_size",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length", "loss_type",
@@ -211,16 +212,7 @@ class RLMon(TrainerCallback):
         base = capture.base
         assert base is not None
         resumed = state.global_step > 0
-        saved: dict[str, Any] | None = None
-        if resumed and self._checkpoint is not None:
-            folder = self._checkpoint / STATE_FOLDER
-            saved = _read_state(folder, trainer.accelerator.process_index)
-            base.resume(folder, None if saved is None else saved["shared"].get("base_fingerprint"))
-        elif resumed:
-            base.resume(None, None)
-        if capture.helm is not None:
-            kept = None if self._checkpoint is None or not resumed else self._checkpoint / STATE_FOLDER
-            capture.helm.prepare(kept, None if saved is None else saved["rank"])
+        saved, restored = self._restore(state, base)
         monitor = Monitor(
             self.config,
             directory=self.log_dir,
@@ -244,6 +236,7 @@ class RLMon(TrainerCallback):
             git_commit=_git_commit(),
             resumed_from_step=state.global_step if resumed else None,
             state=saved,
+            restored=restored,
             reduce=_reducer(trainer),
             share=_sharer(trainer),
             policy=None if capture.helm is None else capture.helm.policy,
@@ -263,6 +256,30 @@ class RLMon(TrainerCallback):
             monitor.open_sinks()
         self.monitor = capture.monitor = monitor
         self._open = True
+
+    def _restore(self, state: TrainerState, base: BaseModel) -> tuple[dict[str, Any] | None, Restored]:
+        """What the checkpoint that the run resumes from gives back; what cannot be read begins anew.
+
+        The same on every rank, which all come here: whether there is a checkpoint is the trainer's own knowledge.
+        """
+        helm = None if self._capture is None else self._capture.helm
+        restored, saved = Restored(), None
+        resumed = state.global_step > 0
+        folder = self._checkpoint / STATE_FOLDER if resumed and self._checkpoint is not None else None
+        if folder is not None:
+            saved = read_state(folder, self._trainer, restored)
+        if resumed:
+            fingerprint = None if saved is None else saved["shared"].get("base_fingerprint")
+            try:
+                base.resume(folder, fingerprint if isinstance(fingerprint, str) else None)
+            except Exception as error:
+                restored.lost["snapshot of the base"] = describe(error)
+                base.give_up(f"the checkpoint's snapshot of the base cannot be read ({describe(error)})")
+        if helm is not None:
+            helm.prepare(folder, None if saved is None else saved["rank"], restored)
+        if folder is not None:
+            agree(restored, self._trainer)
+        return saved, restored
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -348,7 +365,7 @@ class RLMon(TrainerCallback):
             own = monitor.rank_state()
             if capture.helm is not None:
                 own |= capture.helm.rank_state()
-            _write_json(folder / f"rank{trainer.accelerator.process_index}.json", own)
+            write_json(folder / rank_file(trainer.accelerator.process_index), own)
             if trainer.accelerator.is_main_process:
                 shared = monitor.shared_state()
                 if capture.helm is not None:
@@ -356,7 +373,7 @@ class RLMon(TrainerCallback):
                 if capture.base is not None:
                     shared["base_fingerprint"] = capture.base.fingerprint
                     capture.base.save(folder)
-                _write_json(folder / "state.json", shared)
+                write_json(folder / SHARED_FILE, shared)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -451,20 +468,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-def _read_state(folder: Path, rank: int) -> dict[str, Any] | None:
-    shared = folder / "state.json"
-    if not shared.exists():
-        return None
-    own = folder / f"rank{rank}.json"
-    return {
-        "shared": json.loads(shared.read_text()),
-        "rank": json.loads(own.read_text()) if own.exists() else None,
-    }
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)

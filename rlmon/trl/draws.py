@@ -170,7 +170,10 @@ class Draws:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state`` gave."""
-        self._reservoir = {int(key): row for key, row in state["reservoir"]}
+        read: dict[int, Mapping[str, Any]] = {int(key): dict(row) for key, row in state["reservoir"]}
+        if not all("prompt" in row for row in read.values()):
+            raise ValueError("a kept row has no prompt")
+        self._reservoir = read
 
 
 def refuse(trainer: Any) -> None:

@@ -30,9 +30,10 @@ from rlmon.interventions.actions import (
 )
 from rlmon.interventions.policy import Policy
 from rlmon.records import Action, RolloutBatch
+from rlmon.restored import Restored
 from rlmon.trl.anchor import AnchorStore
 from rlmon.trl.around_train import is_training
-from rlmon.trl.callback import STATE_FOLDER
+from rlmon.trl.checkpoint import STATE_FOLDER, write_json
 from rlmon.trl.draws import Draws, continue_order
 from rlmon.trl.knobs import Knobs
 from rlmon.trl.ppo.config import PPOConfig
@@ -160,11 +161,15 @@ class Helm:
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._returned = self._returned or bool(state.get("returned"))
-        self._knobs.load(state, self._folder)
+        try:
+            self._knobs.load(state, self._folder)
+        except Exception:
+            self._knobs.forget_reset()
+            raise
 
     # -- one train() call ------------------------------------------------------------------------------------------
 
-    def prepare(self, folder: Path | None, own: Mapping[str, Any] | None) -> None:
+    def prepare(self, folder: Path | None, own: Mapping[str, Any] | None, restored: Restored) -> None:
         """Before the monitor is made: ``folder`` is rlmon's part of the checkpoint that the run resumes from, ``own``
         what ``rank_state`` gave there."""
         if self._begun:
@@ -178,9 +183,11 @@ class Helm:
         self._folder = folder
         self._returned = folder is not None and (folder / ROLLED_BACK).exists()
         if self._anchor is not None and own is not None and own.get("anchor") is not None:
-            self._anchor.load(own["anchor"])
+            with restored.part("rows to anchor on"):
+                self._anchor.load(own["anchor"])
         if self._draws is not None and own is not None and own.get("draws") is not None:
-            self._draws.load(own["draws"])
+            with restored.part("rows of the stream"):
+                self._draws.load(own["draws"])
         if self._draws is not None and folder is not None:
             continue_order(self.trainer)
 
@@ -204,7 +211,7 @@ class Helm:
             marked = {"rule": self.ends.rule, "reason": self.ends.reason, "beta": getattr(settings, "beta", None)}
             folder = checkpoint / STATE_FOLDER
             folder.mkdir(exist_ok=True)
-            (folder / ROLLED_BACK).write_text(json.dumps(marked))
+            write_json(folder / ROLLED_BACK, marked)
         return checkpoint
 
     def _checkpoint_before(self, step: int) -> Path | None:

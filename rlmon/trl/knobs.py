@@ -48,6 +48,7 @@ from rlmon.trl.base import (
     _trainable_tensors,
     _tuner_layers,
 )
+from rlmon.trl.checkpoint import whole
 from rlmon.trl.ppo.config import PPOConfig
 from rlmon.trl.references import (
     AdapterReference,
@@ -330,22 +331,20 @@ class Knobs:
         if self._reset is not None:
             from safetensors.torch import save_file
 
-            save_file({name: tensor.contiguous() for name, tensor in self._reset.weights().items()},
-                      folder / REFERENCE_FILE)  # fmt: skip
+            with whole(folder / REFERENCE_FILE) as temporary:
+                save_file({name: tensor.contiguous() for name, tensor in self._reset.weights().items()}, temporary)
 
     def load(self, state: Mapping[str, Any], folder: Path | None = None) -> None:
         """Take up what ``state`` and ``save`` kept: values of the checkpoint win over the trainer's config.
 
-        Call it after ``BaseModel.resume``. Raises ``AttachError`` where the run cannot go on as it was.
+        Call it after ``BaseModel.resume``. Raises ``AttachError`` where the run cannot go on as it was, and
+        something else where the checkpoint is damaged.
         """
         reset_step = state.get("reset_step")
         if reset_step is not None:
             file = None if folder is None else folder / REFERENCE_FILE
             if file is None or not file.exists():
-                raise AttachError(
-                    f"The reference was reset at step {reset_step}, and its weights are not in the checkpoint "
-                    f"({REFERENCE_FILE} is missing). Resume from a checkpoint that has them, or start a fresh run."
-                )
+                raise FileNotFoundError(f"the weights of the reference that was reset at step {reset_step}")
             from safetensors.torch import load_file
 
             self._take_reference(load_file(file))

@@ -43,11 +43,12 @@ ROOMS = {
     "detectors": Room(LANGUAGE, {"numpy"}),
     "interventions": Room(LANGUAGE, {"numpy", "yaml"}),
     "runlog": Room(LANGUAGE, {"pyarrow"}),
-    "steering": Room(BELOW_MONITOR, {"numpy"}),
+    "restored": Room(LANGUAGE | {"detectors"}, STDLIB_ONLY),
+    "steering": Room(BELOW_MONITOR | {"restored"}, {"numpy"}),
     # sinks: opened here, lazily, so that a loop without TRL has them too. Sinks know records only, so no cycle.
-    "monitor": Room(BELOW_MONITOR | {"steering", "sinks"}, {"numpy"}),
+    "monitor": Room(BELOW_MONITOR | {"restored", "steering", "sinks"}, {"numpy"}),
     "sinks": Room(LANGUAGE, {"wandb"}),
-    "trl": Room(BELOW_MONITOR | {"monitor", "steering", "sinks"}, TRAINING),
+    "trl": Room(BELOW_MONITOR | {"monitor", "restored", "steering", "sinks"}, TRAINING),
     "audit": Room(LANGUAGE | {"runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),
     "report": Room(LANGUAGE | {"runlog", "metrics", "detectors", "audit"}, {"numpy", "pyarrow", "rich"}),
     "lab": Room(
