@@ -13,9 +13,14 @@ from typing import Any
 
 from rlmon import detectors
 from rlmon.detectors import DetectorState
+from rlmon.errors import AttachError
 from rlmon.records import Block, StepRecord
 
 NO_STATE = "The checkpoint holds no state of rlmon: baselines begin anew, at a policy that was trained."
+
+
+class UnreadableError(AttachError):
+    """A part of the checkpoint is gone or damaged, so that what it held cannot go on."""
 
 
 class Restored:

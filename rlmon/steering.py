@@ -27,7 +27,7 @@ from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.groups import SolveLedger, column
 from rlmon.metrics.rollouts import RowFeatures
 from rlmon.records import Action, Finding, RolloutBatch, StepRecord
-from rlmon.restored import Restored, mapping
+from rlmon.restored import Restored, UnreadableError, mapping
 
 ROW_ACTIONS = (ModeMarginal, Quarantine, Winsorise, Defer, Anchor)
 """Actions that look at rows, or change what becomes of them."""
@@ -148,8 +148,8 @@ def take_up(
         try:
             steering = made(mapping(saved))
         except AttachError as error:
-            if not restored.lost:  # a setting, and no consequence of the damage
-                raise
+            if not restored.lost and not isinstance(error, UnreadableError):
+                raise  # a setting, and no consequence of damage
             raise RuntimeError(str(error)) from error
     everywhere = steering is not None
     if gather is not None:

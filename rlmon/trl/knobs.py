@@ -41,6 +41,7 @@ from rlmon.interventions.actions import (
     ResetReference,
     RollBack,
 )
+from rlmon.restored import UnreadableError
 from rlmon.trl.base import (
     BaseModel,
     _copy_refusal,
@@ -337,14 +338,17 @@ class Knobs:
     def load(self, state: Mapping[str, Any], folder: Path | None = None) -> None:
         """Take up what ``state`` and ``save`` kept: values of the checkpoint win over the trainer's config.
 
-        Call it after ``BaseModel.resume``. Raises ``AttachError`` where the run cannot go on as it was, and
-        something else where the checkpoint is damaged.
+        Call it after ``BaseModel.resume``. Raises ``AttachError`` where the run cannot go on as it was,
+        ``UnreadableError`` where the checkpoint lacks it.
         """
         reset_step = state.get("reset_step")
         if reset_step is not None:
             file = None if folder is None else folder / REFERENCE_FILE
             if file is None or not file.exists():
-                raise FileNotFoundError(f"the weights of the reference that was reset at step {reset_step}")
+                raise UnreadableError(
+                    f"The reference was reset at step {reset_step}, and its weights are not in the checkpoint "
+                    f"({REFERENCE_FILE} is missing)."
+                )
             from safetensors.torch import load_file
 
             self._take_reference(load_file(file))
