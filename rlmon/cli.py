@@ -289,7 +289,9 @@ def audit(
     reader: Annotated[str | None, typer.Option(metavar="NAME", help=READER_HELP)] = None,
     mapping: Annotated[str | None, typer.Option("--map", metavar="OUR=THEIRS,...", help=MAP_HELP)] = None,
     form: Annotated[AuditFormat, typer.Option("--format", help="How to print.")] = AuditFormat.rich,
-    fail_on: Annotated[FailOn, typer.Option(help="From which verdict on the exit code is 1.")] = FailOn.fail,
+    fail_on: Annotated[
+        FailOn, typer.Option(help="From which verdict on the exit code is 1; a note is none.")
+    ] = FailOn.fail,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 where there is too little to judge.")] = False,
     page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page.")] = None,
     baseline: Annotated[

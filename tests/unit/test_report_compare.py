@@ -77,7 +77,12 @@ def nothing() -> Comparison:
     return compared([make_audit.empty()], [make_audit.healthy()])
 
 
-MAKERS = [one_each, seeds, hostile, equal, nothing]
+@functools.cache
+def noted() -> Comparison:
+    return compared([make_audit.solved()], [make_audit.healthy()])
+
+
+MAKERS = [one_each, seeds, hostile, equal, nothing, noted]
 Maker = Callable[[], Comparison]
 
 
@@ -188,6 +193,18 @@ def test_a_long_name_goes_on_below_and_no_number_is_cut() -> None:
     assert compare._broken("x" * 7, 3) == ["xxx", "xxx", "x"]
     assert compare._broken("abc", 10) == ["abc"]
     assert "…" not in screen(seeds(), 80)
+
+
+def test_a_note_on_one_side_stands_between_what_went_wrong_and_what_passed() -> None:
+    row = next(check for check in noted().checks if check.id == "silent-groups-good")
+    assert (row.a, row.b) == (["note"], ["absent"])
+    assert noted().checks[0] is row
+    assert "NOTE at 71" in screen(noted(), 120)
+    assert "🔵 NOTE at 71" in compare.markdown(noted())
+    # Of three seeds a side: worst first, the note after the error.
+    assert compare._statuses(["pass", "note", "error", "fail"], [None, 71, None, 5]) == [
+        ("fail", "1 FAIL at 5"), ("error", "1 ERROR"), ("note", "1 NOTE at 71"), ("pass", "1 PASS"),
+    ]  # fmt: skip
 
 
 def test_equal_runs_have_no_table_of_metrics() -> None:
