@@ -629,7 +629,9 @@ def _detectors(view: View) -> Iterator[RenderableType]:
             line.append(", " if line else "")
             line.append(row["id"])
             if near is not None and near > -2.0:
-                line.append(f" ({-near:.1f} nats from an alarm)", style="yellow")
+                noted = {*row["evidence"]} == {"note"}
+                said = f" ({-near:.1f} nats from {'a note' if noted else 'an alarm'})"
+                line.append(said, style="dim" if noted else STATUS_STYLES["warn"])
         table.add_row(Text("OK", style="green"), line)
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in rows:

@@ -117,6 +117,20 @@ def test_base_and_now_of_the_headline_metrics(tmp_path: Path) -> None:
     assert "→ 0.60" in row
 
 
+@pytest.mark.parametrize(("statistic", "said"), [("all_good", "nats from a note)"), ("all_bad", "nats from an alarm)")])
+def test_what_is_nearly_said_is_called_by_its_name(tmp_path: Path, statistic: str, said: str) -> None:
+    # Every group alike: evidence grows until it is within 2 nats of speaking; the step after it speaks.
+    block = Block(source="sums", prompts=8, completions=64, stats={statistic: 1.0})
+    state, steps, near = detectors.start(alpha=0.01, total_steps=100, group_size=4), 0, -math.inf
+    while near < -2.0:
+        steps += 1
+        state, found = detectors.step(state, make_runlog.step_record(steps, blocks=(block,)))
+        assert not found
+        near = max(v for row in detectors.status(state) for v in row["evidence"].values() if v is not None)
+    write(tmp_path, range(1, steps + 1), blocks=(block,))
+    assert said in drawn(read(View(tmp_path)), width=200)
+
+
 def test_detectors_are_those_of_the_log(tmp_path: Path) -> None:
     write(tmp_path, range(1, 41))
     view = read(View(tmp_path))
