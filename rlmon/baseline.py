@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,11 @@ class Baseline:
         if self.complete or not completions:
             return self
         return Baseline(self.prompts + prompts, self.completions + completions, self.rounds + 1)
+
+    @staticmethod
+    def rounds_needed(*, prompts: float, completions: float) -> int:
+        """Rounds of this size after which it is complete."""
+        return min(ROUNDS, math.ceil(PROMPTS / max(1, prompts)), math.ceil(COMPLETIONS / max(1, completions)))
 
     def to_json(self) -> dict[str, float]:
         """The counts, for a checkpoint."""

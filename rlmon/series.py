@@ -51,7 +51,7 @@ class Shift:
     @property
     def distinct(self) -> NDArray[np.bool_]:
         """Whether the change is more than chance at the level of .95, two-sided; False where not ``enough``."""
-        reach = np.vectorize(lambda degrees: student.quantile(0.5 + LEVEL / 2.0, int(degrees)))(self.degrees)
+        reach = np.vectorize(_reach, otypes=[np.float64])(self.degrees)
         return np.asarray(self.enough & (np.abs(self.change) > reach * self.error))
 
 
@@ -84,3 +84,7 @@ def shift(before: Floats, after: Floats) -> Shift:
         independent=np.minimum(weight_n, weight_m),
         degrees=np.maximum(1, np.floor(weight_n + weight_m - 2.0)).astype(np.int64),
     )
+
+
+def _reach(degrees: int) -> float:
+    return student.quantile(0.5 + LEVEL / 2.0, int(degrees))

@@ -202,6 +202,8 @@ class Steering:
         self._unconfirmed: tuple[Action, ...] = ()
         """In effect on this rank, and not yet known to be so on all of them."""
         self._own = np.zeros((0, len(COLUMNS)), dtype=np.int64)
+        self.round_size = (0, 0)
+        """Prompts and completions of the newest training round, over all ranks; zeros where it is not known."""
         self._rows_seen = (0, 0)
         """Rows of the rounds since the last step, and those neutralised of them, over all ranks."""
         self._failures: dict[str, str] = {}
@@ -293,6 +295,7 @@ class Steering:
         except Exception as error:
             failure = error
         self._own = matrix[:0] if failure is not None else matrix
+        self.round_size = (0, 0)
         gathered = matrix if self._gather is None else self._gather(matrix)
         if failure is not None:
             raise failure
@@ -300,6 +303,7 @@ class Steering:
         # A rank without rows of its own is known to all by now, and so all leave this round alone.
         if self.off is not None or not bool(gathered[:, 0].all()):
             return None
+        self.round_size = (len(gathered) // max(1, batch.group_size), len(gathered))
         with self._intact():
             table = _table(gathered, batch)
             self._engine, effect = engine.on_round(self.policy, self._engine, table, self._views(table))

@@ -14,22 +14,8 @@ from rlmon.interventions.actions import Anchor
 
 SUCCESS_ABOVE = 0.5
 """A completion is verified when its reward is above this."""
-BASE_ROUNDS = 8
-"""Rounds whose completions may count as the base's own."""
-BASE_KL_NATS = 0.05
-"""Most KL per token to the base, where measured, at which completions still count as the base's own."""
 LEAST_BASE_SHARE = 0.005
 """Modes that were rarer at the base are noise."""
-
-
-def still_base(rounds: int, kl_nats: float | None) -> bool:
-    """Whether the completions of a round are near enough to the base's own.
-
-    Args:
-        rounds: rounds before this one.
-        kl_nats: last measured mean KL per token from the base; ``None`` where it is not measured.
-    """
-    return rounds < BASE_ROUNDS and (kl_nats is None or abs(kl_nats) <= BASE_KL_NATS)
 
 
 def dying(settings: Anchor, base_shares: Mapping[int, float], now_shares: Mapping[int, float]) -> tuple[int, ...]:

@@ -11,15 +11,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from rlmon.interventions.base_mean import BaseMean
 from rlmon.interventions.policy import AllOf, Always, AnyOf, Condition, OnFinding, OnMetric
 from rlmon.printable import one_line
 from rlmon.records import SEVERITIES, Finding, StepRecord
-
-BASE_RECORDS = 5
-"""First records with the metric: their mean is its base."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,14 +49,13 @@ class FindingState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricState:
-    """The newest values of a metric, and its first ones."""
+    """The newest values of a metric, and its base."""
 
     metric: str
     met: bool = False
     window: tuple[float, ...] = ()
     """Newest values, at most ``smooth_steps``."""
-    base: tuple[float, ...] = ()
-    """First values, at most ``BASE_RECORDS``."""
+    base: BaseMean = field(default_factory=BaseMean)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -66,12 +63,13 @@ class MetricState:
             "metric": self.metric,
             "met": self.met,
             "window": [*self.window],
-            "base": [*self.base],
+            "base": self.base.to_json(),
         }
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> MetricState:
-        return cls(metric=saved["metric"], met=saved["met"], window=tuple(saved["window"]), base=tuple(saved["base"]))
+        base = BaseMean.from_json(saved["base"])
+        return cls(metric=saved["metric"], met=saved["met"], window=tuple(saved["window"]), base=base)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,10 +138,9 @@ def _metric(
     condition: OnMetric, state: MetricState, record: StepRecord, hysteresis: float
 ) -> tuple[State, bool, str, str | None]:
     value = record.metrics.get(condition.metric)
+    state = replace(state, base=state.base.after(record, value))
     if value is not None and math.isfinite(value):
-        window = (*state.window, float(value))
-        base = state.base if len(state.base) >= BASE_RECORDS else (*state.base, float(value))
-        state = replace(state, window=window, base=base)
+        state = replace(state, window=(*state.window, float(value)))
     # Also where a resumed run smooths over fewer values than before.
     state = replace(state, window=state.window[-condition.smooth_steps :])
     met, why = _compare(condition, state, hysteresis)
@@ -162,9 +159,9 @@ def _compare(condition: OnMetric, state: MetricState, hysteresis: float) -> tupl
     assert share is not None
     line, shown = share, f"{share:g}"
     if condition.of == "base":
-        if len(state.base) < BASE_RECORDS:
-            return False, f"{name} has {len(state.base)} of the {BASE_RECORDS} values that its base is the mean of"
-        base = _mean(state.base)
+        base = state.base.mean
+        if base is None:
+            return False, f"{name} was measured over {state.base.progress()}"
         if base <= 0.0:
             return False, f"{name} has a base of {base:.4g}, which nothing is a share of"
         line = share * base

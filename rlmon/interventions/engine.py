@@ -37,6 +37,7 @@ from rlmon.interventions.actions import (
     Stop,
     Winsorise,
 )
+from rlmon.interventions.base_mean import BaseMean
 from rlmon.interventions.policy import Policy, Rule
 from rlmon.records import Action, Finding, StepRecord
 
@@ -125,8 +126,8 @@ class EngineState:
     history: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     """(step, value) of the metrics by which effects are measured."""
     silent: tuple[float, ...] = ()
-    entropy_nats: tuple[float, ...] = ()
-    """The run's first entropies: their mean is H0."""
+    entropy_nats: BaseMean = field(default_factory=BaseMean)
+    """Its mean is H0."""
     scale: float = 1.0
     """Root mean square of advantages in groups with reward variance (ddof=1): the unit of the additions."""
     pending: tuple[Pending, ...] = ()
@@ -328,9 +329,8 @@ def _next_level(rule: Rule, at: RuleState, state: EngineState, rest: float, why:
         lower = _tidy(level / settings.factor)
         return (low if lower < max(settings.start, low) else lower), reason
     if isinstance(settings, EntropyBonus) and "entropy_target" in state.knobs:
-        if not at.met or len(state.entropy_nats) < conditions.BASE_RECORDS:
-            return rest, reason
-        return round(settings.target * sum(state.entropy_nats) / len(state.entropy_nats), 6), reason
+        base_nats = state.entropy_nats.mean
+        return (rest if base_nats is None or not at.met else round(settings.target * base_nats, 6)), reason
     if isinstance(settings, EntropyBonus):
         low, high = max(settings.bounds[0], rest), max(settings.bounds[1], rest)
         if at.met:
@@ -474,11 +474,8 @@ def _remember(policy: Policy, state: EngineState, record: StepRecord) -> EngineS
     # Where there is a critic, a group without variance teaches as much as any other.
     if CRITIC_METRIC not in record.metrics and all(share is not None for share in shares):
         silent = (*silent, sum(share for share in shares if share is not None))[-SILENT_WINDOW:]
-    entropy = record.metrics.get("rlmon/entropy/mean")
-    first = state.entropy_nats
-    if entropy is not None and len(first) < conditions.BASE_RECORDS:
-        first = (*first, entropy)
-    return replace(state, history=history, silent=silent, entropy_nats=first)
+    entropy_nats = state.entropy_nats.after(record, record.metrics.get("rlmon/entropy/mean"))
+    return replace(state, history=history, silent=silent, entropy_nats=entropy_nats)
 
 
 def _await_effect(
@@ -568,7 +565,7 @@ def to_json(policy: Policy, state: EngineState) -> dict[str, Any]:
         "knobs": dict(state.knobs),
         "history": {name: [list(entry) for entry in values] for name, values in state.history.items()},
         "silent": list(state.silent),
-        "entropy_nats": list(state.entropy_nats),
+        "entropy_nats": state.entropy_nats.to_json(),
         "scale": state.scale,
         "pending": [dataclasses.asdict(pending) for pending in state.pending],
         "waiting": [dataclasses.asdict(action) for action in state.waiting],
@@ -593,7 +590,7 @@ def from_json(policy: Policy, saved: Mapping[str, Any]) -> EngineState:
         knobs=dict(saved["knobs"]),
         history={name: tuple((int(s), float(v)) for s, v in values) for name, values in saved["history"].items()},
         silent=tuple(saved["silent"]),
-        entropy_nats=tuple(saved["entropy_nats"]),
+        entropy_nats=BaseMean.from_json(saved["entropy_nats"]),
         scale=float(saved["scale"]),
         pending=tuple(
             Pending(**{**p, "action": Action(**p["action"])}) for p in saved["pending"] if p["action"]["rule"] in known

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlmon.baseline import ROUNDS, Baseline
 from rlmon.interventions.actions import ModeMarginal, RoundTable
 
 REST = -2
@@ -39,8 +40,6 @@ POOLED = -1
 LABELS = 64
 """Modes of the base that have a share of their own."""
 SOURCES = 64
-BASE_COMPLETIONS, BASE_PROMPTS, BASE_ROUNDS = 256, 32, 8
-"""The base is what is seen until one of these is reached."""
 SUCCESS_ABOVE = 0.5
 """A completion is rewarded when its reward is above this, as everywhere in rlmon."""
 SHRINK_COMPLETIONS = 16.0
@@ -131,10 +130,8 @@ class ModeMarginalState:
     base: Tally = field(default_factory=Tally)
     base_by_source: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
     """The base's completions by source, then mode."""
-    base_prompts: tuple[int, ...] = ()
-    """Those seen while the base is incomplete."""
-    base_rounds: int = 0
-    complete: bool = False
+    baseline: Baseline = field(default_factory=Baseline)
+    """Rounds with completions that have a mode and a reward: what ``base`` covers."""
     now: Tally = field(default_factory=Tally)
     """Running, forgetting with ``memory_completions``."""
     now_by_source: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
@@ -146,6 +143,11 @@ class ModeMarginalState:
     completions of the mode come."""
     solved: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the base is known."""
+        return self.baseline.complete
+
     def source_of(self, source: int) -> int:
         """The key under which a source is counted: its own where the base showed several and this is one of them."""
         return source if len(self.base_by_source) > 1 and source in self.base_by_source else POOLED
@@ -155,9 +157,7 @@ class ModeMarginalState:
         return {
             "base": self.base.to_json(),
             "base_by_source": _nested(self.base_by_source),
-            "base_prompts": list(self.base_prompts),
-            "base_rounds": self.base_rounds,
-            "complete": self.complete,
+            "baseline": self.baseline.to_json(),
             "now": self.now.to_json(),
             "now_by_source": _nested(self.now_by_source),
             "rewarded_by_source": _pairs(self.rewarded_by_source),
@@ -170,15 +170,21 @@ class ModeMarginalState:
         return cls(
             base=Tally.from_json(saved["base"]),
             base_by_source=_unnested(saved["base_by_source"]),
-            base_prompts=tuple(int(prompt) for prompt in saved["base_prompts"]),
-            base_rounds=int(saved["base_rounds"]),
-            complete=bool(saved["complete"]),
+            baseline=_baseline(saved),
             now=Tally.from_json(saved["now"]),
             now_by_source=_unnested(saved["now_by_source"]),
             rewarded_by_source=_unpairs(saved["rewarded_by_source"]),
             trials=_unnested(saved["trials"]),
             solved=_unnested(saved["solved"]),
         )
+
+
+def _baseline(saved: Mapping[str, Any]) -> Baseline:
+    """Checkpoints of 0.1 kept the prompts themselves, and whether it was complete."""
+    if "baseline" in saved:
+        return Baseline.from_json(saved["baseline"])
+    rounds = float(ROUNDS if saved["complete"] else saved["base_rounds"])
+    return Baseline(prompts=len(saved["base_prompts"]), completions=Tally.from_json(saved["base"]).total, rounds=rounds)
 
 
 def start(settings: ModeMarginal) -> ModeMarginalState:
@@ -663,18 +669,10 @@ def _grow_base(
             rows = _counts(key_N[known_N & (table.source_N == source)])
             by_source[source] = _add(by_source.get(source, {}), rows, 1.0)
     base = state.base.plus(tally, 1.0)
-    prompts = tuple(sorted({*state.base_prompts, *table.prompt_N[known_N].tolist()}))
-    rounds = state.base_rounds + 1
     # Nothing scored is no base, however many rounds it took.
-    enough = base.total >= BASE_COMPLETIONS or len(prompts) >= BASE_PROMPTS or rounds >= BASE_ROUNDS
-    return replace(
-        state,
-        base=base,
-        base_by_source=by_source,
-        base_prompts=prompts,
-        base_rounds=rounds,
-        complete=enough and base.total > 0.0,
-    )
+    completions = len(table) if known_N.any() else 0
+    baseline = state.baseline.with_round(prompts=len(table) / max(1, table.group_size), completions=completions)
+    return replace(state, base=base, base_by_source=by_source, baseline=baseline)
 
 
 def _close_base(state: ModeMarginalState) -> ModeMarginalState:
@@ -689,7 +687,7 @@ def _close_base(state: ModeMarginalState) -> ModeMarginalState:
 
     base = replace(state.base, rows=pool(state.base.rows), rewarded=pool(state.base.rewarded))
     by_source = {source: pool(rows) for source, rows in state.base_by_source.items()}
-    return replace(state, base=_bounded_sources(base), base_by_source=by_source, base_prompts=())
+    return replace(state, base=_bounded_sources(base), base_by_source=by_source)
 
 
 def _bounded_sources(tally: Tally) -> Tally:

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rlmon.baseline import ROUNDS, Baseline
 from rlmon.errors import ConfigError
 from rlmon.interventions.actions import Anchor
-from rlmon.interventions.anchor import SUCCESS_ABOVE, picks, still_base
+from rlmon.interventions.anchor import SUCCESS_ABOVE, picks
 
 MAX_TOKENS = 1_000_000
 """Tokens that a rank stores: 4 MB in memory, about 6 MB in a checkpoint."""
@@ -50,8 +51,7 @@ class AnchorStore:
         self.settings = settings
         self._rows: dict[int, list[AnchorRow]] = {}
         self._tokens = 0
-        self._rounds = 0
-        self._closed = False
+        self._baseline = Baseline()
         self._at: tuple[int, int] = (-1, 0)
         """The step of the newest loss, and how many losses of this step came before it."""
 
@@ -67,11 +67,12 @@ class AnchorStore:
         reward_n: NDArray[np.float64],
         mode_n: NDArray[np.int64],
         *,
-        kl_nats: float | None = None,
+        prompts: float,
+        completions: float,
     ) -> int:
         """Store this rank's verified completions of one training round; how many were stored.
 
-        Once a round is no longer near the base (``rlmon.interventions.anchor.still_base``) nothing is stored again.
+        Those of the baseline count as the base's own: once it is complete nothing is stored again.
         Left out: completions that are empty (cut off, where TRL masks those), of more than the model's own tokens
         (tools), or whose prompt holds pictures.
 
@@ -80,12 +81,12 @@ class AnchorStore:
                 completions [n, C] padded right.
             reward_n: NaN where there is none.
             mode_n: negative where unknown.
-            kl_nats: last measured KL per token from the base.
+            prompts: of the round, over all ranks.
+            completions: the same.
         """
-        if self._closed or not still_base(self._rounds, kl_nats):
-            self._closed = True
+        if self._baseline.complete:
             return 0
-        self._rounds += 1
+        self._baseline = self._baseline.with_round(prompts=prompts, completions=completions)
         if any(output.get(name) is not None for name in PICTURES):
             return 0
         wanted = [
@@ -178,13 +179,15 @@ class AnchorStore:
                 [mode, [[row.prompt_ids.tolist(), row.completion_ids.tolist()] for row in rows]]
                 for mode, rows in self._rows.items()
             ],
-            "rounds": self._rounds,
-            "closed": self._closed,
+            "baseline": self._baseline.to_json(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state`` gave, in place of what is stored; as much as the settings have room for."""
-        rounds, closed = int(state["rounds"]), bool(state["closed"])
+        if "baseline" in state:
+            baseline = Baseline.from_json(state["baseline"])
+        else:  # a checkpoint of 0.1
+            baseline = Baseline(rounds=ROUNDS if state["closed"] else float(state["rounds"]))
         read = [
             (int(mode), np.array(prompt_ids, dtype=np.int32), np.array(completion_ids, dtype=np.int32))
             for mode, rows in state["rows"]
@@ -193,7 +196,7 @@ class AnchorStore:
         if any(ids.ndim != 1 for _, *both in read for ids in both):
             raise ValueError("a stored row is no list of token ids")
         self._rows, self._tokens, self._at = {}, 0, (-1, 0)
-        self._rounds, self._closed = rounds, closed
+        self._baseline = baseline
         for mode, prompt_ids, completion_ids in read:
             self._put(mode, prompt_ids, completion_ids)
 

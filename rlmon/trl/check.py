@@ -20,16 +20,15 @@ import trl
 import yaml
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, RLOOConfig, RLOOTrainer, TrlParser
 
+from rlmon.baseline import Baseline
 from rlmon.config import RLMonConfig
 from rlmon.detectors import DETECTORS, GROUP_BASELINE
 from rlmon.errors import AttachError, ConfigError
 from rlmon.interventions.actions import Defer, KLPenalty, RollBack, Winsorise
-from rlmon.interventions.conditions import BASE_RECORDS
 from rlmon.interventions.policy import AllOf, AnyOf, Condition, OnFinding, OnMetric, Policy, Rule
 from rlmon.interventions.show import row as rule_row
 from rlmon.metrics.catalog import lookup
 from rlmon.metrics.formats import ModeSet
-from rlmon.monitor import BASELINE_COMPLETIONS, BASELINE_PROMPTS, BASELINE_ROUNDS
 from rlmon.steering import load_policy
 from rlmon.trl import capabilities
 from rlmon.trl.knobs import Knobs
@@ -167,11 +166,7 @@ def _rows(args: Any, config: RLMonConfig, trainer: str, environment: Mapping[str
     rows += [(row["signal"], row["status"], row["reason"]) for row in plan]
     skipped = {row["signal"]: row["reason"] for row in plan if row["status"] == "skip"}
     prompts = max(1, args.generation_batch_size // max(1, args.num_generations))
-    rounds = min(
-        BASELINE_ROUNDS,
-        math.ceil(BASELINE_PROMPTS / prompts),
-        math.ceil(BASELINE_COMPLETIONS / max(1, args.generation_batch_size)),
-    )
+    rounds = Baseline.rounds_needed(prompts=prompts, completions=args.generation_batch_size)
     size = f"{rounds} rounds of {prompts} prompts x {args.num_generations} completions a process"
     too_short = None
     if args.max_steps > 0:
@@ -266,10 +261,11 @@ def _never_measured(when: OnMetric, args: Any, config: RLMonConfig, never: Mappi
             return f"{name} is {metric.low:g} at least, and never below {when.below:g}"
     every = config.rlmon_base_kl_every if family == "kl" else 1
     values = 0 if args.max_steps <= 0 else math.ceil(args.max_steps / every)
-    if when.of == "base" and 0 < values <= BASE_RECORDS:
-        return (
-            f"{name} is measured {values} times in {args.max_steps} steps, and its base takes the first {BASE_RECORDS}"
-        )
+    needed = Baseline.rounds_needed(
+        prompts=args.generation_batch_size / max(1, args.num_generations), completions=args.generation_batch_size
+    )
+    if when.of == "base" and 0 < values < needed:
+        return f"{name} is measured {values} times in {args.max_steps} steps, and its base takes the first {needed}"
     return None
 
 

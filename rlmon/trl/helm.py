@@ -250,8 +250,8 @@ class Helm:
         if self._anchor is not None:
             with self._part(monitor, Anchor):
                 mode_n, reward_n = monitor.steering.own_rows(self._anchor.settings.modes)
-                kl_nats = None if monitor.last_record is None else monitor.last_record.metrics.get("rlmon/kl/mean")
-                self._anchor.collect(output, reward_n, mode_n, kl_nats=kl_nats)
+                prompts, completions = monitor.steering.round_size
+                self._anchor.collect(output, reward_n, mode_n, prompts=prompts, completions=completions)
         if effect is not None:
             with self._part(monitor, ModeMarginal, Quarantine, Winsorise):
                 output["advantages"] = steered(output, effect, self.trainer.args)

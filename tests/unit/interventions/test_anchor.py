@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlmon.interventions.actions import Anchor
-from rlmon.interventions.anchor import dying, picks, still_base, weight
+from rlmon.interventions.anchor import dying, picks, weight
 
 
 def test_a_mode_below_its_share_of_the_base_is_dying_and_the_most_lost_comes_first() -> None:
@@ -65,12 +65,3 @@ def test_picks_are_a_function_of_the_arguments_alone() -> None:
     assert one != picks(Anchor(), (1, 2), {1: 9, 2: 9}, step=4)
     assert random.getstate() == python
     assert (np.random.get_state()[1] == numpy).all()
-
-
-def test_the_base_is_the_first_rounds_while_the_policy_is_near_it() -> None:
-    assert still_base(0, None)
-    assert still_base(7, 0.05)
-    assert still_base(3, -0.01)
-    assert not still_base(8, None)
-    assert not still_base(1, 0.06)
-    assert not still_base(1, -0.06)

@@ -126,18 +126,22 @@ def test_a_null_within_the_band_releases_nothing() -> None:
     assert fold(condition, [0.35, None, 0.5, 0.35, None], hysteresis=0.25)[0] == [False, False, True, True, True]
 
 
-def test_the_base_is_the_mean_of_the_first_five_values_that_there_are() -> None:
-    # Base (4 + 5 + 5 + 5 + 5)/5 = 4.8, line .85 x 4.8 = 4.08; the nulls in between do not count.
+def test_the_base_is_the_mean_over_the_records_of_the_baseline() -> None:
+    # 8 prompts and 64 completions a record: four records with the metric are 32 prompts. The nulls do not count.
+    # Base (4 + 5 + 5 + 5)/4 = 4.75, line .85 x 4.75 = 4.0375.
     condition = OnMetric(metric=FORMATS, below=0.85, of="base", smooth_steps=1)
-    values = [4.0, None, 5.0, 5.0, None, 5.0, 5.0, 4.1, 3.1, 4.09]
+    values = [4.0, None, 5.0, 5.0, None, 5.0, 4.1, 3.1, 4.04]
     met, why, _ = fold(condition, values, name="formats")
-    assert met == [False] * 8 + [True, False]
-    assert why[3] == "rlmon/format/effective has 3 of the 5 values that its base is the mean of"
-    assert why[8] == "rlmon/format/effective 3.1 is below 0.85 of base 4.8 = 4.08"
-    assert why[9] == "rlmon/format/effective 4.09 is not below 0.85 of base 4.8 = 4.08"
-    # 5 % of the line is .204: still held at 4.28, released at 4.29.
-    met, _, _ = fold(condition, [*values[:9], 4.28, 4.29], name="formats", hysteresis=0.05)
-    assert met[8:] == [True, True, False]
+    assert met == [False] * 7 + [True, False]
+    assert why[3] == (
+        "rlmon/format/effective was measured over 24 prompts and 192 completions in 3 rounds; its base takes 32, 256 "
+        "or 8 of them"
+    )
+    assert why[7] == "rlmon/format/effective 3.1 is below 0.85 of base 4.75 = 4.037"
+    assert why[8] == "rlmon/format/effective 4.04 is not below 0.85 of base 4.75 = 4.037"
+    # 5 % of the line is .202: still held at 4.23, released at 4.25.
+    met, _, _ = fold(condition, [*values[:8], 4.23, 4.25], name="formats", hysteresis=0.05)
+    assert met[7:] == [True, True, False]
 
 
 def test_nothing_is_a_share_of_a_base_of_zero_or_less() -> None:
@@ -155,7 +159,7 @@ def test_the_state_is_bounded_whatever_the_run_is() -> None:
         state, *_ = conditions.step(condition, state, record(step, kl=0.1 * step), (), 0.0)
     assert isinstance(state, conditions.MetricState)
     assert len(state.window) == 3
-    assert state.base == tuple(0.1 * step for step in range(1, 6))
+    assert state.base.mean == pytest.approx((0.1 + 0.2 + 0.3 + 0.4) / 4)
 
 
 def test_a_resume_that_smooths_or_compares_otherwise_keeps_what_is_known() -> None:

@@ -73,7 +73,6 @@ class TestBase:
             state = mm.observe(settings, state, now)
         assert state.complete
         assert state.base.rows == {B: rows * rounds / 2, A: rows * rounds / 2}
-        assert state.base_prompts == ()
 
     def test_before_it_nothing_is_added_or_steered(self):
         settings = ModeMarginal()
