@@ -76,7 +76,12 @@ def template_name(prompt: Any, common: Collection[str] | None = None) -> str:
 
 def template_words(prompt: Any) -> list[str]:
     """The words of the last user message with its particulars masked."""
-    if not isinstance(prompt, str):
-        users = [message for message in prompt or () if message.get("role") == "user"]
-        prompt = text_of(users[-1].get("content")) if users else ""
-    return prompt_template(prompt).split()
+    return prompt_template(last_user_text(prompt)).split()
+
+
+def last_user_text(prompt: Any) -> str:
+    """A prompt that is text as it is; of a conversation the text of the last user message."""
+    if isinstance(prompt, str):
+        return prompt
+    users = [message for message in prompt or () if message.get("role") == "user"]
+    return text_of(users[-1].get("content")) if users else ""

@@ -21,7 +21,7 @@ from rlmon.config import RLMonConfig
 from rlmon.errors import AttachError, ConfigError
 from rlmon.interventions.actions import RollBack
 from rlmon.monitor import Monitor
-from rlmon.restored import Restored, describe
+from rlmon.restored import Restored, describe, mapping
 from rlmon.trl import capabilities
 from rlmon.trl.around_train import before_train, go_on_once
 from rlmon.trl.capture import Capture
@@ -225,13 +225,16 @@ class RLMon(TrainerCallback):
                 name: _plain(getattr(trainer.args, name, None))
                 for name in (*RECORDED_SETTINGS, *capture.recorded_settings)
             },
-            capabilities=capabilities.plan(
-                trainer.args,
-                self.config,
-                trainer=type(trainer).__name__,
-                base_kind=base.kind,
-                base_reason=base.reason,
-            ),
+            capabilities=[
+                *capabilities.plan(
+                    trainer.args,
+                    self.config,
+                    trainer=type(trainer).__name__,
+                    base_kind=base.kind,
+                    base_reason=base.reason,
+                ),
+                capture.sources.capability,
+            ],
             packages=_packages(),
             git_commit=_git_commit(),
             resumed_from_step=state.global_step if resumed else None,
@@ -262,7 +265,8 @@ class RLMon(TrainerCallback):
 
         The same on every rank, which all come here: whether there is a checkpoint is the trainer's own knowledge.
         """
-        helm = None if self._capture is None else self._capture.helm
+        assert self._capture is not None
+        helm = self._capture.helm
         restored, saved = Restored(), None
         resumed = state.global_step > 0
         folder = self._checkpoint / STATE_FOLDER if resumed and self._checkpoint is not None else None
@@ -275,6 +279,9 @@ class RLMon(TrainerCallback):
             except Exception as error:
                 restored.lost["snapshot of the base"] = describe(error)
                 base.give_up(f"the checkpoint's snapshot of the base cannot be read ({describe(error)})")
+        if saved is not None and saved["shared"].get("sources") is not None:
+            with restored.part("sources"):
+                self._capture.sources.load(mapping(saved["shared"]["sources"]))
         if helm is not None:
             helm.prepare(folder, None if saved is None else saved["rank"], restored)
         if folder is not None:
@@ -367,7 +374,7 @@ class RLMon(TrainerCallback):
                 own |= capture.helm.rank_state()
             write_json(folder / rank_file(trainer.accelerator.process_index), own)
             if trainer.accelerator.is_main_process:
-                shared = monitor.shared_state()
+                shared = monitor.shared_state() | {"sources": capture.sources.state()}
                 if capture.helm is not None:
                     capture.helm.save(folder)
                 if capture.base is not None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 
 from rlmon.config import RLMonConfig
 from rlmon.metrics.prompts import prompt_identity, render_completion, render_prompt
@@ -137,6 +138,12 @@ class Capture:
         prompts = (args.generation_batch_size or 1) // max(1, args.num_generations)
         return SourceMap.build(getattr(self.trainer, "train_dataset", None), config.rlmon_source_column, prompts)
 
+    def _learn_sources(self, inputs: Sequence[Mapping[str, Any]]) -> None:
+        """From the first training round of all ranks; each prompt once, wherever its group lies."""
+        first = self.trainer.accelerator.process_index * len(inputs)
+        rows = [row for i, row in enumerate(inputs) if (first + i) % self.group_size == 0]
+        self.sources.learn(rows, gather_object)
+
     def step_ends(self) -> None:
         """Nothing: each round is handed over where it is scored."""
 
@@ -153,6 +160,9 @@ class Capture:
     ) -> Any:
         self._scored = None
         monitor, helm = self.monitor, self.helm
+        if monitor is not None and self.sources.learning and self.split() == "train":
+            with monitor.guard("capture.rollouts"):
+                self._learn_sources(inputs)
         if monitor is not None and helm is not None:
             inputs = helm.draws(monitor, inputs)
         try:
@@ -335,6 +345,9 @@ class Capture:
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any, rows: Sequence[Mapping[str, Any]]
     ) -> None:
         """Take a round whose generation began before the hooks were in place (see ``rlmon.trl.probe``)."""
+        if self.sources.learning and self.monitor is not None:
+            with self.monitor.guard("capture.rollouts"):
+                self._learn_sources(rows)
         self._unidentified = _Unidentified(_Scored(prompts, completions, completion_ids), rows)
 
 

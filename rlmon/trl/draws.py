@@ -22,6 +22,7 @@ from rlmon.interventions.actions import Defer
 from rlmon.interventions.deferral import Blocked
 from rlmon.metrics.prompts import prompt_identity
 from rlmon.steering import row_key
+from rlmon.trl.stored import stored_column
 
 SORTED_ROWS = 8_192
 """Datasets of at most so many rows are permuted as a whole each round; in larger ones rows are drawn by hash."""
@@ -57,6 +58,7 @@ class Draws:
         dataset = trainer.train_dataset
         refuse(trainer)
         self._rows = dataset if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else None
+        self._prompts = stored_column(dataset, "prompt")
         self._keys: dict[int, tuple[int, int | None]] = {}
         self._reservoir: dict[int, Mapping[str, Any]] = {}
         self.kept = 0
@@ -143,7 +145,9 @@ class Draws:
             if len(self._keys) >= REMEMBERED_KEYS:
                 self._keys.clear()
             assert self._rows is not None
-            key = self._keys[index] = self._key(self._rows[index])
+            # As it is stored, where that will do: a row that is passed over is then not made.
+            row = self._rows[index] if self._prompts is None or self._by_source else {"prompt": self._prompts[index]}
+            key = self._keys[index] = self._key(row)
         return key
 
     # -- streams ---------------------------------------------------------------------------------------------------

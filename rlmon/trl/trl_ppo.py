@@ -30,7 +30,8 @@ from rlmon.metrics.tokens import ExactKL, exact_kl
 from rlmon.records import RolloutBatch
 from rlmon.trl import capabilities
 from rlmon.trl.base import BaseModel, Kind, _adapter_refusal, _tuner_layers
-from rlmon.trl.prompts import SourceMap
+from rlmon.trl.prompts import SourceMap, spread
+from rlmon.trl.stored import stored_column
 
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor
@@ -113,8 +114,12 @@ class TrlPPOCapture:
                 "Leave it out, or use rlmon.trl.PPOTrainer."
             )
         trainer = self.trainer
-        prompts = _Prompts(trainer.train_dataset, trainer.processing_class)
-        return SourceMap.build(prompts, None, int(trainer.args.batch_size))
+        ids = stored_column(trainer.train_dataset, "input_ids")
+        if ids is None:
+            return SourceMap(None, frozenset(), "all")
+        decode = trainer.processing_class.decode
+        prompts = [decode(ids[i], skip_special_tokens=True) for i in spread(len(ids))]
+        return SourceMap.of_prompts(prompts, int(trainer.args.batch_size))
 
     def install(self) -> None:
         trainer = self.trainer
@@ -450,22 +455,6 @@ class _Round:
         counts_B = self.trained_BT.sum(1)
         means_B = self.advantages_BT.double().sum(1) / counts_B
         return _or_none(means_B)
-
-
-class _Prompts:
-    """A tokenised dataset as ``SourceMap`` reads it: decoded prompts."""
-
-    column_names = ("prompt",)
-
-    def __init__(self, dataset: Any, processing: Any) -> None:
-        self._dataset, self._processing = dataset, processing
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> dict[str, str]:
-        ids = self._dataset[index].get("input_ids")
-        return {"prompt": "" if ids is None else self._processing.decode(ids, skip_special_tokens=True)}
 
 
 # -- the replaced functions --------------------------------------------------------------------------------------------
