@@ -26,11 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmon import detectors
+from rlmon.baseline import Baseline
 from rlmon.config import RLMonConfig
 from rlmon.errors import RLMonError
-from rlmon.metrics import moves, rollouts, tokens, values
+from rlmon.exchange import Exchange, Places, Step
+from rlmon.metrics import blocks, moves, rollouts, tokens, values
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import SolveLedger
+from rlmon.metrics.rows import OF_ONE_STEP, ROW, Rows, rows_of
 from rlmon.printable import one_line
 from rlmon.records import Action, Block, Fault, Finding, RolloutBatch, RunHeader, Split, StepRecord
 from rlmon.restored import NO_STATE, Restored, detector_state, mapping, policy_change
@@ -45,9 +48,6 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float64]
 
-BASELINE_PROMPTS = 32
-BASELINE_COMPLETIONS = 256
-BASELINE_ROUNDS = 8
 ROUNDS_REMEMBERED = 8
 """Rounds whose rows can still be named by token statistics; a buffer never spans more."""
 SAMPLE_ROWS = 32
@@ -55,6 +55,8 @@ EXAMPLE_CHARACTERS = 500
 RECENT_STEPS = 8
 """Steps whose counts are pooled as "now" when a finding is illustrated."""
 ILLUSTRATED = ("mode_count", "openers", "opener_tokens")
+OF_BASE = (*ILLUSTRATED, "entropy")
+"""Sums that are read of the baseline too."""
 PLACES = (
     "capture.rollouts", "capture.tokens", "capture.vocabulary", "capture.logs", "base.tap", "base.forward",
     "metrics.features", "metrics.rollouts", "metrics.blocks", "metrics.tokens", "metrics.kl", "metrics.values",
@@ -64,11 +66,7 @@ PLACES = (
 )  # fmt: skip
 """Where a part of the monitor can fail: a fixed list, since the counts of all ranks are added in one vector."""
 
-
-HEAD = 6
-"""Completions, prompts, trained tokens, rounds, shed rows, non-finite values."""
-BLOCK_WIDTH = 3 + 2 * len(detectors.STATISTICS)
-"""Source key, prompts, completions, then value and presence of every statistic."""
+BLOCKS_A_STEP = 64
 
 
 class StrictError(RLMonError):
@@ -77,14 +75,14 @@ class StrictError(RLMonError):
 
 @dataclasses.dataclass
 class _Round:
-    """What token statistics need to know of a round's rows."""
+    """A round's rows, while tokens of them are still to be seen."""
 
-    source: list[str]
-    prompt_id: list[str]
-    mode_code: NDArray[np.int64]
-    """-1 where the mode is not known."""
-    global_row: list[int]
+    rows: Rows
     iterations: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        self.mode = self.rows["mode"]
+        self.global_row = self.rows["global_row"].astype(np.int64).tolist()
 
 
 @dataclasses.dataclass
@@ -94,12 +92,8 @@ class _Accumulated:
     sums: dict[str, Vector]
     values: Vector
     """What the critic showed; of length 0 without one."""
-    blocks: list[Block] = dataclasses.field(default_factory=list)
-    trained: list[tuple[str, str, float, float]] = dataclasses.field(default_factory=list)
-    """Rows in their first pass: source, prompt, tokens, summed entropy."""
-    compared: list[tuple[str, str, float, float, float]] = dataclasses.field(default_factory=list)
-    """Rows that a comparison with the base stands for: source, prompt, KL and tokens of its sampled tokens (weighted
-    sums, 0 outside of the sample), completion tokens."""
+    rows: list[Rows] = dataclasses.field(default_factory=list)
+    """Rows of the rounds that were observed; token sums are added to them as they come."""
     rounds: list[int] = dataclasses.field(default_factory=list)
     completions: int = 0
     prompts: int = 0
@@ -124,6 +118,9 @@ class Monitor:
         policy: the rules to act by; ``None`` watches only.
         levers: what the rules can turn in this loop. Default: nothing but the advantages that ``steer`` returns.
         gather: an int64 matrix of every rank stacked in rank order; needed with a policy and ``world_size`` over 1.
+        rows_per_round: completions of one generation over all ranks. Needed only where several ranks sample more than
+            2,048 a step: then groups that are evenly spread over the round are compared, the same on every rank.
+        rounds_per_step: generations whose rows one optimizer step can train on.
         critic: the loop trains a value function and hands it to ``observe_values``; every record then has
             ``rlmon/value/*``. The same on all ranks.
 
@@ -154,6 +151,8 @@ class Monitor:
         levers: Levers | None = None,
         gather: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
         critic: bool = False,
+        rows_per_round: int | None = None,
+        rounds_per_step: int = 1,
     ) -> None:
         self.config = config if config is not None else RLMonConfig()
         self.rank, self.world_size, self.group_size = rank, world_size, group_size
@@ -170,7 +169,6 @@ class Monitor:
         self.sinks: list[Sink] = []
 
         self._reduce = reduce
-        self._slots = max(4, min(24, 256 // world_size))
         self._depth = 0
         self._overhead = 0.0
         self._base_seconds = 0.0
@@ -181,12 +179,11 @@ class Monitor:
         self._rounds: dict[Split, int] = {"train": 0, "eval": 0}
         self._remembered: dict[Split, dict[int, _Round]] = {"train": {}, "eval": {}}
         self._samples: list[dict[str, Any]] = []
-        self._source_names: dict[int, str] = {}
         self._base_examples: dict[str, str] = {}
         self._now_examples: dict[str, str] = {}
         self._recent: deque[dict[str, Vector]] = deque(maxlen=RECENT_STEPS)
         self._base_sums: dict[str, Vector] | None = None
-        self._base_counts = [0.0, 0.0, 0.0]
+        self._baseline = Baseline()
         self._ledger = SolveLedger()
         self._detectors = detectors.start(alpha=self.config.rlmon_alpha, total_steps=total_steps, group_size=group_size)
         self._keeps_text = self.config.rlmon_store_text == "full" and self.config.rlmon_text_sample_per_round != 0
@@ -194,9 +191,11 @@ class Monitor:
         self._newest: tuple[int, rollouts.RowFeatures | None] = (-1, None)
         """Round and features of the rows observed last: what the rules look at."""
         self.steering: Steering | None = None
+        self._source_names: dict[str, str] = {}
         restored = Restored() if restored is None else restored
+        share = share or (lambda value: value)
         if state is not None:
-            self._load(state, restored)
+            self._load(state, restored, share)
             if "policy" in mapping(state["shared"]):
                 change = policy_change(state["shared"]["policy"], None if policy is None else policy.to_dict())
                 restored.changed += [] if change is None else [change]
@@ -214,6 +213,20 @@ class Monitor:
                 gather=gather,
             )
         self._policy = None if policy is None else policy.to_dict()
+        self._exchange = Exchange(
+            Places(
+                rank=rank,
+                world_size=world_size,
+                group_size=max(1, group_size),
+                rows_per_round=rows_per_round,
+                rounds_per_step=max(1, rounds_per_step),
+            ),
+            sums=self.layout.size,
+            faults=len(PLACES),
+            values=values.VALUE_SUMS if critic else 0,
+            votes=0 if self.steering is None else self.steering.votes,
+            names=self._source_names,
+        )
         self._train = self._fresh()
         self._eval = self._fresh()
 
@@ -234,7 +247,7 @@ class Monitor:
             git_commit=git_commit,
             capabilities=tuple(dict(row) for row in capabilities),
         )
-        self.writer = self._open_log(header, resumed_from_step, share or (lambda value: value))
+        self.writer = self._open_log(header, resumed_from_step, share)
         self.attempt = self.writer.header.attempt
         self._featurizer = rollouts.Featurizer(
             self.modes, self.writer.secret, vocabulary, text_tokens=self.config.rlmon_text_tokens
@@ -396,25 +409,21 @@ class Monitor:
             columns = self._columns(batch, features)
             self.writer.write_rollouts(columns)
         self._drain_writer()
+        rows = rows_of(batch)
         if features is not None:
             with self.guard("metrics.rollouts"):
-                hard_B = self._ledger.credibly_below(batch.prompt_id, batch.source)
-                groups = rollouts.default_group_stats(batch, hard_B)
-                into.sums = rollouts.add_sums(
-                    into.sums, rollouts.round_sums(self.layout, batch, features, group_stats=groups)
-                )
+                groups = rollouts.default_group_stats(batch)
+                rows = rows_of(batch, features, groups.success_B)
+                # Of training the ranks see pairs and groups together, at the step's end; of an evaluation each its own.
+                count = rollouts.row_sums if batch.split == "train" else rollouts.round_sums
+                into.sums = rollouts.add_sums(into.sums, count(self.layout, batch, features, group_stats=groups))
                 if batch.split == "train":
-                    into.blocks += rollouts.round_blocks(batch, features, groups)
-                    self._ledger.update(batch.prompt_id, batch.source, batch.reward, step=batch.step)
                     self._keep_samples(batch, features, columns)
+        if batch.split == "train":
+            self._exchange.meet(batch.source)
+            into.rows.append(rows)
         remembered = self._remembered[batch.split]  # by split: an evaluation in mid-buffer is longer than the buffer
-        remembered[batch.round] = _Round(
-            source=list(batch.source),
-            prompt_id=list(batch.prompt_id),
-            mode_code=np.full(len(batch), -1) if features is None else features.mode_code,
-            global_row=list(batch.global_row),
-            iterations=np.zeros(len(batch), dtype=np.int64),
-        )
+        remembered[batch.round] = _Round(rows=rows, iterations=np.zeros(len(batch), dtype=np.int64))
         while len(remembered) > ROUNDS_REMEMBERED:
             remembered.pop(next(iter(remembered)))
 
@@ -496,7 +505,7 @@ class Monitor:
                 mode: text[:EXAMPLE_CHARACTERS] for mode, text in zip(features.mode, batch.completions, strict=True)
             }
             self._now_examples |= newest
-            if not self._baseline_full():
+            if not self._baseline.complete:
                 self._base_examples = newest | self._base_examples
 
     def sample_rows(self, count: int) -> list[dict[str, Any]]:
@@ -522,7 +531,8 @@ class Monitor:
             if None in rounds:
                 self.fault("capture.tokens", "token statistics of a round that was not observed")
             modes_B = np.array(
-                [-1 if known is None else known.mode_code[row] for known, (_, row) in zip(rounds, rows_B2, strict=True)]
+                [-1 if known is None else known.mode[row] for known, (_, row) in zip(rounds, rows_B2, strict=True)],
+                dtype=np.int64,
             )
             into.sums = rollouts.add_sums(into.sums, rollouts.token_sums_by_mode(self.layout, sums, modes_B))
             if loss is not None and not math.isfinite(float(loss)):
@@ -535,14 +545,8 @@ class Monitor:
                 iteration = int(remembered.iterations[row])
                 remembered.iterations[row] += 1
                 if iteration == 0 and split == "train":
-                    into.trained.append(
-                        (
-                            remembered.source[row],
-                            remembered.prompt_id[row],
-                            float(sums.tokens_B[i]),
-                            float(sums.entropy_sum_B[i]),
-                        )
-                    )
+                    remembered.rows["trained_tokens"][row] += sums.tokens_B[i]
+                    remembered.rows["entropy_nats"][row] += sums.entropy_sum_B[i]
                 counted, logps = sums.tokens_B[i], sums.logp_tokens_B[i]
                 for name, cell in (
                     ("attempt", self.attempt),
@@ -580,7 +584,7 @@ class Monitor:
             row_T = np.repeat(np.arange(len(sampled_b)), np.asarray(sampled_b, dtype=np.int64))
             weight_B = np.ones(len(sampled_b)) if weight_b is None else np.asarray(weight_b, dtype=np.float64)
             known = [self._remembered["train"].get(number) for number, _ in rows_b2]
-            prompts = ["" if r is None else r.prompt_id[row] for r, (_, row) in zip(known, rows_b2, strict=True)]
+            prompts = [-1.0 if r is None else r.rows["prompt"][row] for r, (_, row) in zip(known, rows_b2, strict=True)]
             into = self._train
             into.sums = rollouts.add_sums(
                 into.sums,
@@ -593,7 +597,8 @@ class Monitor:
                     tokens_B=np.asarray(tokens_b, dtype=np.float64),
                     weight_T=weight_B[row_T],
                     mode_code_B=np.array(
-                        [-1 if r is None else r.mode_code[row] for r, (_, row) in zip(known, rows_b2, strict=True)]
+                        [-1 if r is None else r.mode[row] for r, (_, row) in zip(known, rows_b2, strict=True)],
+                        dtype=np.int64,
                     ),
                     prompt_B=rollouts.codes(prompts),
                     logp_pi_T=result.logp_pi_T,
@@ -613,8 +618,9 @@ class Monitor:
                 index = at.get((number, r.global_row[row])) if sampled_b[i] else None
                 if index is not None:
                     into.passes["kl_mean_nats"][index] = float(kl_b[i] / sampled_b[i])
-                stands_for = float(weight_B[i]) * np.array([kl_b[i], sampled_b[i]])
-                into.compared.append((r.source[row], r.prompt_id[row], *stands_for.tolist(), float(tokens_b[i])))
+                r.rows["kl_nats"][row] += float(weight_B[i]) * kl_b[i]
+                r.rows["kl_tokens"][row] += float(weight_B[i]) * sampled_b[i]
+                r.rows["kl_completion_tokens"][row] = tokens_b[i]
 
     def identities(self, rows_B2: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
         """(round, global row) of training rows given as (round, local row): the same whatever the number of ranks."""
@@ -670,26 +676,29 @@ class Monitor:
             if local.passes.get("round"):
                 self.writer.write_passes(local.passes)
         self._drain_writer()
-        sums, head, faults, slots, seen, votes = self._over_ranks(local)
+        whole = self._over_ranks(local)
         self._faults[:] = 0.0
         self._non_finite.clear()
-        completions, prompts, trained, rounds, shed, non_finite = head
-        sums["token_non_finite"] = sums["token_non_finite"] + non_finite
+        head, sums = whole.head, self._sums(whole)
+        sums["token_non_finite"] = sums["token_non_finite"] + head["non_finite"]
+        found: list[Block] = []
+        with self.guard("metrics.blocks"):
+            found = self._judge_rows(whole.rows, sums)
         metrics: dict[str, float | None] = {}
         missing: dict[str, str] = {}
         with self.guard("metrics.finish"):
-            self._grow_baseline(sums, prompts, completions)
-            if completions:
+            self._grow_baseline(sums, head["prompts"], head["completions"])
+            if head["completions"]:
                 self._recent.append({name: sums[name] for name in ILLUSTRATED})
             metrics, missing = rollouts.finish(self.layout, sums, self._base_sums)
             for name in metrics:
                 if metrics[name] is None and name.startswith("rlmon/kl/"):
                     missing[name] = self.kl_reason
-                elif metrics[name] is None and rounds == 0 and not name.startswith("rlmon/entropy/"):
+                elif metrics[name] is None and head["rounds"] == 0 and not name.startswith("rlmon/entropy/"):
                     missing[name] = "no new generation was trained in this step"
         if self.critic:
             with self.guard("metrics.values"):
-                valued, unvalued = values.finish(seen)
+                valued, unvalued = values.finish(whole.values)
                 metrics |= valued
                 missing |= unvalued
         self._step = step
@@ -705,14 +714,15 @@ class Monitor:
             step=step,
             time_unix_seconds=time.time(),
             rounds=tuple(local.rounds),
-            completions=int(completions),
-            prompts=int(prompts),
-            tokens=int(trained),
+            completions=int(head["completions"]),
+            prompts=int(head["prompts"]),
+            tokens=int(head["tokens"]),
             metrics=metrics,
             missing=missing,
-            blocks=self._blocks(slots),
-            faults={place: int(count) for place, count in zip(PLACES, faults, strict=True) if count},
-            shed_rows=int(shed),
+            blocks=tuple(found),
+            sources=self._exchange.learn(whole.names),
+            faults={place: int(count) for place, count in zip(PLACES, whole.faults, strict=True) if count},
+            shed_rows=int(head["shed"]),
             overhead_seconds=max(0.0, overhead),
             base_forward_seconds=base_seconds or None,
         )
@@ -729,7 +739,7 @@ class Monitor:
                 self._illustrate(finding)
         if self.steering is not None:
             with self.guard("interventions"):
-                self.steering.step(record, findings, votes)
+                self.steering.step(record, findings, whole.votes)
         self._drain_writer()
         if self.rank == 0:
             for sink in self.sinks:
@@ -741,115 +751,83 @@ class Monitor:
         self.last_record = record
         return record
 
-    def _over_ranks(self, local: _Accumulated) -> tuple[dict[str, Vector], list[float], Vector, Vector, Vector, Vector]:
-        """The step's sums, counts, faults, blocks, values and votes over all ranks: the one collective of a step.
+    def _over_ranks(self, local: _Accumulated) -> Step:
+        """What all ranks saw: the one collective of a step.
 
         A rank whose own share cannot be made enters with zeros and its fault, so that no rank waits for it.
         """
-        blocks = self._slots * self.world_size * BLOCK_WIDTH
-        votes = 0 if self.steering is None else self.steering.votes
-        vector = np.zeros(self.layout.size + HEAD + len(PLACES) + blocks + len(local.values) + votes)
+        share = self._exchange.empty()
         with self.guard("collective"):
-            vector[: len(vector) - votes] = self._local_vector(local)
-        start = self.layout.size + HEAD
-        vector[start : start + len(PLACES)] = self._faults
+            share = self._local_vector(local)
+        share["faults"] = self._faults
         if self.steering is not None:
-            vector[len(vector) - votes :] = self.steering.vote()
-        if self._reduce is not None:
-            vector = self._reduce(vector)
-        ends = np.cumsum([self.layout.size, HEAD, len(PLACES), blocks, len(local.values)])
-        flat, head, faults, slots, seen, agreed = np.split(vector, ends)
-        sums = self.layout.unflatten(flat)
-        if self.critic:
-            sums["token_non_finite"] = sums["token_non_finite"] + values.non_finite(seen)
-        return sums, [float(value) for value in head], faults, slots, seen, agreed
+            share["votes"] = self.steering.vote()
+        vector = self._exchange.vector(share)
+        return self._exchange.read(vector if self._reduce is None else self._reduce(vector))
 
-    def _local_vector(self, local: _Accumulated) -> Vector:
-        """This rank's share as one vector whose length depends on settings alone."""
-        blocks = self._block_matrix(local)
-        own = self._slots * blocks.shape[1]
-        slots = np.zeros(own * self.world_size)
-        slots[self.rank * own : (self.rank + 1) * own] = blocks.reshape(-1)
-        head = np.array(
-            [
-                local.completions,
-                local.prompts,
-                local.tokens,
-                len(local.rounds),
-                self.writer.shed_rows,
-                sum(self._non_finite.values()),
-            ]
+    def _local_vector(self, local: _Accumulated) -> Any:
+        """This rank's share, whose shape depends on settings alone."""
+        share = self._exchange.empty()
+        self._exchange.fill(
+            share,
+            sums=self.layout.flatten(local.sums),
+            head={
+                "completions": local.completions,
+                "prompts": local.prompts,
+                "tokens": local.tokens,
+                "rounds": len(local.rounds),
+                "shed": self.writer.shed_rows,
+                "non_finite": sum(self._non_finite.values()),
+            },
+            rows=self._take_rows() if local is self._train else np.zeros(0, dtype=ROW),
+            values=local.values,
         )
-        return np.concatenate([self.layout.flatten(local.sums), head, self._faults, slots, local.values])
+        return share
 
-    def _block_matrix(self, local: _Accumulated) -> Vector:
-        """Blocks as rows of (source key, prompts, completions, then value and presence of every statistic)."""
-        blocks = list(local.blocks)
-        if local.trained:
-            source, prompt, counted, entropy = zip(*local.trained, strict=True)
-            blocks += rollouts.token_blocks(source, prompt, tokens_B=np.array(counted), entropy_sum_B=np.array(entropy))
-        if local.compared:
-            source, prompt, kl, sampled, length = zip(*local.compared, strict=True)
-            blocks += rollouts.token_blocks(
-                source,
-                prompt,
-                kl_sum_B=np.array(kl),
-                kl_tokens_B=np.array(sampled),
-                completion_tokens_B=np.array(length),
-            )
-        names = detectors.STATISTICS
-        unread = detectors.GROUP_BASELINE if self.critic else ()
-        matrix = np.zeros((self._slots, BLOCK_WIDTH))
-        # More blocks than slots (many sources): an even spread of them, since any of them is a fair look.
-        if len(blocks) > self._slots:
-            blocks = [blocks[i] for i in np.linspace(0, len(blocks) - 1, self._slots).astype(int)]
-        for row, shown in zip(matrix, blocks, strict=False):
-            key = int.from_bytes(
-                hashlib.blake2b(shown.source.encode("utf-8", "replace"), digest_size=6).digest(), "big"
-            )
-            self._source_names.setdefault(key, shown.source)
-            row[:3] = key + 1, shown.prompts, shown.completions
-            for j, name in enumerate(names):
-                value = None if name in unread else shown.stats.get(name)
-                if value is not None and math.isfinite(value):
-                    row[3 + 2 * j : 5 + 2 * j] = value, 1.0
-        return matrix
+    def _take_rows(self) -> Rows:
+        """This rank's rows that the step sampled, trained on or compared with the base; the next step begins anew."""
+        known = {id(rows): rows for rows in self._train.rows}
+        known |= {id(one.rows): one.rows for one in self._remembered["train"].values()}
+        taken = [np.zeros(0, dtype=ROW)]
+        for rows in known.values():
+            taken.append(rows[(rows["fresh"] > 0) | (rows["trained_tokens"] > 0) | (rows["kl_completion_tokens"] > 0)])
+            for name in OF_ONE_STEP:
+                rows[name] = 0.0
+        return np.concatenate(taken)
 
-    def _blocks(self, slots: Vector) -> tuple[Block, ...]:
-        names = detectors.STATISTICS
-        blocks = []
-        for row in slots.reshape(-1, BLOCK_WIDTH):
-            if row[0] == 0:
-                continue
-            key = int(row[0]) - 1
-            blocks.append(
-                Block(
-                    source=self._source_names.get(key, f"source-{key:012x}"),
-                    prompts=int(row[1]),
-                    completions=int(row[2]),
-                    stats={name: float(row[3 + 2 * j]) for j, name in enumerate(names) if row[4 + 2 * j]},
-                )
-            )
-        return tuple(blocks)
+    def _sums(self, whole: Step) -> dict[str, Vector]:
+        sums = self.layout.unflatten(whole.sums)
+        if self.critic:
+            sums["token_non_finite"] = sums["token_non_finite"] + values.non_finite(whole.values)
+        return sums
+
+    def _judge_rows(self, rows: Rows, sums: dict[str, Vector]) -> list[Block]:
+        """The step's blocks from the rows of all ranks; their pairs and groups go into ``sums``, their rewards into the
+        ledger."""
+        found: list[Block] = []
+        for part in blocks.by_round(rows):
+            prompts, sources = part["prompt"].astype(np.int64).tolist(), part["source"].astype(np.int64).tolist()
+            hard_B = self._ledger.credibly_below(prompts, sources)
+            groups = blocks.groups_of(part, int(part["group_size"][0]), hard_B)
+            for name, value in blocks.pair_and_group_sums(part, groups).items():
+                sums[name] = sums[name] + value
+            found += blocks.rollout_blocks(part, groups)
+            scored = np.where(np.isfinite(part["reward"]), part["success"], np.nan)
+            self._ledger.update(prompts, sources, scored, step=self._step + 1)
+        found += blocks.token_blocks(rows)
+        read = set(detectors.STATISTICS) - (set(detectors.GROUP_BASELINE) if self.critic else set())
+        return [
+            dataclasses.replace(block, stats={name: block.stats[name] for name in block.stats if name in read})
+            for block in blocks.at_most(found, BLOCKS_A_STEP)
+        ]
 
     def _grow_baseline(self, sums: Mapping[str, Vector], prompts: float, completions: float) -> None:
         """Add the step to the baseline while that is still growing; round 0 *is* the base."""
-        if self._baseline_full() or not completions:
+        if self._baseline.complete or not completions:
             return
-        self._base_sums = (
-            {name: np.array(value) for name, value in sums.items()}
-            if self._base_sums is None
-            else {name: self._base_sums[name] + value for name, value in sums.items()}
-        )
-        self._base_counts = [
-            self._base_counts[0] + prompts,
-            self._base_counts[1] + completions,
-            self._base_counts[2] + 1,
-        ]
-
-    def _baseline_full(self) -> bool:
-        prompts, completions, rounds = self._base_counts
-        return prompts >= BASELINE_PROMPTS or completions >= BASELINE_COMPLETIONS or rounds >= BASELINE_ROUNDS
+        before = self._base_sums
+        self._base_sums = {name: sums[name] + (0.0 if before is None else before[name]) for name in OF_BASE}
+        self._baseline = self._baseline.with_round(prompts=prompts, completions=completions)
 
     def _illustrate(self, finding: Finding) -> None:
         """Log what the finding looks like: the formats that lost and won most since the baseline, with an example,
@@ -903,16 +881,17 @@ class Monitor:
             local, self._eval = self._eval, self._fresh()
             if local.passes.get("round"):
                 self.writer.write_passes(local.passes)
-            sums, head, _, _, seen, _ = self._over_ranks(local)
-            metrics, _ = rollouts.finish(self.layout, sums, self._base_sums)
+            whole = self._over_ranks(local)
+            self._exchange.learn(whole.names)
+            metrics, _ = rollouts.finish(self.layout, self._sums(whole), self._base_sums)
             if self.critic:
-                metrics |= values.finish(seen)[0]
+                metrics |= values.finish(whole.values)[0]
             self._event(
                 "eval",
                 {
                     "step": step,
-                    "completions": int(head[0]),
-                    "prompts": int(head[1]),
+                    "completions": int(whole.head["completions"]),
+                    "prompts": int(whole.head["prompts"]),
                     "metrics": {name: value for name, value in metrics.items() if value is not None},
                 },
             )
@@ -942,30 +921,37 @@ class Monitor:
     def shared_state(self) -> dict[str, Any]:
         """What a resumed run needs and all ranks have in common, as JSON types."""
         return {
-            "version": 1,
+            "version": 2,
             "step": self._step,
             "rounds": dict(self._rounds),
             "detectors": detectors.state_to_json(self._detectors),
-            "base_counts": self._base_counts,
-            "base_sums": None if self._base_sums is None else self.layout.flatten(self._base_sums).tolist(),
+            "baseline": self._baseline.to_json(),
+            "base_sums": None
+            if self._base_sums is None
+            else {name: value.tolist() for name, value in self._base_sums.items()},
             "modes": list(self.modes.names),
-            "base_examples": self._base_examples,
+            "sources": self._exchange.names,
+            "ledger": self._ledger.state(),
             "steering": None if self.steering is None else self.steering.state(),
             "policy": self._policy,
         }
 
     def rank_state(self) -> dict[str, Any]:
-        """What this rank alone knows, as JSON types: its ledger of prompts."""
-        return {"version": 1, "ledger": self._ledger.state()}
+        """What this rank alone knows, as JSON types: examples of completions, of rank 0."""
+        return {"version": 2, "base_examples": self._base_examples}
 
-    def _load(self, state: Mapping[str, Any], restored: Restored) -> None:
+    def _load(self, state: Mapping[str, Any], restored: Restored, share: Callable[[Any], Any]) -> None:
         """Take up each part of ``state`` as a whole, or begin it anew."""
-        shared = mapping(state["shared"])
+        shared, own = mapping(state["shared"]), mapping(state.get("rank") or {})
         with restored.part("examples"):
-            examples = {str(mode): str(text) for mode, text in mapping(shared["base_examples"]).items()}
+            # Of rank 0 alone, and with the shared state in version 1.
+            saved = own.get("base_examples", shared.get("base_examples", {}))
+            examples = {str(mode): str(text) for mode, text in mapping(saved).items()}
             self._base_examples = examples if self._keeps_text else {}
         with restored.part("round numbers"):
             self._rounds = {split: max(0, int(shared["rounds"][split])) for split in self._rounds}
+        with restored.part("names of sources"):
+            self._source_names = {str(key): str(name) for key, name in mapping(shared.get("sources", {})).items()}
         if shared.get("modes") != list(self.modes.names):
             # The statistics of other modes are other statistics.
             reason = "the format modes are others now" if "modes" in shared else "'modes' is missing"
@@ -974,18 +960,32 @@ class Monitor:
             with restored.part("detectors"):
                 self._detectors = detector_state(shared["detectors"])
             with restored.part("baseline"):
-                prompts, completions, rounds = (float(count) for count in shared["base_counts"])
-                sums = shared["base_sums"]
-                if sums is not None:
-                    self._base_sums = self.layout.unflatten(np.array(sums, dtype=np.float64))
-                self._base_counts = [prompts, completions, rounds]
+                self._baseline, self._base_sums = self._saved_baseline(shared)
         if self._detectors.alpha != self.config.rlmon_alpha:
             restored.changed.append(
                 f"rlmon_alpha is {self.config.rlmon_alpha} now; the detectors go on with {self._detectors.alpha}, "
                 "which they began with."
             )
-        if state.get("rank") is not None:
-            with restored.part("ledger of solve rates"):
-                ledger = SolveLedger.load(mapping(mapping(state["rank"])["ledger"]))
+        with restored.part("ledger of solve rates"):
+            # Version 1 kept one on each rank: all ranks go on with that of rank 0.
+            saved = shared["ledger"] if "ledger" in shared else share(own.get("ledger"))
+            if saved is not None:
+                ledger = SolveLedger.load(mapping(saved))
                 ledger.credibly_below(["a prompt"], ["a source"])
                 self._ledger = ledger
+
+    def _saved_baseline(self, shared: Mapping[str, Any]) -> tuple[Baseline, dict[str, Vector] | None]:
+        if "baseline" in shared:
+            counts, sums = Baseline.from_json(mapping(shared["baseline"])), shared["base_sums"]
+        else:  # version 1
+            prompts, completions, rounds = (float(count) for count in shared["base_counts"])
+            counts, sums = Baseline(prompts=prompts, completions=completions, rounds=rounds), shared["base_sums"]
+            if sums is not None:
+                sums = self.layout.unflatten(np.array(sums, dtype=np.float64))
+        if sums is None:
+            return counts, None
+        taken = {name: np.array(mapping(sums)[name], dtype=np.float64) for name in OF_BASE}
+        for name, value in taken.items():
+            if value.shape != self.layout.keys[name]:
+                raise ValueError(f"{name} has shape {value.shape}, not {self.layout.keys[name]}")
+        return counts, taken

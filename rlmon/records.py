@@ -145,10 +145,11 @@ class Pass:
 class Block:
     """Statistics of one block of prompts from one source: the unit that detectors look at.
 
-    A block is formed from whole rows of one rank, so that any statistic of it is exact.
+    A block is formed from whole rows, of all ranks together, so that any statistic of it is exact.
     """
 
     source: str
+    """Key of the source's name (``rlmon.keys``); the name itself in logs of schema 1."""
     prompts: int
     completions: int
     stats: Mapping[str, float]
@@ -175,6 +176,8 @@ class StepRecord:
     missing: Mapping[str, str] = field(default_factory=dict)
     """Metric name to the reason why it is ``None``."""
     blocks: Sequence[Block] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Names of the sources that all ranks learned in this step, by key: what messages call them."""
     faults: Mapping[str, int] = field(default_factory=dict)
     """Where a part of the monitor failed in this step, and how often, over all ranks."""
     shed_rows: int = 0

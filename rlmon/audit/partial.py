@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from rlmon.audit.aliases import LARGEST
 from rlmon.audit.features import UNKNOWN, Bools, Features, Floats, Ints, Reader, codes, column, floats, key_of_each
 from rlmon.audit.run import RowBatch, Shard
+from rlmon.metrics.blocks import codes_of, deal
 from rlmon.metrics.collision import equality_pairs, hashed
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import SUCCESS_ABOVE, no_spread
 from rlmon.metrics.prompts import template_name
 from rlmon.metrics.text import effective_number_of_each
 
-MAX_BLOCKS = 8
 PROMPT_CHARACTERS = 2_000
 """Of the prompt of a sampled completion."""
 LISTED_PROMPT_CHARACTERS = 240
@@ -374,20 +374,6 @@ def _step_columns(
     return columns
 
 
-def codes_of(*keys: Ints) -> Ints:
-    """Codes from 0 of the distinct tuples, in sorted order."""
-    if not keys[0].size:
-        return np.zeros(0, dtype=np.int64)
-    order = np.lexsort(keys[::-1])
-    change = np.zeros(order.size, dtype=np.int64)
-    for key in keys:
-        ordered = key[order]
-        change[1:] |= ordered[1:] != ordered[:-1]
-    codes_ = np.empty(order.size, dtype=np.int64)
-    codes_[order] = np.cumsum(change)
-    return codes_
-
-
 def _place_in_run(*keys: NDArray[Any], order_by: NDArray[Any] | None = None) -> Ints:
     """Place from 0 of each row among those with its keys, in the order of the rows or of ``order_by``."""
     order = np.lexsort(keys if order_by is None else (order_by, *keys))
@@ -413,20 +399,11 @@ def _block_columns(
     reward: Floats,
     train: Bools,
 ) -> dict[str, NDArray[Any]]:
-    """As ``rlmon.metrics.rollouts.round_blocks``, over all steps at once: min(8, P // 2) prompt-disjoint blocks per
-    step and source, dealt by the prompt's key."""
+    """As ``rlmon.metrics.blocks.rollout_blocks``, over all steps at once: a stratum is a source of a step."""
     step, prompt, source, group, reward = step[train], prompt[train], source[train], group[train], reward[train]
     stratum = codes_of(step, source)
-    prompt_code = codes_of(stratum, prompt)
-    prompts, first_row = np.unique(prompt_code, return_index=True)
-    stratum_of_prompt = stratum[first_row]
-    per_stratum = np.bincount(stratum_of_prompt)
-    blocks_per = np.clip(per_stratum // 2, 1, MAX_BLOCKS)
-    rank = np.arange(prompts.size) - np.concatenate([[0], np.cumsum(per_stratum)[:-1]])[stratum_of_prompt]
-    offset = np.concatenate([[0], np.cumsum(blocks_per)[:-1]])
-    block_of_prompt = offset[stratum_of_prompt] + rank * blocks_per[stratum_of_prompt] // per_stratum[stratum_of_prompt]
-    block = block_of_prompt[prompt_code]
-    count = int(blocks_per.sum())
+    block, prompt_code, block_of_prompt = deal(stratum, prompt)
+    count = int(block_of_prompt.max()) + 1
     stats = np.full((count, len(BLOCK_STATISTICS)), np.nan)
 
     def put(name: str, top: Floats, bottom: Floats) -> None:

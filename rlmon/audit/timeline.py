@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmon.audit.features import Bools, Floats, Ints
-from rlmon.audit.partial import BLOCK_STATISTICS, Partial, codes_of
+from rlmon.audit.partial import BLOCK_STATISTICS, Partial
+from rlmon.metrics.blocks import codes_of
 from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS, beta_cdf
 from rlmon.metrics.summary import js_distance
 from rlmon.records import Block, StepRecord

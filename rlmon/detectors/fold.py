@@ -18,11 +18,13 @@ import numpy as np
 from rlmon.detectors import evidence as ev
 from rlmon.detectors.catalog import DETECTORS, GROUP_BASELINE, VERSION, DetectorSpec
 from rlmon.errors import ConfigError
+from rlmon.keys import source_key
 from rlmon.records import Block, Finding, Severity, StepRecord
 
 MAX_SOURCES = 65
 """64 strata and one pool for the rest."""
 POOL = "(other sources)"
+MAX_NAMES = 1_024
 IMPLAUSIBLE = 1e9
 """No share, length, reward or number of nats is this large: such a value is passed over like a missing one."""
 
@@ -73,6 +75,9 @@ class DetectorState:
     records: int
     """Records folded so far; the clock of the restart schedule."""
     sources: tuple[str, ...]
+    """Keys of the sources (``rlmon.keys``) in the order in which they were first seen, and the pool of the rest."""
+    names: Mapping[str, str]
+    """What to call them, by key, as far as it is known: for messages alone."""
     arrays: ev.Arrays
     immediate_calm: tuple[int, ...]
     """Per immediate detector: -1 armed, else clean records since it last fired."""
@@ -102,6 +107,7 @@ def start(
         parameters=resolved,
         records=0,
         sources=(),
+        names={},
         arrays=ev.empty(plan, 1, 1, len(STATISTICS)),
         immediate_calm=(-1,) * len(IMMEDIATE),
         fired=0,
@@ -157,7 +163,7 @@ def step(state: DetectorState, record: StepRecord) -> tuple[DetectorState, tuple
     steps do no harm. Cost: O(blocks x detectors), independent of the length of the run.
     """
     plan = state.plan
-    state, blocks = _columns(state, record.blocks)
+    state, blocks = _columns(_named(state, record.sources), record.blocks)
     records = state.records + 1
     fire = np.zeros((1, len(BETTING), 2), dtype=np.bool_)
     arrays = state.arrays
@@ -257,6 +263,7 @@ def state_to_json(state: DetectorState) -> dict[str, Any]:
         **describe(state),
         "records": state.records,
         "sources": list(state.sources),
+        "names": dict(state.names),
         "arrays": {f.name: _encode(getattr(state.arrays, f.name)) for f in dataclasses.fields(ev.Arrays)},
         "immediate_calm": list(state.immediate_calm),
         "fired": state.fired,
@@ -270,6 +277,9 @@ def state_from_json(data: Mapping[str, Any]) -> DetectorState:
     """
     fresh = start_from(data)
     arrays = {}
+    # Before sources were kept by key, they were kept by name.
+    known = {source: source if source == POOL else source_key(source) for source in data.get("sources", ())}
+    by_name = {key: source for source, key in known.items() if key != source}
     try:
         for f in dataclasses.fields(ev.Arrays):
             like: np.ndarray[Any, Any] = getattr(fresh.arrays, f.name)
@@ -279,7 +289,8 @@ def state_from_json(data: Mapping[str, Any]) -> DetectorState:
         return dataclasses.replace(
             fresh,
             records=int(data["records"]),
-            sources=tuple(data["sources"]),
+            sources=tuple(known[source] for source in data["sources"]),
+            names={**by_name, **data.get("names", {})},
             arrays=ev.Arrays(**arrays),
             immediate_calm=tuple(int(v) for v in data["immediate_calm"]),
             fired=int(data["fired"]),
@@ -398,15 +409,25 @@ def _plan(alpha: float, parameters: Mapping[str, Any]) -> ev.Plan:
 # --- records to columns -----------------------------------------------------------------------------------------
 
 
+def _named(state: DetectorState, names: Mapping[str, str]) -> DetectorState:
+    """The state that knows these names too, ``MAX_NAMES`` at most."""
+    new = {key: name for key, name in names.items() if key not in state.names}
+    if not new or len(state.names) + len(new) > MAX_NAMES:
+        return state
+    return dataclasses.replace(state, names={**state.names, **new})
+
+
 def _columns(state: DetectorState, blocks: Any) -> tuple[DetectorState, list[tuple[int, ev.Floats, float, float]]]:
     columns = []
+    keys = {block.source: source_key(block.source) for block in blocks}
+    state = _named(state, {key: source for source, key in keys.items() if key != source})
     sources, arrays = list(state.sources), state.arrays
     for block in blocks:
         z = np.full((1, len(STATISTICS)), np.nan)
         for name, value in block.stats.items():
             if name in _Q and isinstance(value, (int, float)) and abs(value) < IMPLAUSIBLE:
                 z[0, _Q[name]] = float(value)
-        name = block.source
+        name = keys[block.source]
         if name not in sources:
             if len(sources) >= MAX_SOURCES - 1:
                 name = POOL
@@ -439,7 +460,8 @@ def _source_rows(state: DetectorState, plan: ev.Plan, spec: DetectorSpec, d: int
             absolute = spec.rule == "absolute"
             rows.append(
                 {
-                    "source": source,
+                    "key": source,
+                    "source": state.names.get(source, source),
                     "statistic": statistic,
                     "metric": metric,
                     "baseline": None if absolute else _value(state.arrays.base[0, s, q]),
@@ -504,7 +526,7 @@ def _finding(state: DetectorState, plan: ev.Plan, record: StepRecord, d: int, ru
         advice=spec.advice,
         baseline_kind="none" if spec.rule == "absolute" else state.parameters["baseline_kind"],
         baseline_prompts=worst["baseline_prompts"],
-        benign_sharpening=_benign(state, worst["source"]),
+        benign_sharpening=_benign(state, worst["key"]),
         evidence=found,
     )
 

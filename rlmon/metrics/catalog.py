@@ -35,8 +35,9 @@ class Metric:
     """Paper or definition."""
     formula: str
     kind: Kind
-    """``exact``: from sums over all ranks. ``sketch``: approximate, with the error stated. ``local``: over what is
-    whole on one rank, averaged over ranks."""
+    """``exact``: from sums over all ranks, or from the rows of all ranks together. ``sketch``: approximate, with the
+    error stated. ``local``: from what one rank has, added over ranks, so that it depends on how many there are: no rule
+    can read it."""
     needs: str
     """What must be captured; without it the metric is null."""
 
@@ -64,7 +65,7 @@ def _format() -> list[Metric]:
         entry("effective_correct", "modes", 1, None, "down", _HILL, "the same over rewarded completions", _REWARDS),
         entry(
             "effective_within", "modes", 1, None, "down", _HILL,
-            "mean over prompts with 2 or more completions of exp(-sum p ln p) among its completions", kind="local",
+            "mean over prompts with 2 or more completions of exp(-sum p ln p) among its completions",
         ),
         entry("effective_ratio_to_base", "ratio", 0, None, "down", _RLMON, "effective / effective of the baseline"),
         entry("top_share", "share", 0, 1, "up", "arXiv 2504.07912", "share of the largest mode"),
@@ -103,15 +104,18 @@ _KERNELS = {
     "template": ("same text after masking numbers, names and quotes", _TEXTS),
     "answer": ("same final answer, among completions with one", _TEXTS),
     "opening": ("same first 8 masked tokens", _TEXTS),
-    "moves": ("sum_b min(h(b), h'(b)) of opener histograms", _MOVES),
-    "similarity": ("Jaccard similarity of 4-grams by bottom-128 sketches, at most 1,000 pairs", _TEXTS),
+    "moves": ("sum_b min(h(b), h'(b)) of opener histograms, the 64 heaviest of each completion", _MOVES),
+    "similarity": ("Jaccard similarity of 4-grams by bottom-128 sketches, at most 1,000 pairs a rank", _TEXTS),
 }
+
+
+_PAIR_KINDS: dict[str, Kind] = {"moves": "sketch", "similarity": "local"}
 
 
 def _collision() -> list[Metric]:
     metrics = []
     for kernel, (meaning, needs) in _KERNELS.items():
-        kind: Kind = "sketch" if kernel in ("moves", "similarity") else "local"
+        kind: Kind = _PAIR_KINDS.get(kernel, "exact")
         for side, pairs in (("across", "different prompts"), ("within", "one prompt")):
             name = f"rlmon/collision/{kernel}_{side}"
             formula = f"mean of k over pairs of completions of {pairs}; k: {meaning}"
@@ -131,7 +135,7 @@ def _moves() -> list[Metric]:
         metrics += [
             Metric(
                 f"{name}_decile_{decile + 1}", "moves", 1, None, "down", _LEINSTER,
-                f"the same over openers in tenth {decile + 1} of each completion", "sketch", _MOVES,
+                f"the same over openers in tenth {decile + 1} of each completion", "local", _MOVES,
             )
             for decile in range(DECILES)
         ]  # fmt: skip
@@ -151,7 +155,7 @@ def _moves() -> list[Metric]:
 def _group() -> list[Metric]:
     def entry(
         name: str, unit: str, low: Bound, high: Bound, direction: Direction, source: str, formula: str,
-        needs: str = _REWARDS, kind: Kind = "local",
+        needs: str = _REWARDS, kind: Kind = "exact",
     ) -> Metric:  # fmt: skip
         return Metric(f"rlmon/group/{name}", unit, low, high, direction, source, formula, kind, needs)
 
@@ -182,7 +186,7 @@ def _group() -> list[Metric]:
             "mean 4-gram repetition of lone successes - that of the other completions of their groups",
         ),
         entry("reward_std", "reward", 0, None, "down", "RAGEN-2, arXiv 2604.06268", "mean over groups of sd (ddof=1)"),
-        entry("coverage", "share", 0, 1, "none", _RLMON, "groups that are whole on one rank", "completions"),
+        entry("coverage", "share", 0, 1, "none", _RLMON, "groups that were judged, of all of the step", "completions"),
     ]  # fmt: skip
     metrics += [
         entry(
@@ -197,7 +201,7 @@ def _group() -> list[Metric]:
 
 def _text() -> list[Metric]:
     budget = "at a budget of 64 words a completion, cut to a power of two"
-    near = "pairs with sketch Jaccard of 4-grams at or above .8, at most 1,000 pairs"
+    near = "pairs with sketch Jaccard of 4-grams at or above .8, at most 1,000 pairs a rank"
 
     def entry(
         name: str, unit: str, low: Bound, high: Bound, direction: Direction, source: str, formula: str,
@@ -217,24 +221,24 @@ def _text() -> list[Metric]:
             "mean over completions of 1 - distinct / all 4-grams (token ids, else words)", _TEXTS, "exact",
         ),
         entry(
-            "near_duplicate_across", "share", 0, 1, "up", "Broder 1997", near + ", different prompts", _TEXTS, "sketch",
+            "near_duplicate_across", "share", 0, 1, "up", "Broder 1997", near + ", different prompts", _TEXTS,
         ),
-        entry("near_duplicate_within", "share", 0, 1, "up", "Broder 1997", near + ", one prompt", _TEXTS, "sketch"),
+        entry("near_duplicate_within", "share", 0, 1, "up", "Broder 1997", near + ", one prompt", _TEXTS),
         entry(
             "similarity_within", "share", 0, 1, "up", "Broder 1997",
-            "mean sketch Jaccard of 4-grams over pairs of one prompt", _TEXTS, "sketch",
+            "mean sketch Jaccard of 4-grams over pairs of one prompt",
         ),
         entry(
             "effective_answers_within", "answers", 1, None, "down", "NoveltyBench, arXiv 2504.05228",
-            "mean over prompts of exp(-sum p ln p) over final answers",
+            "mean over prompts of exp(-sum p ln p) over final answers", kind="exact",
         ),
         entry(
             "effective_templates_within", "templates", 1, None, "down", _HILL,
-            "mean over prompts of exp(-sum p ln p) over templates",
+            "mean over prompts of exp(-sum p ln p) over templates", kind="exact",
         ),
         entry(
             "effective_templates_within_correct", "templates", 1, None, "down", _HILL,
-            "the same over rewarded completions of prompts with 2 or more of them", _REWARDS,
+            "the same over rewarded completions of prompts with 2 or more of them", _REWARDS, "exact",
         ),
         entry(
             "answer_share",
@@ -446,7 +450,7 @@ _FAMILIES = {
     "entropy": "Token entropy of the policy: softmax(logits / T) over the model's own completion tokens, in nats, "
     "token-weighted over the whole step and all ranks.",
     "collision": "C = mean k(y, y') over pairs of completions, across prompts and within one; 1/C is an effective "
-    "number. Unbiased; pairs are formed on each rank and added up.",
+    "number. Unbiased; over pairs of all ranks' completions.",
     "format": "Parsed format modes of the part after the reasoning block.",
     "moves": "How completions open their sentences, from token ids alone. Digits and tokens copied from the prompt are "
     "masked.",
@@ -467,8 +471,10 @@ def render_markdown() -> str:
         "",
         "Generated from `rlmon/metrics/catalog.py` by `python -m rlmon.metrics.catalog docs/metrics.md`; do not edit.",
         "",
-        "A metric that was not measured is null with a reason beside it, never 0. *exact*: from sums over all ranks. "
-        "*sketch*: approximate, within the stated error. *local*: over what is whole on one rank, averaged over ranks. "
+        "A metric that was not measured is null with a reason beside it, never 0. *exact*: from sums over all ranks, "
+        "or, for pairs and groups, from the rows of all ranks together (2,048 a step; of more, whole groups evenly "
+        "spread over the round). *sketch*: approximate, within the stated error. *local*: what one rank has, added "
+        "over ranks, so that it depends on how many there are: no rule can read it. "
         "*Bad* is the direction that means damage.",
     ]
     for family, about in _FAMILIES.items():

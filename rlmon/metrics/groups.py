@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rlmon.keys import KEY_MASK, content_key, source_key, source_label
 
 SUCCESS_ABOVE = 0.5
 """A completion is *rewarded* (a success) when its reward is above this; right for 0/1 and -1/+1 rewards."""
@@ -88,6 +89,7 @@ def group_statistics(
     advantages: Sequence[Any] | NDArray[Any] | None = None,
     hard_B: NDArray[np.bool_] | None = None,
     success_above: float = SUCCESS_ABOVE,
+    success_B: NDArray[np.bool_] | None = None,
     round_reward: Sequence[Any] | NDArray[Any] | None = None,
 ) -> GroupStats:
     """Facts about the groups ``global_row // group_size`` that are whole in these rows.
@@ -97,7 +99,8 @@ def group_statistics(
 
     Uses the raw rewards, never the trainer's normalising standard deviation (which is the batch's under
     ``scale_rewards="batch"``). Groups with fewer than 2 finite rewards are neither silent nor lone. *No spread* means
-    max - min <= 1e-9 max(1, max |reward|). Rewards are counted as successes above ``success_above``.
+    max - min <= 1e-9 max(1, max |reward|). Rewards are counted as successes above ``success_above``; ``success_B`` says
+    so itself, where all groups are whole in these rows.
     """
     rows = len(global_row)
     reward_B = column(reward, rows)
@@ -121,8 +124,9 @@ def group_statistics(
     code = group_J[finite]
     value = judged_reward[finite]
     size, _, silent = no_spread(code, value, groups)
-    success_B = np.isfinite(reward_B) & (reward_B > success_above)
-    successes = np.bincount(code, weights=(value > success_above), minlength=groups).astype(np.int64)
+    judged_success = judged_reward > success_above if success_B is None or round_reward is not None else success_B
+    success_B = np.isfinite(reward_B) & (reward_B > success_above if success_B is None else success_B)
+    successes = np.bincount(code, weights=judged_success[finite], minlength=groups).astype(np.int64)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.bincount(code, weights=value, minlength=groups) / size
         square = np.bincount(code, weights=(value - mean[code]) ** 2, minlength=groups)
@@ -226,7 +230,8 @@ class SolveLedger:
     The posterior of a prompt's solve rate is Beta with a prior from its source: mean = the source's solve rate (with
     one success and one failure added), strength = a moment estimate of how much prompts of the source differ, between
     ``PRIOR_ATTEMPTS`` and ``MAX_PRIOR_ATTEMPTS`` attempts. The prompt itself is left out of its source's mean.
-    When ``max_prompts`` are known the prompts seen longest ago are forgotten, an eighth at a time.
+    When ``max_prompts`` are known the prompts seen longest ago are forgotten, an eighth at a time. Prompts and sources
+    are given by name, or by the key of it (``rlmon.keys.content_key``).
     """
 
     def __init__(self, *, max_prompts: int = 200_000, max_sources: int = 64) -> None:
@@ -252,8 +257,8 @@ class SolveLedger:
 
     def update(
         self,
-        prompt_id: Sequence[str],
-        source: Sequence[str],
+        prompt_id: Sequence[str | int],
+        source: Sequence[str | int],
         reward: Sequence[Any] | NDArray[Any] | None,
         *,
         step: int,
@@ -270,7 +275,7 @@ class SolveLedger:
             self._successes[slot] += value > success_above
             self._last_step[slot] = min(max(step, 0), 2**31 - 1)
 
-    def _slot_for(self, prompt: str, stratum: str) -> int:
+    def _slot_for(self, prompt: str | int, stratum: str | int) -> int:
         key = _prompt_key(prompt)
         slot = self._slot.get(key)
         if slot is None:
@@ -285,7 +290,8 @@ class SolveLedger:
             self._source[slot] = self._source_code(stratum, add=True)
         return slot
 
-    def _source_code(self, stratum: str, *, add: bool) -> int:
+    def _source_code(self, source: str | int, *, add: bool) -> int:
+        stratum = source_key(source) if isinstance(source, str) else source_label(source)
         if stratum in self._sources:
             return self._sources.index(stratum)
         if add and len(self._sources) < self.max_sources:
@@ -313,13 +319,13 @@ class SolveLedger:
             values[: keep.size] = values[keep]
         self._slot = {int(key): slot for slot, key in enumerate(self._key[: keep.size])}
 
-    def counts(self, prompt_id: str) -> tuple[int, int]:
+    def counts(self, prompt_id: str | int) -> tuple[int, int]:
         """Attempts and successes of one prompt; ``(0, 0)`` when it is unknown."""
         slot = self._slot.get(_prompt_key(prompt_id))
         return (0, 0) if slot is None else (int(self._attempts[slot]), int(self._successes[slot]))
 
     def posterior(
-        self, prompt_id: Sequence[str], source: Sequence[str]
+        self, prompt_id: Sequence[str | int], source: Sequence[str | int]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Parameters (a, b) of each prompt's Beta posterior, [N] each, both positive."""
         slots = np.array([self._slot.get(_prompt_key(prompt), -1) for prompt in prompt_id], dtype=np.int64)
@@ -363,8 +369,8 @@ class SolveLedger:
 
     def credibly_below(
         self,
-        prompt_id: Sequence[str],
-        source: Sequence[str],
+        prompt_id: Sequence[str | int],
+        source: Sequence[str | int],
         *,
         rate: float = HARD_SOLVE_RATE,
         credibility: float = CREDIBILITY,
@@ -372,7 +378,7 @@ class SolveLedger:
         """Whether P(solve rate < ``rate``) is at least ``credibility``, per row [N]; an unknown prompt is never."""
         if not len(prompt_id):
             return np.zeros(0, dtype=bool)
-        distinct: dict[tuple[str, str], int] = {}
+        distinct: dict[tuple[str | int, str | int], int] = {}
         where = np.array([distinct.setdefault(pair, len(distinct)) for pair in zip(prompt_id, source, strict=True)])
         prompts = [prompt for prompt, _ in distinct]
         a, b = self.posterior(prompts, [stratum for _, stratum in distinct])
@@ -402,15 +408,16 @@ class SolveLedger:
             raise ValueError(f"ledger version {state.get('version')!r}, this code reads 1")
         ledger = cls(max_prompts=int(state["max_prompts"]), max_sources=int(state["max_sources"]))
         known = int(state["prompts"])
-        ledger._sources = list(state["sources"])
+        # Written before keys were of 48 bits: longer ones, and sources by name.
+        ledger._sources = [source_key(str(name)) for name in state["sources"]]
         ledger._allocate(max(known, 16))
         for name in ledger._columns():
             values = getattr(ledger, name)
             values[:known] = np.frombuffer(base64.b64decode(state[name.lstrip("_")]), dtype=values.dtype)
+        ledger._key &= np.uint64(KEY_MASK)
         ledger._slot = {int(key): slot for slot, key in enumerate(ledger._key[:known])}
         return ledger
 
 
-def _prompt_key(prompt_id: str) -> int:
-    digest = hashlib.blake2b(prompt_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+def _prompt_key(prompt: str | int) -> int:
+    return prompt if isinstance(prompt, int) else content_key(prompt)

@@ -64,7 +64,7 @@ class SumsLayout:
         modes = len(self.mode_names)
         keys: dict[str, tuple[int, ...]] = {
             "rows": (1,),
-            "prompts": (1,),
+            "groups": (1,),
             "mode_count": (modes,),
             "mode_count_correct": (modes,),
             "mode_reward": (modes, 2),

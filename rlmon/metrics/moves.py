@@ -109,6 +109,8 @@ class Openers:
     """Share of the row's openers in the bucket; sums to 1 over a row."""
     start_B: NDArray[np.int64]
     """[B + 1]: entries of row i are ``start_B[i]:start_B[i + 1]``."""
+    in_all_B: NDArray[np.int64]
+    """Openers of each row."""
     decile_cell_M: NDArray[np.int64]
     """row * 10 + decile of position, for the entries of the histograms by decile."""
     decile_bucket_M: NDArray[np.int64]
@@ -172,6 +174,7 @@ def openers(
         bucket_N=entry_bucket,
         weight_N=entry_weight,
         start_B=entry_start,
+        in_all_B=np.bincount(row, minlength=rows),
         decile_cell_M=cell,
         decile_bucket_M=cell_bucket,
         decile_weight_M=cell_weight,

@@ -1,7 +1,8 @@
-"""Everything about one generation round on one rank: features of its rows, additive sums, and blocks for detectors.
+"""The rows of one generation round on one rank: their features and additive sums.
 
-The order is ``Featurizer.features`` -> ``round_sums`` (+ ``token_sums_by_mode``, ``kl_sums``) -> add over micro-batches
-and ranks -> ``finish``. Every sum is additive; nothing here is a mean.
+The order is ``Featurizer.features`` -> ``row_sums`` (+ ``token_sums_by_mode``, ``kl_sums``) -> add over micro-batches
+and ranks, with what ``blocks`` makes of the rows of all ranks together -> ``finish``. Every sum is additive; nothing
+here is a mean.
 """
 
 from __future__ import annotations
@@ -9,25 +10,27 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rlmon.keys import source_key
 from rlmon.metrics import moves, text
-from rlmon.metrics.collision import PairSums, equality_pairs, overlap_pairs, sampled_pairs
+from rlmon.metrics.blocks import pair_and_group_sums, rollout_blocks
+from rlmon.metrics.collision import overlap_pairs, sampled_pairs
 from rlmon.metrics.formats import ModeSet, _opening_of_masked, final_answer, mask_template, split_reasoning
 from rlmon.metrics.groups import GroupStats, column, group_statistics
 from rlmon.metrics.layout import (
     ADVANTAGE_EDGES,
-    GROUP_FIELDS,
     LENGTH_EDGES_TOKENS,
     TEXT_FIELDS,
     Sums,
     SumsLayout,
     add_sums,
 )
+from rlmon.metrics.rows import rows_of
 from rlmon.metrics.summary import finish
 from rlmon.metrics.tokens import TokenSums, kl_terms
 from rlmon.records import Block, RolloutBatch
@@ -43,11 +46,10 @@ __all__ = [
     "kl_sums",
     "round_blocks",
     "round_sums",
-    "token_blocks",
+    "row_sums",
     "token_sums_by_mode",
 ]
 
-MAX_BLOCKS = 8
 SKETCH_PAIRS = 500
 """Of each kind: across prompts and within."""
 NEAR_DUPLICATE = 0.8
@@ -87,6 +89,11 @@ class RowFeatures:
     tokens: NDArray[np.float64] | None
     """Completion tokens of each row; ``None`` where ids were not captured."""
     words: text.WordStats
+
+    @property
+    def repetition_B(self) -> NDArray[np.float64]:
+        """1 - distinct / all 4-grams of each row; 1 where it has none."""
+        return 1.0 - self.distinct_grams / np.maximum(self.grams, 1.0)
 
 
 class Featurizer:
@@ -259,19 +266,30 @@ def round_sums(
     *,
     group_stats: GroupStats | None = None,
 ) -> Sums:
-    """Additive sums of the rows of one round on one rank.
+    """Additive sums of a round that is whole on this rank: of its rows, of its pairs and of its groups.
 
     ``group_stats`` from :func:`rlmon.metrics.groups.group_statistics` (it carries what the ledger knew before this
-    round); by default made here from the batch, without a ledger. Pairs are pairs of completions on this rank. The
-    order of the rows does not matter.
+    round); by default made here from the batch, without a ledger. The order of the rows does not matter.
+    """
+    if group_stats is None:
+        group_stats = default_group_stats(batch)
+    sums = row_sums(layout, batch, features, group_stats=group_stats)
+    if len(batch):
+        sums |= pair_and_group_sums(rows_of(batch, features, group_stats.success_B), group_stats)
+    return sums
+
+
+def row_sums(layout: SumsLayout, batch: RolloutBatch, features: RowFeatures, *, group_stats: GroupStats) -> Sums:
+    """Additive sums of the rows of one round on one rank, whatever other ranks hold of it.
+
+    What needs to see completions together is left at zero, but for three that only pairs on one rank are taken for:
+    moves by decile, sketches, and words.
     """
     sums = layout.zeros()
     rows = len(batch)
     if rows == 0:
         return sums
     order = np.lexsort((features.row_key, np.asarray(batch.global_row, dtype=np.int64)))
-    if group_stats is None:
-        group_stats = default_group_stats(batch)
     prompt_B = codes(batch.prompt_id)
     reward_B = column(batch.reward, rows)
     finite = np.isfinite(reward_B)
@@ -279,22 +297,15 @@ def round_sums(
     modes = len(layout.mode_names)
 
     sums["rows"][0] = rows
-    sums["prompts"][0] = int(prompt_B.max()) + 1
+    sums["groups"][0] = np.count_nonzero(np.asarray(batch.global_row) % max(1, batch.group_size) == 0)
     sums["mode_count"][:] = np.bincount(features.mode_code, minlength=modes)
     sums["mode_count_correct"][:] = np.bincount(features.mode_code[correct_B], minlength=modes)
     sums["mode_reward"][:, 0] = np.bincount(features.mode_code[finite], weights=reward_B[finite], minlength=modes)
     sums["mode_reward"][:, 1] = np.bincount(features.mode_code[finite], minlength=modes)
-    sums["mode_within"][:] = text.effective_numbers(features.mode_code, prompt_B)
     inside = features.reasoning_code >= 0
     sums["reasoning_count"][:] = np.bincount(features.reasoning_code[inside], minlength=modes)
-    sums["templates_within"][:] = text.effective_numbers(features.template_key, prompt_B)
-    sums["templates_within_correct"][:] = text.effective_numbers(features.template_key, prompt_B, correct_B)
-    answered = features.answer_code >= 0
-    sums["answers_within"][:] = text.effective_numbers(features.answer_code, prompt_B, answered)
-    sums["answer_known"][0] = answered.sum()
+    sums["answer_known"][0] = (features.answer_code >= 0).sum()
 
-    for kernel, pairs in _equality_kernels(features, correct_B, prompt_B, np.zeros(rows, dtype=np.int64), 1).items():
-        sums[f"pairs_{kernel}"][:] = pairs.total()
     if features.moves is not None:
         _add_moves(sums, features.moves, prompt_B)
         if features.tokens is not None:
@@ -309,7 +320,7 @@ def round_sums(
         for n in range(3):
             part[f"distinct_{n + 1}"] = words.distinct[n]
             part[f"total_{n + 1}"] = words.total[n]
-    repetition_B = _repetition(features)
+    repetition_B = features.repetition_B
     has_grams = features.grams > 0
     part["repetition"] = float(repetition_B[has_grams].sum())
     part["repetition_rows"] = float(has_grams.sum())
@@ -329,7 +340,6 @@ def round_sums(
         sums["reward_non_finite"][0] += sum(value is not None for value in values) - float(
             np.isfinite(column(values, len(values))).sum()
         )
-    sums["group"][:] = _group_fields(group_stats, features, repetition_B)
     advantage = np.abs(group_stats.advantage_B[np.isfinite(group_stats.advantage_B)])
     sums["advantage_hist"][:] = _histogram(advantage, ADVANTAGE_EDGES)
     return sums
@@ -347,38 +357,13 @@ def default_group_stats(batch: RolloutBatch, hard_B: NDArray[np.bool_] | None = 
     )
 
 
-def _repetition(features: RowFeatures) -> NDArray[np.float64]:
-    return 1.0 - features.distinct_grams / np.maximum(features.grams, 1.0)
-
-
 def _histogram(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
     bins = np.searchsorted(edges[1:-1], values, side="right")
     return np.bincount(bins, minlength=edges.size - 1).astype(np.float64)
 
 
-def _equality_kernels(
-    features: RowFeatures,
-    correct_B: NDArray[np.bool_],
-    prompt_B: NDArray[np.int64],
-    block_B: NDArray[np.int64],
-    blocks: int,
-) -> dict[str, PairSums]:
-    return {
-        "mode": equality_pairs(features.mode_code, prompt_B, block_B, blocks),
-        "mode_correct": equality_pairs(features.mode_code, prompt_B, block_B, blocks, correct_B),
-        "template": equality_pairs(features.template_key, prompt_B, block_B, blocks),
-        # A change in how often an answer can be read must not look like concentration: only rows that have one.
-        "answer": equality_pairs(features.answer_code, prompt_B, block_B, blocks, features.answer_code >= 0),
-        "opening": equality_pairs(features.opening_key, prompt_B, block_B, blocks),
-    }
-
-
 def _add_moves(sums: Sums, table: moves.Openers, prompt_B: NDArray[np.int64]) -> None:
     rows = prompt_B.size
-    pairs = overlap_pairs(
-        table.row_N, table.bucket_N, table.weight_N, prompt_B, np.zeros(rows, np.int64), 1, moves.OPENER_BUCKETS
-    )
-    sums["pairs_moves"][:] = pairs.total()
     decile = np.tile(np.arange(moves.DECILES), rows)
     by_decile = overlap_pairs(
         table.decile_cell_M,
@@ -406,49 +391,6 @@ def _add_sketches(sums: Sums, features: RowFeatures, prompt_B: NDArray[np.int64]
         part = part[np.isfinite(part)]
         sums["pairs_similarity"][offset : offset + 2] = part.sum(), part.size
         sums["pairs_near_duplicate"][offset : offset + 2] = (part >= NEAR_DUPLICATE).sum(), part.size
-
-
-def _in_judged_group(stats: GroupStats) -> NDArray[np.bool_]:
-    """Rows whose group has two finite rewards or more."""
-    inside = stats.group_B >= 0
-    inside[inside] = stats.size_P[stats.group_B[inside]] >= 2
-    return inside
-
-
-def _group_fields(stats: GroupStats, features: RowFeatures, repetition_B: NDArray[np.float64]) -> list[float]:
-    fields = dict.fromkeys(GROUP_FIELDS, 0.0)
-    judged = stats.size_P >= 2
-    known_std = np.isfinite(stats.reward_std_P) & judged
-    weight_B = np.where(np.isfinite(stats.advantage_B), np.abs(stats.advantage_B), 0.0)
-    in_group = _in_judged_group(stats)
-    fields.update(
-        whole=float(stats.whole),
-        partial=float(stats.partial),
-        judged=float(judged.sum()),
-        all_good=float(stats.all_good_P.sum()),
-        all_bad=float(stats.all_bad_P.sum()),
-        lone=float(stats.lone_P.sum()),
-        std_sum=float(stats.reward_std_P[known_std].sum()),
-        std_groups=float(known_std.sum()),
-        weight=float(weight_B[in_group].sum()),
-        weight_lone=float(weight_B[stats.lone_B].sum()),
-    )
-    if stats.hard_B is not None:
-        fields["weight_known"] = fields["weight"]
-        fields["weight_lone_hard"] = float(weight_B[stats.lone_B & stats.hard_B].sum())
-        fields["hard_rows"] = float(stats.hard_B.sum())
-        fields["ledger_rows"] = float(stats.hard_B.size)
-    lone_group_B = np.zeros(in_group.size, dtype=bool)
-    lone_group_B[in_group] = stats.lone_P[stats.group_B[in_group]]
-    other_B = lone_group_B & ~stats.lone_B
-    fields["lone_winner_rows"] = float(stats.lone_B.sum())
-    fields["lone_other_rows"] = float(other_B.sum())
-    fields["lone_winner_repetition"] = float(repetition_B[stats.lone_B].sum())
-    fields["lone_other_repetition"] = float(repetition_B[other_B].sum())
-    if features.tokens is not None:
-        fields["lone_winner_tokens"] = float(features.tokens[stats.lone_B].sum())
-        fields["lone_other_tokens"] = float(features.tokens[other_B].sum())
-    return [fields[name] for name in GROUP_FIELDS]
 
 
 def token_sums_by_mode(layout: SumsLayout, tokens: TokenSums, mode_code_B: NDArray[np.int64] | None) -> Sums:
@@ -530,138 +472,10 @@ def kl_sums(
 # --- blocks ---------------------------------------------------------------------------------------------------
 
 
-def _block_codes(source: Sequence[str], prompt_id: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """Block of each row and source of each block: min(8, P // 2) prompt-disjoint blocks per source, by sorted id."""
-    prompts: dict[str, list[str]] = {}
-    for stratum, prompt in sorted(set(zip(source, prompt_id, strict=True))):
-        prompts.setdefault(stratum, []).append(prompt)
-    block_of: dict[tuple[str, str], int] = {}
-    sources: list[str] = []
-    for stratum, ids in prompts.items():
-        blocks = max(1, min(MAX_BLOCKS, len(ids) // 2))
-        for at, prompt in enumerate(ids):
-            block_of[stratum, prompt] = len(sources) + at * blocks // len(ids)
-        sources.extend([stratum] * blocks)
-    return np.array([block_of[pair] for pair in zip(source, prompt_id, strict=True)], dtype=np.int64), sources
-
-
-def _block_prompts(source: Sequence[str], prompt_id: Sequence[str]) -> NDArray[np.int64]:
-    return codes(list(zip(source, prompt_id, strict=True)))
-
-
-def _mean_by(
-    block_B: NDArray[np.int64], value_B: NDArray[np.float64], blocks: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    finite = np.isfinite(value_B)
-    count = np.bincount(block_B[finite], minlength=blocks)
-    total = np.bincount(block_B[finite], weights=value_B[finite], minlength=blocks)
-    return total / np.maximum(count, 1), count
-
-
 def round_blocks(batch: RolloutBatch, features: RowFeatures, group_stats: GroupStats | None = None) -> list[Block]:
-    """The round's rows as prompt-disjoint blocks inside one source each, with every statistic that can be computed.
-
-    Statistics: the pair means of every kernel (``mode_collision``, ``template_collision``, ``answer_collision``,
-    ``opening_collision``, ``move_collision`` over pairs of different prompts, ``*_within`` over pairs of one prompt,
-    ``mode_collision_correct`` over rewarded completions), ``completion_tokens``, ``reward``, ``all_good``,
-    ``all_bad``, ``lone_success_weight``. One that cannot be computed is absent. Row order does not matter.
-    """
-    rows = len(batch)
-    if rows == 0:
-        return []
+    """``blocks.rollout_blocks`` of a round that is whole on this rank, with sources by name and in their order."""
     if group_stats is None:
         group_stats = default_group_stats(batch)
-    block_B, sources = _block_codes(batch.source, batch.prompt_id)
-    prompt_B = _block_prompts(batch.source, batch.prompt_id)
-    blocks = len(sources)
-    stats: list[dict[str, float]] = [{} for _ in range(blocks)]
-
-    def put(name: str, values: NDArray[Any], count: NDArray[Any]) -> None:
-        for b in np.flatnonzero(count > 0):
-            stats[b][name] = float(values[b])
-
-    kernels = _equality_kernels(features, group_stats.success_B, prompt_B, block_B, blocks)
-    if features.moves is not None:
-        table = features.moves
-        kernels["move"] = overlap_pairs(
-            table.row_N, table.bucket_N, table.weight_N, prompt_B, block_B, blocks, moves.OPENER_BUCKETS
-        )
-    for kernel, pairs in kernels.items():
-        name = "mode_collision_correct" if kernel == "mode_correct" else f"{kernel}_collision"
-        put(name, pairs.across_sum / np.maximum(pairs.across_pairs, 1.0), pairs.across_pairs)
-        put(f"{name}_within", pairs.within_sum / np.maximum(pairs.within_pairs, 1.0), pairs.within_pairs)
-    if features.tokens is not None:
-        put("completion_tokens", *_mean_by(block_B, features.tokens, blocks))
-    put("reward", *_mean_by(block_B, column(batch.reward, rows), blocks))
-
-    in_group = group_stats.group_B >= 0
-    block_of_group = np.zeros(group_stats.size_P.size, dtype=np.int64)
-    block_of_group[group_stats.group_B[in_group]] = block_B[in_group]
-    judged = group_stats.size_P >= 2
-    count = np.bincount(block_of_group[judged], minlength=blocks)
-    for name, flags in (("all_good", group_stats.all_good_P), ("all_bad", group_stats.all_bad_P)):
-        put(name, np.bincount(block_of_group, weights=flags, minlength=blocks) / np.maximum(count, 1), count)
-    if group_stats.hard_B is not None:
-        counted = np.isfinite(group_stats.advantage_B) & _in_judged_group(group_stats)
-        weight = np.where(counted, np.abs(group_stats.advantage_B), 0.0)
-        total = np.bincount(block_B, weights=weight, minlength=blocks)
-        lone = np.bincount(block_B, weights=weight * (group_stats.lone_B & group_stats.hard_B), minlength=blocks)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            put("lone_success_weight", lone / total, total)
-    return _as_blocks(stats, sources, block_B, prompt_B)
-
-
-def _as_blocks(
-    stats: list[dict[str, float]], sources: list[str], block_B: NDArray[np.int64], prompt_B: NDArray[np.int64]
-) -> list[Block]:
-    completions = np.bincount(block_B, minlength=len(sources))
-    pairs = np.unique(np.stack([block_B, prompt_B]), axis=1)
-    prompts = np.bincount(pairs[0], minlength=len(sources))
-    return [
-        Block(source=source, prompts=int(prompts[b]), completions=int(completions[b]), stats=stats[b])
-        for b, source in enumerate(sources)
-    ]
-
-
-def token_blocks(
-    source: Sequence[str],
-    prompt_id: Sequence[str],
-    *,
-    tokens_B: NDArray[np.float64] | None = None,
-    entropy_sum_B: NDArray[np.float64] | None = None,
-    kl_sum_B: NDArray[np.float64] | None = None,
-    kl_tokens_B: NDArray[np.float64] | None = None,
-    completion_tokens_B: NDArray[np.float64] | None = None,
-) -> list[Block]:
-    """Blocks of rows that a step trained on: ``entropy_nats`` (token-weighted), ``kl_nats`` (mean exact KL per token)
-    and ``kl_seq_nats`` (the same times the mean completion tokens of the block's rows), each where its columns are
-    given. ``kl_sum_B`` and ``kl_tokens_B`` are weighted sums over the sampled tokens of a row, 0 where it has none in
-    the sample; ``completion_tokens_B`` is known of every row. Blocks without any statistic are left out."""
-    if not len(source):
-        return []
-    block_B, sources = _block_codes(source, prompt_id)
-    prompt_B = _block_prompts(source, prompt_id)
-    blocks = len(sources)
-    stats: list[dict[str, float]] = [{} for _ in range(blocks)]
-
-    def ratio(name: str, numerator_B: NDArray[np.float64], denominator_B: NDArray[np.float64]) -> None:
-        top = np.bincount(block_B, weights=numerator_B, minlength=blocks)
-        bottom = np.bincount(block_B, weights=denominator_B, minlength=blocks)
-        for b in np.flatnonzero((bottom > 0) & np.isfinite(top)):
-            stats[b][name] = float(top[b] / bottom[b])
-
-    if entropy_sum_B is not None and tokens_B is not None:
-        ratio("entropy_nats", entropy_sum_B, tokens_B)
-    if kl_sum_B is not None and kl_tokens_B is not None:
-        ratio("kl_nats", kl_sum_B, kl_tokens_B)
-        length_B = tokens_B if completion_tokens_B is None else completion_tokens_B
-        if length_B is not None:
-            lengths = np.bincount(block_B, weights=length_B, minlength=blocks)
-            rows = np.bincount(block_B, weights=length_B > 0, minlength=blocks)
-            for of_block, total, count in zip(stats, lengths, rows, strict=True):
-                if "kl_nats" in of_block and count:
-                    of_block["kl_seq_nats"] = float(of_block["kl_nats"] * total / count)
-        if entropy_sum_B is None:  # counted are the rows that were looked at
-            seen = kl_tokens_B > 0
-            block_B, prompt_B = block_B[seen], prompt_B[seen]
-    return [block for block in _as_blocks(stats, sources, block_B, prompt_B) if block.stats]
+    names = {source_key(name): name for name in batch.source}
+    found = rollout_blocks(rows_of(batch, features, group_stats.success_B), group_stats)
+    return sorted((replace(block, source=names[block.source]) for block in found), key=lambda block: block.source)

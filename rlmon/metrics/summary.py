@@ -124,7 +124,7 @@ def _format(
     no_reward = _NO_ROUND if rows <= 0 else "no completion of this step was rewarded"
     out.put("format/effective_correct", effective_number(correct), no_reward)
     within = sums["mode_within"]
-    out.ratio("format/effective_within", within[0], within[1], _few(rows, "no prompt has two completions on one rank"))
+    out.ratio("format/effective_within", within[0], within[1], _few(rows, "no prompt has two completions"))
     out.ratio("format/top_share", float(counts.max()), rows, _NO_ROUND)
     out.ratio("format/other_share", counts[-1], rows, _NO_ROUND)
     reward = sums["mode_reward"]
@@ -199,13 +199,13 @@ def _group(out: _Numbers, sums: Mapping[str, NDArray[np.float64]]) -> None:
     rows = float(sums["rows"][0])
     field = dict(zip(GROUP_FIELDS, sums["group"].tolist(), strict=True))
     judged = field["judged"]
-    reason = _few(rows, "no group with two finite rewards is whole on one rank")
+    reason = _few(rows, "no whole group has two finite rewards")
     out.ratio("group/all_good", field["all_good"], judged, reason)
     out.ratio("group/all_bad", field["all_bad"], judged, reason)
     out.ratio("group/silent", field["all_good"] + field["all_bad"], judged, reason)
     out.ratio("group/lone_success", field["lone"], judged, reason)
     out.ratio("group/reward_std", field["std_sum"], field["std_groups"], reason)
-    out.ratio("group/coverage", field["whole"], field["whole"] + field["partial"], _NO_ROUND)
+    out.ratio("group/coverage", field["whole"], sums["groups"][0], _NO_ROUND)
     weightless = _few(rows, "no advantages were captured, or all of them are 0") if judged > 0 else reason
     out.ratio("group/lone_weight", field["weight_lone"], field["weight"], weightless)
     unknown = weightless if field["ledger_rows"] > 0 or rows <= 0 else "no ledger of earlier rounds"
@@ -245,7 +245,7 @@ def _text(out: _Numbers, sums: Mapping[str, NDArray[np.float64]]) -> None:
     out.ratio("text/similarity_within", similar[2], similar[3], _few(rows, "no pair of one prompt with 4-grams"))
     for name, key, lacking in (
         ("text/effective_answers_within", "answers_within", "no prompt has two completions with an answer"),
-        ("text/effective_templates_within", "templates_within", "no prompt has two completions on one rank"),
+        ("text/effective_templates_within", "templates_within", "no prompt has two completions"),
         (
             "text/effective_templates_within_correct",
             "templates_within_correct",

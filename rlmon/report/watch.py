@@ -384,6 +384,8 @@ def _sound(record: StepRecord) -> bool:
         and isinstance(record.metrics, dict)
         and isinstance(record.faults, dict)
         and all(type(value) is int for value in record.faults.values())
+        and isinstance(record.sources, dict)
+        and all(isinstance(name, str) for name in record.sources.values())
         and all(
             isinstance(block.source, str)
             and isinstance(block.stats, dict)

@@ -112,6 +112,7 @@ def as_stored(record: StepRecord) -> StepRecord:
         metrics=metrics,
         missing={**record.missing, **lost},
         blocks=blocks,
+        sources={str(key): str(name) for key, name in record.sources.items()},
         faults=dict(record.faults),
         overhead_seconds=_number(record.overhead_seconds),
     )

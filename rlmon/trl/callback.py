@@ -246,6 +246,7 @@ class RLMon(TrainerCallback):
             levers=capture.helm,
             critic=capture.critic,
             gather=_gatherer(trainer),
+            **_generations(trainer.args),
         )
         if capture.helm is not None:
             with monitor.guard("interventions"):
@@ -394,6 +395,16 @@ class RLMon(TrainerCallback):
             if self._capture is not None:
                 self._capture.monitor = None
             self._checkpoint = None
+
+
+def _generations(args: Any) -> dict[str, Any]:
+    """How many completions a generation has over all ranks, and how many generations one step can train on."""
+    size, steps = getattr(args, "generation_batch_size", None), getattr(args, "steps_per_generation", None)
+    if not size or not steps:
+        return {}
+    batches = args.gradient_accumulation_steps
+    uneven = batches % steps != 0 and steps % batches != 0
+    return {"rows_per_round": int(size), "rounds_per_step": -(-batches // steps) + int(uneven)}
 
 
 def _reducer(trainer: Any) -> Any:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlmon"
 
 STDLIB_ONLY: frozenset[str] = frozenset()
-LANGUAGE = {"records", "errors", "printable", "acts", "baseline", "student", "series"}
+LANGUAGE = {"records", "errors", "printable", "acts", "baseline", "keys", "student", "series"}
 BELOW_MONITOR = LANGUAGE | {"config", "metrics", "detectors", "interventions", "runlog"}
 TRAINING = {"torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "packaging", "yaml"} | {
     "safetensors",
@@ -38,6 +38,8 @@ ROOMS = {
     "baseline": Room(set(), STDLIB_ONLY),
     "student": Room(set(), STDLIB_ONLY),
     "series": Room({"student"}, {"numpy"}),
+    "keys": Room(set(), STDLIB_ONLY),
+    "exchange": Room(LANGUAGE | {"metrics"}, {"numpy"}),
     "config": Room(LANGUAGE, STDLIB_ONLY),
     "metrics": Room(LANGUAGE, {"numpy", "jaxtyping"}),
     "detectors": Room(LANGUAGE, {"numpy"}),
@@ -46,7 +48,7 @@ ROOMS = {
     "restored": Room(LANGUAGE | {"detectors"}, STDLIB_ONLY),
     "steering": Room(BELOW_MONITOR | {"restored"}, {"numpy"}),
     # sinks: opened here, lazily, so that a loop without TRL has them too. Sinks know records only, so no cycle.
-    "monitor": Room(BELOW_MONITOR | {"restored", "steering", "sinks"}, {"numpy"}),
+    "monitor": Room(BELOW_MONITOR | {"exchange", "restored", "steering", "sinks"}, {"numpy"}),
     "sinks": Room(LANGUAGE, {"wandb"}),
     "trl": Room(BELOW_MONITOR | {"monitor", "restored", "steering", "sinks"}, TRAINING),
     "audit": Room(LANGUAGE | {"runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),

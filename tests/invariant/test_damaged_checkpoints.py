@@ -108,13 +108,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "wrong types": (
         edited(
             "state.json",
-            lambda value: value | {"base_counts": "abc", "rounds": 3, "base_examples": [1], "base_fingerprint": 7},
+            lambda value: value | {"baseline": "abc", "rounds": 3, "sources": [1], "base_fingerprint": 7},
         ),
-        {"baseline", "round numbers", "examples"},
+        {"baseline", "round numbers", "names of sources"},
     ),
     "sums of another length": (edited("state.json", with_value([1.0, 2.0], "base_sums")), {"baseline"}),
     "no modes": (edited("state.json", without("modes")), {"baseline", "detectors"}),
     "an engine without knobs": (edited("state.json", without("steering", "engine", "knobs")), {"interventions"}),
+    "examples of another shape": (edited("rank0.json", with_value([1], "base_examples")), {"examples"}),
     "an unreadable anchor": (edited("rank0.json", with_value({"rows": 3}, "anchor")), {"rows to anchor on"}),
     "a torn snapshot": (
         bytes_of("base_snapshot.safetensors", lambda data: data[: len(data) // 2]),

@@ -14,6 +14,7 @@ import scipy.stats
 import torch
 
 from rlmon.metrics import catalog
+from rlmon.metrics.blocks import token_blocks
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.layout import SumsLayout, add_sums
 from rlmon.metrics.rollouts import (
@@ -23,9 +24,9 @@ from rlmon.metrics.rollouts import (
     kl_sums,
     round_blocks,
     round_sums,
-    token_blocks,
     token_sums_by_mode,
 )
+from rlmon.metrics.rows import rows_of
 from rlmon.metrics.summary import effective_number, histogram_quantile, js_distance
 from rlmon.metrics.tokens import ENTROPY_EDGES_NATS, kl_estimators, token_sums
 from rlmon.records import RolloutBatch
@@ -214,15 +215,14 @@ def test_a_single_prompt_gives_one_block_with_within_statistics_only() -> None:
 
 
 def test_token_blocks_on_paper() -> None:
-    (block,) = token_blocks(
-        ["s"] * 2, ["p", "q"],
-        tokens_B=np.array([10.0, 30.0]), entropy_sum_B=np.array([10.0, 0.0]),
-        kl_sum_B=np.array([1.0, 0.0]), kl_tokens_B=np.array([5.0, 0.0]),
-    )  # fmt: skip
+    rows = rows_of(make(list(TEXTS[:2]), group_size=1))
+    assert token_blocks(rows[:0]) == token_blocks(rows) == []
+    rows["trained_tokens"], rows["entropy_nats"] = [10.0, 30.0], [10.0, 0.0]
+    rows["kl_nats"], rows["kl_tokens"], rows["kl_completion_tokens"] = [1.0, 0.0], [5.0, 0.0], [10.0, 30.0]
+    entropy, kl = token_blocks(rows)
     # Entropy 10 / 40; KL 1 / 5 per token; the one sampled row stands for both: .2 x (10 + 30) / 2 a sequence.
-    assert block.stats == {"entropy_nats": 0.25, "kl_nats": 0.2, "kl_seq_nats": 4.0}
-    assert token_blocks([], []) == []
-    assert token_blocks(["s"], ["p"]) == []
+    assert (entropy.stats, entropy.completions) == ({"entropy_nats": 0.25}, 2)
+    assert (kl.stats, kl.completions) == ({"kl_nats": 0.2, "kl_seq_nats": 4.0}, 1)
 
 
 def test_entropy_metrics_against_the_tokens() -> None:

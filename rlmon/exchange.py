@@ -1,0 +1,202 @@
+"""What the ranks tell each other at the end of a step: one float64 vector, added over ranks, with named fields.
+
+Its length depends on settings alone. Sums, counts and faults are added; a row, a name or a vote is entered by one rank
+in a place of its own, so that the sum is the table of all of them. Every rank then judges the same table: nothing that
+is made from it depends on how many ranks there are, or on which of them saw what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlmon.keys import content_key, source_label
+from rlmon.metrics.rows import ROW, Rows
+
+Vector = NDArray[np.float64]
+
+ROWS_A_STEP = 2_048
+"""Rows over all ranks that enter: 0.9 MB. Of more, whole groups are taken, evenly spread over the round."""
+NAMES_A_STEP = 64
+"""Names of sources that can be told in one step, shared out among the ranks, one each at least."""
+NAMES_KEPT = 1_024
+_NAME_BYTES = 84
+_BYTES_PER_FLOAT = 6
+
+HEAD = np.dtype([(name, "f8") for name in ("completions", "prompts", "tokens", "rounds", "shed", "non_finite")])
+_NAME = np.dtype([("key_plus_one", "f8"), ("text", "f8", (_NAME_BYTES // _BYTES_PER_FLOAT,))])
+_POWERS = 256.0 ** np.arange(_BYTES_PER_FLOAT)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which rows of a step enter the table, and where.
+
+    With at most ``ROWS_A_STEP`` rows a step all do, each rank's behind one another in its own part of the table. With
+    more the place follows from the row's number alone: of the groups of a round, those that are evenly spread over it.
+    """
+
+    rank: int
+    world_size: int
+    group_size: int
+    rows_per_round: int | None
+    """Completions of one generation over all ranks; ``None``: not known before, then each rank has its share."""
+    rounds_per_step: int
+    """Generations whose rows one step can meet."""
+
+    @property
+    def _declared(self) -> int:
+        return 0 if self.rows_per_round is None else self.rows_per_round * self.rounds_per_step
+
+    @property
+    def _own(self) -> int:
+        """Places of each rank, where all rows enter. Twice what is declared: a subclass may generate again."""
+        most = min(2 * self._declared, ROWS_A_STEP) if self._declared else ROWS_A_STEP
+        return max(1, -(-most // self.world_size))
+
+    @property
+    def _groups(self) -> int:
+        """Groups of each round that enter, where not all do."""
+        return max(1, ROWS_A_STEP // (self.rounds_per_step * self.group_size))
+
+    @property
+    def covers_all(self) -> bool:
+        """Whether every row of a step has a place."""
+        return self._declared <= ROWS_A_STEP
+
+    @property
+    def count(self) -> int:
+        if self.covers_all:
+            return self._own * self.world_size
+        return self._groups * self.group_size * self.rounds_per_step
+
+    def of(self, rows: Rows) -> tuple[Rows, NDArray[np.int64]]:
+        """The rows that enter, and their places."""
+        number, group_size = rows["global_row"].astype(np.int64), self.group_size
+        if self.covers_all:
+            if len(rows) > self._own:  # more than was declared, or nothing was: whole groups of this rank's own
+                group = np.unique(np.stack([rows["round"], number // group_size]), axis=1, return_inverse=True)[1]
+                rows = rows[_spread(group.reshape(-1), int(group.max()) + 1, self._own // group_size or 1)[0]]
+                rows = rows[: self._own]
+            return rows, self.rank * self._own + np.arange(len(rows))
+        assert self.rows_per_round is not None
+        groups = max(1, self.rows_per_round // group_size)
+        chosen, place = _spread(number // group_size, groups, self._groups)
+        chosen &= number < groups * group_size
+        at_round = rows["round"].astype(np.int64) % self.rounds_per_step
+        at = (at_round * self._groups + place) * group_size + number % group_size
+        return rows[chosen], at[chosen]
+
+
+def _spread(group_N: NDArray[np.int64], groups: int, wanted: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which of ``groups`` groups are among ``wanted`` evenly spread ones, and the place of each among them."""
+    wanted = min(wanted, groups)
+    place = (group_N + 1) * wanted // groups - 1
+    return (group_N + 1) * wanted // groups > group_N * wanted // groups, place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one rank enters, or the sum over all of them."""
+
+    sums: Vector
+    head: Mapping[str, float]
+    faults: Vector
+    rows: Rows
+    """Of the sum: those of all ranks, in the order of rounds and of ``global_row``."""
+    names: Mapping[int, str]
+    """Key and name of sources."""
+    values: Vector
+    votes: Vector
+
+
+class Exchange:
+    """The layout of the vector, and which names of sources all ranks know."""
+
+    def __init__(
+        self, places: Places, *, sums: int, faults: int, values: int, votes: int, names: Mapping[str, str]
+    ) -> None:
+        self.places = places
+        self.names = dict(names)
+        """Names of sources by key, as all ranks have learned them."""
+        self._own_names = max(1, NAMES_A_STEP // places.world_size)
+        self._untold: dict[int, str] = {}
+        self._layout = np.dtype(
+            [
+                ("sums", "f8", (sums,)),
+                ("head", HEAD),
+                ("faults", "f8", (faults,)),
+                ("rows", ROW, (places.count,)),
+                ("names", _NAME, (self._own_names * places.world_size,)),
+                ("values", "f8", (values,)),
+                ("votes", "f8", (votes,)),
+            ]
+        )
+
+    def meet(self, names: Iterable[str]) -> None:
+        """Sources of this rank's rows: those that are not known yet are told with the next step."""
+        for name in set(names):
+            key = content_key(name)
+            if len(self._untold) < NAMES_KEPT and source_label(key) not in self.names:
+                self._untold.setdefault(key, name)
+
+    def empty(self) -> Any:
+        """A share of zeros: what a rank enters that failed."""
+        return np.zeros(1, dtype=self._layout)
+
+    def fill(self, share: Any, *, sums: Vector, head: Mapping[str, float], rows: Rows, values: Vector) -> None:
+        """Put this rank's part of a step into ``share``."""
+        mine = share[0]
+        mine["sums"], mine["values"] = sums, values
+        for name, value in head.items():
+            mine["head"][name] = value
+        entered, at = self.places.of(rows)
+        mine["rows"][at] = entered
+        begin = self.places.rank * self._own_names
+        for slot, (key, name) in zip(
+            mine["names"][begin : begin + self._own_names], self._untold.items(), strict=False
+        ):
+            slot["key_plus_one"], slot["text"] = key + 1, _as_floats(name)
+
+    @staticmethod
+    def vector(share: Any) -> Vector:
+        """``share`` as the float64 vector that is added over ranks."""
+        flat: Vector = share.view(np.float64)
+        return flat
+
+    def read(self, vector: Vector) -> Step:
+        """The sum over ranks, by name. Sources that it names are known from here on."""
+        whole = np.ascontiguousarray(vector).view(self._layout)[0]
+        rows = whole["rows"][whole["rows"]["present"] == 1.0]
+        named = whole["names"][whole["names"]["key_plus_one"] > 0]
+        return Step(
+            sums=whole["sums"],
+            head={name: float(whole["head"][name]) for name in HEAD.names or ()},
+            faults=whole["faults"],
+            rows=rows[np.lexsort((rows["global_row"], rows["round"]))],
+            names={int(slot["key_plus_one"]) - 1: _as_text(slot["text"]) for slot in named},
+            values=whole["values"],
+            votes=whole["votes"],
+        )
+
+    def learn(self, names: Mapping[int, str]) -> dict[str, str]:
+        """Take the names that a step told; those that are new, by key."""
+        new = {source_label(key): name for key, name in names.items() if source_label(key) not in self.names}
+        new = dict(list(new.items())[: NAMES_KEPT - len(self.names)])
+        self.names |= new
+        self._untold = {key: name for key, name in self._untold.items() if key not in names}
+        return new
+
+
+def _as_floats(text: str) -> Vector:
+    data = text.encode("utf-8", "replace")[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0")
+    return np.frombuffer(data, dtype=np.uint8).reshape(-1, _BYTES_PER_FLOAT) @ _POWERS
+
+
+def _as_text(floats: Vector) -> str:
+    data = b"".join(int(value).to_bytes(_BYTES_PER_FLOAT, "little") for value in floats)
+    return data.rstrip(b"\0").decode("utf-8", "ignore")
