@@ -24,6 +24,7 @@ from rlmon.monitor import Monitor
 from rlmon.restored import Restored, describe, mapping
 from rlmon.trl import capabilities
 from rlmon.trl.around_train import before_train, go_on_once
+from rlmon.trl.attaching import in_words, untouched_by_failure
 from rlmon.trl.capture import Capture
 from rlmon.trl.checkpoint import SHARED_FILE, STATE_FOLDER, agree, rank_file, read_state, write_json
 from rlmon.trl.trl_ppo import TrlPPOCapture
@@ -114,37 +115,46 @@ class RLMon(TrainerCallback):
         """Install the hooks on ``trainer``; refuse loudly where they would half-work."""
         if self._capture is not None:
             raise AttachError("This RLMon already watches a trainer. Make a new one: RLMon(trainer).")
-        capabilities.refuse(trainer, self.config)
+        with in_words("tell whether this trainer can be watched", "Use TRL's GRPOTrainer or RLOOTrainer"):
+            capabilities.refuse(trainer, self.config)
+        with untouched_by_failure(trainer):
+            self._capture = self._attached(trainer)
+
+    def _attached(self, trainer: Any) -> Capture | TrlPPOCapture:
         capture: Capture | TrlPPOCapture
         capture = TrlPPOCapture(trainer, self.config) if capabilities.is_trl_ppo(trainer) else Capture(trainer)
-        capture.base = capture.choose_base(self.config)
-        capture.sources = capture.build_sources(self.config)
+        with in_words("find the initial base model", "Set rlmon_base_kl: off"):
+            capture.base = capture.choose_base(self.config)
+        with in_words("read the sources of the prompts", "Set rlmon_source_column to a column of the dataset"):
+            capture.sources = capture.build_sources(self.config)
         if self.config.rlmon_policy is not None:
             from rlmon.steering import load_policy
             from rlmon.trl.helm import Helm
 
-            capture.helm = Helm(
-                trainer,
-                capture.base,
-                load_policy(self.config.rlmon_policy),
-                capture.sources,
-                keeps_text=self.config.rlmon_store_text == "full",
-            )
-        capture.install()
-        self._capture = capture
-        original = trainer._load_optimizer_and_scheduler
+            with in_words("make ready for the rules", "Leave rlmon_policy out"):
+                capture.helm = Helm(
+                    trainer,
+                    capture.base,
+                    load_policy(self.config.rlmon_policy),
+                    capture.sources,
+                    keeps_text=self.config.rlmon_store_text == "full",
+                )
+        with in_words("put its hooks in place", "Use TRL's own GRPOTrainer or RLOOTrainer"):
+            capture.install()
+            original = trainer._load_optimizer_and_scheduler
 
-        @functools.wraps(original)
-        def load(checkpoint: Any, *args: Any, **kwargs: Any) -> Any:
-            if checkpoint is not None:
-                self._checkpoint = Path(checkpoint)
-            return original(checkpoint, *args, **kwargs)
+            @functools.wraps(original)
+            def load(checkpoint: Any, *args: Any, **kwargs: Any) -> Any:
+                if checkpoint is not None:
+                    self._checkpoint = Path(checkpoint)
+                return original(checkpoint, *args, **kwargs)
 
-        trainer._load_optimizer_and_scheduler = load
-        if capture.helm is not None and capture.helm.may_roll_back:
-            self._unwrap_train = go_on_once(trainer, self)
-        if self not in trainer.callback_handler.callbacks:
-            trainer.add_callback(self)
+            trainer._load_optimizer_and_scheduler = load
+            if capture.helm is not None and capture.helm.may_roll_back:
+                self._unwrap_train = go_on_once(trainer, self)
+            if self not in trainer.callback_handler.callbacks:
+                trainer.add_callback(self)
+        return capture
 
     def detach(self) -> None:
         """Take every hook off the trainer again."""

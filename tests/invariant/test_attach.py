@@ -205,3 +205,34 @@ def test_a_callback_that_cannot_find_its_trainer() -> None:
 def test_the_probe_outside_of_a_trainer() -> None:
     with pytest.raises(AttachError, match="reward_funcs"):
         probe(["a"], ["b"], [[1]])
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("rlmon.trl.base._blocker", ""),
+        ("rlmon.trl.prompts.SourceMap.build", r"could not read the sources.*broken on purpose.*rlmon_source_column"),
+        ("rlmon.trl.capture.Capture.install", r"could not put its hooks in place.*broken on purpose.*train without"),
+        ("rlmon.trl.helm.Helm.__init__", r"could not make ready for the rules.*broken on purpose.*rlmon_policy"),
+        ("rlmon.trl.capabilities.Version", r"could not tell whether.*broken on purpose"),
+    ],
+)
+def test_a_failure_of_ours_is_said_in_words_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, said: str
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise AttributeError("broken on purpose")
+
+    trained = tiny.trainer(tmp_path / "run", policy=tiny.model())
+    attributes, callbacks = dict(vars(trained)), list(trained.callback_handler.callbacks)
+    monkeypatch.setattr(where, broken)
+    if "base" in where:  # no base is no reason not to watch
+        monitor = RLMon(trained, RLMonConfig())
+        assert monitor._capture is not None
+        assert monitor._capture.base.kind == "off"
+        assert "broken on purpose" in monitor._capture.base.reason
+        return
+    with pytest.raises(AttachError, match=said):
+        RLMon(trained, RLMonConfig(rlmon_policy="protect"))
+    assert vars(trained) == attributes
+    assert trained.callback_handler.callbacks == callbacks

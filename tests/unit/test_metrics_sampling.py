@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rlmon.metrics.rollouts import SumsLayout, add_sums, finish, kl_sums, token_blocks
+from rlmon.metrics.rollouts import SumsLayout, add_sums, finish, kl_sums
 from rlmon.metrics.sampling import inclusion, sample_tokens
 
 LAYOUT = SumsLayout(("prose", "other"))
@@ -114,15 +114,3 @@ def test_standard_errors_hold_what_they_say() -> None:
             found.append((got["rlmon/kl/k1"], got["rlmon/kl/k1_se"]))
     values, errors = np.array(found, dtype=float).T
     assert 0.7 < np.sqrt((errors**2).mean()) / values.std() < 1.3
-
-
-def test_a_block_takes_its_length_from_all_of_its_rows() -> None:
-    source, prompt = ["s"] * 4, ["a", "a", "b", "b"]
-    blocks = token_blocks(
-        source, prompt,
-        kl_sum_B=np.array([0.0, 6.0, 0.0, 0.0]), kl_tokens_B=np.array([0.0, 30.0, 0.0, 0.0]),
-        completion_tokens_B=np.array([10.0, 20.0, 60.0, 30.0]),
-    )  # fmt: skip
-    # .2 nats per token, and 120 tokens in 4 completions.
-    assert [block.stats for block in blocks] == [{"kl_nats": 0.2, "kl_seq_nats": pytest.approx(6.0)}]
-    assert (blocks[0].prompts, blocks[0].completions) == (1, 1)
