@@ -115,6 +115,7 @@ class Monitor:
         state: what ``shared_state`` and ``rank_state`` gave at that checkpoint, under ``shared`` (the same on all
             ranks) and ``rank``. What of it cannot be used begins anew, and log and console say so.
         restored: what of the checkpoint was found to be unreadable before; alike on all ranks.
+        continues: what the directory's log shows stays shown, as that of a resumed run does.
         policy: the rules to act by; ``None`` watches only.
         levers: what the rules can turn in this loop. Default: nothing but the advantages that ``steer`` returns.
         gather: an int64 matrix of every rank stacked in rank order; needed with a policy and ``world_size`` over 1.
@@ -145,6 +146,7 @@ class Monitor:
         resumed_from_step: int | None = None,
         state: Mapping[str, Any] | None = None,
         restored: Restored | None = None,
+        continues: bool = False,
         reduce: Callable[[Vector], Vector] | None = None,
         share: Callable[[Any], Any] | None = None,
         policy: Policy | None = None,
@@ -247,7 +249,7 @@ class Monitor:
             git_commit=git_commit,
             capabilities=tuple(dict(row) for row in capabilities),
         )
-        self.writer = self._open_log(header, resumed_from_step, share)
+        self.writer = self._open_log(header, resumed_from_step, continues, share)
         self.attempt = self.writer.header.attempt
         self._featurizer = rollouts.Featurizer(
             self.modes, self.writer.secret, vocabulary, text_tokens=self.config.rlmon_text_tokens
@@ -265,7 +267,9 @@ class Monitor:
         if self.config.rlmon_console and self.rank == 0:
             print(f"rlmon: resumed at step {self._step}. {one_line(text)}", file=sys.stderr, flush=True)
 
-    def _open_log(self, header: RunHeader, from_step: int | None, share: Callable[[Any], Any]) -> RunLogWriter:
+    def _open_log(
+        self, header: RunHeader, from_step: int | None, continues: bool, share: Callable[[Any], Any]
+    ) -> RunLogWriter:
         """Rank 0 opens the log and the others join its attempt; a failure is raised on all ranks."""
         settings: dict[str, Any] = {
             "world_size": self.world_size,
@@ -279,7 +283,7 @@ class Monitor:
         news: tuple[RunHeader, bytes, bool, RLMonError | None] | None = None
         if self.rank == 0:
             try:
-                resumed_into = from_step is not None and peek(self.log_dir) is not None
+                resumed_into = (from_step is not None or continues) and peek(self.log_dir) is not None
                 settings["resume"] = resumed_into
                 header = dataclasses.replace(header, attempt=next_attempt(self.log_dir))
                 writer = RunLogWriter.open(self.log_dir, header, rank=0, **settings)
@@ -292,6 +296,11 @@ class Monitor:
         if writer is None:
             writer = RunLogWriter.open(self.log_dir, header, rank=self.rank, secret=secret, **settings)
         return writer
+
+    @property
+    def detector_state(self) -> detectors.DetectorState:
+        """What the detectors know by now."""
+        return self._detectors
 
     def use_vocabulary(self, vocabulary: Sequence[str]) -> None:
         """Decoded text of every token id: with it, moves are measured too."""
@@ -875,8 +884,11 @@ class Monitor:
             },
         )
 
-    def end_eval(self, step: int) -> None:
-        """Log what an evaluation showed, as an event of its own: it never mixes with training. Never raises."""
+    def end_eval(self, step: int, name: str = "eval") -> None:
+        """Log what an evaluation showed, as an event of its own: it never mixes with training. Never raises.
+
+        ``name`` tells evaluations of one step apart: TRL's ``metric_key_prefix``, such as ``eval_hard``.
+        """
         with self.guard("metrics.finish"):
             local, self._eval = self._eval, self._fresh()
             if local.passes.get("round"):
@@ -890,6 +902,8 @@ class Monitor:
                 "eval",
                 {
                     "step": step,
+                    "name": name,
+                    "rounds": list(local.rounds),
                     "completions": int(whole.head["completions"]),
                     "prompts": int(whole.head["prompts"]),
                     "metrics": {name: value for name, value in metrics.items() if value is not None},

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from rlmon.acts import change
+from rlmon.console import first, sentence
 from rlmon.printable import one_line
 from rlmon.records import Action, Finding, StepRecord
 from rlmon.sinks import SampleRows
@@ -42,10 +43,10 @@ class TerminalSink:
         self._harms: dict[str, _Said] = {}
 
     def record(self, step: StepRecord, findings: Sequence[Finding], sample_rows: SampleRows) -> None:
-        """One line per finding of this step, and one for the first lost rows."""
+        """One line per finding of this step, a sentence and what to change, and one for the first lost rows."""
         for finding in findings:
-            advice = f" -> {finding.advice}" if finding.advice else ""
-            self._say(finding.severity, f"step {finding.step} {finding.detector}: {finding.message}{advice}")
+            advice = f" -> {first(finding.advice)}" if finding.advice else ""
+            self._say(finding.severity, f"step {finding.step} {sentence(finding)}{advice}")
         if step.shed_rows and not self._shed_shown:
             self._shed_shown = True
             self._say("fault", f"step {step.step} {step.shed_rows} rollout rows could not be written to the run log")

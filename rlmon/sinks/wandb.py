@@ -139,9 +139,10 @@ class WandbSink:
             return
         self._states[finding.detector] = finding.severity
         run.summary["rlmon/verdict"] = verdict(self._states.values())
+        message = finding.message.removeprefix(f"{finding.detector}: ")  # the title has the name
         run.alert(
             title=f"rlmon {finding.severity.upper()}: {finding.detector}",
-            text=_cell(f"Step {finding.step}: {finding.message}\n{finding.advice}"),
+            text=_cell(f"Step {finding.step}: {message}\n{finding.advice}"),
             level=getattr(wandb.AlertLevel, _LEVELS[finding.severity]),
             wait_duration=0,
         )

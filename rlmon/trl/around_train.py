@@ -1,16 +1,19 @@
-"""What rlmon does around a trainer's ``train()``: attach before it, and go on after a roll back.
+"""What rlmon does around a trainer's ``train()`` and evaluations: attach before, go on after a roll back, end well.
 
 A run that a rule rolled back goes on by ``train()`` once more, from the checkpoint before the alarm.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
+
+from rlmon.trl.binding import bound_arguments
 
 
 class Returning(Protocol):
@@ -37,6 +40,44 @@ def go_on_once(trainer: Any, returning: Returning) -> Callable[[], None]:
     return functools.partial(_restore, trainer, given)
 
 
+def on_failure(trainer: Any, end: Callable[[], None]) -> Callable[[], None]:
+    """Wrap ``trainer.train``: where it ends by an exception, Ctrl-C included, ``end()`` is called before that goes on
+    its way; TRL calls no callback then. Gives back what takes the wrapper off again."""
+    original, given = trainer.train, trainer.__dict__.get("train")
+
+    @functools.wraps(original)
+    def train(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(*args, **kwargs)
+        except BaseException:
+            end()
+            raise
+
+    trainer.train = train
+    return functools.partial(_restore, trainer, given)
+
+
+def around_evaluation(trainer: Any, begin: Callable[[], bool], end: Callable[[str, bool], None]) -> Callable[[], None]:
+    """Wrap ``trainer.evaluation_loop``, which ``evaluate()`` and ``predict()`` run once for each data set: ``begin()``
+    before it, and ``end(metric_key_prefix, what begin gave back)`` after it. Neither may raise. Where the loop raises
+    there is no ``end``, since it adds up the ranks. Gives back what takes the wrapper off again."""
+    original, given = trainer.evaluation_loop, trainer.__dict__.get("evaluation_loop")
+    names = ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix")
+
+    @functools.wraps(original)
+    def evaluation_loop(*args: Any, **kwargs: Any) -> Any:
+        begun = begin()
+        output = original(*args, **kwargs)
+        name = "eval"
+        with contextlib.suppress(Exception):
+            name = str(bound_arguments(original, args, kwargs, names).get("metric_key_prefix", name))
+        end(name, begun)
+        return output
+
+    trainer.evaluation_loop = evaluation_loop
+    return functools.partial(_restore, trainer, given, "evaluation_loop")
+
+
 def before_train(trainer: Any, begin: Callable[[Any], None]) -> None:
     """Call ``begin(trainer)`` when the next ``train()`` is called: what a trainer still under construction lacks (its
     reference, its ``beta``) is there by then."""
@@ -51,11 +92,11 @@ def before_train(trainer: Any, begin: Callable[[Any], None]) -> None:
     trainer.train = train
 
 
-def _restore(trainer: Any, given: Any) -> None:
+def _restore(trainer: Any, given: Any, name: str = "train") -> None:
     if given is None:
-        trainer.__dict__.pop("train", None)
+        trainer.__dict__.pop(name, None)
     else:
-        trainer.train = given
+        setattr(trainer, name, given)
 
 
 def is_training(trainer: Any) -> bool:

@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +18,16 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rlmon import detectors
 from rlmon.config import RLMonConfig
+from rlmon.console import goodbye, hello, say
 from rlmon.errors import AttachError, ConfigError
 from rlmon.interventions.actions import RollBack
 from rlmon.monitor import Monitor
+from rlmon.printable import one_line
 from rlmon.restored import Restored, describe, mapping
-from rlmon.trl import capabilities
-from rlmon.trl.around_train import before_train, go_on_once
+from rlmon.trl import capabilities, mirror
+from rlmon.trl.around_train import around_evaluation, before_train, go_on_once, on_failure
 from rlmon.trl.attaching import in_words, untouched_by_failure
 from rlmon.trl.capture import Capture
 from rlmon.trl.checkpoint import SHARED_FILE, STATE_FOLDER, agree, rank_file, read_state, write_json
@@ -32,22 +36,6 @@ from rlmon.trl.trl_ppo import TrlPPOCapture
 if TYPE_CHECKING:
     from rlmon.trl.base import BaseModel
     from rlmon.trl.helm import Helm
-
-HEADLINE = (
-    "rlmon/entropy/mean",
-    "rlmon/entropy/ratio_to_base",
-    "rlmon/format/effective",
-    "rlmon/format/effective_within",
-    "rlmon/format/effective_correct",
-    "rlmon/format/top_share",
-    "rlmon/format/other_share",
-    "rlmon/kl/mean",
-    "rlmon/group/all_good",
-    "rlmon/group/all_bad",
-    "rlmon/group/lone_success_weight",
-    "rlmon/faults",
-)
-"""The scalars that go among the trainer's own metrics, and so to every tracker without code for it."""
 
 RECORDED_SETTINGS = (
     "beta", "temperature", "num_generations", "num_iterations", "steps_per_generation", "generation_batch_size",
@@ -81,14 +69,17 @@ class RLMon(TrainerCallback):
             )
         self.config = (config if config is not None else RLMonConfig()).with_settings(settings)
         self.monitor: Monitor | None = None
-        """The monitor of the current or last ``train()`` call."""
+        """The monitor of the current or last ``train()`` call; before the first, of an ``evaluate()``."""
         self.roll_back_to: Path | None = None
         """Where training is to go on from, once, after a rule rolled the run back; ``None`` otherwise."""
         self._capture: Capture | TrlPPOCapture | None = None
         self._checkpoint: Path | None = None
         self._save_waits = False
         self._open = False
-        self._unwrap_train: Callable[[], None] = lambda: None
+        self._continues = False
+        """The log was begun by an evaluation before ``train()``, which goes on with it."""
+        self._undo: list[Callable[[], None]] = []
+        """What takes wrappers off again, the last one first."""
         if trainer is not None:
             self.attach(trainer)
 
@@ -119,6 +110,7 @@ class RLMon(TrainerCallback):
             capabilities.refuse(trainer, self.config)
         with untouched_by_failure(trainer):
             self._capture = self._attached(trainer)
+        self._say(hello(self.log_dir))
 
     def _attached(self, trainer: Any) -> Capture | TrlPPOCapture:
         capture: Capture | TrlPPOCapture
@@ -150,11 +142,20 @@ class RLMon(TrainerCallback):
                 return original(checkpoint, *args, **kwargs)
 
             trainer._load_optimizer_and_scheduler = load
+            self._undo = [on_failure(trainer, functools.partial(self._close, interrupted=True))]
+            if isinstance(capture, Capture):
+                self._undo.append(around_evaluation(trainer, self._evaluation_begins, self._evaluation_ends))
+            if self.config.rlmon_mirror and self.config.rlmon_wandb:
+                self._undo.append(mirror.keep_out_of_wandb(trainer))
             if capture.helm is not None and capture.helm.may_roll_back:
-                self._unwrap_train = go_on_once(trainer, self)
+                self._undo.append(go_on_once(trainer, self))
             if self not in trainer.callback_handler.callbacks:
                 trainer.add_callback(self)
         return capture
+
+    def _say(self, text: str) -> None:
+        if self.config.rlmon_console and self._trainer.accelerator.is_main_process:
+            say(text)
 
     def detach(self) -> None:
         """Take every hook off the trainer again."""
@@ -162,9 +163,11 @@ class RLMon(TrainerCallback):
             return
         trainer = self._capture.trainer
         self._close()
+        for undo in reversed(self._undo):
+            undo()
+        self._undo = []
         self._capture.uninstall()
         trainer.__dict__.pop("_load_optimizer_and_scheduler", None)
-        self._unwrap_train()
         trainer.remove_callback(self)
         self._capture = None
 
@@ -221,15 +224,41 @@ class RLMon(TrainerCallback):
         trainer, capture = self._trainer, self._capture
         base = capture.base
         assert base is not None
-        resumed = state.global_step > 0
         saved, restored = self._restore(state, base)
+        monitor = self._make_monitor(
+            state.max_steps,
+            resumed_from_step=state.global_step if state.global_step > 0 else None,
+            state=saved,
+            restored=restored,
+            policy=None if capture.helm is None else capture.helm.policy,
+            levers=capture.helm,
+            continues=self._continues,
+        )
+        self._continues = False
+        if capture.helm is not None:
+            with monitor.guard("interventions"):
+                capture.helm.begin(monitor)
+        monitor.kl_reason = (
+            f"{base.reason}" if not base.active else f"measured every {self.config.rlmon_base_kl_every} steps"
+        )
+        if trainer.accelerator.is_main_process:
+            monitor.open_sinks()
+        self.monitor = capture.monitor = monitor
+        self._open = True
+
+    def _make_monitor(self, steps: int, **settings: Any) -> Monitor:
+        """A monitor with its log open, for a ``train()`` call or an evaluation outside of one."""
+        assert self._capture is not None
+        trainer, capture = self._trainer, self._capture
+        base = capture.base
+        assert base is not None
         monitor = Monitor(
             self.config,
             directory=self.log_dir,
             group_size=capture.group_size,
             rank=trainer.accelerator.process_index,
             world_size=trainer.accelerator.num_processes,
-            total_steps=state.max_steps if state.max_steps > 0 else None,
+            total_steps=steps if steps > 0 else None,
             trainer=type(trainer).__name__,
             trainer_config={
                 name: _plain(getattr(trainer.args, name, None))
@@ -247,29 +276,16 @@ class RLMon(TrainerCallback):
             ],
             packages=_packages(),
             git_commit=_git_commit(),
-            resumed_from_step=state.global_step if resumed else None,
-            state=saved,
-            restored=restored,
             reduce=_reducer(trainer),
             share=_sharer(trainer),
-            policy=None if capture.helm is None else capture.helm.policy,
-            levers=capture.helm,
             critic=capture.critic,
             gather=_gatherer(trainer),
             **_generations(trainer.args),
-        )
-        if capture.helm is not None:
-            with monitor.guard("interventions"):
-                capture.helm.begin(monitor)
-        monitor.kl_reason = (
-            f"{base.reason}" if not base.active else f"measured every {self.config.rlmon_base_kl_every} steps"
+            **settings,
         )
         with monitor.guard("capture.vocabulary"):
             monitor.use_vocabulary(_vocabulary(trainer.processing_class))
-        if trainer.accelerator.is_main_process:
-            monitor.open_sinks()
-        self.monitor = capture.monitor = monitor
-        self._open = True
+        return monitor
 
     def _restore(self, state: TrainerState, base: BaseModel) -> tuple[dict[str, Any] | None, Restored]:
         """What the checkpoint that the run resumes from gives back; what cannot be read begins anew.
@@ -320,9 +336,7 @@ class RLMon(TrainerCallback):
         if record is None or not self.config.rlmon_mirror:
             return
         with monitor.guard("mirror"):
-            values = {name: record.metrics.get(name) for name in HEADLINE}
-            values["rlmon/faults"] = sum(record.faults.values())
-            capture.mirror({name: float(value) for name, value in values.items() if value is not None})
+            capture.mirror(mirror.headline(record))
 
     def _steer_loop(self, monitor: Monitor, helm: Helm, state: TrainerState, control: TrainerControl) -> None:
         """End training where a rule said so, and let checkpoints wait for the end of a round: what TRL has buffered
@@ -346,9 +360,27 @@ class RLMon(TrainerCallback):
             return
         control.should_training_stop, control.should_save = True, False
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._open and self.monitor is not None:
-            self.monitor.end_eval(state.global_step)
+    def _evaluation_begins(self) -> bool:
+        """Whether a log was opened for an evaluation outside of ``train()``: that of the last ``train()``, or one that
+        the next goes on with. Never raises; the same on all ranks."""
+        if self._open or self._capture is None:
+            return False
+        try:
+            if self.monitor is None:
+                self.monitor = self._make_monitor(self._trainer.state.max_steps, continues=True)
+                self._continues = self.monitor.writer.header.attempt_kind == "fresh"
+            self._capture.monitor = self.monitor
+        except Exception as error:
+            self._say(f"this evaluation is not logged: {one_line(describe(error))}")
+            return False
+        return True
+
+    def _evaluation_ends(self, name: str, opened: bool) -> None:
+        if self._capture is None or self._capture.monitor is None:
+            return
+        self._capture.monitor.end_eval(self._trainer.state.global_step, name)
+        if opened:
+            self._capture.monitor = None
 
     def on_log(
         self,
@@ -398,13 +430,23 @@ class RLMon(TrainerCallback):
     ) -> None:
         self._close()
 
-    def _close(self) -> None:
-        if self._open and self.monitor is not None:
-            self._open = False
-            self.monitor.close()
-            if self._capture is not None:
-                self._capture.monitor = None
-            self._checkpoint = None
+    def _close(self, *, interrupted: bool = False) -> None:
+        if not self._open or self.monitor is None:
+            return
+        self._open = False
+        monitor = self.monitor
+        monitor.close()
+        self._checkpoint = None
+        if self._capture is None:
+            return
+        self._capture.monitor = None
+        with monitor.guard("sinks"):
+            status = detectors.status(monitor.detector_state)
+            step = monitor.last_record.step if monitor.last_record is not None else self._trainer.state.global_step
+            compares = {spec.id for spec in detectors.DETECTORS if spec.rule not in ("absolute", "immediate")}
+            self._say(
+                goodbye(self.log_dir, monitor.findings, status, compares=compares, step=step, interrupted=interrupted)
+            )
 
 
 def _generations(args: Any) -> dict[str, Any]:
@@ -489,9 +531,13 @@ def _packages() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
     try:
+        # By its path: looking for a bare name in os.environ makes Python forget which warnings it has shown.
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False, cwd=os.getcwd()
+            [git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False, cwd=os.getcwd()
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -24,6 +24,7 @@ from accelerate.utils import gather_object
 from rlmon.config import RLMonConfig
 from rlmon.metrics.prompts import prompt_identity, render_completion, render_prompt
 from rlmon.records import RolloutBatch, Split
+from rlmon.trl import mirror
 from rlmon.trl.base import BaseModel
 from rlmon.trl.ppo.config import PPO_SETTINGS
 from rlmon.trl.prompts import SourceMap
@@ -149,9 +150,7 @@ class Capture:
 
     def mirror(self, values: Mapping[str, float]) -> None:
         """Put these among the trainer's own metrics."""
-        metrics = self.trainer._metrics["train"]
-        for name, value in values.items():
-            metrics[name].append(value)
+        mirror.add(self.trainer._metrics["train"], values)
 
     # -- generation ------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlmon"
 
 STDLIB_ONLY: frozenset[str] = frozenset()
-LANGUAGE = {"records", "errors", "printable", "acts", "baseline", "keys", "student", "series"}
+LANGUAGE = {"records", "errors", "printable", "console", "acts", "baseline", "keys", "student", "series"}
 BELOW_MONITOR = LANGUAGE | {"config", "metrics", "detectors", "interventions", "runlog"}
 TRAINING = {"torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "packaging", "yaml"} | {
     "safetensors",
@@ -34,6 +34,7 @@ ROOMS = {
     "records": Room(set(), STDLIB_ONLY),
     "errors": Room(set(), STDLIB_ONLY),
     "printable": Room(set(), STDLIB_ONLY),
+    "console": Room({"printable", "records"}, STDLIB_ONLY),
     "acts": Room(set(), STDLIB_ONLY),
     "baseline": Room(set(), STDLIB_ONLY),
     "student": Room(set(), STDLIB_ONLY),

@@ -1,0 +1,72 @@
+"""The headline scalars among the trainer's own metrics, and so in every tracker without code for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rlmon.records import StepRecord
+
+FAULTS = "rlmon/faults"
+HEADLINE = (
+    "rlmon/entropy/mean",
+    "rlmon/entropy/ratio_to_base",
+    "rlmon/format/effective",
+    "rlmon/format/effective_within",
+    "rlmon/format/effective_correct",
+    "rlmon/format/top_share",
+    "rlmon/format/other_share",
+    "rlmon/kl/mean",
+    "rlmon/group/all_good",
+    "rlmon/group/all_bad",
+    "rlmon/group/lone_success_weight",
+    FAULTS,
+)
+
+
+def headline(record: StepRecord) -> dict[str, float]:
+    """The headline scalars of one step, as far as they were measured."""
+    values = {name: record.metrics.get(name) for name in HEADLINE} | {FAULTS: float(sum(record.faults.values()))}
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def add(metrics: Any, values: Mapping[str, float]) -> None:
+    """Put them into TRL's lists, which it averages over ``logging_steps`` and empties at each log.
+
+    Faults are a count: one number that grows until it is logged, since the mean of counts is none.
+    """
+    for name, value in values.items():
+        if name == FAULTS:
+            metrics[name] = [sum(metrics[name]) + value]
+        else:
+            metrics[name].append(value)
+
+
+def keep_out_of_wandb(trainer: Any) -> Callable[[], None]:
+    """Leave our headline scalars out of what the trainer's own integration sends to W&B: rlmon's sink logs them there
+    itself, each step and exact. Gives back what takes this off again.
+
+    The integration's ``on_log`` is wrapped on the instance, and called exactly once.
+    """
+    from transformers.integrations import WandbCallback
+
+    wrapped = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, WandbCallback)]
+    wrapped = [callback for callback in wrapped if "on_log" not in vars(callback)]
+    for callback in wrapped:
+        callback.on_log = _without_ours(callback.on_log)
+
+    def undo() -> None:
+        for callback in wrapped:
+            vars(callback).pop("on_log", None)
+
+    return undo
+
+
+def _without_ours(original: Callable[..., Any]) -> Callable[..., Any]:
+    def on_log(*args: Any, **kwargs: Any) -> Any:
+        logs = kwargs.get("logs")
+        if isinstance(logs, Mapping):
+            kwargs["logs"] = {name: value for name, value in logs.items() if not name.startswith("rlmon/")}
+        return original(*args, **kwargs)
+
+    return on_log
