@@ -306,9 +306,9 @@ class RLMon(TrainerCallback):
             except Exception as error:
                 restored.lost["snapshot of the base"] = describe(error)
                 base.give_up(f"the checkpoint's snapshot of the base cannot be read ({describe(error)})")
-        if saved is not None and saved["shared"].get("sources") is not None:
-            with restored.part("sources"):
-                self._capture.sources.load(mapping(saved["shared"]["sources"]))
+        if saved is not None and saved["shared"].get("source_map") is not None:
+            with restored.part("strata of the data"):
+                self._capture.sources.load(mapping(saved["shared"]["source_map"]))
         if helm is not None:
             helm.prepare(folder, None if saved is None else saved["rank"], restored)
         if folder is not None:
@@ -417,7 +417,7 @@ class RLMon(TrainerCallback):
                 own |= capture.helm.rank_state()
             write_json(folder / rank_file(trainer.accelerator.process_index), own)
             if trainer.accelerator.is_main_process:
-                shared = monitor.shared_state() | {"sources": capture.sources.state()}
+                shared = monitor.shared_state() | {"source_map": capture.sources.state()}
                 if capture.helm is not None:
                     capture.helm.save(folder)
                 if capture.base is not None:
