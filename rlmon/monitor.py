@@ -700,11 +700,7 @@ class Monitor:
             if head["completions"]:
                 self._recent.append({name: sums[name] for name in ILLUSTRATED})
             metrics, missing = rollouts.finish(self.layout, sums, self._base_sums)
-            for name in metrics:
-                if metrics[name] is None and name.startswith("rlmon/kl/"):
-                    missing[name] = self.kl_reason
-                elif metrics[name] is None and head["rounds"] == 0 and not name.startswith("rlmon/entropy/"):
-                    missing[name] = "no new generation was trained in this step"
+            missing |= self._unmeasured(missing, sums, head, whole.faults)
         if self.critic:
             with self.guard("metrics.values"):
                 valued, unvalued = values.finish(whole.values)
@@ -829,6 +825,25 @@ class Monitor:
             dataclasses.replace(block, stats={name: block.stats[name] for name in block.stats if name in read})
             for block in blocks.at_most(found, BLOCKS_A_STEP)
         ]
+
+    def _unmeasured(
+        self, missing: Mapping[str, str], sums: Mapping[str, Vector], head: Mapping[str, float], faults: Vector
+    ) -> dict[str, str]:
+        """Better reasons for what is ``missing`` because a whole part of the step was not measured: the comparison with
+        the base, or the completions. The same on all ranks."""
+        better: dict[str, str] = {}
+        failed = {place for place, count in zip(PLACES, faults, strict=True) if count}
+        if sums["kl"][0] <= 0:
+            broken = sorted(failed & {"base.tap", "base.forward", "metrics.kl"})
+            reason = f"the comparison with the base failed in this step ({', '.join(broken)})"
+            better |= {name: reason if broken else self.kl_reason for name in missing if name.startswith("rlmon/kl/")}
+        if sums["rows"][0] <= 0:
+            reason = "no new generation was trained in this step"
+            if head["rounds"]:
+                reason = f"no completion of this step was measured ({', '.join(sorted(failed)) or 'none was observed'})"
+            tokens_alone = ("rlmon/kl/", "rlmon/entropy/")
+            better |= {name: reason for name in missing if not name.startswith(tokens_alone)}
+        return better
 
     def _grow_baseline(self, sums: Mapping[str, Vector], prompts: float, completions: float) -> None:
         """Add the step to the baseline while that is still growing; round 0 *is* the base."""

@@ -165,13 +165,21 @@ def _few(rows: float, reason: str) -> str:
     return _NO_ROUND if rows <= 0 else reason
 
 
+_COMPARED = {
+    "mode_correct": "rewarded completions",
+    "answer": "completions with an answer",
+    "similarity": "completions with 4-grams",
+}
+"""Which completions a kernel compares, where that is not all of them."""
+
+
 def _collision(out: _Numbers, sums: Mapping[str, NDArray[np.float64]]) -> None:
     rows = float(sums["rows"][0])
     for kernel in ("mode", "mode_correct", "template", "answer", "opening", "moves", "similarity"):
         pairs = sums[f"pairs_{kernel}"]
         for at, kind in ((0, "across"), (2, "within")):
             where = "different prompts" if kind == "across" else "one prompt"
-            reason = _few(rows, f"no pair of completions of {where} to compare")
+            reason = _few(rows, f"no pair of {_COMPARED.get(kernel, 'completions')} of {where} to compare")
             if kernel == "moves" and rows > 0 and sums["opener_tokens"][0] <= 0:
                 reason = "moves need token ids and a vocabulary"
             value = out.ratio(f"collision/{kernel}_{kind}", pairs[at], pairs[at + 1], reason)
@@ -184,14 +192,18 @@ def _moves(out: _Numbers, sums: Mapping[str, NDArray[np.float64]]) -> None:
     rows = float(sums["rows"][0])
     tokens = float(sums["opener_tokens"][0])
     unmeasured = _few(rows, "moves need token ids and a vocabulary")
-    reason = unmeasured if tokens <= 0 else "no pair shares an opener"
+
+    def put(name: str, kind: str, total: float, pairs: float) -> None:
+        where = "different prompts" if kind == "across" else "one prompt"
+        none = "no pair shares an opener" if pairs > 0 else f"no pair of completions of {where} with openers"
+        out.put(f"moves/{name}", pairs / total if total > 0 else None, unmeasured if tokens <= 0 else none)
+
     for at, kind in ((0, "across"), (2, "within")):
-        total, pairs = sums["pairs_moves"][at : at + 2]
-        out.put(f"moves/effective_{kind}", pairs / total if total > 0 else None, reason)
+        put(f"effective_{kind}", kind, *sums["pairs_moves"][at : at + 2])
         for decile in range(DECILES):
-            total, pairs = sums["pairs_moves_decile"][decile, at : at + 2]
-            out.put(f"moves/effective_{kind}_decile_{decile + 1}", pairs / total if total > 0 else None, reason)
-    out.put("moves/effective_openers", effective_number(sums["openers"]), unmeasured)
+            put(f"effective_{kind}_decile_{decile + 1}", kind, *sums["pairs_moves_decile"][decile, at : at + 2])
+    no_opener = unmeasured if tokens <= 0 else "no completion has an opener"
+    out.put("moves/effective_openers", effective_number(sums["openers"]), no_opener)
     out.ratio("moves/openers_per_1000_tokens", 1000.0 * float(sums["openers"].sum()), tokens, unmeasured)
 
 
@@ -214,7 +226,8 @@ def _group(out: _Numbers, sums: Mapping[str, NDArray[np.float64]]) -> None:
     no_lone = _few(rows, "no group with a single success")
     winner = field["lone_winner_tokens"] / field["lone_winner_rows"] if field["lone_winner_rows"] > 0 else 0.0
     other = field["lone_other_tokens"] / field["lone_other_rows"] if field["lone_other_rows"] > 0 else 0.0
-    no_length = no_lone if field["lone_winner_rows"] <= 0 else "completion lengths were not captured"
+    lengthless = "completion lengths were not captured, or the other completions are empty"
+    no_length = no_lone if field["lone_winner_rows"] <= 0 else lengthless
     out.ratio("group/lone_length_ratio", winner, other, no_length)
     excess = None
     if field["lone_winner_rows"] > 0 and field["lone_other_rows"] > 0:
@@ -285,13 +298,18 @@ def _entropy(
         value = histogram_quantile(sums["entropy_hist"], ENTROPY_EDGES_NATS, percent / 100)
         out.put(f"entropy/p{percent}", value, _NO_TOKENS)
     out.ratio("entropy/first_5_tokens", sums["entropy_first"][0], sums["entropy_first"][1], _NO_TOKENS)
-    base_mean = None
-    if base is not None and base["entropy"][1] > 0 and base["entropy"][0] > 0:
-        base_mean = float(base["entropy"][0] / base["entropy"][1])
-    ratio = mean / base_mean if mean is not None and base_mean is not None else None
-    out.put("entropy/ratio_to_base", ratio, _NO_TOKENS if mean is None else _NO_BASE)
+    base_nats, base_tokens = (0.0, 0.0) if base is None else base["entropy"].tolist()
+    ratio = mean / (base_nats / base_tokens) if mean is not None and base_nats > 0 and base_tokens > 0 else None
+    baseless = _NO_BASE if base is None else "no token entropies were captured in the baseline"
+    if base_tokens > 0:
+        baseless = "the entropy of the baseline is 0"
+    out.put("entropy/ratio_to_base", ratio, _NO_TOKENS if mean is None else baseless)
+    formats_known = sums["entropy_mode"][:, 1].sum() > sums["entropy"][1] - 0.5
     for m, mode in enumerate(layout.mode_names):
-        reason = _NO_TOKENS if mean is None else "no token of this mode was trained in this step"
+        reason = "no token of this mode was trained in this step"
+        if not formats_known:
+            reason = "formats of the trained completions are not known"
+        reason = _NO_TOKENS if mean is None else reason
         out.ratio(f"entropy/mode/{mode}", sums["entropy_mode"][m, 0], sums["entropy_mode"][m, 1], reason)
     n, logp, advantage, product = sums["cov"]
     covariance = product / n - (logp / n) * (advantage / n) if n > 0 else None
@@ -306,14 +324,15 @@ def _kl(out: _Numbers, layout: SumsLayout, sums: Mapping[str, NDArray[np.float64
     out.ratio("kl/base_entropy", base_entropy, n, _NO_KL)
     out.ratio("kl/seq", sums["kl_rows"][0], sums["kl_rows"][1], _NO_KL)
     for m, mode in enumerate(layout.mode_names):
-        reason = _NO_KL if n <= 0 else "no sampled token of this mode"
+        reason = _NO_KL if n <= 0 else "no completion of this mode was compared with the base"
         out.ratio(f"kl/mode/{mode}", sums["kl_mode"][m, 0], sums["kl_mode"][m, 1], reason)
-    n, clusters, square_n = sums["kl_estimators"][:3]
+    sampled, clusters, square_n = sums["kl_estimators"][:3]
     for at, name in enumerate(("k1", "k2", "k3")):
         total, square, cross = sums["kl_estimators"][3 + 3 * at : 6 + 3 * at]
-        mean = out.ratio(f"kl/{name}", total, n, _NO_KL)
+        reason = _NO_KL if n <= 0 else "no sampled token has finite log-probabilities under both models"
+        mean = out.ratio(f"kl/{name}", total, sampled, reason)
         error = None
         if mean is not None and clusters > 1:
             residual = max(0.0, float(square - 2.0 * mean * cross + mean * mean * square_n))
-            error = math.sqrt(clusters / (clusters - 1.0) * residual) / float(n)
-        out.put(f"kl/{name}_se", error, _NO_KL if mean is None else "one prompt gives no standard error")
+            error = math.sqrt(clusters / (clusters - 1.0) * residual) / float(sampled)
+        out.put(f"kl/{name}_se", error, reason if mean is None else "one prompt in the sample: no standard error")

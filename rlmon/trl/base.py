@@ -89,6 +89,14 @@ class BaseModel:
     def active(self) -> bool:
         return self.kind != "off"
 
+    def unmeasured(self, global_step: int, every: int) -> str:
+        """Why the step that begins at ``global_step`` has no comparison, where it has none."""
+        if not self.active:
+            return self.reason
+        if global_step % every:
+            return f"measured every {every} steps"
+        return "no completion token of this step came to be compared with the base"
+
     def give_up(self, reason: str) -> None:
         """Measure no further KL; the metric is null with this reason from now on."""
         self.kind, self.reason = "off", reason

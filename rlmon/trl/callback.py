@@ -238,9 +238,7 @@ class RLMon(TrainerCallback):
         if capture.helm is not None:
             with monitor.guard("interventions"):
                 capture.helm.begin(monitor)
-        monitor.kl_reason = (
-            f"{base.reason}" if not base.active else f"measured every {self.config.rlmon_base_kl_every} steps"
-        )
+        monitor.kl_reason = base.unmeasured(state.global_step, self.config.rlmon_base_kl_every)
         if trainer.accelerator.is_main_process:
             monitor.open_sinks()
         self.monitor = capture.monitor = monitor
@@ -326,8 +324,8 @@ class RLMon(TrainerCallback):
         if not self._open or monitor is None or capture is None:
             return
         base = capture.base
-        if base is not None and not base.active:
-            monitor.kl_reason = base.reason
+        if base is not None:
+            monitor.kl_reason = base.unmeasured(state.global_step - 1, self.config.rlmon_base_kl_every)
         capture.step_ends()
         record = monitor.end_step(state.global_step)
         if capture.helm is not None:
