@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import math
 import os
+import signal
 import stat
 import time
 from collections import Counter, deque
@@ -90,6 +91,7 @@ def watch(path: Path, *, every_seconds: float, once: bool) -> None:
     def drawing() -> Group:
         return frame(view, width=console.width, now_unix_seconds=time.time())
 
+    _leave_on_ctrl_c()
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             more = view.poll()
@@ -98,6 +100,14 @@ def watch(path: Path, *, every_seconds: float, once: bool) -> None:
                 time.sleep(every_seconds)
     # The screen of before comes back; what was last seen stays on it.
     console.print(drawing())
+
+
+def _leave_on_ctrl_c() -> None:
+    """Python ignores Ctrl-C where it was started with that ignored, as the background jobs of a script are: a screen
+    that fills the terminal could then never be left."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Tail:

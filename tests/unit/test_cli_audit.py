@@ -358,27 +358,37 @@ def test_show_reads_any_run(files: Path, rlmon: Rlmon) -> None:
 def on_a_terminal(arguments: Sequence[object], until: str, then: int | None, **environment: str) -> tuple[int, str]:
     """Exit code and screen of a command on a terminal of its own, sent the signal ``then`` once it shows ``until``."""
     main, other = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rlmon.cli", *map(str, arguments)], stdin=other, stdout=other, stderr=other,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "100", **environment},
-    )  # fmt: skip
+    # As a script's background job starts it, and as a test run in the background would.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rlmon.cli", *map(str, arguments)], stdin=other, stdout=other, stderr=other,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "100", **environment},
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
     os.close(other)
     shown, deadline, sent = b"", time.monotonic() + 60, False
-    while time.monotonic() < deadline:
-        ready, _, _ = select.select([main], [], [], 0.1)
-        if ready:
-            try:
-                piece = os.read(main, 65_536)
-            except OSError:
-                break
-            if not piece:
-                break
-            shown += piece
-        if then is not None and not sent and until.encode() in shown:
-            process.send_signal(then)
-            sent = True
-    os.close(main)
-    return process.wait(10), shown.decode("utf-8", "replace")
+    try:
+        while time.monotonic() < deadline:
+            ready, _, _ = select.select([main], [], [], 0.1)
+            if ready:
+                try:
+                    piece = os.read(main, 65_536)
+                except OSError:
+                    break
+                if not piece:
+                    break
+                shown += piece
+            if then is not None and not sent and until.encode() in shown:
+                process.send_signal(then)
+                sent = True
+        os.close(main)
+        return process.wait(10), shown.decode("utf-8", "replace")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def test_colour_on_a_terminal_unless_it_is_unwanted(files: Path) -> None:
