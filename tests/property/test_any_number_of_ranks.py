@@ -12,6 +12,7 @@ import steered
 from simulated_ranks import Run, round_of
 
 import rlmon
+from rlmon import exchange
 from rlmon.metrics.catalog import METRICS
 from rlmon.records import StepRecord
 from rlmon.steering import load_policy
@@ -62,7 +63,7 @@ def assert_same_run(alone: Run, split: Run) -> None:
         )
         assert_alike(monitor.shared_state(), split.monitors[0].shared_state())
     states = [run.monitors[0].shared_state() for run in (split, alone)]
-    for state in states:
+    for state in filter(lambda state: state["steering"] is not None, states):
         state["steering"].pop("unconfirmed")  # on several ranks an act is confirmed one step later
     assert_alike(*states, "state")
 
@@ -105,3 +106,90 @@ def test_what_is_read_does_not_depend_on_how_many_ranks_there_are(
         assert_alike(acts(split), acts(alone))
         assert {act[1] for act in acts(split)} >= {"hold", "bound"}
         assert rlmon.open_run(split.folder).rollouts().num_rows == ROUNDS * 72
+
+
+def test_a_source_that_collapses_slowly_is_found_at_the_same_steps(tmp_path: Path) -> None:
+    """With 8 ranks of one prompt each and 4 sources no rank holds a pair of prompts of one source, and no rank has met
+    all names when the round begins."""
+    names = [f"task {i}" for i in range(4)]
+    found = []
+    for world in (1, 8):
+        rounds = (
+            round_of(number, sources=names, prompts=8, group=8, narrow={"task 2": min(1.0, number / 40)})
+            for number in range(75)
+        )
+        run = Run(tmp_path / str(world), world, list(rounds), group=8)
+        run.close()
+        for monitor in run.monitors:
+            found.append([(one.detector, one.severity, one.step, one.source) for one in monitor.findings])
+        assert [dataclasses.asdict(one) for one in run.monitors[0].findings] == [
+            dataclasses.asdict(one) for one in rlmon.open_run(run.folder).findings
+        ]
+    assert all(one == found[0] for one in found)
+    severities = [severity for detector, severity, _, source in found[0] if source == "task 2"]
+    assert {"warn", "fail"} <= set(severities)
+
+
+def test_lone_successes_weigh_the_same_on_any_number_of_ranks(tmp_path: Path) -> None:
+    """One success in 64 draws of each prompt, and few attempts of each on any one rank."""
+    rounds = []
+    for number in range(12):
+        whole = round_of(number, sources=["all"], prompts=16, group=4, narrow={})
+        lone = [float(i == 4 * (number % 16)) for i in range(64)]
+        whole |= {
+            "prompt_id": [f"p{(i // 4 + 4 * number) % 16}" for i in range(64)],
+            "reward": lone,
+            "advantages": [0.75 if value else -0.25 * (i // 4 == number % 16) for i, value in enumerate(lone)],
+        }
+        rounds.append(whole)
+    weights = []
+    for world in (1, 2, 8, 16):
+        run = Run(tmp_path / str(world), world, rounds, group=4)
+        run.close()
+        weights.append([record.metrics["rlmon/group/lone_success_weight"] for record in run.records[-1]])
+    assert weights[1] == weights[2] == weights[3] == pytest.approx(weights[0])
+    # The lone success has .75 of 1.5, and its prompt is hard once there are enough failures.
+    assert weights[0][0] == 0.0
+    assert weights[0][-1] == pytest.approx(0.5)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+    names = [f"task {i}" for i in range(4)]
+    rounds = [round_of(number, sources=names, prompts=8, group=4, narrow={}) for number in range(10)]
+    whole = Run(tmp_path / "whole", 1, rounds, group=4)
+    before = Run(tmp_path / "cut", 2, rounds[:6], group=4)
+    states = [before.state(0), *[before.state(1) | {"rank": None}] * 3]
+    before.close()
+    after = Run(tmp_path / "cut", 4, rounds[6:], group=4, first_step=6, states=states)
+    for mine, other in zip(after.records[3], whole.records[0][6:], strict=True):
+        assert told(mine) | {"attempt": 0, "sources": {}} == told(other)
+        assert_alike(
+            {name: mine.metrics[name] for name in mine.metrics if name not in LOCAL},
+            {name: other.metrics[name] for name in mine.metrics if name not in LOCAL},
+        )
+    assert_alike(after.monitors[2].shared_state(), whole.monitors[0].shared_state())
+
+
+def test_a_step_may_train_on_a_part_of_its_round(tmp_path: Path) -> None:
+    """Four steps a round: what is trained on later is known by the rows that were observed before."""
+    rounds = [round_of(number, sources=["a", "b"], prompts=8, group=4, narrow={}) for number in range(6)]
+    runs = [Run(tmp_path / str(world), world, rounds, group=4, mini_batches=4) for world in (1, 2)]
+    for mine, other in zip(runs[1].records[1], runs[0].records[0], strict=True):
+        kinds = [sorted(block.stats) for block in mine.blocks if "entropy_nats" in block.stats]
+        assert kinds
+        rollout_blocks = [[block for block in one.blocks if "mode_collision" in block.stats] for one in (mine, other)]
+        assert rollout_blocks[0] == rollout_blocks[1]
+
+
+def test_more_rows_than_enter_are_chosen_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 32 groups a round 16 enter, evenly spread: each second one."""
+    monkeypatch.setattr(exchange, "ROWS_A_STEP", 64)
+    rounds = [round_of(number, sources=["a", "b", "c"], prompts=32, group=4, narrow={}) for number in range(4)]
+    runs = [Run(tmp_path / str(world), world, rounds, group=4, rows_per_round=128) for world in (1, 2, 8)]
+    for run in runs:
+        assert [told(record) for record in run.records[-1]] == [told(record) for record in runs[0].records[0]]
+        (record, *_) = run.records[-1]
+        assert record.metrics["rlmon/group/coverage"] == 0.5
+        assert sum(block.completions for block in record.blocks if "mode_collision" in block.stats) == 64
+        assert record.completions == 128
+        assert not record.faults

@@ -1,4 +1,4 @@
-"""Real ranks: a script in two processes that talk over loopback (gloo)."""
+"""Real ranks: a script in two processes, or more, that talk over loopback (gloo)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def run(script: Path, *arguments: str, timeout_seconds: float, environment: Mapping[str, str] | None = None) -> None:
-    """``script`` with ``arguments`` on two ranks; fails with the end of stderr where either of them does."""
+def run(
+    script: Path,
+    *arguments: str,
+    timeout_seconds: float,
+    environment: Mapping[str, str] | None = None,
+    ranks: int = 2,
+) -> None:
+    """``script`` with ``arguments`` on two ranks; fails with the end of stderr where any of them does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(script), *arguments]
     told = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment or {})
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds, check=False, env=told)
