@@ -234,13 +234,9 @@ def policy(
             for line in _aligned([("", name, text) for kind, name, text in known if kind == wanted]):
                 _say(line)
         return
-    from rlmon.detectors import DETECTORS
-    from rlmon.interventions.policy import parse
-    from rlmon.metrics.catalog import METRICS
+    from rlmon.steering import load_policy
 
-    resolved = parse(
-        source, known_findings=[spec.id for spec in DETECTORS], known_metrics=[metric.name for metric in METRICS]
-    )
+    resolved = load_policy(source)
     if form is PolicyFormat.json:
         _say(json.dumps(resolved.to_dict(), indent=2))
     elif form is PolicyFormat.yaml:

@@ -23,7 +23,7 @@ from rlmon.errors import AttachError, ConfigError
 from rlmon.interventions import anchor, deferral, engine, mode_marginal
 from rlmon.interventions.actions import Anchor, Defer, ModeKind, ModeMarginal, Quarantine, RoundTable, Winsorise
 from rlmon.interventions.policy import Policy, Rule, parse
-from rlmon.metrics.catalog import METRICS
+from rlmon.metrics.catalog import METRICS, local_metrics
 from rlmon.metrics.groups import SolveLedger, column
 from rlmon.metrics.rollouts import RowFeatures
 from rlmon.records import Action, Finding, RolloutBatch, StepRecord
@@ -117,6 +117,7 @@ def load_policy(source: Any) -> Policy:
         source,
         known_findings=[spec.id for spec in DETECTORS],
         known_metrics=[metric.name for metric in METRICS],
+        local_metrics=local_metrics(),
     )
 
 

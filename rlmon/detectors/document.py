@@ -29,7 +29,8 @@ run.
   completions and 8 blocks, and on to 8 records where 6 standard errors still reach beyond the nominal line. The
   standard error is the jackknife over blocks, which share no prompt. A block is only ever compared with the baseline of
   its own source, so that neither a changed mixture nor a dataset sorted by task can look like collapse; blocks of a
-  source without a finished baseline only feed it.
+  source without a finished baseline only feed it. Blocks are formed from the rows of all ranks together, min(8, P // 2)
+  of the P prompts of a source in a round: the same on any number of ranks.
 * **Line.** In the direction of damage, the farthest of the nominal line in the table and 6 standard errors from the
   base. Where the latter decides, the finding says how many prompts the baseline lacks. Some relative lines also have an
   absolute side: a base without any repeated template is not damaged by the first repetition. Where a line lies beyond

@@ -149,7 +149,7 @@ class Policy:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Policy:
         """The policy that ``to_dict`` described; names of findings and metrics are taken as they are."""
-        return _build(Document(name="policy", data=saved), None, None)
+        return _build(Document(name="policy", data=saved), None, None, {})
 
 
 _RULE_SETTINGS = ("cool_off_steps", "hysteresis", "measure_after_steps", "dry_run")
@@ -164,6 +164,7 @@ def parse(
     *,
     known_findings: Collection[str] | None,
     known_metrics: Collection[str] | None,
+    local_metrics: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Policy:
     """Read and check a policy.
 
@@ -171,6 +172,8 @@ def parse(
         source: a preset's name, the path of a YAML file, YAML or JSON text, a mapping, or a ``Policy`` to check.
         known_findings: ids of the detectors; ``None``: any name will do.
         known_metrics: names of the metrics' catalogue, where a last part ``<mode>`` stands for any; ``None``: any name.
+        local_metrics: those of them that no rule can read, since they depend on how many ranks there are, and what to
+            read instead.
 
     Raises ``ConfigError`` naming the file, the line, the field, what came and what was needed.
     """
@@ -185,7 +188,7 @@ def parse(
             f"policy: is {_came(source)}; give {one_of(policy_file.preset_names())}, the path of a YAML file, or a "
             "mapping of rules."
         )
-    return _build(document, known_findings, known_metrics)
+    return _build(document, known_findings, known_metrics, local_metrics)
 
 
 # -- to plain data -----------------------------------------------------------------------------------------------------
@@ -218,9 +221,14 @@ def _plain(settings: Any) -> dict[str, Any]:
 # -- from plain data ---------------------------------------------------------------------------------------------------
 
 
-def _build(document: Document, known_findings: Collection[str] | None, known_metrics: Collection[str] | None) -> Policy:
+def _build(
+    document: Document,
+    known_findings: Collection[str] | None,
+    known_metrics: Collection[str] | None,
+    local_metrics: Mapping[str, str],
+) -> Policy:
     document = _extended(document)
-    reading = _Reading(document, known_findings, known_metrics)
+    reading = _Reading(document, known_findings, known_metrics, local_metrics)
     dry_run = reading.value(bool, document.data.get("dry_run", False), ("dry_run",))
     entries = document.data.get("rules", {})
     if not entries:
@@ -289,9 +297,15 @@ def _extended(document: Document) -> Document:
 class _Reading:
     """Checks the parts of one document."""
 
-    def __init__(self, document: Document, findings: Collection[str] | None, metrics: Collection[str] | None) -> None:
+    def __init__(
+        self,
+        document: Document,
+        findings: Collection[str] | None,
+        metrics: Collection[str] | None,
+        local_metrics: Mapping[str, str],
+    ) -> None:
         self._document = document
-        self._findings, self._metrics = findings, metrics
+        self._findings, self._metrics, self._local_metrics = findings, metrics, local_metrics
 
     def rule(self, name: str, entry: Mapping[str, Any]) -> Rule:
         where = ("rules", name)
@@ -389,6 +403,12 @@ class _Reading:
             raise self._document.error(
                 (*where, "metric"),
                 f"{_shown(name)} is no metric.{nearest(name, self._metrics)} `rlmon metrics` lists them.",
+            )
+        if name in self._local_metrics:
+            raise self._document.error(
+                (*where, "metric"),
+                f"{_shown(name)} is measured on each rank's own completions, so that a rule on it would depend on how "
+                f"many ranks there are. Use {self._local_metrics[name]}.",
             )
         lines = [side for side in ("above", "below") if values.get(side) is not None]
         if len(lines) != 1:

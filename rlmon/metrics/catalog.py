@@ -320,9 +320,9 @@ def _entropy() -> list[Metric]:
 def _kl() -> list[Metric]:
     def entry(
         name: str, unit: str, low: Bound, direction: Direction, source: str, formula: str,
-        needs: str = _BASE,
+        needs: str = _BASE, kind: Kind = "exact",
     ) -> Metric:  # fmt: skip
-        return Metric(f"rlmon/kl/{name}", unit, low, None, direction, source, formula, "exact", needs)
+        return Metric(f"rlmon/kl/{name}", unit, low, None, direction, source, formula, kind, needs)
 
     schulman = "Schulman 2020; arXiv 2512.21852"
     metrics = [
@@ -353,7 +353,8 @@ def _kl() -> list[Metric]:
             entry(
                 f"{name}_se", "nats per token", 0, "none", "ratio estimator over clusters",
                 f"standard error of {name} with prompts as clusters: "
-                "sqrt(C/(C-1) sum_c (S_c - mean n_c)^2) / n, sums weighted",
+                "sqrt(C/(C-1) sum_c (S_c - mean n_c)^2) / n, sums weighted; a prompt on two ranks is two clusters",
+                kind="local",
             )
         )  # fmt: skip
     return metrics
@@ -444,6 +445,24 @@ def lookup(name: str) -> Metric | None:
     if found is None and "/" in name:
         found = _BY_NAME.get(f"{name.rsplit('/', 1)[0]}/{MODE}")
     return found
+
+
+def local_metrics() -> dict[str, str]:
+    """The metrics that depend on how many ranks there are, and beside each the nearest one that does not."""
+    return {metric.name: _nearest_exact(metric.name) for metric in METRICS if metric.kind == "local"}
+
+
+def _nearest_exact(name: str) -> str:
+    family, short = name.removeprefix("rlmon/").split("/", 1)
+    if family == "moves":
+        return name.split("_decile_")[0]
+    if family == "collision":
+        return name.replace("similarity", "template")
+    if family == "kl":
+        return name.removesuffix("_se")
+    if short == "budget_words":
+        return "rlmon/health/length_mean"
+    return f"rlmon/collision/template_{'within' if short.endswith('within') else 'across'}"
 
 
 _FAMILIES = {

@@ -59,7 +59,8 @@ ROOMS = {
         TRAINING | {"pyarrow", "rich", "tokenizers", "safetensors", "reasoning_gym", "matplotlib"},
     ),
     "cli": Room(
-        BELOW_MONITOR | {"monitor", "sinks", "trl", "audit", "report", "lab", "version"}, {"typer", "rich", "pyarrow"}
+        BELOW_MONITOR | {"monitor", "steering", "sinks", "trl", "audit", "report", "lab", "version"},
+        {"typer", "rich", "pyarrow"},
     ),
     "__init__": Room({"config", "monitor", "runlog"}, STDLIB_ONLY),
 }

@@ -11,6 +11,8 @@ import two_processes
 
 import rlmon
 from rlmon.keys import source_key
+from rlmon.metrics.catalog import local_metrics
+from rlmon.trl.callback import HEADLINE
 
 pytestmark = pytest.mark.trl
 
@@ -39,3 +41,7 @@ def test_ranks_that_met_different_sources_fold_and_decide_alike(tmp_path: Path, 
     for record in log.step_records():
         assert sum(block.completions for block in record.blocks if "mode_collision_within" in block.stats) == 16
         assert record.metrics["rlmon/group/coverage"] == 1.0
+
+
+def test_what_trackers_show_is_the_same_on_any_number_of_ranks() -> None:
+    assert not set(HEADLINE) & set(local_metrics())

@@ -6,6 +6,7 @@ import builtins
 import dataclasses
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from rlmon.interventions.policy import (
     Rule,
     parse,
 )
-from rlmon.metrics.catalog import METRICS
+from rlmon.metrics.catalog import METRICS, local_metrics
+from rlmon.steering import load_policy
 
 FINDINGS = [spec.id for spec in DETECTORS]
 NAMES = [metric.name for metric in METRICS]
@@ -534,3 +536,22 @@ def test_without_pyyaml_mappings_and_json_still_work(monkeypatch: pytest.MonkeyP
     assert read(json.dumps(one())) == read(one())
     with pytest.raises(MissingExtraError, match="pip install pyyaml"):
         read("protect")
+
+
+def test_a_rule_cannot_read_what_depends_on_the_number_of_ranks() -> None:
+    local = local_metrics()
+    assert {
+        "rlmon/text/distinct_2",
+        "rlmon/collision/similarity_across",
+        "rlmon/moves/effective_across_decile_3",
+    } <= set(local)
+    for name, instead in local.items():
+        with pytest.raises(
+            ConfigError, match=re.escape(f"{name}' is measured on each rank's own completions")
+        ) as caught:
+            load_policy(one(when={"any": [{"metric": name, "above": 0.5}]}))
+        assert str(caught.value).endswith(f"Use {instead}.")
+        load_policy(one(when={"metric": instead, "above": 0.5}))
+    readable = [metric.name for metric in METRICS if metric.kind != "local" and not metric.name.endswith(MODE)]
+    for name in readable:
+        load_policy(one(when={"metric": name, "above": 0.5}))
