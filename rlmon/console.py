@@ -51,7 +51,7 @@ def goodbye(
 
     ``findings`` of this ``train()`` call; ``status`` is ``detectors.status`` at its end, which knows alarms from
     before a resume as well. ``compares``: ids of the detectors that compare the run with its base, one of which must
-    have spoken for a pass. Notes are no part of the verdict.
+    have spoken for a pass. Notes are no part of the verdict; a pass names them.
     """
     judged = [row for row in status if row["status"] not in ("waiting", "cannot")]
     told = [finding for finding in findings if finding.severity in ("warn", "fail")]
@@ -76,7 +76,12 @@ def goodbye(
         parts = [f"not judged, {until}: too short to compare anything with its base"]
     else:
         unsure = len(status) - len(judged)
-        parts = [f"PASS, {until}", f"{len(judged)} of {len(status)} detectors judged" if unsure else ""]
+        noted = {f.detector: f"{f.detector} ({one_thing(f.advice)})" for f in findings if f.severity == "note"}
+        parts = [
+            f"PASS, {until}",
+            f"{len(judged)} of {len(status)} detectors judged" if unsure else "",
+            f"a note on compute: {', '.join(noted.values())}" if noted else "",
+        ]
     return " · ".join([*(part for part in parts if part), _command("report", directory)])
 
 

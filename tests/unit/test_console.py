@@ -49,10 +49,11 @@ def test_goodbye_has_verdict_cause_one_thing_to_change_and_the_command() -> None
 
 
 def test_a_pass_is_earned_and_notes_are_no_part_of_it() -> None:
-    note = [finding("silent-groups-good", "note", 4)]
+    note = [finding("silent-groups-good", "note", 4, advice="Move to harder prompts, or stop.")]
     judged = status(a="ok", b="ok", c="waiting", silent_groups_good="note")
     assert console.goodbye(HERE, note, judged, compares=ALL, step=30) == (
-        "PASS, ended at step 30 · 3 of 4 detectors judged · rlmon report '/runs/my run'"
+        "PASS, ended at step 30 · 3 of 4 detectors judged · a note on compute: silent-groups-good (Move to harder "
+        "prompts) · rlmon report '/runs/my run'"
     )
     fresh = detectors.status(detectors.start(alpha=0.01, total_steps=10, group_size=4))
     said = console.goodbye(HERE, [], fresh, compares=ALL, step=0)
