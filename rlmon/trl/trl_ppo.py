@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rlmon.config import RLMonConfig
 from rlmon.errors import AttachError
 from rlmon.metrics.prompts import prompt_identity
-from rlmon.metrics.sampling import TokenSample, sample_tokens
+from rlmon.metrics.sampling import sample_tokens
 from rlmon.metrics.tokens import ExactKL, exact_kl
 from rlmon.records import RolloutBatch
 from rlmon.trl import capabilities
@@ -228,8 +229,9 @@ class TrlPPOCapture:
             with monitor.guard("base.forward"):
                 first = trainer.accelerator.process_index * len(round_)
                 identity_B = [(round_.number, first + row) for row in range(len(round_))]
-                own_BT = round_.own_BT.cpu().numpy()
-                round_.comparison = _Comparison(logits_BTV, sample_tokens(own_BT, identity_B, base.max_tokens))
+                chosen_BT, weight_B = sample_tokens(round_.own_BT.cpu().numpy(), identity_B, base.max_tokens)
+                chosen = torch.as_tensor(chosen_BT, device=round_.own_BT.device)
+                round_.comparison = _Comparison(logits_BTV, weight_B, chosen)
 
     def _forward(
         self, monitor: Monitor, result: Any, model: Any, query_responses: torch.Tensor, *args: Any, **kwargs: Any
@@ -285,9 +287,9 @@ class TrlPPOCapture:
         with monitor.guard("base.forward"):
             monitor.observe_kl(
                 rows_b2=rows_B2,
-                sampled_b=comparison.sample.chosen_BT.sum(1),
+                sampled_b=comparison.chosen_BT.sum(1).cpu().numpy(),
                 tokens_b=round_.own_BT.sum(1).cpu().numpy(),
-                weight_b=comparison.sample.weight_B,
+                weight_b=comparison.weight_B,
                 result=comparison.result(),
                 seconds=comparison.seconds,
             )
@@ -346,7 +348,9 @@ class _Comparison:
 
     logits_BTV: torch.Tensor | None
     """Of generation, divided by the temperature. TRL holds them as long; a copy would double its largest tensor."""
-    sample: TokenSample
+    weight_B: NDArray[np.float64]
+    """Tokens that each sampled one stands for (``metrics.sampling``)."""
+    chosen_BT: torch.Tensor
     parts: list[ExactKL] = field(default_factory=list)
     rows: int = 0
     """Rows that the reference has been run on."""
@@ -359,7 +363,7 @@ class _Comparison:
             return
         self.rows = end
         base_bTV = logits_bLV[:, round_.queries_BP.shape[1] - 1 : -1]
-        places_N2 = torch.as_tensor(np.argwhere(self.sample.chosen_BT), device=base_bTV.device)
+        places_N2 = self.chosen_BT.nonzero()
         places_N2 = places_N2[(places_N2[:, 0] >= begin) & (places_N2[:, 0] < end)]
         for place_n2 in places_N2.split(CHUNK_TOKENS):
             row_n, at_n = place_n2.unbind(1)
