@@ -49,6 +49,9 @@ app = typer.Typer(
 )
 
 
+SUCCESS_HELP = (
+    "What a success is: 0.5, accuracy_reward or accuracy_reward>0.9. Default: the log's own, else its rewards."
+)
 READER_HELP = "The reader to use, for example trl, wandb or tensorboard. Default: what the files look like."
 MAP_HELP = "Which of the file's columns are prompt, completion, reward, step, ... (implies the mapped reader)."
 
@@ -293,6 +296,7 @@ def audit(
     baseline: Annotated[
         Path | None, typer.Option(metavar="RUN", help="A run whose first steps are the base, instead of its own.")
     ] = None,
+    success: Annotated[str | None, typer.Option(metavar="WHAT", help=SUCCESS_HELP)] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: what pays.")] = None,
 ) -> None:
     """What happened to a run: a verdict, its checks, and what to change.
@@ -318,7 +322,7 @@ def audit(
     code = 0
     for path in paths:
         try:
-            found = _audit(path, reader, columns, baseline, processes)
+            found = _audit(path, reader, columns, baseline, processes, success)
         except RLMonError as error:
             if len(paths) == 1:
                 raise
@@ -338,7 +342,12 @@ def audit(
 
 
 def _audit(
-    path: Path, reader: str | None, columns: Mapping[str, str] | None, baseline: Path | None, processes: int | None
+    path: Path,
+    reader: str | None,
+    columns: Mapping[str, str] | None,
+    baseline: Path | None,
+    processes: int | None,
+    success: str | None,
 ) -> Audit:
     from rlmon.audit import engine
 
@@ -346,7 +355,13 @@ def _audit(
         engine.spare_pandas()
     with _progress(str(path)) as progress:
         return engine.audit(
-            path, reader=reader, mapping=columns, baseline=baseline, processes=processes, progress=progress
+            path,
+            reader=reader,
+            mapping=columns,
+            baseline=baseline,
+            success=success,
+            processes=processes,
+            progress=progress,
         )
 
 
@@ -471,6 +486,7 @@ def report(
     reader: Annotated[str | None, typer.Option(metavar="NAME", help=READER_HELP)] = None,
     mapping: Annotated[str | None, typer.Option("--map", metavar="OUR=THEIRS,...", help=MAP_HELP)] = None,
     baseline: Annotated[Path | None, typer.Option(metavar="RUN", help="As for `rlmon audit`.")] = None,
+    success: Annotated[str | None, typer.Option(metavar="WHAT", help="As for `rlmon audit`.")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="As for `rlmon audit`.")] = None,
 ) -> None:
     """Audit a run and write one self-contained HTML file: no server, no network, made to be mailed.
@@ -479,7 +495,7 @@ def report(
     rlmon report out/grpo
     rlmon report out/grpo/rlmon --out ~/public/run-7.html
     """
-    found = _audit(path, reader, _mapping(mapping), baseline, processes)
+    found = _audit(path, reader, _mapping(mapping), baseline, processes, success)
     log = _log_in(path)
     file = out if out is not None else Path("rlmon-report.html") if log is None else log / "report.html"
     _write_page(file, found)
@@ -503,6 +519,7 @@ def compare(
     page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page.")] = None,
     reader: Annotated[str | None, typer.Option(metavar="NAME", help=READER_HELP)] = None,
     mapping: Annotated[str | None, typer.Option("--map", metavar="OUR=THEIRS,...", help=MAP_HELP)] = None,
+    success: Annotated[str | None, typer.Option(metavar="WHAT", help="As for `rlmon audit`.")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="As for `rlmon audit`.")] = None,
 ) -> None:
     """What differs between two runs, or between two sets of seeds: where they part, how they end, what each lost.
@@ -517,11 +534,11 @@ def compare(
 
     columns = _mapping(mapping)
     sides = [[*_paths(text), *(more or [])] for text, more in ((a, more_a), (b, more_b))]
-    audits = [[_audit(path, reader, columns, None, processes) for path in side] for side in sides]
+    audits = [[_audit(path, reader, columns, None, processes, success) for path in side] for side in sides]
     result = compared(
         audits[0],
         audits[1],
-        None if base is None else _audit(base, reader, columns, None, processes),
+        None if base is None else _audit(base, reader, columns, None, processes, success),
         compare_report.side_names(*sides),
     )
     if page is not None:

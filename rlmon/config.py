@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlmon.criterion import Criterion
 from rlmon.errors import ConfigError
 
 STORE_TEXT = ("full", "hash", "off")
@@ -51,6 +52,13 @@ class RLMonConfig:
         metadata={
             "help": "Your own format modes, tried before the built-in ones: a mapping of name to regular expression "
             "(YAML, or JSON on the command line), or to a callable in Python."
+        },
+    )
+    rlmon_success: float | str | None = field(
+        default=None,
+        metadata={
+            "help": "What counts as a success: a threshold on the total reward (0.5), a reward function's name (its "
+            "top value), or both (accuracy_reward>0.9). Default: decided once from the first rewards, and said."
         },
     )
     rlmon_base_kl: str = field(
@@ -117,6 +125,7 @@ class RLMonConfig:
                 f"rlmon_modes must map names to regular expressions or callables, got "
                 f"{type(self.rlmon_modes).__name__}."
             )
+        Criterion.parse(self.rlmon_success)
         for name, allowed in (
             ("rlmon_store_text", STORE_TEXT),
             ("rlmon_base_kl", BASE_KL),
@@ -189,6 +198,11 @@ class RLMonConfig:
         """``rlmon_modes`` as the mapping that it is after construction."""
         return self.rlmon_modes if isinstance(self.rlmon_modes, Mapping) else None
 
+    @property
+    def success(self) -> Criterion | None:
+        """``rlmon_success`` read; ``None`` where the rewards are to decide."""
+        return Criterion.parse(self.rlmon_success)
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON types; a callable mode becomes its qualified name."""
         settings = dataclasses.asdict(self)
@@ -211,7 +225,7 @@ def _parse(key: str, text: str, annotation: str) -> Any:
             return False
         raise ConfigError(f"{key} must be true or false, got {text!r}.")
     for prefix, kind in (("int", int), ("float", float)):
-        if annotation.startswith(prefix):
+        if annotation.startswith(prefix) and "str" not in annotation:
             try:
                 return kind(text)
             except ValueError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import math
 import secrets
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon import detectors
+from rlmon import console, detectors
 from rlmon.baseline import Baseline
 from rlmon.config import RLMonConfig
 from rlmon.errors import RLMonError
@@ -34,6 +35,7 @@ from rlmon.metrics import blocks, moves, rollouts, tokens, values
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import SolveLedger
 from rlmon.metrics.rows import OF_ONE_STEP, ROW, Rows, rows_of
+from rlmon.metrics.success import Deciding, RowSuccess, only_function
 from rlmon.printable import one_line
 from rlmon.records import Action, Block, Fault, Finding, RolloutBatch, RunHeader, Split, StepRecord
 from rlmon.restored import NO_STATE, Restored, detector_state, mapping, policy_change
@@ -59,10 +61,10 @@ OF_BASE = (*ILLUSTRATED, "entropy")
 """Sums that are read of the baseline too."""
 PLACES = (
     "capture.rollouts", "capture.tokens", "capture.vocabulary", "capture.logs", "base.tap", "base.forward",
-    "metrics.features", "metrics.rollouts", "metrics.blocks", "metrics.tokens", "metrics.kl", "metrics.values",
-    "metrics.finish", "runlog.rollouts", "runlog.passes", "runlog.steps", "runlog.events", "runlog.directory",
-    "runlog.compact", "detectors", "interventions", "sinks", "subscribers", "mirror", "checkpoint", "collective",
-    "elsewhere",
+    "metrics.features", "metrics.success", "metrics.rollouts", "metrics.blocks", "metrics.tokens", "metrics.kl",
+    "metrics.values", "metrics.finish", "runlog.rollouts", "runlog.passes", "runlog.steps", "runlog.events",
+    "runlog.directory", "runlog.compact", "detectors", "interventions", "sinks", "subscribers", "mirror", "checkpoint",
+    "collective", "elsewhere",
 )  # fmt: skip
 """Where a part of the monitor can fail: a fixed list, since the counts of all ranks are added in one vector."""
 
@@ -187,6 +189,12 @@ class Monitor:
         self._base_sums: dict[str, Vector] | None = None
         self._baseline = Baseline()
         self._ledger = SolveLedger()
+        self._deciding = Deciding.start(self.config.success)
+        self._decides_late: str | None = None
+        """Where ranks decide from their exchanged rows: the function that these are of, or the total."""
+        self._newest_late = -1
+        self._newest_success: tuple[int, Vector] = (-1, np.zeros(0))
+        """Round and success of the rows observed last."""
         self._detectors = detectors.start(alpha=self.config.rlmon_alpha, total_steps=total_steps, group_size=group_size)
         self._keeps_text = self.config.rlmon_store_text == "full" and self.config.rlmon_text_sample_per_round != 0
         self._step = resumed_from_step or 0
@@ -256,6 +264,8 @@ class Monitor:
         )
         if resumed_from_step is not None:
             self._say_what_begins_anew(restored, nothing=state is None)
+        if self._deciding.decided:
+            self._log_success(self._step)
 
     def _say_what_begins_anew(self, restored: Restored, *, nothing: bool) -> None:
         """One line on the console and a ``note`` in the log, where the checkpoint did not give back everything."""
@@ -264,8 +274,7 @@ class Monitor:
             return
         anew = sorted({*restored.lost, *(("detectors",) if nothing else ())})
         self._event("note", {"text": text, "begins_anew": anew})
-        if self.config.rlmon_console and self.rank == 0:
-            print(f"rlmon: resumed at step {self._step}. {one_line(text)}", file=sys.stderr, flush=True)
+        self._console(f"resumed at step {self._step}. {text}")
 
     def _open_log(
         self, header: RunHeader, from_step: int | None, continues: bool, share: Callable[[Any], Any]
@@ -376,6 +385,11 @@ class Monitor:
                 with self.guard("sinks"):
                     sink.action(action)
 
+    def _console(self, text: str) -> None:
+        """One line on stderr of rank 0."""
+        if self.rank == 0 and self.config.rlmon_console:
+            console.say(one_line(text))
+
     def _drain_writer(self) -> None:
         for fault in self.writer.take_faults():
             self.fault(fault.place, fault.error, fault.count)
@@ -409,6 +423,7 @@ class Monitor:
         into.rounds.append(batch.round)
         into.completions += len(batch)
         into.prompts += sum(row % max(1, batch.group_size) == 0 for row in batch.global_row)
+        success = self._successes(batch)
         features = None
         with self.guard("metrics.features"):
             features = self._featurizer.features(batch)
@@ -421,7 +436,7 @@ class Monitor:
         rows = rows_of(batch)
         if features is not None:
             with self.guard("metrics.rollouts"):
-                groups = rollouts.default_group_stats(batch)
+                groups = rollouts.default_group_stats(batch, None, success)
                 rows = rows_of(batch, features, groups.success_B)
                 # Of training the ranks see pairs and groups together, at the step's end; of an evaluation each its own.
                 count = rollouts.row_sums if batch.split == "train" else rollouts.round_sums
@@ -436,6 +451,52 @@ class Monitor:
         while len(remembered) > ROUNDS_REMEMBERED:
             remembered.pop(next(iter(remembered)))
 
+    def _successes(self, batch: RolloutBatch) -> RowSuccess:
+        """What is known of each row's success; what a success is is decided here, before the round is measured."""
+        found = RowSuccess(np.full(len(batch), np.nan), None)
+        with self.guard("metrics.success"):
+            before = self._deciding
+            self._deciding, found = before.observe(batch, self.world_size)
+            if batch.split == "train":
+                self._decides_late = only_function(batch, self.world_size)
+            if self._deciding.definition != before.definition:
+                self._say_success(batch.step, again=before.decided)
+        self._newest_success = batch.round, found.success_B
+        return found
+
+    def _decided_late(self, number: int, reward_N: Vector, group_size: int) -> Vector:
+        """Success of a round's rows of all ranks, which were not handed its rewards and decide here, once a round."""
+        before, rewards = self._deciding, {self._decides_late: reward_N} if self._decides_late else {}
+        if number > self._newest_late:
+            self._newest_late = number
+            self._deciding = before.with_round(reward_N, rewards, prompts=len(reward_N) / group_size)
+            if self._deciding.definition != before.definition:
+                self._say_success(self._step + 1, again=before.decided)
+        return self._deciding.definition.of(reward_N, rewards)
+
+    def _fill_successes(self, rows: Rows, sums: dict[str, Vector]) -> None:
+        """What is known now of the rows of a round, and was not when each rank looked at its own."""
+        if self._decides_late is None:
+            return
+        number, group_size = int(rows["round"][0]), int(rows["group_size"][0])
+        success = self._decided_late(number, rows["reward"], group_size)
+        won = np.isnan(rows["success"]) & (success == 1.0) & (rows["mode"] >= 0)
+        rows["success"] = success
+        more = np.bincount(rows["mode"][won].astype(np.int64), minlength=len(self.modes.names))
+        sums["mode_count_correct"] = sums["mode_count_correct"] + more
+
+    def _say_success(self, step: int, *, again: bool) -> None:
+        """Into the log and onto the console: what counts as a success from now on."""
+        definition = self._deciding.definition
+        self._log_success(step)
+        if again:
+            self._ledger = SolveLedger()  # what it has counted were successes of another kind
+        what = "a success is now" if again else "a success is"
+        self._console(f"{what} {definition}" if definition.known else f"success is not known: {definition}")
+
+    def _log_success(self, step: int) -> None:
+        self._event("success", {"step": step, **self._deciding.definition.to_json()})
+
     def steer(
         self, batch: RolloutBatch | None, rows: int, logp_base_n: NDArray[np.float64] | None = None
     ) -> RowEffect | None:
@@ -449,7 +510,15 @@ class Monitor:
         effect: RowEffect | None = None
         with self.guard("interventions"):
             features = self._newest[1] if batch is not None and self._newest[0] == batch.round else None
-            effect = self.steering.round(batch, rows, features, logp_base_n)
+            number, success_n = self._newest_success
+            if batch is None or number != batch.round:
+                success_n = np.full(rows, np.nan)
+            if self._deciding.decided and not self._deciding.definition.known:
+                self.steering.rest_without_success(str(self._deciding.definition))
+            late = None
+            if self._decides_late is not None and batch is not None:
+                late = functools.partial(self._decided_late, batch.round, group_size=batch.group_size)
+            effect = self.steering.round(batch, rows, features, logp_base_n, success_n, late)
         return effect
 
     def _columns(self, batch: RolloutBatch, features: rollouts.RowFeatures | None) -> dict[str, Sequence[Any] | None]:
@@ -699,7 +768,7 @@ class Monitor:
             self._grow_baseline(sums, head["prompts"], head["completions"])
             if head["completions"]:
                 self._recent.append({name: sums[name] for name in ILLUSTRATED})
-            metrics, missing = rollouts.finish(self.layout, sums, self._base_sums)
+            metrics, missing = rollouts.finish(self.layout, sums, self._base_sums, self._deciding.definition.reason)
             missing |= self._unmeasured(missing, sums, head, whole.faults)
         if self.critic:
             with self.guard("metrics.values"):
@@ -812,7 +881,9 @@ class Monitor:
         found: list[Block] = []
         for part in blocks.by_round(rows):
             prompts, sources = part["prompt"].astype(np.int64).tolist(), part["source"].astype(np.int64).tolist()
-            hard_B = self._ledger.credibly_below(prompts, sources)
+            self._fill_successes(part, sums)
+            known = self._deciding.definition.known
+            hard_B = self._ledger.credibly_below(prompts, sources) if known else None
             groups = blocks.groups_of(part, int(part["group_size"][0]), hard_B)
             for name, value in blocks.pair_and_group_sums(part, groups).items():
                 sums[name] = sums[name] + value
@@ -961,6 +1032,7 @@ class Monitor:
             "modes": list(self.modes.names),
             "sources": self._exchange.names,
             "ledger": self._ledger.state(),
+            "success": self._deciding.to_json(),
             "steering": None if self.steering is None else self.steering.state(),
             "policy": self._policy,
         }
@@ -1002,6 +1074,11 @@ class Monitor:
                 ledger = SolveLedger.load(mapping(saved))
                 ledger.credibly_below(["a prompt"], ["a source"])
                 self._ledger = ledger
+        with restored.part("what counts as a success"):
+            self._deciding, changed = self._deciding.resumed(shared.get("success"))
+            if changed is not None:
+                restored.changed.append(changed)
+                self._ledger = SolveLedger()  # what it has counted were successes of another kind
 
     def _saved_baseline(self, shared: Mapping[str, Any]) -> tuple[Baseline, dict[str, Vector] | None]:
         if "baseline" in shared:
@@ -1009,8 +1086,9 @@ class Monitor:
         else:  # version 1
             prompts, completions, rounds = (float(count) for count in shared["base_counts"])
             counts, sums = Baseline(prompts=prompts, completions=completions, rounds=rounds), shared["base_sums"]
-            if sums is not None:
-                sums = self.layout.unflatten(np.array(sums, dtype=np.float64))
+            if sums is not None:  # sums that came later stand at the end of the layout
+                kept = np.array(sums, dtype=np.float64)
+                sums = self.layout.unflatten(np.pad(kept, (0, max(0, self.layout.size - kept.size))))
         if sums is None:
             return counts, None
         taken = {name: np.array(mapping(sums)[name], dtype=np.float64) for name in OF_BASE}

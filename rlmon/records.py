@@ -275,7 +275,11 @@ class RolloutBatch:
     rewards: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     reward: Sequence[float | None] | None = None
     round_reward: Sequence[float | None] | None = None
-    """``reward`` of the whole round over all ranks, by ``global_row``: needed only where groups straddle ranks."""
+    """``reward`` of the whole round over all ranks, by ``global_row``: needed where groups straddle ranks."""
+    round_rewards: Mapping[str, Sequence[float | None]] | None = None
+    """``rewards`` of the same rows: with several ranks, what a success is can only be decided from these."""
+    reward_weights: Mapping[str, float] | None = None
+    """Weight of each function in ``reward``; 1 where it is not given."""
     advantages: Sequence[float | None] | None = None
     truncated: Sequence[bool | None] | None = None
     turn: Sequence[int | None] | None = None

@@ -33,10 +33,12 @@ ROW_ACTIONS = (ModeMarginal, Quarantine, Winsorise, Defer, Anchor)
 """Actions that look at rows, or change what becomes of them."""
 COLUMNS = (
     "ok", "prompt", "source", "format", "template", "opening", "moves", "answer", "tokens", "numbers", "reward",
-    "advantage", "logp_base",
+    "advantage", "logp_base", "success",
 )  # fmt: skip
 """Columns of the matrix that the ranks exchange: 64-bit keys, and floats by their bits."""
-FLOATS = ("tokens", "numbers", "reward", "advantage", "logp_base")
+FLOATS = ("tokens", "numbers", "reward", "advantage", "logp_base", "success")
+NEED_SUCCESS = (Quarantine, Defer, Anchor)
+"""Actions that can do nothing where it is not known what counts as a success."""
 _NUMBER = re.compile(r"\d+")
 
 
@@ -238,9 +240,9 @@ class Steering:
         return (), 0.0
 
     def own_rows(self, kind: ModeKind) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Mode key and reward of this rank's rows of the newest round, as the rules saw them; empty where unknown."""
+        """Mode key and success of this rank's rows of the newest round, as the rules saw them; empty where unknown."""
         mode_n = np.ascontiguousarray(self._own[:, COLUMNS.index(kind)])
-        return mode_n, np.ascontiguousarray(self._own[:, COLUMNS.index("reward")]).view(np.float64)
+        return mode_n, np.ascontiguousarray(self._own[:, COLUMNS.index("success")]).view(np.float64)
 
     def metrics(self, step: int) -> dict[str, float | None]:
         """``rlmon/intervention/*`` of the step that ends now; the same on every rank."""
@@ -280,8 +282,12 @@ class Steering:
         rows: int,
         features: RowFeatures | None,
         logp_base_n: NDArray[np.float64] | None = None,
+        success_n: NDArray[np.float64] | None = None,
+        success_from: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
     ) -> RowEffect | None:
-        """What becomes of this rank's ``rows`` rows; ``None`` where they stay as they are.
+        """What becomes of this rank's ``rows`` rows; ``None`` where they stay as they are. ``success_n``: as
+        ``RoundTable.success_N``, of those rows; ``success_from``: of the rewards of all ranks' rows, where only those
+        say it.
 
         Every rank calls this once per training round, whatever failed on it before: it holds a collective.
         """
@@ -292,7 +298,7 @@ class Steering:
         try:
             if batch is None or features is None:
                 raise RuntimeError("the completions of this round could not be measured, so no rule looks at them")
-            matrix = _matrix(batch, features, logp_base_n)
+            matrix = _matrix(batch, features, logp_base_n, success_n)
         except Exception as error:
             failure = error
         self._own = matrix[:0] if failure is not None else matrix
@@ -307,6 +313,10 @@ class Steering:
         self.round_size = (len(gathered) // max(1, batch.group_size), len(gathered))
         with self._intact():
             table = _table(gathered, batch)
+            if success_from is not None:
+                table = dataclasses.replace(table, success_N=success_from(table.reward_N))
+                known_n = table.success_N[batch.global_row[0] :][:rows]
+                self._own[:, COLUMNS.index("success")] = known_n.view(np.int64)
             self._engine, effect = engine.on_round(self.policy, self._engine, table, self._views(table))
             seen, neutralised = self._rows_seen
             self._rows_seen = (seen + len(table), neutralised + int((effect.factor_N == 0.0).sum()))
@@ -341,7 +351,7 @@ class Steering:
                 views[rule.name] = self._ledger.credibly_below(
                     prompts, sources, rate=rule.action.solve_rate_below, credibility=rule.action.credibility
                 )
-        self._ledger.update(prompts, sources, table.reward_N, step=table.step)
+        self._ledger.update(prompts, sources, table.success_N, step=table.step)
         for rule in asking:
             if isinstance(rule.action, Defer):
                 views[rule.name] = self._deferral_view(rule.action, table, prompts, sources)
@@ -389,6 +399,12 @@ class Steering:
         for rule in self.policy.rules:
             if isinstance(rule.action, kind):
                 self._failures.setdefault(rule.name, reason)
+
+    def rest_without_success(self, reason: str) -> None:
+        """It is not known what counts as a success, on any rank: the rules that need it are put at rest."""
+        for rule in self.policy.rules:
+            if isinstance(rule.action, NEED_SUCCESS) and self._engine.rules[rule.name].failed is None:
+                self._failures.setdefault(rule.name, f"it needs to know what counts as a success: {reason}")
 
     def settled(self, action: Action) -> bool:
         """Whether ``action`` took effect on all ranks: only then may a rank do what it cannot do alone."""
@@ -485,7 +501,12 @@ class Steering:
         }
 
 
-def _matrix(batch: RolloutBatch, features: RowFeatures, logp_base_n: NDArray[np.float64] | None) -> NDArray[np.int64]:
+def _matrix(
+    batch: RolloutBatch,
+    features: RowFeatures,
+    logp_base_n: NDArray[np.float64] | None,
+    success_n: NDArray[np.float64] | None,
+) -> NDArray[np.int64]:
     """This rank's rows as ``COLUMNS``."""
     rows = len(batch)
     unknown = np.full(rows, np.nan)
@@ -509,6 +530,7 @@ def _matrix(batch: RolloutBatch, features: RowFeatures, logp_base_n: NDArray[np.
         "reward": column(batch.reward, rows),
         "advantage": column(batch.advantages, rows),
         "logp_base": unknown if logp_base_n is None else logp_base_n,
+        "success": unknown if success_n is None else success_n,
     }
     return np.stack(
         [np.ascontiguousarray(columns[name], dtype=np.float64).view(np.int64) if name in FLOATS else columns[name]
@@ -533,4 +555,5 @@ def _table(matrix_NK: NDArray[np.int64], batch: RolloutBatch) -> RoundTable:
         reward_N=floats["reward"],
         advantage_N=floats["advantage"],
         logp_base_N=floats["logp_base"],
+        success_N=floats["success"],
     )

@@ -16,6 +16,7 @@ from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.partial import Partial
 from rlmon.audit.run import OpenedRun
 from rlmon.audit.timeline import Timeline
+from rlmon.metrics.success import Success
 from rlmon.records import Action, Fault, Finding, StepRecord
 
 
@@ -63,6 +64,8 @@ class Case:
     windows: Windows | None
     fold: Fold
     scalars: Mapping[str, Sequence[tuple[int, float]]]
+    success: Success
+    """What counts as a success."""
     characters: bool
     """Lengths are in characters, since nothing says how many tokens there were."""
     baseline_kind: str

@@ -65,6 +65,7 @@ _TITLES: Mapping[str, str] = {
     "length-collapse": "Do completions keep their length?",
     "non-finite": "Are all numbers finite?",
 }
+_OF_SUCCESSES = frozenset({"silent-groups-bad", "silent-groups-good", "lone-success"})
 _ONSET_SERIES: Mapping[str, str] = {"format-collapse": "rlmon/format/effective"}
 """Series that tells when it began, where it is not the detector's own metric: effective formats by Hill's order 1 are
 what people plot, and less noisy than the collision of one step."""
@@ -100,6 +101,13 @@ class _Ends:
             if self.contrast is None:
                 return "the run has fewer than two steps with completions"
         return None
+
+    def no_successes(self) -> str | None:
+        """Why nothing can be said of successes, ``None`` where they are known."""
+        reason = self.absent("rewards")
+        if reason is None and not self.groups["known"].any():
+            return f"it is not known what counts as a success: {self.case.success} (--success)"
+        return reason
 
 
 def judge(case: Case) -> Judged:
@@ -290,6 +298,8 @@ def trailing_mean(values: Floats, window: int) -> Floats:
 
 def _why_silent(case: Case, spec: DetectorSpec, row: Mapping[str, Any]) -> str:
     need = _NEEDS.get(spec.id)
+    if spec.id in _OF_SUCCESSES and not case.success.known and "rewards" not in case.run.lacks:
+        return f"it is not known what counts as a success: {case.success} (--success)."
     if need is not None and need in case.run.lacks and not row["sources"]:
         return case.run.lacks[need]
     return f"{row['reason']}."
@@ -557,7 +567,7 @@ def _sentence_openings(check_id: str, title: str, ends: _Ends) -> Check:
 
 
 def _correct_diversity(check_id: str, title: str, ends: _Ends) -> Check:
-    if (reason := ends.absent("completions", "rewards")) is not None:
+    if (reason := ends.absent("completions") or ends.no_successes()) is not None:
         return _skip(check_id, title, reason)
     if (reason := _no_keys(ends)) is not None:
         return _skip(check_id, title, reason)
@@ -605,11 +615,11 @@ def _as_pass(check: Check, message: str) -> Check:
 
 
 def _pass_at_k(check_id: str, title: str, ends: _Ends) -> Check:
-    if (reason := ends.absent("rewards")) is not None:
+    if (reason := ends.no_successes()) is not None:
         return _skip(check_id, title, reason)
     assert ends.contrast is not None
     _, is_base, is_last = ends.case.ends()
-    n, c = ends.groups["scored"], ends.groups["successes"]
+    n, c = ends.groups["known"], ends.groups["successes"]
     sizes = n[(is_base | is_last) & (n > 0)]
     least = int(np.quantile(sizes, 0.1)) if sizes.size else 0
     if least < 2:
@@ -689,7 +699,7 @@ def _length_growth(check_id: str, title: str, ends: _Ends) -> Check:
 
 
 def _shortcut(check_id: str, title: str, ends: _Ends) -> Check:
-    if (reason := ends.absent("completions", "rewards")) is not None:
+    if (reason := ends.absent("completions") or ends.no_successes()) is not None:
         return _skip(check_id, title, reason)
     assert ends.contrast is not None
     groups = ends.groups
@@ -763,7 +773,7 @@ MIN_PROMPTS = 20
 
 
 def _forgotten(check_id: str, title: str, ends: _Ends) -> Check:
-    if (reason := ends.absent("rewards")) is not None:
+    if (reason := ends.no_successes()) is not None:
         return _skip(check_id, title, reason)
     early_n, early_k, late_n, late_k = prompt_halves(ends.case)
     solved = (early_n >= MIN_VISITS) & (late_n >= MIN_VISITS) & (early_k >= 0.5 * early_n)
@@ -796,7 +806,7 @@ def prompt_halves(case: Case) -> tuple[Floats, Floats, Floats, Floats]:
     middle = steps[steps.size // 2]
     _, code = np.unique(groups["prompt"][train], return_inverse=True)
     late = groups["step"][train] >= middle
-    n, k = groups["scored"][train], groups["successes"][train]
+    n, k = groups["known"][train], groups["successes"][train]
     size = int(code.max()) + 1 if code.size else 0
 
     def total(values: Floats, mine: Any) -> Floats:
@@ -814,7 +824,7 @@ def wilson(successes: int, trials: int, z: float) -> tuple[float, float]:
 
 
 def _impossible(check_id: str, title: str, ends: _Ends) -> Check:
-    if (reason := ends.absent("rewards")) is not None:
+    if (reason := ends.no_successes()) is not None:
         return _skip(check_id, title, reason)
     early_n, early_k, late_n, late_k = prompt_halves(ends.case)
     n, k = early_n + late_n, early_k + late_k

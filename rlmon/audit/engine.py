@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from rlmon import detectors
-from rlmon.audit import aliases, checks, replay, story
+from rlmon.audit import aliases, checks, replay, story, successes
 from rlmon.audit.case import Case, Fold
 from rlmon.audit.contrast import BASE_STEPS, Windows, windows
 from rlmon.audit.features import codes, column
@@ -30,9 +30,11 @@ from rlmon.audit.readers import open_source, rlmon_log
 from rlmon.audit.result import Audit
 from rlmon.audit.run import OpenedRun, Shard
 from rlmon.audit.timeline import Timeline, group_total, records, timeline
+from rlmon.criterion import Criterion
 from rlmon.errors import ReadError
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.prompts import template_name
+from rlmon.metrics.success import Success
 from rlmon.records import Block, Finding
 
 ALPHA = 0.01
@@ -58,6 +60,7 @@ def audit(
     reader: str | None = None,
     mapping: Mapping[str, str] | None = None,
     baseline: str | os.PathLike[str] | None = None,
+    success: float | str | None = None,
     processes: int | None = None,
     progress: Progress | None = None,
 ) -> Audit:
@@ -67,16 +70,19 @@ def audit(
         reader: name of the reader; by default what lies in ``path`` decides.
         mapping: canonical column to the file's own, for files that no reader knows.
         baseline: another run whose first steps are the base; by default this run's own.
+        success: what counts as a success, as in ``rlmon_success``; by default what the run's own log says, else what
+            its rewards decide.
         processes: workers; by default as many as there are cores where the run is large, else none.
         progress: told how many bytes are done.
 
     Raises ``ReadError`` (or another ``RLMonError``) where the path holds nothing that can be read.
     """
+    criterion = Criterion.parse(success)
     began = time.perf_counter(), _processor_seconds()
     run = open_source(Path(path), reader=reader, mapping=mapping)
-    case = _case(run, processes, progress)
+    case = _case(run, criterion, processes, progress)
     if baseline is not None:
-        case = _with_baseline(case, open_source(Path(baseline)), processes)
+        case = _with_baseline(case, open_source(Path(baseline)), criterion, processes)
     judged = checks.judge(case)
     timing = {"wall": time.perf_counter() - began[0], "processor": _processor_seconds() - began[1]}
     return story.tell(case, judged, str(path), timing)
@@ -87,10 +93,11 @@ def _processor_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _case(run: OpenedRun, processes: int | None, progress: Progress | None) -> Case:
+def _case(run: OpenedRun, criterion: Criterion | None, processes: int | None, progress: Progress | None) -> Case:
     watched = run.reader == rlmon_log.NAME
     modes = replay.modes(run) if watched else ModeSet.build(None)
-    counted = count(run, modes, processes, progress)
+    success = successes.definition(run, criterion)
+    counted = count(run, modes, processes, progress, success)
     scalars: Mapping[str, Sequence[tuple[int, float]]] = {}
     fold: Fold | None = None
     if watched:
@@ -120,6 +127,7 @@ def _case(run: OpenedRun, processes: int | None, progress: Progress | None) -> C
         windows=ends,
         fold=fold,
         scalars=scalars,
+        success=success,
         characters=characters and "completion characters" in line.series,
         baseline_kind="early_rounds" if watched else "first_logged",
     )
@@ -167,9 +175,9 @@ def _fold(
     )
 
 
-def _with_baseline(case: Case, run: OpenedRun, processes: int | None) -> Case:
+def _with_baseline(case: Case, run: OpenedRun, criterion: Criterion | None, processes: int | None) -> Case:
     """The case with another run's first steps as its base."""
-    other = _case(run, processes, None)
+    other = _case(run, criterion, processes, None)
     if other.windows is None or not other.counted.groups or case.fold.live is not None:
         raise ReadError(
             f"--baseline needs a run with completions of at least two steps, and it cannot replace the baseline that "
@@ -184,7 +192,13 @@ def _with_baseline(case: Case, run: OpenedRun, processes: int | None) -> Case:
 # --- counting -----------------------------------------------------------------------------------------------------
 
 
-def count(run: OpenedRun, modes: ModeSet, processes: int | None = None, progress: Progress | None = None) -> Partial:
+def count(
+    run: OpenedRun,
+    modes: ModeSet,
+    processes: int | None = None,
+    progress: Progress | None = None,
+    success: Success | None = None,
+) -> Partial:
     """All rows of a run as one ``Partial``, the same whatever the number of processes."""
     shards = list(run.shards)
     if not shards:
@@ -194,6 +208,7 @@ def count(run: OpenedRun, modes: ModeSet, processes: int | None = None, progress
         templates=_templates(shards),
         group_size=run.group_size,
         sample_rows=max(LEAST_SAMPLE, SAMPLE_ROWS // len(shards)),
+        success=successes.definition(run, None) if success is None else success,
     )
     parts: list[Partial] = []
     done, total = 0, sum(shard.bytes for shard in shards)
@@ -215,7 +230,9 @@ def _counted(shards: Sequence[Shard], settings: Settings, processes: int | None,
     # Not fork: this process may have threads (Arrow's), and a forked lock is held for ever.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_worker) as pool:
         waiting = deque(
-            pool.submit(_partial_of, shard, settings.templates, settings.group_size, settings.sample_rows)
+            pool.submit(
+                _partial_of, shard, settings.templates, settings.group_size, settings.sample_rows, settings.success
+            )
             for shard in shards
         )
         while waiting:
@@ -247,9 +264,17 @@ def spare_pandas() -> None:
         sys.meta_path.remove(finder)
 
 
-def _partial_of(shard: Shard, templates: frozenset[str], group_size: int | None, sample_rows: int) -> Partial:
-    modes = ModeSet.build(None)
-    return partial(shard, Settings(modes=modes, templates=templates, group_size=group_size, sample_rows=sample_rows))
+def _partial_of(
+    shard: Shard, templates: frozenset[str], group_size: int | None, sample_rows: int, success: Success
+) -> Partial:
+    settings = Settings(
+        modes=ModeSet.build(None),
+        templates=templates,
+        group_size=group_size,
+        sample_rows=sample_rows,
+        success=success,
+    )
+    return partial(shard, settings)
 
 
 def _templates(shards: Sequence[Shard]) -> frozenset[str]:

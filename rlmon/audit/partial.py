@@ -24,8 +24,9 @@ from rlmon.audit.run import RowBatch, Shard
 from rlmon.metrics.blocks import codes_of, deal
 from rlmon.metrics.collision import equality_pairs, hashed
 from rlmon.metrics.formats import ModeSet
-from rlmon.metrics.groups import SUCCESS_ABOVE, no_spread
+from rlmon.metrics.groups import no_spread
 from rlmon.metrics.prompts import template_name
+from rlmon.metrics.success import TOTAL, Success
 from rlmon.metrics.text import effective_number_of_each
 
 PROMPT_CHARACTERS = 2_000
@@ -64,6 +65,8 @@ class Settings:
     group_size: int | None
     sample_rows: int
     """Rows of a shard whose text is kept."""
+    success: Success
+    """What counts as a success in this run."""
 
 
 @dataclass
@@ -156,15 +159,17 @@ def _count_rows(rows: pa.Table, settings: Settings) -> Partial:
     source, sources = _sources(rows, settings)
     group = _groups(rows, step, evaluation, prompt, settings.group_size)
     reward, missing, non_finite = _rewards(rows)
+    success = np.where(np.isfinite(reward), success_of(rows, settings.success), np.nan)
     part = Partial(sources=sources, prompts=prompt_names)
+    modes = len(settings.modes.names)
     part.groups = _group_columns(
-        rows, read, step, evaluation, prompt, source, group, reward, missing, non_finite, len(settings.modes.names)
+        rows, read, step, evaluation, prompt, source, group, reward, success, missing, non_finite, modes
     )
     train = ~evaluation & (read.mode >= 0)
     if train.any():
-        kernels = _kernels(read, reward > SUCCESS_ABOVE)
+        kernels = _kernels(read, success == 1.0)
         part.steps = _step_columns(kernels, read, step, prompt, train)
-        part.blocks = _block_columns(rows, kernels, read, step, prompt, source, group, reward, train)
+        part.blocks = _block_columns(rows, kernels, read, step, prompt, source, group, reward, success, train)
     part.samples = [_samples(rows, read, step, evaluation, prompt, source, sources, settings)]
     return part
 
@@ -263,6 +268,33 @@ def _rewards(rows: pa.Table) -> tuple[Floats, Bools, Floats]:
     return np.where(finite, reward, np.nan), missing, bad
 
 
+def success_of(rows: pa.Table, success: Success) -> Floats:
+    """1.0 for a success, 0.0 for none, NaN where that is not known, per row."""
+    parts = rewards_by_function(rows, [name for name in success.above if name != TOTAL])
+    return success.of(floats(rows, "reward"), parts, rows.num_rows)
+
+
+def rewards_by_function(rows: pa.Table, names: Sequence[str] | None = None) -> dict[str, Floats]:
+    """The column ``rewards`` as a column per function, NaN where it did not score; all functions by default."""
+    found = column(rows, "rewards")
+    if found is None or not rows.num_rows:
+        return {}
+    array = found.combine_chunks()
+    array = array if isinstance(array, pa.MapArray) else array.chunk(0)
+    offsets = np.asarray(array.offsets.to_numpy())
+    keys = array.keys.slice(offsets[0], offsets[-1] - offsets[0])
+    items = array.items.slice(offsets[0], offsets[-1] - offsets[0])
+    values = np.asarray(pc.cast(items, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    row = np.repeat(np.arange(rows.num_rows), np.diff(offsets))
+    wanted = [name for name in pc.unique(keys).to_pylist() if name is not None] if names is None else names
+    columns: dict[str, Floats] = {}
+    for name in wanted:
+        mine = np.asarray(pc.fill_null(pc.equal(keys, name), False).to_numpy(zero_copy_only=False), dtype=bool)
+        columns[name] = np.full(rows.num_rows, np.nan)
+        columns[name][row[mine]] = values[mine]
+    return columns
+
+
 def _group_columns(
     rows: pa.Table,
     read: Features,
@@ -272,6 +304,7 @@ def _group_columns(
     source: Ints,
     group: Ints,
     reward: Floats,
+    outcome: Floats,
     missing: Bools,
     non_finite: Floats,
     modes: int,
@@ -280,7 +313,7 @@ def _group_columns(
     first = np.zeros(count, dtype=np.int64)
     first[group[::-1]] = np.arange(group.size)[::-1]
     scored = np.isfinite(reward)
-    success = scored & (reward > SUCCESS_ABOVE)
+    success = outcome == 1.0
 
     def total(values: NDArray[Any], keep: Bools | None = None) -> Floats:
         if keep is None:
@@ -288,6 +321,7 @@ def _group_columns(
         return np.bincount(group[keep], weights=values[keep], minlength=count).astype(np.float64)
 
     n_scored = total(scored)
+    n_known = total(np.isfinite(outcome))
     wins = total(success)
     _, _, still = no_spread(group[scored], reward[scored], count)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -296,7 +330,8 @@ def _group_columns(
         std = np.where(n_scored >= 2, np.sqrt(square / np.maximum(n_scored - 1, 1)), np.nan)
     advantage = np.abs(floats(rows, "advantage"))
     weighed = advantage <= LARGEST
-    lone = (n_scored >= 2) & (wins == 1)
+    classified = (n_scored >= 2) & (n_known == n_scored)
+    lone = classified & (wins == 1)
     known = read.mode >= 0
     by_mode = group[known] * modes + read.mode[known]
     right = known & success
@@ -314,10 +349,12 @@ def _group_columns(
         "scored": n_scored,
         "missing": total(missing),
         "non_finite": total(non_finite),
+        "known": n_known,
         "successes": wins,
         "reward": total(reward, scored),
         "reward_std": std,
         "silent": still,
+        "classified": classified,
         "lone": lone,
         "weight": np.where(total(weighed) > 0, total(advantage, weighed), np.nan),
         "weight_lone": total(advantage, weighed & success & lone[group]),
@@ -397,10 +434,12 @@ def _block_columns(
     source: Ints,
     group: Ints,
     reward: Floats,
+    outcome: Floats,
     train: Bools,
 ) -> dict[str, NDArray[Any]]:
     """As ``rlmon.metrics.blocks.rollout_blocks``, over all steps at once: a stratum is a source of a step."""
-    step, prompt, source, group, reward = step[train], prompt[train], source[train], group[train], reward[train]
+    step, prompt, source, group = step[train], prompt[train], source[train], group[train]
+    reward, outcome = reward[train], outcome[train]
     stratum = codes_of(step, source)
     block, prompt_code, block_of_prompt = deal(stratum, prompt)
     count = int(block_of_prompt.max()) + 1
@@ -426,12 +465,15 @@ def _block_columns(
     mean("reward", reward)
     groups, group_code = np.unique(group, return_inverse=True)
     scored = np.isfinite(reward)
-    n, high, silent = no_spread(group_code[scored], reward[scored], groups.size)
+    n, _, silent = no_spread(group_code[scored], reward[scored], groups.size)
+    known = np.bincount(group_code, weights=np.isfinite(outcome), minlength=groups.size)
+    wins = np.bincount(group_code, weights=outcome == 1.0, minlength=groups.size)
+    classified = (n >= 2) & (known == n)
     block_of_group = np.zeros(groups.size, dtype=np.int64)
     block_of_group[group_code] = block
-    judged = np.bincount(block_of_group[n >= 2], minlength=count).astype(np.float64)
-    good = silent & (high > SUCCESS_ABOVE)
-    for name, flags in (("all_good", good), ("all_bad", silent & ~good)):
+    judged = np.bincount(block_of_group[classified], minlength=count).astype(np.float64)
+    silent &= classified
+    for name, flags in (("all_good", silent & (wins == n)), ("all_bad", silent & (wins == 0))):
         put(name, np.bincount(block_of_group, weights=flags, minlength=count).astype(np.float64), judged)
     first_of_block = np.zeros(count, dtype=np.int64)
     first_of_block[block[::-1]] = np.arange(block.size)[::-1]

@@ -164,6 +164,9 @@ class RunFacts:
     """``kind``, ``prompts``, ``completions``, ``steps``."""
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    success: Mapping[str, Any] = field(default_factory=dict)
+    """What counts as a success: ``above`` (reward function to what a success has more than; "" is the total),
+    ``optional``, ``reason`` where it is not known, and all of it in words under ``says``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

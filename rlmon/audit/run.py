@@ -92,6 +92,8 @@ class OpenedRun:
     """The trainer's settings, where the source has them, as JSON types."""
     group_size: int | None = None
     """Completions per prompt where the source says so; ``None``: inferred from the rows."""
+    reward_weights: Mapping[str, float] = field(default_factory=dict)
+    """Weight of each function in ``reward``, where the source says so; 1 for the others."""
     lacks: Mapping[Lack, str] = field(default_factory=dict)
     """What this source does not hold, why, and how to log it next time: the reason of every SKIP."""
     notes: Sequence[str] = ()

@@ -155,6 +155,7 @@ def _facts(case: Case, judged: Judged, source: str) -> RunFacts:
         baseline=base,
         config=without_secrets(case.run.config),
         notes=list(case.run.notes),
+        success=case.success.to_json(),
     )
 
 
@@ -406,9 +407,9 @@ def _with_examples(checks: Sequence[Check], stories: Sequence[ModeStory]) -> lis
 def _heat(case: Case) -> Heat | None:
     """Solve rates of prompts that were sampled at two steps or more, worst first; ``None`` where there are none."""
     groups = case.counted.groups
-    if not groups or not groups["scored"].any():
+    if not groups or not groups["known"].any():
         return None
-    mine = ~groups["eval"] & (groups["scored"] > 0)
+    mine = ~groups["eval"] & (groups["known"] > 0)
     steps = np.unique(groups["step"][mine])
     keys, code = np.unique(groups["prompt"][mine], return_inverse=True)
     visits = np.bincount(_pairs(code, np.searchsorted(steps, groups["step"][mine])), minlength=keys.size)
@@ -419,7 +420,7 @@ def _heat(case: Case) -> Heat | None:
     place = np.searchsorted(steps, groups["step"][mine]) * bins // steps.size
     n = np.zeros((keys.size, bins))
     k = np.zeros((keys.size, bins))
-    np.add.at(n, (code, place), groups["scored"][mine])
+    np.add.at(n, (code, place), groups["known"][mine])
     np.add.at(k, (code, place), groups["successes"][mine])
     halves = prompt_halves(case)
     at = np.searchsorted(np.unique(groups["prompt"][~groups["eval"]]), keys)

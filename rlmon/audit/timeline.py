@@ -125,14 +125,15 @@ def _of_rows(
     }
     judged = (groups["scored"] >= 2).astype(np.float64)
     judged_S = group_total(judged, at, count, keep)
-    good = groups["silent"] & (groups["successes"] > 0)
-    for name, flags in (
-        ("all_good", good),
-        ("all_bad", groups["silent"] & ~good),
-        ("silent", groups["silent"]),
-        ("lone_success", groups["lone"]),
+    classified_S = total("classified")
+    silent = groups["silent"] & groups["classified"]
+    for name, flags, of_S in (
+        ("all_good", silent & (groups["successes"] == groups["scored"]), classified_S),
+        ("all_bad", silent & (groups["successes"] == 0), classified_S),
+        ("silent", groups["silent"], judged_S),
+        ("lone_success", groups["lone"], classified_S),
     ):
-        series[f"rlmon/group/{name}"] = ratio(group_total(flags.astype(np.float64), at, count, keep), judged_S)
+        series[f"rlmon/group/{name}"] = ratio(group_total(flags.astype(np.float64), at, count, keep), of_S)
     series["rlmon/group/reward_std"] = mean_over_groups("reward_std")
     series["rlmon/group/lone_success_weight"] = lone_success_weight(partial, at, count, keep)
     if count:
@@ -176,10 +177,10 @@ def lone_success_weight(partial: Partial, at: Ints, steps: int, keep: Bools) -> 
     """
     groups = partial.groups
     weight = groups["weight"]
-    weighed = keep & np.isfinite(weight)
+    weighed = keep & np.isfinite(weight) & (groups["known"] == groups["scored"])
     if not weighed.any():
         return np.full(steps, np.nan)
-    n, k = np.where(keep, groups["scored"], 0.0), np.where(keep, groups["successes"], 0.0)
+    n, k = np.where(keep, groups["known"], 0.0), np.where(keep, groups["successes"], 0.0)
     # A prompt that comes in two sources counts in each for itself: it is left out of the mean of its own.
     prompt = codes_of(groups["source"], groups["prompt"])
     before_n, before_k = _before(prompt, at, n), _before(prompt, at, k)

@@ -196,6 +196,8 @@ class RoundTable:
     """Numbers written in the completion."""
     reward_N: NDArray[np.float64]
     """NaN where no reward function scored the row."""
+    success_N: NDArray[np.float64]
+    """1.0 for a success, 0.0 for none, NaN where that is not known."""
     advantage_N: NDArray[np.float64]
     """As the trainer computed it."""
     logp_base_N: NDArray[np.float64]

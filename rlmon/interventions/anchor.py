@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 
 from rlmon.interventions.actions import Anchor
 
-SUCCESS_ABOVE = 0.5
-"""A completion is verified when its reward is above this."""
 LEAST_BASE_SHARE = 0.005
 """Modes that were rarer at the base are noise."""
 

@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from rlmon.interventions.actions import Defer, RoundTable
 from rlmon.interventions.mode_marginal import beta_cdf
 
-SUCCESS_ABOVE = 0.5
-"""A completion is a success when its reward is above this, as everywhere in rlmon."""
 MEMORY_ATTEMPTS = 2048.0
 """Attempts of a source that its tally remembers."""
 NEWEST_ATTEMPTS = 512.0
@@ -307,8 +305,8 @@ def step(
         # A resumed run whose policy changed: what is deferred is of another kind.
         state = replace(state, units={})
     table = view.table
-    scored_N = np.isfinite(table.reward_N)
-    won_N = scored_N & (np.where(scored_N, table.reward_N, 0.0) > SUCCESS_ABOVE)
+    scored_N = np.isfinite(table.success_N)
+    won_N = table.success_N == 1.0
     prompts = _Prompts.of(view, scored_N, won_N)
     sources = _count(settings, state.sources, table, prompts, scored_N, won_N)
     state = replace(state, by=settings.by, random=settings.random, sources=sources)

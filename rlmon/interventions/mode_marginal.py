@@ -40,8 +40,6 @@ POOLED = -1
 LABELS = 64
 """Modes of the base that have a share of their own."""
 SOURCES = 64
-SUCCESS_ABOVE = 0.5
-"""A completion is rewarded when its reward is above this, as everywhere in rlmon."""
 SHRINK_COMPLETIONS = 16.0
 """The running shares are shrunk to the base's by so many completions: bounds the log ratio of a vanished mode."""
 SHRINK_GROUP = 4.0
@@ -630,7 +628,7 @@ def _labelled(state: ModeMarginalState, key_N: NDArray[np.int64]) -> NDArray[np.
 
 
 def _tally(table: RoundTable, key_N: NDArray[np.int64], known_N: NDArray[np.bool_]) -> Tally:
-    rewarded_N = known_N & (np.where(known_N, table.reward_N, 0.0) > SUCCESS_ABOVE)
+    rewarded_N = known_N & (table.success_N == 1.0)
     equal, prompts = _pairs_within(table.group_size, key_N, known_N)
     equal_rewarded, prompts_rewarded = _pairs_within(table.group_size, key_N, rewarded_N)
     return Tally(

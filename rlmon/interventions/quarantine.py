@@ -36,8 +36,6 @@ from numpy.typing import NDArray
 
 from rlmon.interventions.actions import Quarantine, RoundTable
 
-SUCCESS_ABOVE = 0.5
-"""A completion is a success when its reward is above this."""
 SOURCES = 64
 """Sources with a state of their own; later ones share one."""
 POOLED = -1
@@ -181,7 +179,7 @@ def step(
     was found.
 
     ``hard_N`` [N]: the row's prompt has, by the rounds before, a solve rate credibly below ``solve_rate_below``. Rows
-    without a reward are neither successes nor failures; groups with fewer than two rewards are left alone. A group is
+    whose success is not known count for neither; groups with fewer than two that are known are left alone. A group is
     judged by what was usual before this round.
     """
     factor_N = np.ones(len(table))
@@ -215,8 +213,8 @@ def _judge(
 ) -> Quarantined | None:
     G = table.group_size
     rows_G = np.arange(group * G, (group + 1) * G)
-    scored_G = np.isfinite(table.reward_N[rows_G])
-    winners = rows_G[scored_G & (table.reward_N[rows_G] > SUCCESS_ABOVE)]
+    scored_G = np.isfinite(table.success_N[rows_G])
+    winners = rows_G[table.success_N[rows_G] == 1.0]
     scored = int(scored_G.sum())
     if not 1 <= len(winners) < scored or not (bool(hard_N[rows_G[0]]) or _hard(settings, source)):
         return None
@@ -336,7 +334,7 @@ def _usual(
     """The source after the rows ``mine_N`` of a round."""
     G = max(1, table.group_size)
     keep = math.exp(-float(mine_N.sum()) / MEMORY_COMPLETIONS)
-    success_N = mine_N & np.isfinite(table.reward_N) & (table.reward_N > SUCCESS_ABOVE)
+    success_N = mine_N & (table.success_N == 1.0)
     honest_N = success_N & (factor_N > 0.0) & np.isfinite(table.tokens_N) & np.isfinite(table.numbers_N)
 
     answers, counts = np.unique(table.answer_N[mine_N & (table.answer_N >= 0)], return_counts=True)
@@ -350,7 +348,7 @@ def _usual(
     rates, wins = [], dict.fromkeys(source.wins)
     for group in mine_P:
         rows = slice(group * G, (group + 1) * G)
-        scored = np.isfinite(table.reward_N[rows])
+        scored = np.isfinite(table.success_N[rows])
         if scored.sum() < 2:
             continue
         won_by = list(dict.fromkeys(table.answer_N[rows][success_N[rows]].tolist()))

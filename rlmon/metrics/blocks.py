@@ -115,7 +115,7 @@ def groups_of(rows: Rows, group_size: int, hard_B: NDArray[np.bool_] | None = No
         group_size,
         advantages=rows["advantage"],
         hard_B=hard_B,
-        success_B=rows["success"] > 0,
+        success=rows["success"],
     )
 
 
@@ -151,13 +151,15 @@ def pair_and_group_sums(rows: Rows, groups: GroupStats) -> Sums:
     ):
         sums[name] = np.array(text.effective_numbers(value, prompt_B, keep), dtype=np.float64)
     sums["group"] = _group_fields(rows, groups)
+    known = np.isfinite(groups.success_B).sum(), groups.classified_P.sum(), groups.silent_P.sum()
+    sums["success"] = np.array(known, dtype=np.float64)
     return sums
 
 
-def _judged_rows(stats: GroupStats) -> NDArray[np.bool_]:
-    """Rows whose group has two finite rewards or more."""
+def _classified_rows(stats: GroupStats) -> NDArray[np.bool_]:
+    """Rows whose group has two finite rewards or more, and is known to the last success."""
     inside = stats.group_B >= 0
-    inside[inside] = stats.size_P[stats.group_B[inside]] >= 2
+    inside[inside] = stats.classified_P[stats.group_B[inside]]
     return inside
 
 
@@ -166,7 +168,7 @@ def _group_fields(rows: Rows, stats: GroupStats) -> Floats:
     judged = stats.size_P >= 2
     known_std = np.isfinite(stats.reward_std_P) & judged
     weight_B = np.where(np.isfinite(stats.advantage_B), np.abs(stats.advantage_B), 0.0)
-    in_group = _judged_rows(stats)
+    in_group = _classified_rows(stats)
     fields.update(
         whole=float(stats.whole),
         partial=float(stats.partial),
@@ -218,11 +220,11 @@ def rollout_blocks(rows: Rows, groups: GroupStats) -> list[Block]:
     in_group = groups.group_B >= 0
     block_of_group = np.zeros(groups.size_P.size, dtype=np.int64)
     block_of_group[groups.group_B[in_group]] = dealt.block_B[in_group]
-    judged = np.bincount(block_of_group[groups.size_P >= 2], minlength=dealt.count)
+    judged = np.bincount(block_of_group[groups.classified_P], minlength=dealt.count)
     for name, flags in (("all_good", groups.all_good_P), ("all_bad", groups.all_bad_P)):
         dealt.put(name, np.bincount(block_of_group, weights=flags, minlength=dealt.count), judged)
     if groups.hard_B is not None:
-        counted = np.isfinite(groups.advantage_B) & _judged_rows(groups)
+        counted = np.isfinite(groups.advantage_B) & _classified_rows(groups)
         weight = np.where(counted, np.abs(groups.advantage_B), 0.0)
         lone = dealt.by_block(weight * (groups.lone_B & groups.hard_B))
         dealt.put("lone_success_weight", lone, dealt.by_block(weight))

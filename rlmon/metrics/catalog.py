@@ -164,7 +164,7 @@ def _group() -> list[Metric]:
     metrics = [
         entry("all_good", "share", 0, 1, "up", knapsack, "groups without reward spread, all completions rewarded"),
         entry("all_bad", "share", 0, 1, "up", knapsack, "groups without reward spread, no completion rewarded"),
-        entry("silent", "share", 0, 1, "up", knapsack, "all_good + all_bad: groups that give no gradient"),
+        entry("silent", "share", 0, 1, "up", knapsack, "groups without reward spread: they give no gradient"),
         entry("lone_success", "share", 0, 1, "up", hard, "groups with exactly one rewarded completion"),
         entry(
             "lone_weight", "share", 0, 1, "up", hard, "sum |advantage| of lone successes / sum |advantage|",
@@ -474,7 +474,8 @@ _FAMILIES = {
     "moves": "How completions open their sentences, from token ids alone. Digits and tokens copied from the prompt are "
     "masked.",
     "kl": "KL between the policy and the initial base, exact over the full vocabulary on a bounded sample of tokens.",
-    "group": "Groups of completions of one draw of one prompt, from raw rewards. Rewarded means a reward above 0.5.",
+    "group": "Groups of completions of one draw of one prompt, from raw rewards. Rewarded means a success "
+    "as `rlmon_success` defines it; unset, it is decided once from the rewards of the baseline.",
     "text": "Diversity of words at a fixed budget, near-duplicates, repetition.",
     "health": "Lengths, truncation, rewards, non-finite values.",
     "value": "The critic of PPO, over the completion tokens of the step and all ranks; only in runs with one.",

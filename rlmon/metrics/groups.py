@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from rlmon.keys import KEY_MASK, content_key, source_key, source_label
 
-SUCCESS_ABOVE = 0.5
-"""A completion is *rewarded* (a success) when its reward is above this; right for 0/1 and -1/+1 rewards."""
 HARD_SOLVE_RATE = 0.125
 """A prompt is (nearly) impossible when its solve rate is credibly below 1/8."""
 CREDIBILITY = 0.95
@@ -62,10 +60,14 @@ class GroupStats:
     successes_P: NDArray[np.int64]
     reward_std_P: NDArray[np.float64]
     """Standard deviation in the group, ddof=1."""
+    silent_P: NDArray[np.bool_]
+    """No spread."""
+    classified_P: NDArray[np.bool_]
+    """At least two rows, and of each of them it is known whether it is a success."""
     all_good_P: NDArray[np.bool_]
     """No spread, every completion a success."""
     all_bad_P: NDArray[np.bool_]
-    """No spread, no success. (No spread can only be one of the two.)"""
+    """No spread, no success."""
     lone_P: NDArray[np.bool_]
     """Exactly one success among at least two."""
     lone_B: NDArray[np.bool_]
@@ -74,11 +76,17 @@ class GroupStats:
     """The row's prompt had, before this round, a solve rate credibly below 1/8; ``None`` where there is no ledger."""
     advantage_B: NDArray[np.float64]
     """NaN where unknown."""
-    success_B: NDArray[np.bool_]
+    success_B: NDArray[np.float64]
+    """1.0 for a success, 0.0 for none, NaN where that is not known."""
     whole: int
     """Groups counted here."""
     partial: int
     """Groups left out, since rows of them are on another rank and their rewards are not known here."""
+
+    @property
+    def won_B(self) -> NDArray[np.bool_]:
+        """Rows that are known to be successes."""
+        return np.asarray(self.success_B == 1.0, dtype=bool)
 
 
 def group_statistics(
@@ -88,31 +96,34 @@ def group_statistics(
     *,
     advantages: Sequence[Any] | NDArray[Any] | None = None,
     hard_B: NDArray[np.bool_] | None = None,
-    success_above: float = SUCCESS_ABOVE,
-    success_B: NDArray[np.bool_] | None = None,
+    success: Sequence[Any] | NDArray[Any] | None = None,
     round_reward: Sequence[Any] | NDArray[Any] | None = None,
+    round_success: Sequence[Any] | NDArray[Any] | None = None,
 ) -> GroupStats:
     """Facts about the groups ``global_row // group_size`` that are whole in these rows.
 
     ``round_reward`` holds the rewards of all rows of the round over all ranks, in the order of ``global_row``: with it
     groups that straddle ranks are judged as well, each counted once, by the rank that holds its first row.
+    ``success`` says of each row whether it is one (NaN or ``None``: not known), as ``Success.of`` gives it;
+    ``round_success`` the same of all rows of the round.
 
     Uses the raw rewards, never the trainer's normalising standard deviation (which is the batch's under
     ``scale_rewards="batch"``). Groups with fewer than 2 finite rewards are neither silent nor lone. *No spread* means
-    max - min <= 1e-9 max(1, max |reward|). Rewards are counted as successes above ``success_above``; ``success_B`` says
-    so itself, where all groups are whole in these rows.
+    max - min <= 1e-9 max(1, max |reward|). Where a row's success is not known, the group is neither good, bad nor lone.
     """
     rows = len(global_row)
     reward_B = column(reward, rows)
+    success_B = np.where(np.isfinite(reward_B), column(success, rows), np.nan)
     row_B = np.asarray(global_row, dtype=np.int64)
     ids = np.unique(row_B // max(1, group_size))
     if round_reward is None:
-        judged_row, judged_reward = row_B, reward_B
+        judged_row, judged_reward, judged_success = row_B, reward_B, success_B
     else:
         judged_row = np.arange(len(round_reward), dtype=np.int64)
         judged_reward = column(round_reward, len(round_reward))
+        judged_success = column(round_success, len(round_reward))
         touched = np.isin(judged_row // max(1, group_size), ids)
-        judged_row, judged_reward = judged_row[touched], judged_reward[touched]
+        judged_row, judged_reward, judged_success = judged_row[touched], judged_reward[touched], judged_success[touched]
     code_J = np.searchsorted(ids, judged_row // max(1, group_size))
     whole_all = np.bincount(code_J, minlength=ids.size) >= group_size
     renumber = np.where(whole_all, np.cumsum(whole_all) - 1, -1)
@@ -124,23 +135,25 @@ def group_statistics(
     code = group_J[finite]
     value = judged_reward[finite]
     size, _, silent = no_spread(code, value, groups)
-    judged_success = judged_reward > success_above if success_B is None or round_reward is not None else success_B
-    success_B = np.isfinite(reward_B) & (reward_B > success_above if success_B is None else success_B)
-    successes = np.bincount(code, weights=judged_success[finite], minlength=groups).astype(np.int64)
+    won = judged_success[finite]
+    successes = np.bincount(code, weights=(won == 1.0), minlength=groups).astype(np.int64)
+    classified = (size >= 2) & (np.bincount(code, weights=np.isfinite(won), minlength=groups) == size)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.bincount(code, weights=value, minlength=groups) / size
         square = np.bincount(code, weights=(value - mean[code]) ** 2, minlength=groups)
         std: NDArray[np.float64] = np.where(size >= 2, np.sqrt(square / np.maximum(size - 1, 1)), np.nan)
-    lone = (size >= 2) & (successes == 1)
-    lone_B = success_B & (group_B >= 0)
+    lone = classified & (successes == 1)
+    lone_B = (success_B == 1.0) & (group_B >= 0)
     lone_B[lone_B] = lone[group_B[lone_B]]
     return GroupStats(
         group_B=group_B.astype(np.int64),
         size_P=np.where(own, size, 0).astype(np.int64),
         successes_P=successes,
         reward_std_P=std,
-        all_good_P=own & silent & (successes == size),
-        all_bad_P=own & silent & (successes == 0),
+        silent_P=own & silent,
+        classified_P=own & classified,
+        all_good_P=own & silent & classified & (successes == size),
+        all_bad_P=own & silent & classified & (successes == 0),
         lone_P=own & lone,
         lone_B=lone_B,
         hard_B=None if hard_B is None else np.asarray(hard_B, dtype=bool),
@@ -259,20 +272,19 @@ class SolveLedger:
         self,
         prompt_id: Sequence[str | int],
         source: Sequence[str | int],
-        reward: Sequence[Any] | NDArray[Any] | None,
+        success: Sequence[Any] | NDArray[Any] | None,
         *,
         step: int,
-        success_above: float = SUCCESS_ABOVE,
     ) -> None:
-        """Add one attempt per row, a success where its reward is above ``success_above`` (booleans do as well); rows
-        without a finite reward are no attempt."""
-        rewards = column(reward, len(prompt_id)).tolist()
-        for prompt, stratum, value in zip(prompt_id, source, rewards, strict=True):
+        """Add one attempt per row: ``success`` is 1 (or true) for one, 0 for none; rows of which it is not known (NaN,
+        ``None``) are no attempt."""
+        successes = column(success, len(prompt_id)).tolist()
+        for prompt, stratum, value in zip(prompt_id, source, successes, strict=True):
             if not math.isfinite(value):
                 continue
             slot = self._slot_for(prompt, stratum)
             self._attempts[slot] += 1
-            self._successes[slot] += value > success_above
+            self._successes[slot] += value == 1.0
             self._last_step[slot] = min(max(step, 0), 2**31 - 1)
 
     def _slot_for(self, prompt: str | int, stratum: str | int) -> int:

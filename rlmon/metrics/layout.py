@@ -101,6 +101,8 @@ class SumsLayout:
                 "kl_rows": (2,),
                 "kl_mode": (modes, 2),
                 "kl_estimators": (12,),
+                # Rows of which it is known whether they are a success, groups of which all rows are, silent groups.
+                "success": (3,),
             }
         )
         self.keys: dict[str, tuple[int, ...]] = keys

@@ -31,6 +31,7 @@ from rlmon.metrics.layout import (
     add_sums,
 )
 from rlmon.metrics.rows import rows_of
+from rlmon.metrics.success import Deciding, RowSuccess
 from rlmon.metrics.summary import finish
 from rlmon.metrics.tokens import TokenSums, kl_terms
 from rlmon.records import Block, RolloutBatch
@@ -293,7 +294,7 @@ def row_sums(layout: SumsLayout, batch: RolloutBatch, features: RowFeatures, *, 
     prompt_B = codes(batch.prompt_id)
     reward_B = column(batch.reward, rows)
     finite = np.isfinite(reward_B)
-    correct_B = group_stats.success_B
+    correct_B = group_stats.won_B
     modes = len(layout.mode_names)
 
     sums["rows"][0] = rows
@@ -345,15 +346,24 @@ def row_sums(layout: SumsLayout, batch: RolloutBatch, features: RowFeatures, *, 
     return sums
 
 
-def default_group_stats(batch: RolloutBatch, hard_B: NDArray[np.bool_] | None = None) -> GroupStats:
-    """Group statistics of a batch; ``hard_B`` is what the ledger knew before this round."""
+def default_group_stats(
+    batch: RolloutBatch,
+    hard_B: NDArray[np.bool_] | None = None,
+    success: RowSuccess | None = None,
+) -> GroupStats:
+    """Group statistics of a batch; ``hard_B`` is what the ledger knew before this round, ``success`` what is known of
+    its rows: by default what its own rewards decide."""
+    if success is None:
+        success = Deciding().observe(batch, 1)[1]
     return group_statistics(
         batch.global_row,
         batch.reward,
         batch.group_size,
         advantages=batch.advantages,
         hard_B=hard_B,
+        success=success.success_B,
         round_reward=batch.round_reward,
+        round_success=success.round_N,
     )
 
 

@@ -65,7 +65,7 @@ Rows = NDArray[Any]
 
 
 def rows_of(
-    batch: RolloutBatch, features: RowFeatures | None = None, success_B: NDArray[np.bool_] | None = None
+    batch: RolloutBatch, features: RowFeatures | None = None, success_B: NDArray[np.float64] | None = None
 ) -> Rows:
     """The rows of a batch in its order, fresh where their features are known."""
     count = len(batch)
@@ -91,7 +91,7 @@ def rows_of(
     rows["tokens"] = np.nan if features.tokens is None else features.tokens
     rows["reward"] = column(batch.reward, count)
     rows["advantage"] = column(batch.advantages, count)
-    rows["success"] = 0.0 if success_B is None else success_B
+    rows["success"] = np.nan if success_B is None else success_B
     rows["repetition"] = features.repetition_B
     if features.moves is not None:
         rows["openers_in_all"] = features.moves.in_all_B

@@ -20,6 +20,17 @@ _NO_ROUND = "no generation round belongs to this step"
 _NO_BASE = "no baseline yet"
 _NO_TOKENS = "no token entropies were captured in this step"
 _NO_KL = "KL to the base was not measured in this step"
+_NO_SUCCESS = "it is not known which completions are successes"
+
+
+OF_SUCCESSES = (
+    "format/effective_correct", "collision/mode_correct_across", "collision/mode_correct_across_effective",
+    "collision/mode_correct_within", "collision/mode_correct_within_effective",
+    "text/effective_templates_within_correct", "group/all_good", "group/all_bad", "group/lone_success",
+    "group/lone_weight", "group/lone_success_weight", "group/hard_share", "group/lone_length_ratio",
+    "group/lone_repetition_excess",
+)  # fmt: skip
+"""Metrics that are null where no row is known to be a success or none."""
 
 
 def effective_number(counts: NDArray[Any]) -> float | None:
@@ -91,11 +102,15 @@ class _Numbers:
 
 
 def finish(
-    layout: SumsLayout, sums: Mapping[str, NDArray[np.float64]], base: Mapping[str, NDArray[np.float64]] | None
+    layout: SumsLayout,
+    sums: Mapping[str, NDArray[np.float64]],
+    base: Mapping[str, NDArray[np.float64]] | None,
+    no_success: str | None = None,
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """All metrics of the catalogue from sums over micro-batches and ranks.
 
-    ``base`` holds the summed sums of the baseline rounds, ``None`` before there are any. Returns
+    ``base`` holds the summed sums of the baseline rounds, ``None`` before there are any; ``no_success`` is the reason
+    where it is not known which rows are successes. Returns
     ``(metrics, missing)``: every name of the catalogue, and the reason for each that is ``None``. No value is NaN or
     infinite.
     """
@@ -108,6 +123,9 @@ def finish(
     _health(out, sums)
     _entropy(out, layout, sums, base)
     _kl(out, layout, sums)
+    if sums["rows"][0] > 0 and sums["reward"][1] > 0 and sums["success"][0] <= 0:
+        unknown = {f"rlmon/{name}" for name in OF_SUCCESSES} & out.missing.keys()
+        out.missing.update(dict.fromkeys(unknown, no_success or _NO_SUCCESS))
     return out.metrics, out.missing
 
 
@@ -211,11 +229,13 @@ def _group(out: _Numbers, sums: Mapping[str, NDArray[np.float64]]) -> None:
     rows = float(sums["rows"][0])
     field = dict(zip(GROUP_FIELDS, sums["group"].tolist(), strict=True))
     judged = field["judged"]
+    _, classified, silent = sums["success"].tolist()
     reason = _few(rows, "no whole group has two finite rewards")
-    out.ratio("group/all_good", field["all_good"], judged, reason)
-    out.ratio("group/all_bad", field["all_bad"], judged, reason)
-    out.ratio("group/silent", field["all_good"] + field["all_bad"], judged, reason)
-    out.ratio("group/lone_success", field["lone"], judged, reason)
+    unclassified = reason if judged <= 0 else "of no group is the success of every completion known"
+    out.ratio("group/all_good", field["all_good"], classified, unclassified)
+    out.ratio("group/all_bad", field["all_bad"], classified, unclassified)
+    out.ratio("group/silent", silent, judged, reason)
+    out.ratio("group/lone_success", field["lone"], classified, unclassified)
     out.ratio("group/reward_std", field["std_sum"], field["std_groups"], reason)
     out.ratio("group/coverage", field["whole"], sums["groups"][0], _NO_ROUND)
     weightless = _few(rows, "no advantages were captured, or all of them are 0") if judged > 0 else reason

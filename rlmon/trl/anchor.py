@@ -3,7 +3,7 @@
 ::
 
     store = AnchorStore(settings)
-    store.collect(output, reward_n, mode_n)             # each training round, after TRL scored it
+    store.collect(output, success_n, mode_n)            # each training round, after TRL scored it
     extra = store.loss(trainer, dying, weight)          # in _compute_loss
     loss = loss if extra is None else loss + extra
 """
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rlmon.baseline import ROUNDS, Baseline
 from rlmon.errors import ConfigError
 from rlmon.interventions.actions import Anchor
-from rlmon.interventions.anchor import SUCCESS_ABOVE, picks
+from rlmon.interventions.anchor import picks
 
 MAX_TOKENS = 1_000_000
 """Tokens that a rank stores: 4 MB in memory, about 6 MB in a checkpoint."""
@@ -64,7 +64,7 @@ class AnchorStore:
     def collect(
         self,
         output: Mapping[str, Any],
-        reward_n: NDArray[np.float64],
+        success_n: NDArray[np.float64],
         mode_n: NDArray[np.int64],
         *,
         prompts: float,
@@ -79,7 +79,7 @@ class AnchorStore:
         Args:
             output: of TRL's ``_generate_and_score_completions``, before it is shuffled; prompts [n, P] padded left,
                 completions [n, C] padded right.
-            reward_n: NaN where there is none.
+            success_n: 1.0 for a success, which is what verified means here.
             mode_n: negative where unknown.
             prompts: of the round, over all ranks.
             completions: the same.
@@ -90,9 +90,7 @@ class AnchorStore:
         if any(output.get(name) is not None for name in PICTURES):
             return 0
         wanted = [
-            i
-            for i in range(len(mode_n))
-            if mode_n[i] >= 0 and reward_n[i] > SUCCESS_ABOVE and self._has_room(int(mode_n[i]))
+            i for i in range(len(mode_n)) if mode_n[i] >= 0 and success_n[i] == 1.0 and self._has_room(int(mode_n[i]))
         ]
         if not wanted:
             return 0

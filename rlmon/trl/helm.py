@@ -249,9 +249,9 @@ class Helm:
             return
         if self._anchor is not None:
             with self._part(monitor, Anchor):
-                mode_n, reward_n = monitor.steering.own_rows(self._anchor.settings.modes)
+                mode_n, success_n = monitor.steering.own_rows(self._anchor.settings.modes)
                 prompts, completions = monitor.steering.round_size
-                self._anchor.collect(output, reward_n, mode_n, prompts=prompts, completions=completions)
+                self._anchor.collect(output, success_n, mode_n, prompts=prompts, completions=completions)
         if effect is not None:
             with self._part(monitor, ModeMarginal, Quarantine, Winsorise):
                 output["advantages"] = steered(output, effect, self.trainer.args)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlmon"
 
 STDLIB_ONLY: frozenset[str] = frozenset()
-LANGUAGE = {"records", "errors", "printable", "console", "acts", "baseline", "keys", "student", "series"}
+LANGUAGE = {"records", "errors", "printable", "console", "acts", "baseline", "keys", "student", "series", "criterion"}
 BELOW_MONITOR = LANGUAGE | {"config", "metrics", "detectors", "interventions", "runlog"}
 TRAINING = {"torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "packaging", "yaml"} | {
     "safetensors",
@@ -41,6 +41,7 @@ ROOMS = {
     "series": Room({"student"}, {"numpy"}),
     "keys": Room(set(), STDLIB_ONLY),
     "exchange": Room(LANGUAGE | {"metrics"}, {"numpy"}),
+    "criterion": Room({"errors"}, STDLIB_ONLY),
     "config": Room(LANGUAGE, STDLIB_ONLY),
     "metrics": Room(LANGUAGE, {"numpy", "jaxtyping"}),
     "detectors": Room(LANGUAGE, {"numpy"}),

@@ -116,6 +116,7 @@ class Swap(TrainerCallback):
             tokens_N=np.ones(N),
             numbers_N=np.zeros(N),
             reward_N=reward_N,
+            success_N=reward_N,
             advantage_N=np.zeros(N),
             logp_base_N=np.full(N, np.nan),
         )

@@ -229,7 +229,7 @@ def test_moves_are_bounded_and_the_enumeration(rows, group: int) -> None:
 @relaxed
 @given(st.lists(st.sampled_from([0.0, 1.0, None, math.nan]), max_size=20), st.integers(1, 5))
 def test_groups_are_good_bad_or_neither(rewards, size: int) -> None:
-    stats = group_statistics(range(len(rewards)), rewards, size)
+    stats = group_statistics(range(len(rewards)), rewards, size, success=rewards)
     assert not (stats.all_good_P & stats.all_bad_P).any()
     assert not (stats.lone_P & (stats.all_good_P | stats.all_bad_P)).any()
     assert stats.lone_B.sum() == stats.lone_P.sum()

@@ -14,6 +14,12 @@ from rlmon.interventions.actions import ModeMarginal, RoundTable
 G = 8
 
 
+def won(rewards):
+    """What a threshold of .5 makes of them."""
+    values = np.asarray(rewards, dtype=np.float64)
+    return np.where(np.isfinite(values), values > 0.5, np.nan)
+
+
 def table(mode_N, reward_N, *, round=0, group_size=G, source_N=None):
     rows = len(mode_N)
     return RoundTable(
@@ -27,6 +33,7 @@ def table(mode_N, reward_N, *, round=0, group_size=G, source_N=None):
         tokens_N=np.ones(rows),
         numbers_N=np.ones(rows),
         reward_N=np.asarray(reward_N, dtype=np.float64),
+        success_N=won(reward_N),
         advantage_N=np.zeros(rows),
         logp_base_N=np.full(rows, np.nan),
     )

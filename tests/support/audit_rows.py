@@ -14,7 +14,9 @@ import pyarrow as pa
 from rlmon.audit import engine
 from rlmon.audit.result import Audit, Check
 from rlmon.audit.run import ROWS, OpenedRun, RowBatch
+from rlmon.metrics.success import TOTAL, Success
 
+ABOVE_HALF = Success({TOTAL: 0.5})
 WORDS = (
     "apple", "river", "stone", "quiet", "lamp", "seven", "paper", "green", "window", "falls", "music", "north",
     "table", "cloud", "bread", "sings", "silver", "gate", "over", "under", "carry", "small", "house", "wind", "light",

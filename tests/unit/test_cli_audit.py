@@ -176,13 +176,15 @@ def test_an_interrupted_command_leaves_with_130(rlmon: Rlmon, audits: dict[str, 
 
 def test_settings_reach_the_engine(rlmon: Rlmon, audits: dict[str, Any]) -> None:
     rlmon(
-        "audit", "x", "--reader", "trl", "--map", "prompt=q, completion=a=b", "--baseline", "base", "--processes", "2"
-    )
+        "audit", "x", "--reader", "trl", "--map", "prompt=q, completion=a=b", "--baseline", "base", "--processes", "2",
+        "--success", "accuracy>0.9",
+    )  # fmt: skip
     [(path, settings)] = audits["asked"]
     assert path == "x"
     assert settings.pop("progress") is None
     assert settings == {
         "reader": "trl", "mapping": {"prompt": "q", "completion": "a=b"}, "baseline": Path("base"), "processes": 2,
+        "success": "accuracy>0.9",
     }  # fmt: skip
 
 

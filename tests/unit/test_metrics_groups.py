@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from rlmon.metrics.groups import STATE_BYTES_PER_PROMPT, SolveLedger, beta_cdf, group_statistics
+from rlmon.metrics.success import TOTAL, Success
+
+
+def won(rewards: Sequence[float | None]) -> np.ndarray:
+    return Success({TOTAL: 0.5}).of(rewards, {})
 
 
 def test_groups_on_paper() -> None:
     # G=3. Group 0: all 1 (good). 1: all 0 (bad). 2: 1 0 0 (lone). 3: only two rows here (partial).
     reward = [1, 1, 1, 0, 0, 0, 1, 0, 0, 1, 1]
-    stats = group_statistics(range(11), reward, 3, advantages=[0.5] * 11)
+    stats = group_statistics(range(11), reward, 3, advantages=[0.5] * 11, success=won(reward))
     assert (stats.whole, stats.partial) == (3, 1)
     assert stats.all_good_P.tolist() == [True, False, False]
     assert stats.all_bad_P.tolist() == [False, True, False]
@@ -27,7 +33,8 @@ def test_groups_on_paper() -> None:
 
 def test_group_rewards_that_are_missing_or_not_finite_do_not_count() -> None:
     # Group 0 has one finite reward: neither silent nor lone. Group 1 has 1, NaN, 1: all good among the finite.
-    stats = group_statistics(range(6), [None, float("inf"), 1.0, 1.0, float("nan"), 1.0], 3)
+    reward = [None, float("inf"), 1.0, 1.0, float("nan"), 1.0]
+    stats = group_statistics(range(6), reward, 3, success=won(reward))
     assert stats.size_P.tolist() == [1, 2]
     assert stats.all_good_P.tolist() == [False, True]
     assert not stats.lone_P.any()
@@ -35,16 +42,32 @@ def test_group_rewards_that_are_missing_or_not_finite_do_not_count() -> None:
 
 
 def test_a_group_with_spread_is_not_silent_though_nothing_in_it_succeeds() -> None:
-    stats = group_statistics(range(4), [0.1, 0.4, 0.6, 0.9], 2)
+    stats = group_statistics(range(4), [0.1, 0.4, 0.6, 0.9], 2, success=won([0.1, 0.4, 0.6, 0.9]))
     assert not stats.all_bad_P.any()
     assert not stats.all_good_P.any()
 
 
 def test_equal_rewards_without_success_are_bad_and_a_batch_std_is_not_asked() -> None:
     # Every group is silent though the batch has spread (scale_rewards="batch").
-    stats = group_statistics(range(4), [-1.0, -1.0, 1.0, 1.0], 2)
+    reward = [-1.0, -1.0, 1.0, 1.0]
+    stats = group_statistics(range(4), reward, 2, success=won(reward))
     assert stats.all_bad_P.tolist() == [True, False]
     assert stats.all_good_P.tolist() == [False, True]
+
+
+def test_where_a_success_is_not_known_a_silent_group_is_neither_good_nor_bad() -> None:
+    # Group 0: equal rewards, all known to fail; 1: equal rewards, one row unknown; 2: lone but for one unknown row.
+    reward = [0.3, 0.3, 0.3, 0.7, 0.7, 0.7, 1.0, 0.0, 0.0]
+    known = [0.0, 0.0, 0.0, 1.0, 1.0, None, 1.0, 0.0, None]
+    stats = group_statistics(range(9), reward, 3, success=known)
+    assert stats.silent_P.tolist() == [True, True, False]
+    assert stats.classified_P.tolist() == [True, False, False]
+    assert stats.all_bad_P.tolist() == [True, False, False]
+    assert not stats.all_good_P.any()
+    assert not stats.lone_P.any()
+    nothing = group_statistics(range(9), reward, 3)
+    assert not (nothing.all_good_P | nothing.all_bad_P | nothing.classified_P).any()
+    assert nothing.silent_P.sum() == 2
 
 
 @pytest.mark.parametrize(("a", "b"), [(0.3, 5.0), (1.0, 1.0), (2.5, 40.0), (400.0, 1000.0), (0.01, 0.02), (32.0, 0.5)])
@@ -125,8 +148,9 @@ def test_ledger_bytes_per_prompt_are_as_stated() -> None:
 def test_a_group_on_two_ranks_is_counted_once() -> None:
     # Three groups of 4 over two ranks of 6: the middle one has rows 4, 5 here and 6, 7 there.
     reward = [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
-    first = group_statistics(range(6), reward[:6], 4, round_reward=reward)
-    second = group_statistics(range(6, 12), reward[6:], 4, round_reward=reward)
+    whole = {"round_reward": reward, "round_success": won(reward)}
+    first = group_statistics(range(6), reward[:6], 4, success=won(reward[:6]), **whole)
+    second = group_statistics(range(6, 12), reward[6:], 4, success=won(reward[6:]), **whole)
     assert (first.whole, second.whole) == (2, 1)
     assert first.partial == second.partial == 0
     assert first.all_good_P.tolist() == [True, False]

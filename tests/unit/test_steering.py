@@ -117,14 +117,18 @@ class Ranks:
         rows = len(rewards) // len(self.levers)
         batches = [batch(number, rewards[i * rows : (i + 1) * rows], first=i * rows) for i in range(len(self.levers))]
         seen = [features(one) for one in batches]
+        won = [np.asarray(one.reward) for one in batches]  # rewards of 0 and 1
         self.planned = [
-            np.zeros((rows, len(COLUMNS)), dtype=np.int64) if i in broken else module._matrix(batches[i], seen[i], None)
+            np.zeros((rows, len(COLUMNS)), dtype=np.int64)
+            if i in broken
+            else module._matrix(batches[i], seen[i], None, won[i])
             for i in range(len(self.levers))
         ]
         effects: list[RowEffect | None] = []
         for i, one in enumerate(self.steering):
             try:
-                effects.append(one.round(None if i in broken else batches[i], rows, None if i in broken else seen[i]))
+                given = (None, rows, None) if i in broken else (batches[i], rows, seen[i])
+                effects.append(one.round(*given, success_n=won[i]))
             except (RuntimeError, ValueError):
                 effects.append(None)
         return effects
@@ -320,9 +324,9 @@ def test_a_round_that_one_rank_cannot_read_is_left_alone_by_all() -> None:
     ranks.step(record(2))
     assert all(effect is not None for effect in ranks.round(2, rewards))
     assert all(one.off is None for one in ranks.steering)
-    mode_n, reward_n = ranks.steering[1].own_rows("format")
+    mode_n, success_n = ranks.steering[1].own_rows("format")
     assert len(mode_n) == 4
-    assert reward_n.tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert success_n.tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_each_rank_gets_the_part_of_its_own_rows() -> None:

@@ -151,6 +151,7 @@ def open_run(path: Path, config: Mapping[str, Any] | None = None) -> OpenedRun:
         eval_scalars=eval_scalars,
         config=settings,
         group_size=layout.group_size,
+        reward_weights=weights,
         lacks=_lacks(files, scalars, eval_scalars, names, layout, bool(history)),
         notes=notes,
     )

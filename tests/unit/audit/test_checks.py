@@ -414,7 +414,7 @@ def test_halves_of_a_run_by_hand() -> None:
         for step, rewards in ((1, (1, 0)), (2, ()), (3, (1, 1)), (4, ()))
         for reward in rewards
     ] + [{"step": step, "prompt": "b", "completion": "8", "group": "b", "reward": 0.0} for step in (2, 4)]
-    case = engine._case(opened(table(drawn)), 1, None)
+    case = engine._case(opened(table(drawn)), None, 1, None)
     keys = sorted(case.counted.prompts, key=lambda key: case.counted.prompts[key][1] or "")
     order = np.argsort(keys)  # prompts come in the order of their keys
     early_n, early_k, late_n, late_k = (half[np.argsort(order)] for half in checks.prompt_halves(case))

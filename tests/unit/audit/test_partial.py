@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from audit_rows import TableShard, draw, table
+from audit_rows import ABOVE_HALF, TableShard, draw, table
 
 from rlmon.audit import partial as counting
 from rlmon.audit.partial import BLOCK_STATISTICS, Partial, Settings, merge, partial
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.layout import SumsLayout
 from rlmon.metrics.prompts import template_name
-from rlmon.metrics.rollouts import Featurizer, round_blocks, round_sums
+from rlmon.metrics.rollouts import Featurizer, default_group_stats, round_blocks, round_sums
+from rlmon.metrics.success import RowSuccess
 from rlmon.records import RolloutBatch
 
 MODES = ModeSet.build(None)
@@ -25,7 +26,7 @@ BOXED, BARE, JSON = (MODES.names.index(name) for name in ("boxed", "bare", "json
 def counted(
     *tables: pa.Table, templates: frozenset[str] = frozenset(), group_size: int | None = None, sample: int = 64
 ) -> Partial:
-    settings = Settings(modes=MODES, templates=templates, group_size=group_size, sample_rows=sample)
+    settings = Settings(modes=MODES, templates=templates, group_size=group_size, sample_rows=sample, success=ABOVE_HALF)
     return partial(TableShard(tables), settings)
 
 
@@ -249,7 +250,8 @@ def test_a_block_is_the_live_block() -> None:
     featurizer = Featurizer(MODES, b"secret")
     for at, step in enumerate(range(1, 7)):
         batch = as_batch(rows, step)
-        (live,) = round_blocks(batch, featurizer.features(batch))
+        won = RowSuccess(ABOVE_HALF.of(batch.reward, {}), None)
+        (live,) = round_blocks(batch, featurizer.features(batch), default_group_stats(batch, None, won))
         own = dict(zip(BLOCK_STATISTICS, blocks["stats"][at].tolist(), strict=True))
         # What the live block leaves out, since nothing measures it, is NaN here: here token counts.
         for name in (*LIVE, "completion_tokens"):
@@ -338,7 +340,7 @@ def test_merging_keeps_the_order_and_renames_sources() -> None:
 
 def test_what_a_shard_passed_over_is_counted_once() -> None:
     rows = table(rows_of(1, "a", ["7"], [1]))
-    settings = Settings(modes=MODES, templates=frozenset(), group_size=None, sample_rows=8)
+    settings = Settings(modes=MODES, templates=frozenset(), group_size=None, sample_rows=8, success=ABOVE_HALF)
     found = partial(TableShard((rows, rows), duplicates=2, damaged=3), settings)
     assert (found.rows, found.duplicates, found.damaged) == (2, 2, 3)
     empty = partial(TableShard((rows.slice(0, 0),), damaged=1), settings)

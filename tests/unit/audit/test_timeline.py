@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-from audit_rows import TableShard, draw, opened, table
+from audit_rows import ABOVE_HALF, TableShard, draw, opened, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,10 @@ MODES = ModeSet.build(None)
 
 
 def counted(rows: Any) -> Partial:
-    return partial(TableShard((rows,)), Settings(modes=MODES, templates=frozenset(), group_size=None, sample_rows=64))
+    return partial(
+        TableShard((rows,)),
+        Settings(modes=MODES, templates=frozenset(), group_size=None, sample_rows=64, success=ABOVE_HALF),
+    )
 
 
 def line_of(rows: Any, scalars: Any = None, base_steps: int = 8) -> Timeline:
@@ -262,9 +265,9 @@ def test_lengths_in_characters_stand_in_only_where_they_are_asked_for() -> None:
 
 def test_the_engine_takes_characters_only_where_nothing_counts_tokens() -> None:
     rows = draw(3, steps=12)
-    assert engine._case(opened(rows), 1, None).characters
+    assert engine._case(opened(rows), None, 1, None).characters
     tokens = [(step, 30.0) for step in range(1, 13)]
-    assert not engine._case(opened(rows, scalars={"completions/mean_length": tokens}), 1, None).characters
+    assert not engine._case(opened(rows, scalars={"completions/mean_length": tokens}), None, 1, None).characters
 
 
 @settings(max_examples=20, deadline=None)

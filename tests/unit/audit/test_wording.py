@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import scipy.stats
-from audit_rows import TableShard, draw, prose
+from audit_rows import ABOVE_HALF, TableShard, draw, prose
 
 from rlmon.audit import wording as words_of
 from rlmon.audit.contrast import Windows
@@ -24,7 +24,7 @@ Rng = np.random.Generator
 
 
 def sampled(rows: pa.Table, sample: int = 8_192) -> pa.Table:
-    settings = Settings(modes=MODES, templates=frozenset(), group_size=None, sample_rows=sample)
+    settings = Settings(modes=MODES, templates=frozenset(), group_size=None, sample_rows=sample, success=ABOVE_HALF)
     found = usable(partial(TableShard((rows,)), settings).samples)
     assert found is not None
     return found
@@ -176,7 +176,7 @@ def test_another_run_as_the_base() -> None:
 def test_only_trained_rows_with_a_text_are_used() -> None:
     rows = draw(1, steps=2)
     evaluated = rows.set_column(1, "split", pa.array(["eval"] * rows.num_rows))
-    settings = Settings(modes=MODES, templates=frozenset(), group_size=None, sample_rows=64)
+    settings = Settings(modes=MODES, templates=frozenset(), group_size=None, sample_rows=64, success=ABOVE_HALF)
     assert usable(partial(TableShard((evaluated,)), settings).samples) is None
     silent = rows.set_column(3, "completion", pa.nulls(rows.num_rows, pa.string()))
     assert usable(partial(TableShard((silent,)), settings).samples) is None

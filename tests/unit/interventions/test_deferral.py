@@ -47,6 +47,7 @@ def view(
         tokens_N=np.full(len(reward), 5.0),
         numbers_N=np.zeros(len(reward)),
         reward_N=reward,
+        success_N=np.where(np.isfinite(reward), reward > 0.5, np.nan),
         advantage_N=np.zeros(len(reward)),
         logp_base_N=np.full(len(reward), np.nan),
     )

@@ -274,7 +274,8 @@ def table(step: int, rows: int = 32, group_size: int = 8) -> RoundTable:
         round=step, step=step, group_size=group_size,
         prompt_N=keys // group_size + 1000 * step, source_N=np.ones(rows, dtype=np.int64),
         modes_N=dict.fromkeys(("format", "template", "opening", "moves"), modes.astype(np.int64)),
-        answer_N=keys % 5, tokens_N=np.full(rows, 10.0), numbers_N=np.full(rows, 2.0), reward_N=reward,
+        answer_N=keys % 5, tokens_N=np.full(rows, 10.0), numbers_N=np.full(rows, 2.0),
+        reward_N=reward, success_N=reward,
         advantage_N=((group - group.mean(axis=1, keepdims=True)) / (spread + 1e-4)).reshape(-1),
         logp_base_N=np.full(rows, np.nan),
     )  # fmt: skip

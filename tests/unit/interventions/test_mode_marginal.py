@@ -13,6 +13,12 @@ A, B, C, NEW = 11, -(2**62), 2**62 + 1, 77
 """Keys are opaque: beyond what a double can hold, and negative."""
 
 
+def won(rewards):
+    """What a threshold of .5 makes of them."""
+    values = np.asarray(rewards, dtype=np.float64)
+    return np.where(np.isfinite(values), values > 0.5, np.nan)
+
+
 def table(modes, rewards, *, round=0, group_size=4, sources=None, prompts=None):
     rows = len(modes)
     groups = np.arange(rows) // group_size
@@ -27,6 +33,7 @@ def table(modes, rewards, *, round=0, group_size=4, sources=None, prompts=None):
         tokens_N=np.ones(rows),
         numbers_N=np.ones(rows),
         reward_N=np.asarray(rewards, dtype=np.float64),
+        success_N=won(rewards),
         advantage_N=np.zeros(rows),
         logp_base_N=np.full(rows, np.nan),
     )

@@ -24,6 +24,7 @@ def table(groups: list[dict[str, Any]], *, round: int = 0, group_size: int = G) 
         return np.concatenate([np.broadcast_to(np.asarray(g.get(name, default)), group_size) for g in groups])
 
     rows = len(groups) * group_size
+    reward = column("reward", 0.0).astype(float)
     return RoundTable(
         round=round,
         step=round + 1,
@@ -34,7 +35,8 @@ def table(groups: list[dict[str, Any]], *, round: int = 0, group_size: int = G) 
         answer_N=column("answer", -1).astype(np.int64),
         tokens_N=column("tokens", 100.0).astype(float),
         numbers_N=column("numbers", 6.0).astype(float),
-        reward_N=column("reward", 0.0).astype(float),
+        reward_N=reward,
+        success_N=np.where(np.isfinite(reward), reward > 0.5, np.nan),
         advantage_N=np.zeros(rows),
         logp_base_N=column("logp", math.nan).astype(float),
     )
