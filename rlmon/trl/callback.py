@@ -23,6 +23,7 @@ from rlmon.config import RLMonConfig
 from rlmon.console import goodbye, hello, say
 from rlmon.errors import AttachError, ConfigError
 from rlmon.interventions.actions import RollBack
+from rlmon.interventions.validate import said
 from rlmon.monitor import Monitor
 from rlmon.printable import one_line
 from rlmon.restored import Restored, describe, mapping
@@ -111,6 +112,8 @@ class RLMon(TrainerCallback):
         with untouched_by_failure(trainer):
             self._capture = self._attached(trainer)
         self._say(hello(self.log_dir))
+        for note in () if self._capture.helm is None else self._capture.helm.notes:
+            self._say(said(note))
 
     def _attached(self, trainer: Any) -> Capture | TrlPPOCapture:
         capture: Capture | TrlPPOCapture
@@ -129,7 +132,7 @@ class RLMon(TrainerCallback):
                     capture.base,
                     load_policy(self.config.rlmon_policy),
                     capture.sources,
-                    keeps_text=self.config.rlmon_store_text == "full",
+                    self.config,
                 )
         with in_words("put its hooks in place", "Use TRL's own GRPOTrainer or RLOOTrainer"):
             capture.install()
@@ -271,6 +274,7 @@ class RLMon(TrainerCallback):
                     base_reason=base.reason,
                 ),
                 capture.sources.capability,
+                *(() if capture.helm is None else capture.helm.capabilities),
             ],
             packages=_packages(),
             git_commit=_git_commit(),

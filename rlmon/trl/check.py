@@ -6,10 +6,9 @@ Parses the file with TRL's own dataclasses, so that what it refuses is refused h
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,19 +19,18 @@ import trl
 import yaml
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, RLOOConfig, RLOOTrainer, TrlParser
 
-from rlmon.baseline import Baseline
 from rlmon.config import RLMonConfig
-from rlmon.detectors import DETECTORS, GROUP_BASELINE
-from rlmon.errors import AttachError, ConfigError
-from rlmon.interventions.actions import Defer, KLPenalty, RollBack, Winsorise
-from rlmon.interventions.policy import AllOf, AnyOf, Condition, OnFinding, OnMetric, Policy, Rule
+from rlmon.detectors import DETECTORS
+from rlmon.errors import ConfigError
+from rlmon.interventions.policy import Policy
+from rlmon.interventions.setting import Setting
 from rlmon.interventions.show import row as rule_row
-from rlmon.metrics.catalog import lookup
-from rlmon.metrics.formats import ModeSet
+from rlmon.interventions.validate import Problem, problems, said
 from rlmon.steering import load_policy
 from rlmon.trl import capabilities
 from rlmon.trl.knobs import Knobs
 from rlmon.trl.ppo.config import PPOConfig
+from rlmon.trl.setting import lacks_checkpoints, setting_of
 
 PROBE = "rlmon.trl.probe"
 CONFIGS: Mapping[str, type[Any]] = {"grpo": GRPOConfig, "rloo": RLOOConfig, "ppo": PPOConfig}
@@ -81,13 +79,19 @@ def check_config(path: Path, trainer: str) -> CheckReport:
         args_type, {name: value for name, value in settings.items() if name in known - set(ours)}, notes
     )
     policy = None if config.rlmon_policy is None else load_policy(config.rlmon_policy)
-    rows = _rows(args, config, f"{args_type.__name__[:-6]}Trainer", environment)
+    kind = f"{args_type.__name__[:-6]}Trainer"
+    plan = _plan(args, config, kind, _sharded(args, environment))
+    setting = setting_of(args, config, plan, _lacks(args, model, plan, _sharded(args, environment)))
+    rows = _rows(setting, plan, kind)
     refused: list[str] = []
     if policy is None:
         why = "rlmon_policy is not set: the run is watched only (rlmon_policy: observe says what could be done)"
         rows.append(("policy", "none", why))
     else:
-        rows += _policy_rows(policy, args, model, config, dict(_never(rows)), _sharded(args, environment), refused)
+        found = problems(policy, setting)
+        rows += _policy_rows(policy, found)
+        refused += [said(problem) for problem in found if problem.error]
+        notes += [said(problem) for problem in found if not problem.error]
     return CheckReport(rows=rows, notes=notes, refused=refused)
 
 
@@ -152,75 +156,55 @@ def _sharded(args: Any, environment: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _rows(args: Any, config: RLMonConfig, trainer: str, environment: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _plan(args: Any, config: RLMonConfig, trainer: str, sharded: str | None) -> list[dict[str, str]]:
     blocker = None
-    if sharded := _sharded(args, environment):
+    if sharded:
         blocker = f"under {sharded} a forward of the base is a collective of its own"
     elif args.torch_compile:
         blocker = "torch_compile hides the hidden states that the measurement reads"
     if blocker is None or config.rlmon_base_kl == "off":
-        plan = capabilities.plan(args, config, trainer=trainer)
-    else:
-        plan = capabilities.plan(args, config, trainer=trainer, base_kind="off", base_reason=blocker)
+        return capabilities.plan(args, config, trainer=trainer)
+    return capabilities.plan(args, config, trainer=trainer, base_kind="off", base_reason=blocker)
+
+
+def _rows(setting: Setting, plan: Sequence[Mapping[str, str]], trainer: str) -> list[tuple[str, str, str]]:
     rows = [("what", "status", f"why (TRL {trl.__version__}, {trainer})")]
     rows += [(row["signal"], row["status"], row["reason"]) for row in plan]
-    skipped = {row["signal"]: row["reason"] for row in plan if row["status"] == "skip"}
-    prompts = max(1, args.generation_batch_size // max(1, args.num_generations))
-    rounds = Baseline.rounds_needed(prompts=prompts, completions=args.generation_batch_size)
-    size = f"{rounds} rounds of {prompts} prompts x {args.num_generations} completions a process"
-    too_short = None
-    if args.max_steps > 0:
-        per_step = args.gradient_accumulation_steps / (args.steps_per_generation * args.num_iterations)
-        generations = math.ceil(args.max_steps * per_step)
-        if generations <= rounds:
-            too_short = f"max_steps: {args.max_steps} ends within the baseline ({generations} rounds)"
-    rows.append(("baseline", "yes", f"the first {size}") if too_short is None else ("baseline", "skip", too_short))
+    prompts = max(1, setting.round_completions // max(1, setting.group_size))
+    size = f"{setting.baseline_records} rounds of {prompts} prompts x {setting.group_size} completions a process"
+    if setting.within_baseline:
+        short = f"max_steps: {setting.steps} ends within the baseline ({setting.rounds} rounds)"
+        rows.append(("baseline", "skip", short))
+    else:
+        rows.append(("baseline", "yes", f"the first {size}"))
     for detector in DETECTORS:
-        families = {name.split("/")[1] for name in detector.metrics}
-        reasons = [skipped[family] for family in families if family in skipped]
-        if isinstance(args, PPOConfig) and set(detector.statistics) <= set(GROUP_BASELINE):
-            rows.append((f"detector {detector.id}", "never", "a critic is the baseline, not the group"))
-        elif len(reasons) == len(families):
-            rows.append((f"detector {detector.id}", "never", reasons[0]))
-        elif too_short is not None and detector.rule in ("effective", "ratio"):
-            rows.append((f"detector {detector.id}", "never", "compares with the baseline"))
-        else:
-            rows.append((f"detector {detector.id}", "armed", detector.line))
+        facts = setting.detectors[detector.id]
+        silent = facts.silent or ("compares with the baseline" if facts.compares and setting.within_baseline else None)
+        armed = ("armed", detector.line) if silent is None else ("never", silent)
+        rows.append((f"detector {detector.id}", *armed))
     return rows
 
 
 # -- the policy --------------------------------------------------------------------------------------------------------
 
 
-def _never(rows: Sequence[tuple[str, str, str]]) -> Iterator[tuple[str, str]]:
-    """Signals that are skipped and detectors that cannot fire, by the names of their rows, each with its reason."""
-    return ((what, reason) for what, status, reason in rows if status in ("skip", "never"))
-
-
-def _policy_rows(
-    policy: Policy,
-    args: Any,
-    model: Any,
-    config: RLMonConfig,
-    never: Mapping[str, str],
-    sharded: str | None,
-    refused: list[str],
-) -> list[tuple[str, str, str]]:
-    """A row for each rule: ``acts``, ``dry run``, ``never`` with the reason, or ``refused`` as training would."""
+def _policy_rows(policy: Policy, found: Sequence[Problem]) -> list[tuple[str, str, str]]:
+    """A row for each rule: ``acts``, ``dry run``, ``never`` (it has nothing to do here), or ``refused``."""
     rows: list[tuple[str, str, str]] = []
     for rule in policy.rules:
-        said = rule_row(rule)
-        settings = f"; {said.settings}" if said.settings else ""
-        does = f"{said.do} when {said.when}{settings}" if said.when != "always" else f"{said.do}, always{settings}"
-        refusal = None if rule.dry_run else _refusal(rule, policy, args, model, config, sharded, never)
-        reason = _never_fires(rule.when, args, config, never) or _never_works(rule, args)
-        if refusal is not None:
-            refused.append(f"rule {rule.name}: {refusal}")
-            rows.append((f"rule {rule.name}", "refused", refusal))
-        elif reason is not None:
-            rows.append((f"rule {rule.name}", "never", f"{said.do}: {reason}"))
+        described = rule_row(rule)
+        settings = f"; {described.settings}" if described.settings else ""
+        when = ", always" if described.when == "always" else f" when {described.when}"
+        mine = [problem for problem in found if problem.rule == rule.name]
+        errors = [problem.text for problem in mine if problem.error]
+        idle = [problem.text for problem in mine if problem.idle]
+        if errors:
+            rows.append((f"rule {rule.name}", "refused", "; ".join(errors)))
+        elif idle:
+            rows.append((f"rule {rule.name}", "never", f"{described.do}: {'; '.join(idle)}"))
         else:
-            rows.append((f"rule {rule.name}", "dry run" if rule.dry_run else "acts", does))
+            status = "dry run" if rule.dry_run else "acts"
+            rows.append((f"rule {rule.name}", status, f"{described.do}{when}{settings}"))
     statuses = [status for _, status, _ in rows]
     counted = {"acts": "acting", "dry run": "dry run", "never": "never", "refused": "refused"}
     text = ", ".join(f"{statuses.count(status)} {word}" for status, word in counted.items() if status in statuses)
@@ -229,120 +213,25 @@ def _policy_rows(
     return [("policy", "yes", f"{len(rows)} rule{'s'[: len(rows) > 1]}: {text}"), *rows]
 
 
-def _never_fires(when: Condition, args: Any, config: RLMonConfig, never: Mapping[str, str]) -> str | None:
-    """Why the condition cannot hold with this file; ``None`` where it can."""
-    if isinstance(when, AnyOf | AllOf):
-        reasons = [_never_fires(part, args, config, never) for part in when.conditions]
-        known = [reason for reason in reasons if reason is not None]
-        if known and (isinstance(when, AllOf) or len(known) == len(reasons)):
-            return known[0] if isinstance(when, AllOf) else "; ".join(dict.fromkeys(known))
-        return None
-    if isinstance(when, OnFinding):
-        reason = never.get(f"detector {when.finding}")
-        return None if reason is None else f"detector {when.finding} can never fire: {reason}"
-    if isinstance(when, OnMetric):
-        return _never_measured(when, args, config, never)
-    return None
-
-
-def _never_measured(when: OnMetric, args: Any, config: RLMonConfig, never: Mapping[str, str]) -> str | None:
-    name, family = when.metric, when.metric.split("/")[1]
-    if family in never:
-        return f"{name} is never measured: {never[family]}"
-    metric = lookup(name)
-    if metric is not None and metric.name != name:  # one of a mode of the run
-        modes, mode = ModeSet.build(config.modes).names, name.rsplit("/", 1)[1]
-        if mode not in modes:
-            return f"{name} is never measured: there is no format mode {mode!r}, only {', '.join(modes)}"
-    if metric is not None and when.of == "value":
-        if when.above is not None and metric.high is not None and when.above >= metric.high:
-            return f"{name} is {metric.high:g} at most, and never above {when.above:g}"
-        if when.below is not None and metric.low is not None and when.below <= metric.low:
-            return f"{name} is {metric.low:g} at least, and never below {when.below:g}"
-    every = config.rlmon_base_kl_every if family == "kl" else 1
-    values = 0 if args.max_steps <= 0 else math.ceil(args.max_steps / every)
-    needed = Baseline.rounds_needed(
-        prompts=args.generation_batch_size / max(1, args.num_generations), completions=args.generation_batch_size
-    )
-    if when.of == "base" and 0 < values < needed:
-        return f"{name} is measured {values} times in {args.max_steps} steps, and its base takes the first {needed}"
-    return None
-
-
-def _never_works(rule: Rule, args: Any) -> str | None:
-    """Why the action would change nothing with these settings; ``None`` where it would."""
-    action, group = rule.action, args.num_generations
-    if isinstance(action, Winsorise) and getattr(args, "scale_rewards", None) in ("group", True):
-        # Divided by the deviation of its group (ddof 1), no value of G is further out.
-        most = (group - 1) / math.sqrt(group)
-        if action.limit >= most:
-            return (
-                f"advantages of groups of {group} never pass {most:.3g} (scale_rewards: group); "
-                f"limit is {action.limit:g}"
-            )
-    weight = "kl_coef" if isinstance(args, PPOConfig) else "beta"
-    if isinstance(action, KLPenalty) and getattr(args, weight) >= action.bounds[1]:
-        return f"{weight} is {getattr(args, weight):g} from the start, and bounds end at {action.bounds[1]:g}"
-    if isinstance(action, Defer) and action.by == "prompt" and not action.guesses and args.max_steps <= 0:
-        attempts = math.floor(args.num_train_epochs) * group
-        if attempts < action.after_attempts:
-            return (
-                f"in {args.num_train_epochs:g} epochs a prompt has {attempts} attempts, and after_attempts is "
-                f"{action.after_attempts}"
-            )
-    first = _first_checkpoint(args)
-    if isinstance(action, RollBack) and first is not None:
-        return f"the first checkpoint would come at step {first}, and the run has {args.max_steps}: lower save_steps"
-    return None
-
-
-def _first_checkpoint(args: Any) -> int | None:
-    """The step of the first checkpoint where that is the run's last step or later; ``None`` where it comes in time."""
-    if args.save_strategy != "steps" or args.max_steps <= 0 or args.save_steps < 1:
-        return None
-    return int(args.save_steps) if args.save_steps >= args.max_steps else None
-
-
-def _refusal(
-    rule: Rule,
-    policy: Policy,
-    args: Any,
-    model: Any,
-    config: RLMonConfig,
-    sharded: str | None,
-    never: Mapping[str, str],
-) -> str | None:
-    """What attaching would raise for this rule, by the very code that raises it."""
-    if isinstance(rule.action, RollBack) and args.save_strategy == "no":
-        return "roll_back needs checkpoints to return to, and save_strategy is no. Set save_strategy: steps."
-    # As if built: the class and what `Knobs.refuse` asks of it. What only the model itself shows is left to attaching.
+def _lacks(args: Any, model: Any, plan: Sequence[Mapping[str, str]], sharded: str | None) -> dict[str, str]:
+    """By action why this trainer could not do it, by the very code that attaching asks. What only the model itself
+    shows is left to that."""
+    # As if built: the class and what `Knobs.lacks` asks of it.
     trainer = object.__new__(RLOOTrainer if isinstance(args, RLOOConfig) else GRPOTrainer)
     weights = torch.nn.Linear(1, 1)
     if getattr(model, "use_peft", False):
         weights.peft_config = {}
     trainer.args, trainer.model, trainer.ref_model = args, weights, None
     trainer.accelerator = SimpleNamespace(distributed_type=sharded or "NO", unwrap_model=lambda model: model)
-    reason = never.get("kl", "")
-    knobs = _PlannedKnobs(trainer, SimpleNamespace(active=not reason, reason=reason))  # type: ignore[arg-type]
-    # A reset is fine without a penalty of the file's own where another rule raises one.
-    others = [r.action for r in policy.rules if not r.dry_run and isinstance(r.action, KLPenalty) and r is not rule]
-    try:
-        knobs.refuse([rule.action])
-    except AttachError as error:
-        if not others:
-            return str(error)
-        try:
-            knobs.refuse([rule.action, *others])
-        except AttachError:
-            return str(error)
-    return None
+    reason = next((row["reason"] for row in plan if row["signal"] == "kl" and row["status"] == "skip"), "")
+    base = SimpleNamespace(active=not reason, reason=reason)
+    lacks = _PlannedKnobs(trainer, base).lacks()  # type: ignore[arg-type]
+    checkpoints = lacks_checkpoints(args)
+    return lacks if checkpoints is None else {**lacks, "roll_back": checkpoints}
 
 
 class _PlannedKnobs(Knobs):
     """The knobs of a trainer that is not built."""
 
-    def _refuse_layout(self, what: str) -> None:
-        return None
-
-    def _initial_reference(self) -> Any:
+    def _lacks_layout(self, what: str) -> str | None:
         return None

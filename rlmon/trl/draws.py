@@ -56,7 +56,9 @@ class Draws:
         self._rank = int(trainer.accelerator.process_index)
         self._seed = int(trainer.args.seed)
         dataset = trainer.train_dataset
-        refuse(trainer)
+        lack = lacks(trainer)
+        if lack is not None:
+            raise AttachError(lack)
         self._rows = dataset if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else None
         self._prompts = stored_column(dataset, "prompt")
         self._keys: dict[int, tuple[int, int | None]] = {}
@@ -180,31 +182,32 @@ class Draws:
         self._reservoir = read
 
 
-def refuse(trainer: Any) -> None:
-    """Raise ``AttachError`` where rows cannot be replaced in this trainer; says what to change."""
+def lacks(trainer: Any) -> str | None:
+    """Why rows cannot be replaced in this trainer, and what to change; ``None`` where they can."""
     dataset = trainer.train_dataset
     if dataset is None:
-        raise AttachError("defer replaces rows of the training dataset, and this trainer has none.")
+        return "defer replaces rows of the training dataset, and this trainer has none."
     if getattr(trainer, "environment_factories", None) or getattr(trainer, "environments", None):
-        raise AttachError(
+        return (
             "defer cannot tell which dataset row leads to which prompt where an environment makes the prompts. Take "
             "the rule out, or build the trainer without environment_factory."
         )
     columns = set(getattr(dataset, "column_names", None) or ())
     if columns & set(MULTIMODAL_COLUMNS):
-        raise AttachError(
+        return (
             "defer knows prompts by their text, and this dataset has images, which TRL puts into them. Take the rule "
             "out."
         )
     streamed = not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"))
     rows = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation
     if streamed and trainer.accelerator.num_processes > 1 and rows % trainer.num_generations:
-        raise AttachError(
+        return (
             "with a streamed dataset each rank sees only its own rows, and here groups of "
             f"{trainer.num_generations} lie across ranks of {rows} rows each, so defer could not replace both parts "
             "alike. Make per_device_train_batch_size * steps_per_generation a multiple of num_generations, or use a "
             "map-style dataset."
         )
+    return None
 
 
 def continue_order(trainer: Any) -> int:

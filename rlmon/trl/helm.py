@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rlmon.errors import AttachError
+from rlmon.config import RLMonConfig
 from rlmon.interventions.actions import (
     Anchor,
     Defer,
@@ -32,12 +32,12 @@ from rlmon.interventions.policy import Policy
 from rlmon.records import Action, RolloutBatch
 from rlmon.restored import Restored
 from rlmon.trl.anchor import AnchorStore
-from rlmon.trl.around_train import is_training
 from rlmon.trl.checkpoint import STATE_FOLDER, write_json
 from rlmon.trl.draws import Draws, continue_order
 from rlmon.trl.knobs import Knobs
 from rlmon.trl.ppo.config import PPOConfig
 from rlmon.trl.prompts import SourceMap
+from rlmon.trl.setting import refuse, setting_of_trainer
 
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor
@@ -55,17 +55,18 @@ class Helm:
     Raises ``AttachError``, before the first step, where a rule asks for what cannot work with this trainer.
     """
 
-    def __init__(self, trainer: Any, base: BaseModel, policy: Policy, sources: SourceMap, *, keeps_text: bool) -> None:
+    def __init__(self, trainer: Any, base: BaseModel, policy: Policy, sources: SourceMap, config: RLMonConfig) -> None:
         self.policy = policy
         acting = [rule.action for rule in policy.rules if not rule.dry_run]
         self._knobs = Knobs(trainer, base)
-        self._knobs.refuse(acting)
-        _refuse_roll_back(trainer, acting)
+        self.notes = refuse(policy, setting_of_trainer(trainer, base, config, self._knobs.lacks()))
+        """What is odd about the policy here, and possible."""
+        self._knobs.prepare(acting)
         self._draws = next(
             (Draws(trainer, action, sources.source_of) for action in acting if isinstance(action, Defer)), None
         )
         self.may_roll_back = any(isinstance(action, RollBack) for action in acting)
-        self._keeps_text = keeps_text
+        self._keeps_text = config.rlmon_store_text == "full"
         self._anchor = next((AnchorStore(action) for action in acting if isinstance(action, Anchor)), None)
         self.ends: Action | None = None
         """The action that ends training: ``stop`` or ``roll back``."""
@@ -78,6 +79,14 @@ class Helm:
     def trainer(self) -> Any:
         """The steered trainer; the knobs hold it, weakly."""
         return self._knobs.trainer
+
+    @property
+    def capabilities(self) -> list[dict[str, str]]:
+        """Rows for the run's table of capabilities: the rules that have nothing to do here, and what is odd."""
+        return [
+            {"signal": f"rule {note.rule}", "status": "skip" if note.idle else "yes", "reason": note.text}
+            for note in self.notes
+        ]
 
     @contextlib.contextmanager
     def _part(self, monitor: Monitor, *kinds: type[Any]) -> Iterator[None]:
@@ -321,19 +330,3 @@ def _mean_reference(output: Mapping[str, Any]) -> np.ndarray | None:
     mask_BT = output["completion_mask"].double()
     means: np.ndarray = ((logps_BT.double() * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)).cpu().numpy()
     return means
-
-
-def _refuse_roll_back(trainer: Any, acting: Sequence[Any]) -> None:
-    given = trainer.args.save_strategy
-    save_strategy = str(getattr(given, "value", given))
-    if not any(isinstance(action, RollBack) for action in acting):
-        return
-    if save_strategy == "no":
-        raise AttachError(
-            "roll_back returns to a checkpoint, and save_strategy is no. Set save_strategy: steps and save_steps."
-        )
-    if is_training(trainer):
-        raise AttachError(
-            "roll_back goes on by a second train(), and rlmon was attached while the first one runs. Attach it before: "
-            "RLMon(trainer, config), then trainer.train()."
-        )

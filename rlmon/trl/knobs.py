@@ -33,14 +33,7 @@ from torch import nn
 from trl import RLOOTrainer
 
 from rlmon.errors import AttachError
-from rlmon.interventions.actions import (
-    ActionSettings,
-    Anchor,
-    EntropyBonus,
-    KLPenalty,
-    ResetReference,
-    RollBack,
-)
+from rlmon.interventions.actions import ActionSettings, KLPenalty, RollBack
 from rlmon.restored import UnreadableError
 from rlmon.trl.base import (
     BaseModel,
@@ -113,108 +106,126 @@ class Knobs:
 
     # -- before the first step -------------------------------------------------------------------------------------
 
-    def refuse(self, actions: Iterable[ActionSettings]) -> None:
-        """Raise ``AttachError`` where one of ``actions`` cannot work with this trainer, saying what to type.
+    def lacks(self) -> dict[str, str]:
+        """By the name of an action why it cannot work with this trainer, and what to type."""
+        found = {
+            "kl_penalty": self._lacks_penalty(),
+            "reset_reference": self._lacks_reset(),
+            "entropy_bonus": self._lacks_bonus(),
+            "anchor": self._lacks_forward("anchor"),
+        }
+        return {name: reason for name, reason in found.items() if reason is not None}
 
-        The reference for a penalty that starts from 0 is made here, alike on all ranks, so that raising ``beta`` later
-        cannot fail on one of them.
-        """
-        asked = list(actions)
-        args = self.trainer.args
-        raises_beta = any(
-            isinstance(action, KLPenalty) or (isinstance(action, RollBack) and bool(action.beta)) for action in asked
-        )
-        resets = any(isinstance(action, ResetReference) for action in asked)
-        bonus = any(isinstance(action, EntropyBonus) for action in asked)
-        what = "kl_penalty" if raises_beta else "reset_reference"
-        if (raises_beta or resets or bonus) and getattr(args, "use_liger_kernel", False) and not add_fused_lm_head:
-            raise AttachError(
-                f"{what if raises_beta or resets else 'entropy_bonus'} cannot work with use_liger_kernel on TRL "
-                f"{trl.__version__}: its kernel fixes the loss when the trainer is built. Set use_liger_kernel: false, "
-                "or type: pip install -U 'trl>=1.16'"
-            )
-        if (raises_beta or resets) and getattr(args, "sync_ref_model", False):
-            raise AttachError(
-                f"{what} cannot work with sync_ref_model: TRL moves the reference every ref_model_sync_steps, and two "
-                "hands on one reference contradict each other. Set sync_ref_model: false, or leave the rule out."
-            )
-        if raises_beta and self._ppo and args.kl_target is not None:
-            raise AttachError(
+    def prepare(self, actions: Iterable[ActionSettings]) -> None:
+        """Make the reference for a penalty that starts from 0, alike on all ranks, so that raising ``beta`` later
+        cannot fail on one of them."""
+        if self._given_beta == 0.0 and any(
+            isinstance(action, KLPenalty) or (isinstance(action, RollBack) and bool(action.beta)) for action in actions
+        ):
+            self._initial = self._initial_reference()
+
+    def _lacks_penalty(self) -> str | None:
+        reason = self._lacks_loss("kl_penalty") or self._lacks_own_reference("kl_penalty")
+        if reason is not None:
+            return reason
+        if self._ppo and self.trainer.args.kl_target is not None:
+            return (
                 "kl_penalty and kl_target both turn kl_coef, and would contradict each other. Take kl_target out, or "
                 "leave the rule out."
             )
-        self._refuse_sharded(asked, raises_beta=raises_beta)
-        if resets:
-            self._refuse_reset(raises_beta)
-        if raises_beta and self._given_beta == 0.0:
-            self._refuse_from_zero()
-            self._initial = self._initial_reference()
-        if bonus and self._rloo and not add_fused_lm_head:
-            raise AttachError(
-                f"entropy_bonus cannot work with RLOOTrainer on TRL {trl.__version__}: its entropies carry no "
-                "gradient before 1.15. Type: pip install -U 'trl>=1.16'"
-            )
-        if bonus and not self._rloo and not hasattr(args, "entropy_coef"):
-            raise AttachError(
-                f"entropy_bonus cannot work: GRPOConfig of TRL {trl.__version__} has no entropy_coef. Type: "
-                "pip install -U 'trl>=1.16'"
-            )
-
-    def _refuse_sharded(self, asked: list[ActionSettings], *, raises_beta: bool) -> None:
-        kind = str(getattr(self.trainer.accelerator, "distributed_type", "NO")).rsplit(".", 1)[-1]
-        if kind not in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-            return
-        if raises_beta and (self._given_beta == 0.0 or hasattr(self._policy, "peft_config")):
-            raise AttachError(
+        kind = self._sharded()
+        if kind is not None and (self._given_beta == 0.0 or hasattr(self._policy, "peft_config")):
+            return (
                 f"kl_penalty cannot make a reference under {kind}: each forward of it would be a collective of its "
                 "own. Fine-tune the full model with beta above 0 in the trainer's config (1e-4 will do), so that TRL "
                 "loads and shards a reference itself; or leave the rule out."
             )
-        for action in asked:
-            if isinstance(action, Anchor | ResetReference):
-                name = "anchor" if isinstance(action, Anchor) else "reset_reference"
-                raise AttachError(
-                    f"{name} cannot work under {kind}, where every forward and every copy of weights is a collective. "
-                    "Train with DDP or on one device, or leave the rule out."
-                )
+        return self._lacks_from_zero() if self._given_beta == 0.0 else None
 
-    def _refuse_reset(self, raises_beta: bool) -> None:
-        if self._given_beta == 0.0 and not raises_beta:
-            raise AttachError(
-                "reset_reference has nothing to reset: beta is 0 and no rule raises it. Add a rule with "
-                "do: kl_penalty, or set beta above 0 in the trainer's config."
-            )
-        self._refuse_layout("reset_reference")
-        if not hasattr(self._policy, "peft_config"):
-            refusal = _copy_refusal(self._policy, initial_weights=True)
-            if refusal is not None:
-                raise AttachError(
-                    f"reset_reference cannot work: {refusal}. Leave the rule out, or train an adapter "
-                    "(peft_config), whose reference is small."
-                )
-
-    def _refuse_from_zero(self) -> None:
-        self._refuse_layout("kl_penalty")
-        if not self._base.active:
+    def _lacks_from_zero(self) -> str | None:
+        reason = self._lacks_layout("kl_penalty")
+        if reason is None and not self._base.active:
             hint = "Set rlmon_base_kl: auto" if "rlmon_base_kl is off" in self._base.reason else "Help rlmon to one"
-            raise AttachError(
+            return (
                 f"kl_penalty needs a reference, and beta is 0, so TRL loads none; rlmon has none either: "
                 f"{self._base.reason}. {hint}, or set beta above 0 in the trainer's config (1e-4 will do)."
             )
+        return reason
 
-    def _refuse_layout(self, what: str) -> None:
+    def _lacks_reset(self) -> str | None:
+        name = "reset_reference"
+        reason = (
+            self._lacks_loss(name)
+            or self._lacks_own_reference(name)
+            or self._lacks_forward(name)
+            or self._lacks_layout(name)
+        )
+        if reason is None and not hasattr(self._policy, "peft_config"):
+            refusal = _copy_refusal(self._policy, initial_weights=True)
+            if refusal is not None:
+                return (
+                    f"reset_reference cannot work: {refusal}. Leave the rule out, or train an adapter "
+                    "(peft_config), whose reference is small."
+                )
+        return reason
+
+    def _lacks_bonus(self) -> str | None:
+        reason = self._lacks_loss("entropy_bonus")
+        if reason is None and self._rloo and not add_fused_lm_head:
+            return (
+                f"entropy_bonus cannot work with RLOOTrainer on TRL {trl.__version__}: its entropies carry no "
+                "gradient before 1.15. Type: pip install -U 'trl>=1.16'"
+            )
+        if reason is None and not self._rloo and not hasattr(self.trainer.args, "entropy_coef"):
+            return (
+                f"entropy_bonus cannot work: GRPOConfig of TRL {trl.__version__} has no entropy_coef. Type: "
+                "pip install -U 'trl>=1.16'"
+            )
+        return reason
+
+    def _lacks_loss(self, what: str) -> str | None:
+        if getattr(self.trainer.args, "use_liger_kernel", False) and not add_fused_lm_head:
+            return (
+                f"{what} cannot work with use_liger_kernel on TRL {trl.__version__}: its kernel fixes the loss when "
+                "the trainer is built. Set use_liger_kernel: false, or type: pip install -U 'trl>=1.16'"
+            )
+        return None
+
+    def _lacks_own_reference(self, what: str) -> str | None:
+        if getattr(self.trainer.args, "sync_ref_model", False):
+            return (
+                f"{what} cannot work with sync_ref_model: TRL moves the reference every ref_model_sync_steps, and two "
+                "hands on one reference contradict each other. Set sync_ref_model: false, or leave the rule out."
+            )
+        return None
+
+    def _sharded(self) -> str | None:
+        kind = str(getattr(self.trainer.accelerator, "distributed_type", "NO")).rsplit(".", 1)[-1]
+        return kind if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM") else None
+
+    def _lacks_forward(self, what: str) -> str | None:
+        kind = self._sharded()
+        if kind is not None:
+            return (
+                f"{what} cannot work under {kind}, where every forward and every copy of weights is a collective. "
+                "Train with DDP or on one device, or leave the rule out."
+            )
+        return None
+
+    def _lacks_layout(self, what: str) -> str | None:
         policy = self._policy
         if hasattr(policy, "peft_config") and not _tuner_layers(policy):
-            raise AttachError(
+            return (
                 f"{what} cannot work with this PEFT method: it has no adapter layers that could be switched off. Use "
                 "LoRA, or leave the rule out."
             )
         places = getattr(policy, "hf_device_map", None)
         if places and len(set(places.values())) > 1 and not hasattr(policy, "peft_config"):
-            raise AttachError(
+            return (
                 f"{what} cannot copy a model that device_map spreads over devices. Load it on one device, train an "
                 "adapter (peft_config), or leave the rule out."
             )
+        return None
 
     # -- values ----------------------------------------------------------------------------------------------------
 

@@ -19,10 +19,12 @@ from transformers import TrainerCallback
 import rlmon
 from rlmon.errors import AttachError
 from rlmon.interventions.actions import Anchor, EntropyBonus, KLPenalty, ResetReference, RollBack, Winsorise
+from rlmon.interventions.policy import Always, Policy, Rule
 from rlmon.trl import RLMon, RLMonConfig
 from rlmon.trl.base import BaseModel, _head
 from rlmon.trl.knobs import REFERENCE_KEY, Knobs
 from rlmon.trl.references import AdapterReference, CopyReference
+from rlmon.trl.setting import refuse, setting_of_trainer
 
 pytestmark = pytest.mark.trl
 
@@ -82,6 +84,13 @@ def k3(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return (reference - policy).exp() - (reference - policy) - 1
 
 
+def accepted(trainer: Any, base: BaseModel, *actions: Any) -> None:
+    """Raises where attaching a policy that always does these would."""
+    rules = [Rule(name=f"rule-{i}", when=Always(), action=action) for i, action in enumerate(actions)]
+    setting = setting_of_trainer(trainer, base, RLMonConfig(), Knobs(trainer, base).lacks())
+    refuse(Policy(rules=tuple(rules)), setting)
+
+
 class Drive(TrainerCallback):
     """The knobs as the capture drives them, and a schedule {step: what to do after it}."""
 
@@ -96,7 +105,7 @@ class Drive(TrainerCallback):
     ) -> None:
         self.base = base or BaseModel.choose(trainer, RLMonConfig(), initial_weights=True)
         self.knobs = Knobs(trainer, self.base)
-        self.knobs.refuse(actions)
+        self.knobs.prepare(actions)
         self.schedule = schedule or {}
         self.failures: list[str] = []
         self.betas: list[float] = []
@@ -624,21 +633,21 @@ def test_values_that_are_no_weights_are_refused(tmp_path: Path, value: float) ->
 def refusal(trainer: Any, *actions: Any, base: str = "auto") -> str:
     chosen = BaseModel.choose(trainer, RLMonConfig(rlmon_base_kl=base), initial_weights=True)
     with pytest.raises(AttachError) as caught:
-        Knobs(trainer, chosen).refuse(actions)
+        accepted(trainer, chosen, *actions)
     return str(caught.value)
 
 
 def test_no_base_no_penalty_from_zero(tmp_path: Path) -> None:
-    trainer = build(tmp_path, "full")
+    trainer = build(tmp_path, "full", save_strategy="steps", save_steps=1)
     for action in (KLPenalty(), RollBack(beta=0.1)):
         text = refusal(trainer, action, base="off")
         assert "rlmon_base_kl is off" in text
         assert "rlmon_base_kl: auto" in text
     base = BaseModel.choose(trainer, RLMonConfig(rlmon_base_kl="off"), initial_weights=True)
-    Knobs(trainer, base).refuse([RollBack(), Winsorise()])
+    accepted(trainer, base, RollBack(), Winsorise(limit=1.0))
     with_penalty = build(tmp_path / "penalty", "full", beta=0.1)
     off = BaseModel.choose(with_penalty, RLMonConfig(rlmon_base_kl="off"), initial_weights=True)
-    Knobs(with_penalty, off).refuse([KLPenalty()])
+    accepted(with_penalty, off, KLPenalty())
 
 
 def test_two_hands_on_one_reference(tmp_path: Path) -> None:
@@ -650,7 +659,8 @@ def test_two_hands_on_one_reference(tmp_path: Path) -> None:
 def test_nothing_to_reset(tmp_path: Path) -> None:
     trainer = build(tmp_path, "full")
     assert "do: kl_penalty" in refusal(trainer, ResetReference())
-    Drive(trainer, actions=[ResetReference(), KLPenalty()])
+    base = BaseModel.choose(trainer, RLMonConfig(), initial_weights=True)
+    accepted(trainer, base, ResetReference(), KLPenalty())
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
@@ -664,7 +674,7 @@ def test_sharded_models(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPat
     for action in (Anchor(), ResetReference()):
         assert f"cannot work under {kind}" in refusal(given, action)
     base = BaseModel.choose(given, RLMonConfig(), initial_weights=True)
-    Knobs(given, base).refuse([KLPenalty()])
+    accepted(given, base, KLPenalty())
 
 
 def test_adapters_that_cannot_be_switched_off(tmp_path: Path) -> None:
@@ -677,7 +687,7 @@ def test_adapters_that_cannot_be_switched_off(tmp_path: Path) -> None:
     trainer.model = wrapped
     base = BaseModel.choose(build(tmp_path / "other", "full"), RLMonConfig(), initial_weights=True)
     with pytest.raises(AttachError, match="no adapter layers"):
-        Knobs(trainer, base).refuse([KLPenalty()])
+        accepted(trainer, base, KLPenalty())
 
 
 def test_models_spread_over_devices(tmp_path: Path) -> None:
@@ -692,7 +702,7 @@ def test_before_the_fused_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     rloo = build(tmp_path / "rloo", "full", rloo=True, beta=0.0)
     assert "no gradient before 1.15" in refusal(rloo, EntropyBonus())
     trainer = build(tmp_path, "full")
-    Drive(trainer, actions=[EntropyBonus()])
+    accepted(trainer, BaseModel.choose(trainer, RLMonConfig(), initial_weights=True), EntropyBonus())
     trainer.args.use_liger_kernel = True
     for action in (KLPenalty(), EntropyBonus(), ResetReference()):
         assert "use_liger_kernel: false" in refusal(trainer, action)

@@ -323,13 +323,14 @@ ACTING, DRY = RULES.replace("DRY", "false"), RULES.replace("DRY", "true")
 @pytest.mark.trl
 def test_check_says_what_each_rule_would_do(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
     left = rlmon("check", config(GOOD + ACTING + "beta: 0.01\nrlmon_base_kl: 'off'\nmax_steps: 100\n"))
-    assert left.code == 0
+    assert left.code == 2
     rules = check_rules(left)
-    assert rules["policy"] == ("yes", "3 rules: 1 acting, 2 never")
+    assert rules["policy"] == ("yes", "3 rules: 1 acting, 2 refused")
     assert rules["hold"] == ("acts", "mode_marginal, always")
     # Its metric is not measured; and no advantage of 4 passes 3 / sqrt(4) = 1.5.
-    assert rules["budget"] == ("never", "kl_penalty: rlmon/kl/mean is never measured: rlmon_base_kl is off")
-    assert rules["bound"][0] == "never"
+    assert rules["budget"][0] == "refused"
+    assert "rlmon/kl/mean is never measured: rlmon_base_kl is off (set rlmon_base_kl: auto)" in rules["budget"][1]
+    assert rules["bound"][0] == "refused"
     assert "never pass 1.5" in rules["bound"][1]
     left = rlmon("check", config(GOOD + "num_generations: 16\nmax_steps: 100\n" + DRY))
     # 15 / sqrt(16) = 3.75
@@ -354,21 +355,26 @@ def test_check_of_a_rule_that_training_would_refuse(rlmon: Rlmon, config: Callab
 @pytest.mark.parametrize(
     ("rule", "settings", "status", "said"),
     [
-        ("{when: {finding: kl-drift}, do: winsorise}", "rlmon_base_kl: 'off'", "never", "kl-drift can never fire"),
-        ("{when: {metric: rlmon/format/share/haiku, below: 0.1}, do: stop}", "", "never", "no format mode 'haiku'"),
+        ("{when: {finding: kl-drift}, do: winsorise}", "rlmon_base_kl: 'off'", "refused", "kl-drift can never fire"),
+        ("{when: {metric: rlmon/format/share/haiku, below: 0.1}, do: stop}", "", "refused", "no format mode 'haiku'"),
         ("{when: {metric: rlmon/format/share/json, below: 0.1}, do: stop}", "", "acts", "json below 0.1"),
-        ("{when: {metric: rlmon/format/top_share, above: 1}, do: stop}", "", "never", "never above 1"),
-        # 30 steps / 10 = 3 values of KL; the base alone takes 5
-        ("{when: {metric: rlmon/kl/mean, above: 2, of: base}, do: stop}", "max_steps: 30", "never", "measured 3 times"),
+        ("{when: {metric: rlmon/format/top_share, above: 1}, do: stop}", "", "refused", "never above 1"),
+        # 30 steps / 10 = 3 values of KL; the base alone takes 8 rounds of 4 prompts
+        (
+            "{when: {metric: rlmon/kl/mean, above: 2, of: base}, do: stop}",
+            "max_steps: 30",
+            "never",
+            "measured 3 times",
+        ),
         ("{when: {metric: rlmon/kl/mean, above: 2, of: base}, do: stop}", "max_steps: 90", "acts", "kl/mean above 2"),
         ("{when: {any: [{finding: kl-drift}, always]}, do: stop}", "rlmon_base_kl: 'off'", "acts", "always"),
-        ("{when: {all: [{finding: kl-drift}, always]}, do: stop}", "rlmon_base_kl: 'off'", "never", "kl-drift"),
+        ("{when: {all: [{finding: kl-drift}, always]}, do: stop}", "rlmon_base_kl: 'off'", "refused", "kl-drift"),
         ("{when: always, do: roll_back}", "save_strategy: 'no'", "refused", "save_strategy is no"),
         ("{when: always, do: roll_back}", "max_steps: 100", "never", "first checkpoint would come at step 500"),
         ("{when: always, do: roll_back}", "{max_steps: 100, save_steps: 10}", "acts", "roll_back, always"),
         ("{when: always, do: reset_reference}", "", "refused", "nothing to reset"),
         ("{when: always, do: kl_penalty}", "{sync_ref_model: true, beta: 0.1}", "refused", "sync_ref_model"),
-        ("{when: always, do: kl_penalty}", "beta: 0.3", "never", "bounds end at 0.3"),
+        ("{when: always, do: kl_penalty}", "beta: 0.3", "refused", "bounds end at 0.3"),
         # 3 epochs of 4 completions are 12 attempts at a prompt; 16 are needed
         ("{when: always, do: defer}", "", "never", "12 attempts"),
         ("{when: always, do: defer}", "num_train_epochs: 4", "acts", "defer, always"),

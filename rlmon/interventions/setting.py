@@ -1,0 +1,81 @@
+"""What of a run is known before its first step, as far as the rules of a policy depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rlmon.baseline import Baseline
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricFacts:
+    """What is known of one metric (of all modes where its name ends in ``<mode>``)."""
+
+    low: float | None
+    """Least possible value; ``None``: unbounded."""
+    high: float | None
+    missing: str | None = None
+    """Why this run never measures it; ``None`` where it does."""
+    every_steps: int = 1
+    """Steps between two measurements."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectorFacts:
+    """What is known of one detector."""
+
+    severities: tuple[str, ...]
+    """Those that it has."""
+    silent: str | None = None
+    """Why it cannot fire with this trainer; ``None`` where it can."""
+    compares: bool = False
+    """With the baseline: it cannot fire before that is complete."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """A trainer, its data and rlmon's own settings, in what rules depend on."""
+
+    metrics: Mapping[str, MetricFacts]
+    detectors: Mapping[str, DetectorFacts]
+    modes: tuple[str, ...]
+    """Names of the format modes."""
+    beta: float = 0.0
+    beta_name: str = "beta"
+    """The trainer's own name of the weight that is called ``beta`` here."""
+    entropy_coef: float = 0.0
+    moved: frozenset[str] = frozenset()
+    """Of ``beta`` and ``entropy_coef`` those that the trainer itself turns."""
+    critic: bool = False
+    group_size: int = 8
+    round_completions: int = 64
+    """Over all ranks."""
+    steps: int | None = None
+    """Of the whole run; ``None`` where it is not known yet."""
+    rounds: int | None = None
+    """Of the whole run; ``None`` where it is not known yet."""
+    prompt_attempts: int | None = None
+    """Completions that each prompt gets in the run; ``None`` where it is not known yet."""
+    most_advantage: float | None = None
+    """No advantage is larger; ``None`` where there is no such bound."""
+    first_checkpoint: int | None = None
+    """Step of the first checkpoint; ``None`` where it is not known."""
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    """By action, why it cannot work with this trainer, and what to change."""
+
+    @property
+    def run_completions(self) -> int | None:
+        """Sampled in the whole run; ``None`` where it is not known yet."""
+        return None if self.rounds is None else self.rounds * self.round_completions
+
+    @property
+    def within_baseline(self) -> bool:
+        """Whether the run ends before anything could be compared with its baseline."""
+        return self.rounds is not None and self.rounds <= self.baseline_records
+
+    @property
+    def baseline_records(self) -> int:
+        """Rounds that the baseline takes."""
+        prompts = self.round_completions / max(1, self.group_size)
+        return Baseline.rounds_needed(prompts=prompts, completions=self.round_completions)

@@ -1,0 +1,488 @@
+"""Whether the rules of a policy can do what they ask for: one pure function, which attaching and ``rlmon check`` share.
+
+::
+
+    for problem in problems(policy, setting):
+        print(problem.rule, problem.text, problem.error)
+
+An *error* is what cannot work or can never happen: training is refused. A *note* is what is odd but possible, and what
+a preset's own rule has nothing to do with here, since a preset is written for every trainer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from rlmon import series
+from rlmon.interventions import policy_file
+from rlmon.interventions.actions import (
+    Anchor,
+    Defer,
+    EntropyBonus,
+    KLPenalty,
+    ModeMarginal,
+    Quarantine,
+    ResetReference,
+    RollBack,
+    Stop,
+    Winsorise,
+)
+from rlmon.interventions.engine import measured_by
+from rlmon.interventions.policy import (
+    MODE,
+    AllOf,
+    Always,
+    AnyOf,
+    Condition,
+    OnFinding,
+    OnMetric,
+    Policy,
+    Rule,
+    action_name,
+)
+from rlmon.interventions.policy_file import nearest, one_of
+from rlmon.interventions.setting import MetricFacts, Setting
+from rlmon.records import SEVERITIES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """What is wrong with a rule, or odd about it."""
+
+    rule: str
+    text: str
+    """What came, what is needed and what to type."""
+    error: bool
+    """Training is refused."""
+    idle: bool = False
+    """The rule does nothing here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _No:
+    """Why a condition cannot hold."""
+
+    text: str
+    why: Literal["mistake", "setting", "length"] = "setting"
+    """A name or a number that can be meant in no run; what this trainer does not have; or the run is too short, as it
+    is when something is tried out: that is no error."""
+
+
+def problems(policy: Policy, setting: Setting) -> tuple[Problem, ...]:
+    """All that is wrong with the rules of ``policy`` in ``setting``, in the order of the rules.
+
+    A dry run changes nothing: an error in it is only what can be meant in no run (a mistyped mode, a line that no value
+    reaches). That a run is too short for a rule is never an error.
+    """
+    useless = {rule.name: _useless(rule, policy, setting) for rule in policy.rules}
+    firing = _firing(policy, setting, useless)
+    facts = {**setting.metrics, **_turned(policy, setting, firing, useless)}
+    found: list[Problem] = []
+    for rule in policy.rules:
+
+        def add(text: str, error: bool, rule: Rule = rule, idle: bool = False) -> None:
+            found.append(Problem(rule=rule.name, text=text, error=error, idle=idle))
+
+        given = not _of_a_preset(rule)
+        lack = _lack(rule, policy, setting)
+        if lack is not None:
+            add(lack, error=not rule.dry_run)
+        never = [(leaf, no) for leaf in _leaves(rule.when) if (no := _never_holds(leaf, setting, facts)) is not None]
+        if rule.name not in firing:
+            texts = [*_contradictions(rule.when, rule.hysteresis), *(no.text for _, no in never)]
+            why = "; ".join(dict.fromkeys(texts)) + _waiting(rule, policy, setting, firing, useless)
+            kinds = {no.why for _, no in never}
+            refused = given and ("mistake" in kinds or (not rule.dry_run and kinds != {"length"}))
+            add(f"can never fire: {why}. Change that, or leave the rule out", error=refused, idle=True)
+        else:
+            for _, no in never:
+                add(f"a part of its condition can never hold: {no.text}", error=no.why == "mistake")
+        reason = useless[rule.name]
+        if lack is None and reason is not None:
+            add(f"changes nothing: {reason}", error=given and not rule.dry_run, idle=not rule.dry_run)
+        short = _too_short(rule, setting)
+        if lack is None and short is not None:
+            add(f"changes nothing in this run: {short}", error=False, idle=not rule.dry_run)
+        if given and lack is None and reason is None and rule.name in firing:
+            for text in _odd(rule, policy, setting, facts):
+                add(text, error=False)
+    return tuple(found)
+
+
+def said(problem: Problem) -> str:
+    """``rule budget: can never fire: ...``."""
+    return f"rule {problem.rule}: {problem.text}."
+
+
+@functools.cache
+def _preset_rules() -> tuple[Rule, ...]:
+    rules = [Policy.from_dict({"extends": name}).rules for name in policy_file.preset_names()]
+    return tuple(replace(rule, dry_run=False) for rule in itertools.chain(*rules))
+
+
+def _of_a_preset(rule: Rule) -> bool:
+    """Whether the rule is word for word a preset's, and so was not asked for by itself."""
+    return replace(rule, dry_run=False) in _preset_rules()
+
+
+# -- conditions --------------------------------------------------------------------------------------------------------
+
+
+def _firing(policy: Policy, setting: Setting, useless: Mapping[str, str | None]) -> Collection[str]:
+    """The rules whose conditions can hold: the least set that needs none but its own members to turn a knob."""
+    firing: set[str] = set()
+    while True:
+        facts = {**setting.metrics, **_turned(policy, setting, firing, useless)}
+        more = {rule.name for rule in policy.rules if _can_hold(rule.when, rule.hysteresis, setting, facts)}
+        if more == firing:
+            return firing
+        firing = more
+
+
+def _can_hold(when: Condition, hysteresis: float, setting: Setting, facts: Mapping[str, MetricFacts]) -> bool:
+    if isinstance(when, AnyOf | AllOf):
+        parts = [_can_hold(part, hysteresis, setting, facts) for part in when.conditions]
+        return any(parts) if isinstance(when, AnyOf) else all(parts) and not any(_contradictions(when, hysteresis))
+    return _never_holds(when, setting, facts) is None
+
+
+def _leaves(when: Condition) -> Iterator[Condition]:
+    if isinstance(when, AnyOf | AllOf):
+        for part in when.conditions:
+            yield from _leaves(part)
+    else:
+        yield when
+
+
+def _contradictions(when: Condition, hysteresis: float) -> Iterator[str]:
+    """Pairs of lines of one metric that it cannot be past at once, nor still be held by, in each ``all``."""
+    if not isinstance(when, AnyOf | AllOf):
+        return
+    for part in when.conditions:
+        yield from _contradictions(part, hysteresis)
+    lines = [part for part in when.conditions if isinstance(when, AllOf) and isinstance(part, OnMetric)]
+    for a, b in itertools.permutations(lines, 2):
+        same = (a.metric, a.of, a.smooth_steps) == (b.metric, b.of, b.smooth_steps)
+        if not same or a.above is None or b.below is None or b.below <= 0.0:
+            continue
+        if a.above * (1.0 - hysteresis) >= b.below and b.below * (1.0 + hysteresis) <= a.above:
+            yield f"{a.metric} is not above {a.above:g} and below {b.below:g} at once"
+
+
+def _never_holds(when: Condition, setting: Setting, facts: Mapping[str, MetricFacts]) -> _No | None:
+    """Why a condition on a finding or a metric cannot hold; ``None`` where it can."""
+    if isinstance(when, OnFinding):
+        return _never_found(when, setting)
+    return _never_past(when, setting, facts) if isinstance(when, OnMetric) else None
+
+
+def _never_found(when: OnFinding, setting: Setting) -> _No | None:
+    detector = setting.detectors.get(when.finding)
+    if detector is None:
+        known = nearest(when.finding, setting.detectors)
+        return _No(text=f"there is no detector {when.finding!r}.{known} `rlmon detectors` lists them", why="mistake")
+    wanted = SEVERITIES[SEVERITIES.index(when.severity) :]
+    if not set(wanted) & set(detector.severities):
+        (*_, worst) = [severity for severity in SEVERITIES if severity in detector.severities]
+        has = one_of(detector.severities)
+        return _No(
+            text=f"detector {when.finding} never says {when.severity}, only {has}. Type severity: {worst}",
+            why="mistake",
+        )
+    if detector.silent is not None:
+        return _No(text=f"detector {when.finding} can never fire: {detector.silent}")
+    if detector.compares and setting.within_baseline:
+        return _No(
+            text=f"detector {when.finding} compares with the baseline, and max_steps: {setting.steps} ends within that",
+            why="length",
+        )
+    return None
+
+
+def _never_past(when: OnMetric, setting: Setting, facts: Mapping[str, MetricFacts]) -> _No | None:
+    name = when.metric
+    metric, mode = _facts(name, facts)
+    if metric is None:
+        known = nearest(name, facts)
+        return _No(text=f"there is no metric {name!r}.{known} `rlmon metrics` lists them", why="mistake")
+    if mode is not None and mode not in setting.modes:
+        known = nearest(mode, setting.modes)
+        return _No(
+            text=f"{name} is never measured: there is no format mode {mode!r}.{known} The modes are "
+            f"{', '.join(setting.modes)} (rlmon_modes adds your own)",
+            why="mistake",
+        )
+    if metric.missing is not None:
+        return _No(text=f"{name} is never measured: {metric.missing}")
+    if when.of == "value":
+        if when.above is not None and metric.high is not None and when.above >= metric.high:
+            text = f"{name} is {metric.high:g} at most, and never above {when.above:g}"
+            if metric.high == 1.0 < when.above <= 100.0:
+                text += f". Did you mean above: {when.above / 100.0:g}?"
+            return _No(text=text, why="setting" if name.startswith(TURNED) else "mistake")
+        if when.below is not None and metric.low is not None and when.below <= metric.low:
+            text = f"{name} is {metric.low:g} at least, and never below {when.below:g}"
+            return _No(text=text, why="setting" if name.startswith(TURNED) else "mistake")
+        return None
+    values = None if setting.steps is None else math.ceil(setting.steps / metric.every_steps)
+    if values is not None and values < setting.baseline_records:
+        return _No(
+            text=f"{name} is measured {values} times in {setting.steps} steps, and its base takes the first "
+            f"{setting.baseline_records}",
+            why="length",
+        )
+    return None
+
+
+def _facts(name: str, facts: Mapping[str, MetricFacts]) -> tuple[MetricFacts | None, str | None]:
+    """What is known of a metric, and the mode where it is one of a mode."""
+    if name in facts:
+        return facts[name], None
+    family, _, mode = name.rpartition("/")
+    return facts.get(f"{family}/{MODE}"), mode
+
+
+def _waiting(
+    rule: Rule, policy: Policy, setting: Setting, firing: Collection[str], useless: Mapping[str, str | None]
+) -> str:
+    """What to add where a rule would fire, were it or another one to fire first."""
+    for names, text in (
+        ([*firing, rule.name], ". Only this rule would change that, and it waits for it"),
+        ([each.name for each in policy.rules], ". The rules that would change that wait for one another"),
+    ):
+        if _can_hold(
+            rule.when, rule.hysteresis, setting, {**setting.metrics, **_turned(policy, setting, names, useless)}
+        ):
+            return text
+    return ""
+
+
+# -- what the rules themselves turn ------------------------------------------------------------------------------------
+
+TURNED = "rlmon/intervention/"
+
+
+def _turned(
+    policy: Policy, setting: Setting, firing: Collection[str], useless: Mapping[str, str | None]
+) -> dict[str, MetricFacts]:
+    """The metrics of the knobs, with the values that they can have while none but the rules ``firing`` turn them."""
+    turning = [
+        rule.action for rule in policy.rules if rule.name in firing and not rule.dry_run and useless[rule.name] is None
+    ]
+    asked = [type(rule.action) for rule in policy.rules]
+
+    def fact(given: float, most: list[float], kind: type[Any] | None = None, *, low: float = 0.0) -> MetricFacts:
+        missing = None
+        if kind is not None and kind not in asked:
+            missing = f"no rule of this policy does {_word(kind)}"
+        return MetricFacts(low=low, high=max([given, *most]), missing=missing)
+
+    beta = [action.bounds[1] for action in turning if isinstance(action, KLPenalty)]
+    beta += [action.beta for action in turning if isinstance(action, RollBack) and action.beta is not None]
+    bonus = [action.bounds[1] for action in turning if isinstance(action, EntropyBonus)]
+    kappa = [max(a.kappa, a.bounds[1]) for a in (r.action for r in policy.rules if r.name in firing)
+             if isinstance(a, ModeMarginal)]  # fmt: skip
+    facts = {
+        "beta": fact(setting.beta, beta, low=0.0 if beta else setting.beta),
+        "entropy_coef": fact(setting.entropy_coef, bonus, low=setting.entropy_coef),
+        "kappa": fact(0.0, kappa, ModeMarginal),
+        "mode_ratio": replace(fact(0.0, [], ModeMarginal), high=None),
+        "anchor_weight": fact(0.0, [a.weight for a in turning if isinstance(a, Anchor)], Anchor),
+        "neutralised_share": fact(0.0, [1.0 for a in turning if isinstance(a, Quarantine)], Quarantine),
+        "deferred_share": fact(0.0, [r.action.share for r in policy.rules if isinstance(r.action, Defer)], Defer),
+    }
+    for name in setting.moved:
+        facts[name] = MetricFacts(low=0.0, high=None)
+    return {TURNED + name: known for name, known in facts.items()}
+
+
+def _word(kind: type[Any]) -> str:
+    return action_name(kind())
+
+
+# -- actions -----------------------------------------------------------------------------------------------------------
+
+
+def _lack(rule: Rule, policy: Policy, setting: Setting) -> str | None:
+    """Why the trainer cannot do what the rule asks for; ``None`` where it can."""
+    action = rule.action
+    asked = [action_name(action)]
+    if isinstance(action, RollBack) and action.beta:
+        asked.append("kl_penalty")
+    found = [setting.lacks[name].rstrip(".") for name in asked if name in setting.lacks]
+    if not found and isinstance(action, ResetReference) and setting.beta == 0.0 and not _penalised(policy):
+        return (
+            "reset_reference has nothing to reset: beta is 0 and no rule raises it. Add a rule with do: kl_penalty, or "
+            "set beta above 0 in the trainer's config"
+        )
+    return found[0] if found else None
+
+
+def _penalised(policy: Policy) -> bool:
+    return any(isinstance(rule.action, KLPenalty) and not rule.dry_run for rule in policy.rules)
+
+
+def _useless(rule: Rule, policy: Policy, setting: Setting) -> str | None:
+    """Why the rule's action would change nothing, or nothing but harm, in any step; ``None`` where it would."""
+    action = rule.action
+    if isinstance(action, KLPenalty):
+        return _useless_penalty(action, setting)
+    if isinstance(action, EntropyBonus):
+        if "entropy_coef" in setting.moved:
+            return None if action.target else "target: 0 tells TRL's controller to hold no entropy. Type target: 0.7"
+        most = max(action.bounds[1], setting.entropy_coef)
+        if min(most, setting.entropy_coef + action.increment) == setting.entropy_coef:
+            return (
+                f"entropy_coef is {setting.entropy_coef:g} from the start, bounds end at {action.bounds[1]:g}, and "
+                f"increment is {action.increment:g}. Raise increment above 0, and the second of bounds above "
+                f"{setting.entropy_coef:g}"
+            )
+    elif isinstance(action, ModeMarginal):
+        for name in ("kappa", "bound"):
+            if getattr(action, name) == 0.0:
+                return f"{name}: 0 adds nothing to any advantage. Type {name}: {_default(action, name):g}"
+    elif isinstance(action, Anchor):
+        for name, text in (
+            ("weight", "makes a loss of nothing"),
+            ("decay", "ends the loss before its first step"),
+            ("below", "calls no mode dying"),
+        ):
+            if getattr(action, name) == 0.0:
+                return f"{name}: 0 {text}. Type {name}: {_default(action, name):g}"
+    elif isinstance(action, Winsorise):
+        if action.limit == 0.0:
+            return "limit: 0 makes every advantage 0, and training learns nothing. Type limit: 2.5"
+        if setting.most_advantage is not None and action.limit >= setting.most_advantage:
+            return (
+                f"advantages of groups of {setting.group_size} never pass {setting.most_advantage:.3g} (scale_rewards: "
+                f"group), and limit is {action.limit:g}. Type a lower limit"
+            )
+    elif isinstance(action, Quarantine):
+        return _useless_quarantine(action, policy, setting)
+    elif isinstance(action, Defer):
+        return _useless_deferral(action)
+    return None
+
+
+def _default(action: Any, name: str) -> float:
+    return float(getattr(type(action)(), name))
+
+
+def _useless_penalty(action: KLPenalty, setting: Setting) -> str | None:
+    name, given = setting.beta_name, setting.beta
+    if given >= action.bounds[1] and given > 0.0:
+        return (
+            f"{name} is {given:g} from the start, and bounds end at {action.bounds[1]:g}. Raise the second of bounds "
+            f"above {given:g}"
+        )
+    if min(max(action.bounds[1], given), max(action.start, given * action.factor)) <= given:
+        wrong = "bounds" if action.bounds[1] == 0.0 else "start" if given == 0.0 else "factor"
+        value = getattr(action, wrong)
+        shown = f"[{value[0]:g}, {value[1]:g}]" if isinstance(value, tuple) else f"{value:g}"
+        return f"{wrong}: {shown} never takes {name} above the {given:g} that it is at the start. Raise {wrong}"
+    if action.off_when_silent == 0.0 and not setting.critic:
+        return "off_when_silent: 0 suspends the penalty in every step. Type off_when_silent: 0.9"
+    return None
+
+
+def _useless_quarantine(action: Quarantine, policy: Policy, setting: Setting) -> str | None:
+    if action.solve_rate_below == 0.0:
+        return "solve_rate_below: 0 makes no prompt nearly impossible. Type solve_rate_below: 0.125"
+    if setting.group_size < 2:
+        return "groups of one have no lone success. Raise num_generations"
+    several = action.most_successes * setting.group_size >= 2.0
+    possible = _signs(action, policy, setting)
+    if action.signs > possible and not several:
+        return f"signs: {action.signs} are needed, and {possible} can be seen here. Type signs: 1"
+    return None
+
+
+def _signs(action: Quarantine, policy: Policy, setting: Setting) -> int:
+    """How many signs of a shortcut a winner can show: that of the base needs TRL's reference."""
+    reference = setting.beta > 0.0 or _penalised(policy)
+    return 1 + (action.shorter_than > 0.0) + (action.fewer_numbers_than > 0.0) + reference
+
+
+def _useless_deferral(action: Defer) -> str | None:
+    if action.share == 0.0:
+        return "share: 0 lets nothing be deferred. Type share: 0.5"
+    guesses = action.guesses and action.by == "source"
+    if action.solve_rate_below == 0.0 and not guesses:
+        return "solve_rate_below: 0 is below every solve rate. Type solve_rate_below: 0.02"
+    return None
+
+
+def _too_short(rule: Rule, setting: Setting) -> str | None:
+    """Why the run ends before the action can do anything; ``None`` where it does not."""
+    action, steps = rule.action, setting.steps
+    if isinstance(action, RollBack):
+        first = setting.first_checkpoint
+        if first is not None and steps is not None and first >= steps:
+            return f"the first checkpoint would come at step {first}, and the run has {steps}. Lower save_steps"
+    elif isinstance(action, Defer) and action.by == "source":
+        most, needed = setting.run_completions, action.source_after_attempts
+        if most is not None and most < needed:
+            return f"the run samples {most} completions, and source_after_attempts is {needed}. Lower that"
+    elif isinstance(action, Defer) and not action.guesses:
+        most, needed = setting.prompt_attempts or setting.run_completions, action.after_attempts
+        if most is not None and most < needed:
+            return f"a prompt has {most} attempts in this run, and after_attempts is {needed}. Lower after_attempts"
+    return None
+
+
+# -- what is odd -------------------------------------------------------------------------------------------------------
+
+
+def _odd(rule: Rule, policy: Policy, setting: Setting, facts: Mapping[str, MetricFacts]) -> Iterator[str]:
+    """What is possible, and hardly meant."""
+    action = rule.action
+    if isinstance(rule.when, Always) and isinstance(action, Stop | RollBack):
+        does = "ends training at" if isinstance(action, Stop) else "wants to go back at"
+        yield f"always {does} the first step. Name a finding or a metric in when"
+    for leaf in _leaves(rule.when):
+        if not isinstance(leaf, OnMetric):
+            continue
+        metric, mode = _facts(leaf.metric, facts)
+        if metric is None or metric.missing is not None:
+            continue
+        if leaf.of == "value" and metric.low is not None and leaf.above is not None and leaf.above < metric.low:
+            yield f"{leaf.metric} is {metric.low:g} at least: above {leaf.above:g} holds always"
+        if leaf.of == "value" and metric.high is not None and leaf.below is not None and leaf.below > metric.high:
+            hint = f". Did you mean below: {leaf.below / 100.0:g}?" if metric.high == 1.0 else ""
+            yield f"{leaf.metric} is {metric.high:g} at most: below {leaf.below:g} holds always{hint}"
+        if mode is not None and not leaf.metric.startswith("rlmon/format/share/"):
+            yield f"{leaf.metric} is null in steps without a completion that is {mode}"
+    if isinstance(action, Quarantine) and action.signs > _signs(action, policy, setting):
+        possible = _signs(action, policy, setting)
+        yield f"signs: {action.signs} are needed of a lone success, and {possible} can be seen here"
+    window = max((leaf.smooth_steps for leaf in _leaves(rule.when) if isinstance(leaf, OnMetric)), default=0)
+    usual = {field.name: field.default for kind in (OnMetric, Rule) for field in dataclasses.fields(kind)}
+    for name, length in (("smooth_steps", window), ("cool_off_steps", rule.cool_off_steps)):
+        # Defaults are not worth a word where a policy is tried out in a few steps.
+        if setting.steps is not None and length >= setting.steps and length != usual[name]:
+            yield f"{name} is {length}, and the run has {setting.steps} steps"
+    judged = measured_by(rule)
+    if judged is None or rule.dry_run:
+        return
+    metric, _ = _facts(judged[0], facts)
+    if metric is not None and metric.missing is not None:
+        yield f"its effect is not measured: {judged[0]} is never measured ({metric.missing})"
+    elif setting.steps is not None and rule.measure_after_steps >= setting.steps:
+        if rule.measure_after_steps == usual["measure_after_steps"]:
+            return
+        yield (
+            f"its effect is not measured: measure_after_steps is {rule.measure_after_steps}, and the run has "
+            f"{setting.steps}"
+        )
+    elif metric is not None and rule.measure_after_steps < series.LEAST_VALUES * metric.every_steps:
+        least = series.LEAST_VALUES * metric.every_steps
+        yield (
+            f"its effect is not measured: {judged[0]} has {rule.measure_after_steps // metric.every_steps} values in "
+            f"measure_after_steps: {rule.measure_after_steps}, and {series.LEAST_VALUES} are needed. Type {least}"
+        )
