@@ -111,7 +111,7 @@ class CopyReference(Reference):
 
     def answer(self, *args: Any, **kwargs: Any) -> Any:
         handle = self._handle[0]
-        device = kwargs["input_ids"].device
+        device = next(self.policy.parameters()).device
         if next(handle.parameters()).device != device:
             handle.to(device)
         return handle(*args, **kwargs)

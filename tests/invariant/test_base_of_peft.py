@@ -188,3 +188,44 @@ def test_a_reference_cannot_be_asked_for_where_trl_holds_none(tmp_path: Path) ->
     trained = tiny.trainer(tmp_path / "run", lora=True, beta=0.1)
     with pytest.raises(AttachError, match=r"rlmon_base_kl=reference cannot work.*holds none.*rlmon_base_kl: auto"):
         RLMon(trained, RLMonConfig(rlmon_base_kl="reference"))
+
+
+def test_a_small_budget_measures_the_same_on_average(tmp_path: Path) -> None:
+    """From the tensors of a loss to weighted sums, on completions of 1 to 6 tokens with a budget of a third."""
+    trained = tiny.trainer(tmp_path / "run", policy=tiny.model())
+    base = BaseModel.choose(trained, RLMonConfig(), initial_weights=True)
+    assert measured(trained, base) is not None
+    move(trained)
+    lengths = torch.tensor([1, 6, 2, 3])
+    mask = (torch.arange(COMPLETION) < lengths[:, None]).long()
+    attention = torch.cat([torch.ones_like(IDS[:, COMPLETION:]), mask], 1)
+    with torch.no_grad():
+        shown = trained._get_per_token_logps_and_entropies(
+            trained.model, IDS, attention, COMPLETION, compute_entropy=True
+        )
+    totals: dict[int, list[float]] = {4: [], 100: []}
+
+    class Sums(Listener):
+        def observe_kl(self, *, result: ExactKL, **given: Any) -> None:
+            assert given["sampled_b"].sum() == len(result.kl_pi_base_T) <= budget
+            assert given["tokens_b"].tolist() == lengths.tolist()
+            assert given["sampled_b"] @ given["weight_b"] == pytest.approx(12.0)
+            weight_T = given["weight_b"].repeat(given["sampled_b"])
+            totals[budget].append(float(weight_T @ result.kl_pi_base_T))
+
+    for budget, rounds in ((4, 400), (100, 1)):
+        base.max_tokens = budget
+        for number in range(rounds):
+            rows = torch.tensor([[number, row] for row in range(len(IDS))])
+            base.measure(
+                Sums(),
+                ((IDS, attention, COMPLETION), {}),
+                [],
+                shown[0],
+                rows,
+                mask,  # type: ignore[arg-type]
+            )
+    (whole,) = totals[100]
+    estimates = torch.tensor(totals[4], dtype=torch.float64)
+    assert float(estimates.mean()) == pytest.approx(whole, abs=3.5 * float(estimates.std()) / 20)
+    assert float(estimates.std()) > 0.02 * whole

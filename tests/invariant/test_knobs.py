@@ -334,6 +334,8 @@ def test_what_rlmon_measures_is_not_patched(tmp_path: Path) -> None:
     drive.knobs.set_beta(0.1)
     assert vars(frozen).get("forward") is before[0]
     assert torch.equal(frozen.base_model(input_ids=ids).last_hidden_state, before[1])
+    torch.testing.assert_close(trainer.ref_model(ids).logits, frozen(ids).logits)
+    assert trainer.ref_model.failure is None, "asked by place as well as by name"
     handle = trainer.ref_model._handle[0]
     ours = dict(handle.named_parameters())
     assert all(ours[name] is parameter for name, parameter in frozen.named_parameters())

@@ -145,8 +145,9 @@ class PPOTrainer(GRPOTrainer):
             )
         values += heard
         if self.critic.trunk is not None:
+            batch_size = args[0] if args else kwargs.get("batch_size")  # by place before TRL 1.14
             with self.accelerator.autocast():
-                values.append(self.critic.read(input_ids, attention_mask, logits_to_keep, kwargs.get("batch_size")))
+                values.append(self.critic.read(input_ids, attention_mask, logits_to_keep, batch_size))
         return result
 
     # -- rounds ----------------------------------------------------------------------------------------------------
