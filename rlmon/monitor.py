@@ -174,6 +174,10 @@ class Monitor:
 
         self._reduce = reduce
         self._depth = 0
+        self._expected = 0
+        """Completions that were sampled and have still to be observed."""
+        self._unseen: dict[str, str] = {}
+        self._unseen_said = False
         self._overhead = 0.0
         self._base_seconds = 0.0
         self._faults = np.zeros(len(PLACES))
@@ -198,8 +202,8 @@ class Monitor:
         self._detectors = detectors.start(alpha=self.config.rlmon_alpha, total_steps=total_steps, group_size=group_size)
         self._keeps_text = self.config.rlmon_store_text == "full" and self.config.rlmon_text_sample_per_round != 0
         self._step = resumed_from_step or 0
-        self._newest: tuple[int, rollouts.RowFeatures | None] = (-1, None)
-        """Round and features of the rows observed last: what the rules look at."""
+        self._newest: tuple[RolloutBatch | None, rollouts.RowFeatures | None] = (None, None)
+        """The rows observed last and their features: what the rules look at."""
         self.steering: Steering | None = None
         self._source_names: dict[str, str] = {}
         restored = Restored() if restored is None else restored
@@ -413,10 +417,48 @@ class Monitor:
         """Write a remark into the log."""
         self._event("note", {"text": text})
 
+    def expect_rows(self, count: int) -> None:
+        """So many completions were sampled, and are going to be observed; those that are not by the end of the step
+        are counted as shed."""
+        self._expected += count
+
     def observe(self, batch: RolloutBatch) -> None:
         """Take the rows of one generation on this rank: write them, measure them. Never raises."""
+        self._expected = max(0, self._expected - len(batch))
+        before = self.writer.rows_written + self.writer.shed_rows
         with self.guard("metrics.rollouts"):
             self._observe(batch)
+        self._shed(len(batch) - (self.writer.rows_written + self.writer.shed_rows - before))
+
+    def _shed(self, rows: int) -> None:
+        """Count rows that were sampled and reached no log."""
+        if rows > 0:
+            self.writer.shed_rows += rows
+            self.fault("runlog.rollouts", f"{rows} sampled completions did not reach the log")
+
+    def _reconcile(self) -> None:
+        """What was sampled is in the log by now, or counted as shed."""
+        missing, self._expected = self._expected, 0
+        self._shed(missing)
+
+    def cannot_see(self, reasons: Mapping[str, str]) -> None:
+        """This step's losses showed nothing of these signals (``entropy``, ``kl``), each with its reason; it stands
+        beside every null of theirs. The first time the table of capabilities is revised, in the log and in words."""
+        if reasons and not self._unseen_said:
+            self._unseen_said = True
+            rows = [
+                {**row, "status": "skip", "reason": reasons[row["signal"]]} if row["signal"] in reasons else row
+                for row in self.writer.header.capabilities
+            ]
+            text = f"{' and '.join(reasons)} cannot be measured: {next(iter(reasons.values()))}"
+            if self.rank == 0 and self.config.rlmon_console:
+                from rlmon.printable import one_line
+
+                print(f"rlmon: {one_line(text)}", file=sys.stderr, flush=True)
+            self.note(text)
+            with self.guard("runlog.directory"):
+                self.writer.revise(capabilities=rows)
+        self._unseen = dict(reasons)
 
     def _observe(self, batch: RolloutBatch) -> None:
         into = self._train if batch.split == "train" else self._eval
@@ -427,7 +469,7 @@ class Monitor:
         features = None
         with self.guard("metrics.features"):
             features = self._featurizer.features(batch)
-        self._newest = (batch.round, features)
+        self._newest = (batch, features) if self.steering is not None else (None, None)
         columns = None
         with self.guard("runlog.rollouts"):
             columns = self._columns(batch, features)
@@ -497,10 +539,13 @@ class Monitor:
     def _log_success(self, step: int) -> None:
         self._event("success", {"step": step, **self._deciding.definition.to_json()})
 
+    def _round_of(self, split: Split, number: int, row: int) -> _Round | None:
+        return None if row < 0 else self._remembered[split].get(number)
+
     def steer(
         self, batch: RolloutBatch | None, rows: int, logp_base_n: NDArray[np.float64] | None = None
     ) -> RowEffect | None:
-        """What the rules do to the ``rows`` rows of the training round observed last; ``None`` for nothing.
+        """What the rules do to the ``rows`` rows of a training round, ``batch``; ``None`` for nothing.
 
         With a policy every rank calls this once per training round, with ``batch=None`` where it could not be made:
         it holds a collective. Never raises.
@@ -509,10 +554,12 @@ class Monitor:
             return None
         effect: RowEffect | None = None
         with self.guard("interventions"):
-            features = self._newest[1] if batch is not None and self._newest[0] == batch.round else None
-            number, success_n = self._newest_success
-            if batch is None or number != batch.round:
+            features, success_n = self._newest[1], self._newest_success[1]
+            if batch is None or self._newest_success[0] != batch.round:
                 success_n = np.full(rows, np.nan)
+            elif batch is not self._newest[0]:  # the rows that are trained on, of those observed
+                features = self._featurizer.features(batch)
+                success_n = self._deciding.definition.of(batch.reward, batch.rewards, rows)
             if self._deciding.decided and not self._deciding.definition.known:
                 self.steering.rest_without_success(str(self._deciding.definition))
             late = None
@@ -534,7 +581,9 @@ class Monitor:
             "source": list(batch.source),
             "prompt": list(batch.prompts),
             "completion": list(batch.completions),
-            "prompt_tokens": None if batch.prompt_ids is None else [len(ids) for ids in batch.prompt_ids],
+            "prompt_tokens": None
+            if batch.prompt_ids is None
+            else [None if ids is None else len(ids) for ids in batch.prompt_ids],
             "completion_tokens": [len(ids) for ids in batch.completion_ids]
             if batch.completion_ids is not None
             else [len(text.split()) for text in batch.completions],
@@ -601,12 +650,13 @@ class Monitor:
         advantages_B: Tensor | None = None,
         loss: Tensor | None = None,
     ) -> None:
-        """Take the token tensors of one micro-batch; ``rows_B2`` holds (round, local row) of each. Never raises."""
+        """Take the token tensors of one micro-batch; ``rows_B2`` holds (round, local row) of each, a row of -1 for one
+        that was not observed (replayed from an older round): its tokens count, for no format. Never raises."""
         with self.guard("metrics.tokens"):
             into = self._train if split == "train" else self._eval
             sums = tokens.token_sums(entropies_BT, logps_BT, mask_BT, advantages_B)
-            rounds = [self._remembered[split].get(number) for number, _ in rows_B2]
-            if None in rounds:
+            rounds = [self._round_of(split, number, row) for number, row in rows_B2]
+            if any(known is None and row >= 0 for known, (_, row) in zip(rounds, rows_B2, strict=True)):
                 self.fault("capture.tokens", "token statistics of a round that was not observed")
             modes_B = np.array(
                 [-1 if known is None else known.mode[row] for known, (_, row) in zip(rounds, rows_B2, strict=True)],
@@ -615,7 +665,7 @@ class Monitor:
             into.sums = rollouts.add_sums(into.sums, rollouts.token_sums_by_mode(self.layout, sums, modes_B))
             if loss is not None and not math.isfinite(float(loss)):
                 self.count_non_finite("loss", 1)
-            into.tokens += float(sums.tokens_B.sum())
+            into.tokens += float(np.maximum(sums.tokens_B, sums.logp_tokens_B).sum())
             step = self._step + 1 if split == "train" else self._step
             for i, (remembered, (number, row)) in enumerate(zip(rounds, rows_B2, strict=True)):
                 if remembered is None:
@@ -661,7 +711,7 @@ class Monitor:
             self._overhead -= seconds
             row_T = np.repeat(np.arange(len(sampled_b)), np.asarray(sampled_b, dtype=np.int64))
             weight_B = np.ones(len(sampled_b)) if weight_b is None else np.asarray(weight_b, dtype=np.float64)
-            known = [self._remembered["train"].get(number) for number, _ in rows_b2]
+            known = [self._round_of("train", number, row) for number, row in rows_b2]
             prompts = [-1.0 if r is None else r.rows["prompt"][row] for r, (_, row) in zip(known, rows_b2, strict=True)]
             into = self._train
             into.sums = rollouts.add_sums(
@@ -750,6 +800,7 @@ class Monitor:
 
     def _finish_step(self, step: int) -> StepRecord:
         local = self._train
+        self._reconcile()
         with self.guard("runlog.passes"):
             if local.passes.get("round"):
                 self.writer.write_passes(local.passes)
@@ -770,6 +821,8 @@ class Monitor:
                 self._recent.append({name: sums[name] for name in ILLUSTRATED})
             metrics, missing = rollouts.finish(self.layout, sums, self._base_sums, self._deciding.definition.reason)
             missing |= self._unmeasured(missing, sums, head, whole.faults)
+            for family, reason in self._unseen.items():
+                missing |= {name: reason for name in missing if name.startswith(f"rlmon/{family}/")}
         if self.critic:
             with self.guard("metrics.values"):
                 valued, unvalued = values.finish(whole.values)
@@ -977,6 +1030,7 @@ class Monitor:
         """
         with self.guard("metrics.finish"):
             local, self._eval = self._eval, self._fresh()
+            self._reconcile()
             if local.passes.get("round"):
                 self.writer.write_passes(local.passes)
             whole = self._over_ranks(local)
@@ -999,6 +1053,7 @@ class Monitor:
 
     def close(self) -> None:
         """Write what is left and close log and sinks. Never raises; safe to call twice."""
+        self._reconcile()
         with self.guard("runlog.passes"):
             for local in (self._train, self._eval):
                 if local.passes.get("round"):

@@ -171,7 +171,8 @@ class StepRecord:
     """Completions in those rounds, over all ranks."""
     prompts: int
     tokens: int
-    """Completion tokens that this step trained on, over all ranks."""
+    """The model's own completion tokens in the rows that this step trained on, over all ranks, before what the trainer
+    masks of them (``mask_truncated_completions``)."""
     metrics: Mapping[str, float | None]
     missing: Mapping[str, str] = field(default_factory=dict)
     """Metric name to the reason why it is ``None``."""
@@ -269,7 +270,7 @@ class RolloutBatch:
     completions: Sequence[str]
     """Completions as text, special tokens stripped, tool results left out."""
     prompt_ids: Sequence[Any] | None = None
-    """Token ids of each prompt: a sequence of integers, or (cheapest) an int32 array."""
+    """Token ids of each prompt: a sequence of integers, or (cheapest) an int32 array; ``None`` where not known."""
     completion_ids: Sequence[Any] | None = None
     """The model's own token ids, in the same form."""
     rewards: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
@@ -290,6 +291,19 @@ class RolloutBatch:
 
     def __len__(self) -> int:
         return len(self.global_row)
+
+    def take(self, rows: Sequence[int], *, global_row: Sequence[int]) -> RolloutBatch:
+        """Some of the rows in another order, numbered anew; what is known of the whole round is left out."""
+        chosen: dict[str, Any] = {}
+        for name in (f.name for f in dataclasses.fields(self)):
+            column = getattr(self, name)
+            if name == "rewards":
+                chosen[name] = {key: [values[row] for row in rows] for key, values in column.items()}
+            elif name.startswith("round_"):
+                chosen[name] = None
+            elif isinstance(column, Sequence) and not isinstance(column, str):
+                chosen[name] = [column[row] for row in rows]
+        return dataclasses.replace(self, **(chosen | {"global_row": list(global_row)}))
 
 
 def to_json_dict(record: Any) -> dict[str, Any]:

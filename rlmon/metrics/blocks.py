@@ -116,6 +116,7 @@ def groups_of(rows: Rows, group_size: int, hard_B: NDArray[np.bool_] | None = No
         advantages=rows["advantage"],
         hard_B=hard_B,
         success=rows["success"],
+        trained_B=rows["trained"] > 0,
     )
 
 

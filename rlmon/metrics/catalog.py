@@ -467,15 +467,16 @@ def _nearest_exact(name: str) -> str:
 
 _FAMILIES = {
     "entropy": "Token entropy of the policy: softmax(logits / T) over the model's own completion tokens, in nats, "
-    "token-weighted over the whole step and all ranks.",
+    "token-weighted over the whole step and all ranks, those of completions included that the trainer masks out of its "
+    "loss (mask_truncated_completions).",
     "collision": "C = mean k(y, y') over pairs of completions, across prompts and within one; 1/C is an effective "
     "number. Unbiased; over pairs of all ranks' completions.",
     "format": "Parsed format modes of the part after the reasoning block.",
     "moves": "How completions open their sentences, from token ids alone. Digits and tokens copied from the prompt are "
     "masked.",
     "kl": "KL between the policy and the initial base, exact over the full vocabulary on a bounded sample of tokens.",
-    "group": "Groups of completions of one draw of one prompt, from raw rewards. Rewarded means a success "
-    "as `rlmon_success` defines it; unset, it is decided once from the rewards of the baseline.",
+    "group": "Groups of completions of one draw of one prompt that are trained on, from raw rewards. Rewarded means a "
+    "success as `rlmon_success` defines it; unset, it is decided once from the rewards of the baseline.",
     "text": "Diversity of words at a fixed budget, near-duplicates, repetition.",
     "health": "Lengths, truncation, rewards, non-finite values.",
     "value": "The critic of PPO, over the completion tokens of the step and all ranks; only in runs with one.",

@@ -99,6 +99,7 @@ def group_statistics(
     success: Sequence[Any] | NDArray[Any] | None = None,
     round_reward: Sequence[Any] | NDArray[Any] | None = None,
     round_success: Sequence[Any] | NDArray[Any] | None = None,
+    trained_B: Sequence[bool] | NDArray[np.bool_] | None = None,
 ) -> GroupStats:
     """Facts about the groups ``global_row // group_size`` that are whole in these rows.
 
@@ -110,6 +111,7 @@ def group_statistics(
     Uses the raw rewards, never the trainer's normalising standard deviation (which is the batch's under
     ``scale_rewards="batch"``). Groups with fewer than 2 finite rewards are neither silent nor lone. *No spread* means
     max - min <= 1e-9 max(1, max |reward|). Where a row's success is not known, the group is neither good, bad nor lone.
+    Groups of which ``trained_B`` takes no row are not counted.
     """
     rows = len(global_row)
     reward_B = column(reward, rows)
@@ -131,6 +133,11 @@ def group_statistics(
     group_B = renumber[np.searchsorted(ids, row_B // max(1, group_size))]
     groups = int(whole_all.sum())
     own = np.isin(ids[whole_all] * group_size, row_B)
+    if trained_B is not None:
+        counted = group_B >= 0
+        taken_P = np.bincount(group_B[counted], weights=np.asarray(trained_B)[counted], minlength=groups) > 0
+        counted[counted] = taken_P[group_B[counted]]
+        group_B, own = np.where(counted, group_B, -1), own & taken_P
     finite = np.isfinite(judged_reward) & (group_J >= 0)
     code = group_J[finite]
     value = judged_reward[finite]

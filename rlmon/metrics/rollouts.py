@@ -229,7 +229,7 @@ class Featurizer:
         if batch.prompt_ids is not None:
             code = codes(batch.prompt_id)
             first = np.unique(code, return_index=True)[1]
-            prompt_rows = [batch.prompt_ids[i] for i in first]
+            prompt_rows = [() if batch.prompt_ids[i] is None else batch.prompt_ids[i] for i in first]
         table = moves.openers(ids, start, self._vocabulary, prompt_rows, code)
         seen = table.example_first >= 0
         self._example_first[seen] = table.example_first[seen]
@@ -364,6 +364,7 @@ def default_group_stats(
         success=success.success_B,
         round_reward=batch.round_reward,
         round_success=success.round_N,
+        trained_B=batch.trained,
     )
 
 

@@ -42,6 +42,7 @@ ROW = np.dtype(
         ("tokens", "f8"),
         ("reward", "f8"),
         ("advantage", "f8"),
+        ("trained", "f8"),
         ("success", "f8"),
         ("repetition", "f8"),
         ("openers_in_all", "f8"),
@@ -91,6 +92,7 @@ def rows_of(
     rows["tokens"] = np.nan if features.tokens is None else features.tokens
     rows["reward"] = column(batch.reward, count)
     rows["advantage"] = column(batch.advantages, count)
+    rows["trained"] = 1.0 if batch.trained is None else batch.trained
     rows["success"] = np.nan if success_B is None else success_B
     rows["repetition"] = features.repetition_B
     if features.moves is not None:

@@ -80,7 +80,7 @@ class RunLogWriter:
         secret: bytes,
     ) -> None:
         self.path: Final = path
-        self.header: Final = attempts[-1].header
+        self.header = attempts[-1].header
         """The header as written; ``run_id`` is the directory's when resumed."""
         self.rank: Final = rank
         self.world_size: Final = world_size
@@ -232,6 +232,13 @@ class RunLogWriter:
                 "payload": payload,
             }
             self._append(self._events, lines.dump_line(event), keep=kind == "action")
+
+    def revise(self, **changes: Any) -> None:
+        """Change fields of this attempt's header, in ``run.json`` as well (rank 0). Raises ``OSError``."""
+        self.header = dataclasses.replace(self.header, **changes)
+        self._attempts = (*self._attempts[:-1], dataclasses.replace(self._attempts[-1], header=self.header))
+        if self.rank == 0:
+            files.replace_file(self.path / layout.RUN_FILE, layout.run_json(self._attempts), fsync=self._fsync)
 
     def take_faults(self) -> tuple[WriteFault, ...]:
         """What went wrong since the last call, one entry per place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import math
@@ -30,6 +31,7 @@ from rlmon.restored import Restored, describe, mapping
 from rlmon.trl import capabilities, mirror
 from rlmon.trl.around_train import around_evaluation, before_train, go_on_once, on_failure
 from rlmon.trl.attaching import in_words, untouched_by_failure
+from rlmon.trl.binding import bound_arguments
 from rlmon.trl.capture import Capture
 from rlmon.trl.checkpoint import SHARED_FILE, STATE_FOLDER, agree, rank_file, read_state, write_json
 from rlmon.trl.trl_ppo import TrlPPOCapture
@@ -139,10 +141,12 @@ class RLMon(TrainerCallback):
             original = trainer._load_optimizer_and_scheduler
 
             @functools.wraps(original)
-            def load(checkpoint: Any, *args: Any, **kwargs: Any) -> Any:
-                if checkpoint is not None:
-                    self._checkpoint = Path(checkpoint)
-                return original(checkpoint, *args, **kwargs)
+            def load(*args: Any, **kwargs: Any) -> Any:
+                with contextlib.suppress(TypeError):  # a call that cannot be bound is refused by the original
+                    checkpoint = bound_arguments(original, args, kwargs, ("checkpoint",)).get("checkpoint")
+                    if checkpoint is not None:
+                        self._checkpoint = Path(checkpoint)
+                return original(*args, **kwargs)
 
             trainer._load_optimizer_and_scheduler = load
             self._undo = [on_failure(trainer, functools.partial(self._close, interrupted=True))]

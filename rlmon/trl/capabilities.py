@@ -130,6 +130,13 @@ def plan(
             "TRL's own frac_reward_zero_std reads the batch std here and says nothing of groups",
         )
     yes("entropy", "exact, full vocabulary, from TRL's own forward")
+    if getattr(args, "mask_truncated_completions", False):
+        if getattr(args, "torch_compile", False) or getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
+            skip(
+                "entropy, kl of masked completions", "TRL's forward leaves them out, and another one cannot be run here"
+            )
+        else:
+            yes("entropy, kl of masked completions", "TRL's forward leaves them out: one without gradients reads them")
     if getattr(args, "torch_compile", False):
         yes("torch_compile", "entropies come from the compiled forward's outputs")
     if base_kind is None and config.rlmon_base_kl == "off":

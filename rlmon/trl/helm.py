@@ -246,14 +246,20 @@ class Helm:
             drawn = self._draws.swap(inputs, monitor.steering.blocked(number), number)
         return drawn
 
-    def rollouts(self, monitor: Monitor, batch: RolloutBatch | None, output: dict[str, Any]) -> None:
-        """Let the rules look at a round that was scored, and change its advantages where they say so."""
+    def rollouts(self, monitor: Monitor, batch: RolloutBatch | None, output: Any, *, rows: int) -> None:
+        """Let the rules look at a round that was scored, and change its advantages where they say so.
+
+        ``batch`` holds the rows of ``output`` in its order, and is ``None`` where some of them are not known: then no
+        rule looks at the round. ``rows`` is what the trainer's settings make of a round on every rank.
+        """
         if not self._training:
             return
         logp_base_n = None
         with monitor.guard("interventions"):
-            logp_base_n = _mean_reference(output)
-        effect = monitor.steer(batch, len(output["advantages"]), logp_base_n)
+            logp_base_n = None if batch is None else _mean_reference(output)
+        if batch is not None and len(batch) != rows and monitor.world_size > 1:
+            batch = None  # the ranks exchange tables of one size
+        effect = monitor.steer(batch, rows if batch is None else len(batch), logp_base_n)
         if monitor.steering is None:
             return
         if self._anchor is not None:

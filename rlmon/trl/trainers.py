@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trl import GRPOTrainer, RLOOTrainer
 
 from rlmon.config import RLMonConfig
+from rlmon.trl.binding import bound_arguments
 from rlmon.trl.callback import RLMon
 from rlmon.trl.ppo.trainer import PPOTrainer
 
@@ -33,12 +34,14 @@ class _Monitored:
         """The monitor of the current ``train()`` call; ``None`` before the first."""
         return self.rlmon.monitor
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         # Before super(): what a hub push uploads is what the folder holds at that moment.
+        original = super()._save_checkpoint  # type: ignore[misc]
+        trial = bound_arguments(original, args, kwargs, ("model", "trial")).get("trial")
         state = self.state  # type: ignore[attr-defined]
         run_dir = self._get_output_dir(trial=trial)  # type: ignore[attr-defined]
         self.rlmon.save_state(Path(os.path.join(run_dir, f"checkpoint-{state.global_step}")))
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        original(*args, **kwargs)
 
 
 class MonitoredGRPOTrainer(_Monitored, GRPOTrainer):

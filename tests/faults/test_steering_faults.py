@@ -148,8 +148,8 @@ def test_advantages_that_cannot_be_changed_stop_the_rules_that_would(run: Any) -
 
 def test_completions_that_cannot_be_read_leave_their_round_alone(run: Any) -> None:
     trained, actions, faults = run(Capture, "_batch", on_call(4), "hold", "bound", "suspect")
-    # Nor can its tokens be told to rows.
-    assert faults == {"capture.rollouts": 1, "interventions": 1, "capture.tokens": 1}
+    # Nor can its tokens be told to rows, and its rows are counted as shed.
+    assert faults == {"capture.rollouts": 1, "interventions": 1, "capture.tokens": 1, "runlog.rollouts": 1}
     assert failed(actions) == {}
     assert trained.steering.off is None
     assert max(action.step for action in actions if action.phase == "applied") > 5

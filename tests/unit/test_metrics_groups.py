@@ -31,6 +31,19 @@ def test_groups_on_paper() -> None:
     np.testing.assert_allclose(stats.reward_std_P, [0.0, 0.0, np.sqrt(1 / 3)])
 
 
+def test_groups_of_which_nothing_is_trained_on_are_not_counted() -> None:
+    # G=2. Group 0 (bad) is dropped, of group 1 (good) one row is trained, group 2 (lone) whole.
+    trained = np.array([False, False, False, True, True, True])
+    reward = [0, 0, 1, 1, 1, 0]
+    stats = group_statistics(range(6), reward, 2, success=reward, trained_B=trained)
+    assert (stats.whole, stats.all_bad_P.sum(), stats.all_good_P.sum(), stats.lone_P.sum()) == (2, 0, 1, 1)
+    assert stats.group_B.tolist() == [-1, -1, 1, 1, 2, 2]
+    assert np.flatnonzero(stats.lone_B).tolist() == [4]
+    assert stats.success_B.tolist() == [False, False, True, True, True, False], (
+        "what was sampled is judged all the same"
+    )
+
+
 def test_group_rewards_that_are_missing_or_not_finite_do_not_count() -> None:
     # Group 0 has one finite reward: neither silent nor lone. Group 1 has 1, NaN, 1: all good among the finite.
     reward = [None, float("inf"), 1.0, 1.0, float("nan"), 1.0]
