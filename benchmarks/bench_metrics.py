@@ -16,8 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from rlmon.metrics.formats import ModeSet
-from rlmon.metrics.groups import SolveLedger, group_statistics
-from rlmon.metrics.rollouts import Featurizer, SumsLayout, round_blocks, round_sums
+from rlmon.metrics.groups import SolveLedger
+from rlmon.metrics.rollouts import Featurizer, SumsLayout, default_group_stats, round_blocks, round_sums
 from rlmon.records import RolloutBatch
 
 ROWS = 256
@@ -103,7 +103,7 @@ def one_round(featurizer: Featurizer, layout: SumsLayout, ledger: SolveLedger, r
     begin = time.process_time()
     features = featurizer.features(rows)
     hard = ledger.credibly_below(rows.prompt_id, rows.source)
-    stats = group_statistics(rows.global_row, rows.reward, rows.group_size, advantages=rows.advantages, hard_B=hard)
+    stats = default_group_stats(rows, hard)
     round_sums(layout, rows, features, group_stats=stats)
     round_blocks(rows, features, stats)
     ledger.update(rows.prompt_id, rows.source, stats.success_B, step=rows.step)

@@ -63,6 +63,8 @@ def run_line(audit: Audit) -> str:
     if run.eval_completions:
         parts.append(f"{run.eval_completions:,} eval completions")
     parts.append(f"read as {one_line(run.reader, 40)}")
+    if run.success.get("above"):
+        parts.append(f"a success is {one_line(str(run.success['says']), 120)}")
     return ", ".join(parts)
 
 

@@ -14,6 +14,7 @@ from packaging.version import Version
 
 from rlmon.config import RLMonConfig
 from rlmon.errors import AttachError
+from rlmon.trl.capture import unique_names
 from rlmon.trl.ppo.config import PPOConfig
 
 OLDEST_TRL = Version("1.8.0")
@@ -60,7 +61,8 @@ def trl_ppo_notice() -> str:
 
 
 def refuse(trainer: Any, config: RLMonConfig | None = None) -> None:
-    """Raise ``AttachError`` where this trainer cannot be watched; return ``None`` where it can."""
+    """Raise ``AttachError`` where this trainer cannot be watched, ``ConfigError`` where ``rlmon_success`` names a
+    reward function that it does not have."""
     version = Version(trl.__version__)
     name = type(trainer).__name__
     if version < OLDEST_TRL:
@@ -90,11 +92,19 @@ def refuse(trainer: Any, config: RLMonConfig | None = None) -> None:
         )
     if version == BROKEN_ON_CPU and not torch.cuda.is_available():
         raise AttachError("TRL 1.15.0 cannot train on a CPU. Type: pip install -U 'trl>=1.16'")
+    criterion = None if config is None else config.success
+    if criterion is not None:
+        criterion.refuse_unknown(reward_functions(trainer))
     for other in trainer.callback_handler.callbacks:
         if type(other).__name__ == "RLMon" and getattr(other, "attached", False):
             raise AttachError(
                 "This trainer already has a monitor. Attach RLMon once: RLMon(trainer) or callbacks=[RLMon()]."
             )
+
+
+def reward_functions(trainer: Any) -> list[str]:
+    """Names of the trainer's reward functions, as rows of the log have them."""
+    return ["reward_model"] if is_trl_ppo(trainer) else unique_names(trainer.reward_func_names)
 
 
 def plan(

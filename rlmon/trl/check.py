@@ -68,6 +68,9 @@ def check_config(path: Path, trainer: str) -> CheckReport:
         if ours:
             notes.append(f"{', '.join(ours)}: the probe reads RLMON_* variables only; move these to `env:`.")
         _check_probe_weight(settings)
+    functions = [str(name).rsplit(".", 1)[-1] for name in _listed(settings.get("reward_funcs")) if name is not None]
+    if config.success is not None and functions:
+        config.success.refuse_unknown(functions)
     rest = sorted(set(settings) - known)
     of_ppo = [name for name in rest if name in {f.name for f in dataclasses.fields(PPOConfig)}]
     if of_ppo:

@@ -70,6 +70,28 @@ def test_modes_and_tasks_may_be_mappings_in_yaml_and_json_on_the_command_line(tm
     assert workload.reasoning_gym_tasks == {"chain_sum": {"min_terms": 2}}
 
 
+def test_a_success_may_be_a_number_a_name_or_both(tmp_path: Path) -> None:
+    """In YAML, on the command line and in the environment: as it was written."""
+    from rlmon.config import RLMonConfig
+
+    parser = load(ROOT / "trainers" / "train_grpo.py").parser
+    plain = (ROOT / "configs" / "grpo.yaml").read_text()
+    for written, (function, above) in {
+        "0.5": (None, 0.5),
+        "accuracy_reward": ("accuracy_reward", None),
+        "accuracy_reward>0.9": ("accuracy_reward", 0.9),
+    }.items():
+        config = tmp_path / "success.yaml"
+        config.write_text(f"{plain}\nrlmon_success: {written}\n")
+        *_, by_yaml = parser().parse_args_and_config(["--config", str(config)])
+        line = ["--config", str(ROOT / "configs" / "grpo.yaml"), "--rlmon_success", written]
+        *_, by_line = parser().parse_args_and_config(line)
+        by_environment = RLMonConfig.from_env({"RLMON_SUCCESS": written})
+        for one in (by_yaml, by_line, by_environment, RLMonConfig.from_mapping({"success": written})):
+            assert one.success is not None
+            assert (one.success.function, one.success.above) == (function, above)
+
+
 def test_a_policy_may_be_a_name_or_a_mapping_in_yaml_and_on_the_command_line(tmp_path: Path) -> None:
     from rlmon.steering import load_policy
 
@@ -113,6 +135,7 @@ def test_programs_do_nothing_when_imported_and_shadow_no_package(
         (["--workload", "reasoning-gym"], "needs reasoning_gym_tasks"),
         (["--rlmon_store_text", "ful"], "rlmon_store_text"),
         (["--rlmon_alpha", "2"], "rlmon_alpha is a probability"),
+        (["--rlmon_success", "reward_correct>nan"], "threshold must be finite"),
     ],
 )
 def test_programs_refuse_before_the_first_step(
