@@ -217,9 +217,7 @@ def compare(
         notes.append(f"{steps.size} steps are few: where a metric moves slowly its interval is too narrow.")
     defined = {str(run.run.success.get("says")) for run in (*a, *b)}
     if len(defined) > 1:
-        notes.append(
-            f"What counts as a success differs between the runs: {'; '.join(sorted(defined))}. Give them one: --success."
-        )
+        notes.append(f"A success is not the same in all runs: {'; '.join(sorted(defined))}. Give them one: --success.")
     if len(a) == 1 or len(b) == 1:
         notes.append(
             "With one run on a side the intervals cover the noise of sampling, not that of seeds: give several seeds "
