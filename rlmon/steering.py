@@ -149,7 +149,9 @@ def take_up(
     steering: Steering | None = None
     with restored.part("interventions"):
         try:
-            steering = made(mapping(saved))
+            taken = made(mapping(saved))
+            taken.try_out()
+            steering = taken
         except AttachError as error:
             if not restored.lost and not isinstance(error, UnreadableError):
                 raise  # a setting, and no consequence of damage
@@ -222,6 +224,20 @@ class Steering:
             levers.load(state["levers"])
         self._agreed = self._engine
         """The state that all ranks are known to share: what draws are decided by."""
+
+    def try_out(self) -> None:
+        """Fold one made-up record into a copy of the state: parts that do not fit together raise here, once."""
+        step = max((at.began_step or 0 for at in self._engine.rules.values()), default=0)
+        trial = StepRecord(
+            attempt=0, step=step, time_unix_seconds=0.0, rounds=(), completions=0, prompts=0, tokens=0, metrics={}
+        )
+        after, _ = engine.on_step(self.policy, self._engine, trial, ())
+        engine.to_json(self.policy, after)
+        for name, fresh in engine.start(self.policy, self._engine.knobs).rules.items():
+            for field in dataclasses.fields(fresh):
+                usual, taken = getattr(fresh, field.name), getattr(self._engine.rules[name], field.name)
+                if isinstance(usual, float | int) and not isinstance(taken, float | int):
+                    raise TypeError(f"{field.name} of rule {name} is no number")
 
     @property
     def holds_state(self) -> bool:

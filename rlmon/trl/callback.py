@@ -83,6 +83,7 @@ class RLMon(TrainerCallback):
         """The log was begun by an evaluation before ``train()``, which goes on with it."""
         self._undo: list[Callable[[], None]] = []
         """What takes wrappers off again, the last one first."""
+        self._give_back_wandb: Callable[[], None] = lambda: None
         if trainer is not None:
             self.attach(trainer)
 
@@ -152,8 +153,6 @@ class RLMon(TrainerCallback):
             self._undo = [on_failure(trainer, functools.partial(self._close, interrupted=True))]
             if isinstance(capture, Capture):
                 self._undo.append(around_evaluation(trainer, self._evaluation_begins, self._evaluation_ends))
-            if self.config.rlmon_mirror and self.config.rlmon_wandb:
-                self._undo.append(mirror.keep_out_of_wandb(trainer))
             if capture.helm is not None and capture.helm.may_roll_back:
                 self._undo.append(go_on_once(trainer, self))
             if self not in trainer.callback_handler.callbacks:
@@ -248,6 +247,9 @@ class RLMon(TrainerCallback):
         monitor.kl_reason = base.unmeasured(state.global_step, self.config.rlmon_base_kl_every)
         if trainer.accelerator.is_main_process:
             monitor.open_sinks()
+            if self.config.rlmon_mirror and self.config.rlmon_wandb:
+                with monitor.guard("mirror"):
+                    self._give_back_wandb = mirror.keep_out_of_wandb(trainer)
         self.monitor = capture.monitor = monitor
         self._open = True
 
@@ -442,6 +444,7 @@ class RLMon(TrainerCallback):
         self._open = False
         monitor = self.monitor
         monitor.close()
+        self._give_back_wandb()
         self._checkpoint = None
         if self._capture is None:
             return

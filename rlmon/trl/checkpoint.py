@@ -47,7 +47,7 @@ def read_state(folder: Path, trainer: Any, restored: Restored) -> dict[str, Any]
     shared: Mapping[str, Any] | None = None
     if accelerator.is_main_process and (folder / SHARED_FILE).exists():
         with restored.part("all of rlmon's state"):
-            shared = _read(folder / SHARED_FILE)
+            shared = read_json(folder / SHARED_FILE)
     if accelerator.num_processes > 1:
         from accelerate.utils import broadcast_object_list
 
@@ -55,7 +55,7 @@ def read_state(folder: Path, trainer: Any, restored: Restored) -> dict[str, Any]
     own: Mapping[str, Any] | None = None
     if shared is not None:
         with restored.part(f"what rank {accelerator.process_index} keeps for itself"):
-            own = _read(folder / rank_file(accelerator.process_index))
+            own = read_json(folder / rank_file(accelerator.process_index))
     return None if shared is None else {"shared": shared, "rank": own}
 
 
@@ -67,6 +67,7 @@ def agree(restored: Restored, trainer: Any) -> None:
         restored.lost = {name: reason for lost in gather_object([restored.lost]) for name, reason in lost.items()}
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The object in a JSON file. Raises where there is none."""
     # Bytes first: what is no UTF-8 is damage as well, whatever the locale.
     return mapping(json.loads(path.read_bytes().decode("utf-8")))

@@ -7,7 +7,6 @@ fails is reported to the steering, which puts its rule at rest on all ranks.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ from rlmon.interventions.policy import Policy
 from rlmon.records import Action, RolloutBatch
 from rlmon.restored import Restored
 from rlmon.trl.anchor import AnchorStore
-from rlmon.trl.checkpoint import STATE_FOLDER, write_json
+from rlmon.trl.checkpoint import STATE_FOLDER, read_json, write_json
 from rlmon.trl.draws import Draws, continue_order
 from rlmon.trl.knobs import Knobs
 from rlmon.trl.ppo.config import PPOConfig
@@ -73,6 +72,8 @@ class Helm:
         self._returned = False
         self._begun = False
         self._folder: Path | None = None
+        self._marked: tuple[str, str, float | None] | None = None
+        """Rule, reason and new ``beta`` of a roll back to the checkpoint that the run resumes from."""
         self._given = dict(self._knobs.values())
 
     @property
@@ -191,6 +192,12 @@ class Helm:
         self.ends = None
         self._folder = folder
         self._returned = folder is not None and (folder / ROLLED_BACK).exists()
+        self._marked = None
+        if folder is not None and self._returned:
+            with restored.part("what rolled the run back"):
+                marked = read_json(folder / ROLLED_BACK)
+                beta = None if marked["beta"] is None else float(marked["beta"])
+                self._marked = (str(marked["rule"]), str(marked["reason"]), beta)
         if self._anchor is not None and own is not None and own.get("anchor") is not None:
             with restored.part("rows to anchor on"):
                 self._anchor.load(own["anchor"])
@@ -202,12 +209,12 @@ class Helm:
 
     def begin(self, monitor: Monitor) -> None:
         """After it was made: a run that came back to this checkpoint takes up the ``beta`` of the rule that sent it."""
-        if self._folder is None or not (self._folder / ROLLED_BACK).exists():
+        if self._marked is None:
             return
-        marked = json.loads((self._folder / ROLLED_BACK).read_text())
-        if marked["beta"] is not None:
-            self._knobs.set_beta(float(marked["beta"]))
-        monitor.note(f"Rolled back by {marked['rule']} ({marked['reason']}); beta is {self._knobs.values()['beta']}.")
+        rule, reason, beta = self._marked
+        if beta is not None:
+            self._knobs.set_beta(beta)
+        monitor.note(f"Rolled back by {rule} ({reason}); beta is {self._knobs.values()['beta']}.")
 
     def mark_return(self) -> Path | None:
         """The checkpoint to go on from, marked so that the run comes back to it once only."""

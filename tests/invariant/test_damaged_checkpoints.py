@@ -116,6 +116,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "no modes": (edited("state.json", without("modes")), {"baseline", "detectors"}),
     "an engine without knobs": (edited("state.json", without("steering", "engine", "knobs")), {"interventions"}),
     "examples of another shape": (edited("rank0.json", with_value([1], "base_examples")), {"examples"}),
+    "an engine of wrong types": (
+        edited("state.json", with_value("high", "steering", "engine", "rules", "penalty", "level")),
+        {"interventions"},
+    ),
+    "a torn mark of a roll back": (
+        lambda folder: (folder / "rolled_back.json").write_text('{"rule": "pen') and None,
+        {"what rolled the run back"},
+    ),
     "an unreadable anchor": (edited("rank0.json", with_value({"rows": 3}, "anchor")), {"rows to anchor on"}),
     "a torn snapshot": (
         bytes_of("base_snapshot.safetensors", lambda data: data[: len(data) // 2]),
