@@ -108,6 +108,8 @@ class Step:
     faults: Vector
     rows: Rows
     """Of the sum: those of all ranks, in the order of rounds and of ``global_row``."""
+    collided: int
+    """Places that more than one rank entered: none of those rows is known."""
     names: Mapping[int, str]
     """Key and name of sources."""
     values: Vector
@@ -172,12 +174,14 @@ class Exchange:
         """The sum over ranks, by name. Sources that it names are known from here on."""
         whole = np.ascontiguousarray(vector).view(self._layout)[0]
         rows = whole["rows"][whole["rows"]["present"] == 1.0]
+        collided = int(np.count_nonzero(whole["rows"]["present"] > 1.0))
         named = whole["names"][whole["names"]["key_plus_one"] > 0]
         return Step(
             sums=whole["sums"],
             head={name: float(whole["head"][name]) for name in HEAD.names or ()},
             faults=whole["faults"],
             rows=rows[np.lexsort((rows["global_row"], rows["round"]))],
+            collided=collided,
             names={int(slot["key_plus_one"]) - 1: _as_text(slot["text"]) for slot in named},
             values=whole["values"],
             votes=whole["votes"],

@@ -475,7 +475,7 @@ class Monitor:
             columns = self._columns(batch, features)
             self.writer.write_rollouts(columns)
         self._drain_writer()
-        rows = rows_of(batch)
+        rows: Rows | None = None
         if features is not None:
             with self.guard("metrics.rollouts"):
                 groups = rollouts.default_group_stats(batch, None, success)
@@ -485,6 +485,7 @@ class Monitor:
                 into.sums = rollouts.add_sums(into.sums, count(self.layout, batch, features, group_stats=groups))
                 if batch.split == "train":
                     self._keep_samples(batch, features, columns)
+        rows = rows_of(batch) if rows is None else rows
         if batch.split == "train":
             self._exchange.meet(batch.source)
             into.rows.append(rows)
@@ -808,6 +809,8 @@ class Monitor:
         whole = self._over_ranks(local)
         self._faults[:] = 0.0
         self._non_finite.clear()
+        if whole.collided and self.rank == 0:
+            self.fault("collective", f"{whole.collided} rows have the round and global_row of a row on another rank")
         head, sums = whole.head, self._sums(whole)
         sums["token_non_finite"] = sums["token_non_finite"] + head["non_finite"]
         found: list[Block] = []

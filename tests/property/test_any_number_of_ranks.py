@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import copy
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import steered
 from simulated_ranks import Run, round_of
 
 import rlmon
 from rlmon import exchange
+from rlmon.keys import KEY_MASK, source_key
 from rlmon.metrics.catalog import METRICS
+from rlmon.metrics.groups import SolveLedger
 from rlmon.records import StepRecord
 from rlmon.steering import load_policy
 
@@ -193,3 +199,51 @@ def test_more_rows_than_enter_are_chosen_alike(tmp_path: Path, monkeypatch: pyte
         assert sum(block.completions for block in record.blocks if "mode_collision" in block.stats) == 64
         assert record.completions == 128
         assert not record.faults
+
+
+def as_version_1(state: Mapping[str, Any], layout: Any, prompts: Sequence[str], names: Sequence[str]) -> Any:
+    """A checkpoint as rlmon 0.1 wrote it: sources by name, 64-bit keys, sums in one vector, a ledger of each rank's."""
+    shared = copy.deepcopy(state["shared"])
+    of_key = {source_key(name): name for name in names}
+    ledger, counts = shared.pop("ledger"), shared.pop("baseline")
+    whole = {hashlib.blake2b(prompt.encode(), digest_size=8).digest() for prompt in prompts}
+    by_key = {int.from_bytes(key, "little") & KEY_MASK: int.from_bytes(key, "little") for key in whole}
+    keys = np.frombuffer(base64.b64decode(ledger["key"]), dtype=np.uint64)
+    long = np.array([by_key[int(key)] for key in keys], dtype=np.uint64)
+    sums = layout.zeros() | {name: np.array(value) for name, value in shared["base_sums"].items()}
+    shared |= {
+        "version": 1,
+        "base_counts": [counts["prompts"], counts["completions"], counts["rounds"]],
+        "base_sums": layout.flatten(sums).tolist(),
+        "base_examples": {},
+    }
+    shared.pop("sources")
+    shared["detectors"]["sources"] = [of_key[key] for key in shared["detectors"]["sources"]]
+    shared["detectors"].pop("names")
+    ledger |= {
+        "key": base64.b64encode(long.tobytes()).decode(),
+        "sources": [of_key[key] for key in ledger["sources"]],
+    }
+    return {"shared": shared, "rank": {"version": 1, "ledger": ledger}}
+
+
+def test_a_checkpoint_of_the_version_before_is_read_alike_by_all_ranks(tmp_path: Path) -> None:
+    names = [f"task {i}" for i in range(3)]
+    rounds = [round_of(number, sources=names, prompts=8, group=4, narrow={"task 0": 0.5}) for number in range(12)]
+    whole = Run(tmp_path / "whole", 1, rounds, group=4)
+    before = Run(tmp_path / "cut", 1, rounds[:6], group=4)
+    before.close()
+    prompts = [prompt for one in rounds for prompt in one["prompt_id"]]
+    old = as_version_1(before.state(), before.monitors[0].layout, prompts, names)
+    # Rank 1's own ledger knew other prompts: all take rank 0's.
+    other = {"shared": old["shared"], "rank": {"version": 1, "ledger": SolveLedger().state()}}
+    after = Run(tmp_path / "cut", 2, rounds[6:], group=4, first_step=6, states=[old, other])
+    for record, expected in zip(after.records[1], whole.records[0][6:], strict=True):
+        assert record.blocks == expected.blocks
+        assert_alike(
+            record.metrics["rlmon/group/lone_success_weight"], expected.metrics["rlmon/group/lone_success_weight"]
+        )
+    mine, expected_state = (run.monitors[0].shared_state() for run in (after, whole))
+    assert_alike(mine["ledger"], expected_state["ledger"])
+    assert_alike(mine["detectors"], expected_state["detectors"])
+    assert_alike(mine["base_sums"], expected_state["base_sums"])
