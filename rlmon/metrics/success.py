@@ -123,14 +123,16 @@ class _Seen:
     values: tuple[float, ...] = ()
     """Different values met, in order; three stand for many."""
     leaves_out: bool = False
-    """It has left rows without a score."""
+    """It has left rows to others, without a score of its own."""
 
-    def add(self, values: NDArray[np.float64]) -> _Seen:
-        finite = values[np.isfinite(values)]
+    def add(self, values: NDArray[np.float64], scored: NDArray[np.bool_]) -> _Seen:
+        """With one more round; ``scored``: rows that some function scored."""
+        known = np.isfinite(values)
+        finite = values[known]
         small = np.abs(finite) < _LARGE
         finite[small] = np.round(finite[small], _DECIMALS) + 0.0
         distinct = np.unique(np.concatenate([self.values, finite]))
-        return _Seen(tuple(distinct[:3].tolist()), self.leaves_out or finite.size < values.size)
+        return _Seen(tuple(distinct[:3].tolist()), self.leaves_out or bool((scored & ~known).any()))
 
 
 def _bound(name: str, seen: _Seen, alone: bool) -> tuple[float | None, bool]:
@@ -225,9 +227,11 @@ class Deciding:
         seen = dict(self.seen)
         for name in self.seen.keys() - columns.keys():
             seen[name] = dataclasses.replace(seen[name], leaves_out=seen[name].leaves_out or not self.decided)
-        for name, values in columns.items():
+        values_of = {name: column(values, rows) for name, values in columns.items()}
+        scored = np.any([np.isfinite(values) for values in values_of.values()], axis=0)
+        for name, values in values_of.items():
             before = seen.get(name, _Seen(leaves_out=began))
-            after = before.add(column(values, rows))
+            after = before.add(values, scored)
             if not self.decided:
                 seen[name] = after
             elif len(before.values) < 2:

@@ -338,6 +338,11 @@ class Capture:
         names = unique_names(trainer.reward_func_names)
         weights_F = trainer.reward_weights.to("cpu", torch.float64)
         round_NF = torch.full((end, len(names)), torch.nan, dtype=torch.float64)
+        # A subclass may score only this rank's rows: then no rank has the rewards of the round.
+        of_all = world_size == 1 or all(
+            call.rewards_NF is not None and len(call.rewards_NF) == len(numbers)
+            for call, numbers in zip(calls, every, strict=True)
+        )
         for call, here, numbers in zip(calls, own, every, strict=True):
             if call.rewards_NF is None:
                 continue
@@ -372,8 +377,8 @@ class Capture:
             completion_ids=[row.ids[row.own_T] for row in rows],
             rewards={name: _or_none(local_BF[:, i]) for i, name in enumerate(names)},
             reward=[totals_N[row] for row in global_row],
-            round_reward=totals_N,
-            round_rewards={name: _or_none(round_NF[:, i]) for i, name in enumerate(names)},
+            round_reward=totals_N if of_all else None,
+            round_rewards={name: _or_none(round_NF[:, i]) for i, name in enumerate(names)} if of_all else None,
             reward_weights=dict(zip(names, weights_F.tolist(), strict=True)),
             advantages=_advantages(output, drawn, len(rows)),
             truncated=[not len(row.ids) or int(row.ids[-1]) not in ends for row in rows],

@@ -112,6 +112,9 @@ def test_rows_that_functions_leave_out() -> None:
     definition = decide(both).definition
     # Each row by what scored it; a row that nothing scored stays unknown; one failure is a failure.
     np.testing.assert_array_equal(definition.of(totals(both), both), [1.0, 0.0, 1.0, 0.0, np.nan, 0.0])
+    # Rows that nothing scored (a subclass that drops some) are no sign that functions share rows out.
+    dropped = {"accuracy": [1.0, None, 0.0], "format": [1.0, None, 1.0]}
+    assert decide(dropped).definition == Success({"accuracy": 0.5, "format": 0.5})
     # Accuracy that could not be checked is not known, however well it is formatted.
     checked = {"accuracy": [1.0, None, 0.0, None], "format": [1.0, 1.0, 1.0, 0.0]}
     definition = decide(checked).definition
