@@ -194,6 +194,7 @@ class Monitor:
         self._baseline = Baseline()
         self._ledger = SolveLedger()
         self._deciding = Deciding.start(self.config.success)
+        self._counts_anew = False
         self._decides_late: str | None = None
         """Where ranks decide from their exchanged rows: the function that these are of, or the total."""
         self._newest_late = -1
@@ -226,6 +227,8 @@ class Monitor:
                 world_size=world_size,
                 gather=gather,
             )
+            if self._counts_anew:
+                self.steering.count_anew()
         self._policy = None if policy is None else policy.to_dict()
         self._exchange = Exchange(
             Places(
@@ -533,9 +536,16 @@ class Monitor:
         definition = self._deciding.definition
         self._log_success(step)
         if again:
-            self._ledger = SolveLedger()  # what it has counted were successes of another kind
+            self._count_anew()
         what = "a success is now" if again else "a success is"
         self._console(f"{what} {definition}" if definition.known else f"success is not known: {definition}")
+
+    def _count_anew(self) -> None:
+        """What the ledgers have counted were successes of another kind."""
+        self._ledger = SolveLedger()
+        self._counts_anew = True
+        if self.steering is not None:
+            self.steering.count_anew()
 
     def _log_success(self, step: int) -> None:
         self._event("success", {"step": step, **self._deciding.definition.to_json()})
@@ -1136,7 +1146,7 @@ class Monitor:
             self._deciding, changed = self._deciding.resumed(shared.get("success"))
             if changed is not None:
                 restored.changed.append(changed)
-                self._ledger = SolveLedger()  # what it has counted were successes of another kind
+                self._count_anew()
 
     def _saved_baseline(self, shared: Mapping[str, Any]) -> tuple[Baseline, dict[str, Vector] | None]:
         if "baseline" in shared:

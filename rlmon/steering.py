@@ -416,6 +416,10 @@ class Steering:
             if isinstance(rule.action, kind):
                 self._failures.setdefault(rule.name, reason)
 
+    def count_anew(self) -> None:
+        """Another definition counts as a success from now on: solve rates begin anew."""
+        self._ledger = SolveLedger()
+
     def rest_without_success(self, reason: str) -> None:
         """It is not known what counts as a success, on any rank: the rules that need it are put at rest."""
         for rule in self.policy.rules:

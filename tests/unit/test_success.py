@@ -276,6 +276,26 @@ def test_ranks_that_do_not_see_each_others_rewards_say_so() -> None:
     assert given.observe(batch(0, {"a": SOME}, 0, 2), 2)[1].success_B.tolist() == SOME[:4]
 
 
+def test_a_change_of_what_was_assumed_is_said_and_solve_rates_begin_anew(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unnamed penalty is 0 at first and reads as a goal that was never met: all prompts look impossible. It goes
+    below 0 in round 9: from then on half of the completions succeed, and no prompt is hard."""
+    monitor = rlmon.Monitor(rlmon.RLMonConfig(), directory=tmp_path, group_size=G)
+    hard = []
+    for number in range(12):
+        extra = [-0.4 * v for v in SOME] if number >= 9 else [0.0] * 8
+        monitor.observe(batch(monitor.next_round("train"), {"accuracy": SOME, "extra": extra}))
+        record = monitor.end_step(number + 1)
+        assert record is not None
+        hard.append(record.metrics["rlmon/group/hard_share"])
+    monitor.close()
+    assert (hard[0], hard[8], hard[-1]) == (0.0, 1.0, 0.0)
+    said = [event.payload["says"] for event in rlmon.open_run(tmp_path).events if event.kind == "success"]
+    assert said == ["accuracy above 0.5 and extra above 0.5", "accuracy above 0.5"]
+    assert "rlmon: a success is now accuracy above 0.5\n" in capsys.readouterr().err
+
+
 def test_a_resumed_run_keeps_its_definition_and_a_changed_setting_is_said(
     tmp_path: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
