@@ -14,6 +14,7 @@ import rlmon
 from rlmon.audit import engine
 from rlmon.errors import ConfigError
 from rlmon.trl import RLMon, RLMonConfig
+from rlmon.trl.check import check_config
 
 pytestmark = pytest.mark.trl
 
@@ -98,3 +99,12 @@ def test_a_name_that_the_trainer_does_not_have_is_refused_at_attach(tmp_path: Pa
     assert "compute_loss" not in trained.__dict__
     monitor = RLMon(trained, RLMonConfig(rlmon_success="accuracy_reward>0.9"))
     assert monitor.attached
+
+
+def test_check_refuses_the_same_name_before_anything_is_built(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("reward_funcs: [my.accuracy_reward, format_reward]\nrlmon_success: acuracy_reward>0.9\n")
+    with pytest.raises(ConfigError, match="Did you mean accuracy_reward"):
+        check_config(file, "grpo")
+    file.write_text("reward_funcs: [my.accuracy_reward, format_reward]\nrlmon_success: accuracy_reward>0.9\n")
+    assert check_config(file, "grpo").rows
