@@ -1,6 +1,6 @@
 """The price of an alarm: how often each detector cries wolf on healthy runs, and how fast it sees a collapse.
 
-    python benchmarks/alarm_price.py [--runs 500] [--looks 2000] [--collapses 200] [--out rlmon/detectors/prices.json]
+    python benchmarks/alarm_price.py [--runs 3000] [--looks 2000] [--collapses 200] [--out rlmon/detectors/prices.json]
 
 Healthy runs are bootstrapped by prompt group from real completions (``benchmarks/data/base_rows.npz``, made by
 ``sample_base_rows.py``): 8 prompts x 8 completions a step as 4 blocks of 2 prompts. What makes them hard:
@@ -13,7 +13,10 @@ Healthy runs are bootstrapped by prompt group from real completions (``benchmark
 * half of the runs draw prompts from one source, the other half are sorted by task: four sources with other mixes,
   lengths and entropies, one after the other.
 
-A false alarm is any alarm here: no run passes a WARN line (.8 is that line, half of the runs end on it).
+Every run draws its own base. A FAIL is false here in every run: what is promised is that there is none while the
+effective number stays at .8 of its base or above. A WARN is false where the run has not narrowed at all; half of these
+runs end exactly on the WARN line, .8, and the WARNs of all are told for what they are. The promise itself, at its edge
+and over other shapes and spreads, is measured by ``alarm_promise.py``, which is run here too.
 
 Collapses have the shape of the runs measured in TRL: the share of one format rises logistically from .13, onset at
 step 30 to 50, past .9 at about step 110. The alarm must come at least 10 steps before the top share of a step's
@@ -32,9 +35,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import alarm_promise
 import numpy as np
 from numpy.typing import NDArray
 
+from rlmon import baseline
 from rlmon.detectors import DETECTORS, evidence, start
 from rlmon.detectors import fold as fold_module
 from rlmon.detectors.catalog import VERSION
@@ -74,6 +79,8 @@ class Pool:
     """[M] share of the winner format."""
     counts: NDArray[np.int64]
     """[M, modes] completions per format."""
+    codes: dict[str, NDArray[np.int64]]
+    """[M, G] what the kernels of equality compare."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +202,7 @@ def build_pool(
         lone=np.where(impossible & (solved == 1), advantage.sum(1), 0.0),
         winner=(take["mode"] == rows.winner).mean(1),
         counts=counts,
+        codes={name: values.astype(np.int64) for name, values in take.items()},
     )
 
 
@@ -236,6 +244,7 @@ class Pools:
     def __init__(self, pools: list[Pool]) -> None:
         self.size = len(pools[0].tokens)
         self.across = {k: np.stack([p.across[k] for p in pools]) for k in KERNELS}
+        self.codes = {k: np.stack([p.codes[k] for p in pools]) for k in pools[0].codes}
         self.within = {k: np.stack([p.within[k] for p in pools]) for k in KERNELS}
         names = ("tokens", "entropy_sum", "reward", "good", "bad", "advantage", "lone", "winner", "counts")
         self.column = {name: np.stack([getattr(p, name) for p in pools]) for name in names}
@@ -269,6 +278,35 @@ class Pools:
         return z, groups
 
 
+class Bases:
+    """The groups of every source's baseline, so that its collision can be taken over all their pairs."""
+
+    def __init__(self, tables: list[Pools]) -> None:
+        self.tables = tables
+        self.drawn: dict[int, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = {}
+
+    def add(self, source: int, level_N: NDArray[np.int64], groups: NDArray[np.int64]) -> None:
+        """Groups [N, prompts] of one block, drawn at these strengths."""
+        if len(self.drawn.setdefault(source, [])) * groups.shape[1] < baseline.PROMPTS:
+            self.drawn[source].append((level_N, groups))
+
+    def pairs(self, source: int, statistic: int) -> tuple[Floats, Floats, Floats] | None:
+        """As ``evidence.Pairs``."""
+        kernel = STATISTICS[statistic].removesuffix("_collision")
+        codes = self.tables[source].codes.get(kernel)
+        if codes is None:
+            return None
+        codes_NBG = np.concatenate([codes[level[:, None], groups] for level, groups in self.drawn[source]], axis=1)
+        runs, parts, group = codes_NBG.shape
+        mean, se = np.empty(runs), np.empty(runs)
+        for n in range(0, runs, 50):
+            flat = codes_NBG[n : n + 50].reshape(-1, parts * group)
+            same = (flat[:, :, None] == flat[:, None, :]).reshape(-1, parts, group, parts, group).sum((2, 4))
+            size = np.full(same.shape[:2], float(group))
+            mean[n : n + 50], se[n : n + 50] = evidence.pairs_mean_se(same.astype(np.float64), size)
+        return mean, se, np.full(runs, float(parts))
+
+
 def healthy(
     rows: Rows,
     *,
@@ -291,6 +329,7 @@ def healthy(
     for s, task in enumerate(tasks(rng, len(rows.columns["mode_names"]), source_count)):
         drifts = [drift_for(rows, task, float(r), groups, seed * 100 + s) for r in ratios]
         tables.append(Pools([build_pool(rows, task, d, groups, seed * 100 + s) for d in drifts]))
+    bases = Bases(tables)
     final = np.where(np.arange(runs) % 2 == 0, 0.8, rng.uniform(0.8, 1.0, runs))
     entropy_final = rng.uniform(0.7, 1.0, runs)
     ever = np.zeros((runs, plan.detectors, 2), dtype=np.bool_)
@@ -304,13 +343,15 @@ def healthy(
         source = min(source_count - 1, t * source_count // looks)
         blocks = []
         for _ in range(8 // block_prompts):
-            z, _ = tables[source].draw(rng, level, entropy_factor, block_prompts)
+            z, groups_drawn = tables[source].draw(rng, level, entropy_factor, block_prompts)
+            bases.add(source, level, groups_drawn)
             if t % KL_EVERY == 0:
                 kl = 0.025 * progress * rng.gamma(4.0, 0.25, runs)
                 z[:, Q["kl_nats"]] = kl
                 z[:, Q["kl_seq_nats"]] = kl * z[:, Q["completion_tokens"]]
             blocks.append((source, z, float(block_prompts), float(block_prompts * GROUP)))
-        arrays, fire = evidence.observe(plan, arrays, blocks, evidence.restart_weight(t + 1, looks))
+        weight = evidence.restart_weight(t + 1, looks)
+        arrays, fire = evidence.observe(plan, arrays, blocks, weight, pairs=bases.pairs)
         ever |= fire
     return {"warn": ever[:, :, evidence.WARN], "fail": ever[:, :, evidence.FAIL]}
 
@@ -336,6 +377,7 @@ def collapses(
     drifts = np.concatenate([[0.0], np.linspace(0.2, 8.0, 32)])
     pools = [build_pool(rows, task, float(d), groups, seed, 0.0) for d in drifts]
     table = Pools(pools)
+    bases = Bases([table])
     share_by_drift = np.array([p.winner.mean() for p in pools])
     onset = rng.uniform(30, 50, runs)
     passes = rng.normal(PASSES_STEP, 3, runs)
@@ -354,9 +396,11 @@ def collapses(
         blocks, counts = [], 0
         for _ in range(8 // block_prompts):
             z, drawn = table.draw(rng, level, entropy_factor, block_prompts)
+            bases.add(0, level, drawn)
             blocks.append((0, z, float(block_prompts), float(block_prompts * GROUP)))
             counts = counts + table.column["counts"][level[:, None], drawn].sum(1)
-        arrays, fire = evidence.observe(plan, arrays, blocks, evidence.restart_weight(t + 1, looks))
+        weight = evidence.restart_weight(t + 1, looks)
+        arrays, fire = evidence.observe(plan, arrays, blocks, weight, pairs=bases.pairs)
         new = fire & (first_step < 0)
         first_step[new] = t + 1
         p = counts / np.sum(counts, axis=1, keepdims=True)
@@ -471,7 +515,7 @@ def power(rows: Rows, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--runs", type=int, default=3000)
     parser.add_argument("--looks", type=int, default=2000)
     parser.add_argument("--collapses", type=int, default=200)
     parser.add_argument("--groups", type=int, default=400, help="prompt groups per source and strength of drift")
@@ -481,7 +525,7 @@ def main() -> None:
     rows = Rows.load()
     began = time.process_time()
     result = price(rows, args)
-    print(f"False alarms on {args.runs} healthy runs of {args.looks} looks, 95 % Clopper-Pearson interval, per run")
+    print(f"Alarms on {args.runs} healthy runs of {args.looks} looks, 95 % Clopper-Pearson interval, per run")
     print(f"{'detector':24} {'FAIL':>26} {'WARN':>26}")
 
     def percent(cell: dict[str, Any] | None) -> str:
@@ -499,6 +543,8 @@ def main() -> None:
         print("\nSimulated collapses (steps before the top share passes .9)")
         for block in result["power"].values():
             print(json.dumps(block))
+    print("\nThe promise: runs that stand at .8 of their base, upper ends of 95 % Clopper-Pearson intervals")
+    result["promise"] = alarm_promise.measure(args.runs, args.looks, 5 * args.collapses, args.seed, rate)
     print(f"\n{time.process_time() - began:.0f} CPU-seconds on {platform.machine()}, numpy {np.__version__}")
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

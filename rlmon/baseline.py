@@ -12,6 +12,11 @@ COMPLETIONS = 256
 ROUNDS = 8
 
 
+def complete(prompts: Any, completions: Any, rounds: Any) -> Any:
+    """Whether so much is a whole baseline; elementwise for arrays."""
+    return (prompts >= PROMPTS) | (completions >= COMPLETIONS) | (rounds >= ROUNDS)
+
+
 @dataclass(frozen=True)
 class Baseline:
     """How much of the baseline has been seen. Shares, means and examples that are "of the base" cover exactly this.
@@ -29,7 +34,7 @@ class Baseline:
     @property
     def complete(self) -> bool:
         """Whether it is closed: nothing is added to a complete baseline."""
-        return self.prompts >= PROMPTS or self.completions >= COMPLETIONS or self.rounds >= ROUNDS
+        return bool(complete(self.prompts, self.completions, self.rounds))
 
     def with_round(self, *, prompts: float, completions: float) -> Baseline:
         """The baseline with one more round, of all ranks together; unchanged by a round without completions and once it

@@ -81,7 +81,7 @@ class RLMonConfig:
     )
     rlmon_alpha: float = field(
         default=0.01,
-        metadata={"help": "Chance of any false FAIL over the whole run, split over the detectors."},
+        metadata={"help": "Share of runs that may have a false FAIL, split over the detectors (docs/detectors.md)."},
     )
     rlmon_text_tokens: int = field(
         default=20_000,

@@ -19,7 +19,7 @@ import secrets
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -953,7 +953,7 @@ class Monitor:
             groups = blocks.groups_of(part, int(part["group_size"][0]), hard_B)
             for name, value in blocks.pair_and_group_sums(part, groups).items():
                 sums[name] = sums[name] + value
-            found += blocks.rollout_blocks(part, groups)
+            found += blocks.rollout_blocks(part, groups, self._detectors_want)
             scored = np.where(np.isfinite(part["reward"]), part["success"], np.nan)
             self._ledger.update(prompts, sources, scored, step=self._step + 1)
         found += blocks.token_blocks(rows)
@@ -981,6 +981,9 @@ class Monitor:
             tokens_alone = ("rlmon/kl/", "rlmon/entropy/")
             better |= {name: reason for name in missing if not name.startswith(tokens_alone)}
         return better
+
+    def _detectors_want(self, source: str) -> Collection[str]:
+        return detectors.open_tallies(self._detectors, source)
 
     def _grow_baseline(self, sums: Mapping[str, Vector], prompts: float, completions: float) -> None:
         """Add the step to the baseline while that is still growing; round 0 *is* the base."""

@@ -154,6 +154,10 @@ class Block:
     completions: int
     stats: Mapping[str, float]
     """Name to value; a statistic that could not be computed is absent."""
+    tallies: Mapping[str, Sequence[Mapping[str, int]]] = field(default_factory=dict)
+    """Of statistics that compare completions of different prompts, while their baseline is open: for each prompt (or a
+    few together) how many completions have which code. The baseline is taken over all pairs of them, not only over
+    those inside of one block."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

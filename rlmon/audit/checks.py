@@ -132,9 +132,10 @@ def judge(case: Case) -> Judged:
 
 def _correction(case: Case, alpha: float) -> str:
     return (
-        f"Detectors looked at {case.fold.looks} steps each; a betting e-process bounds the chance of any false "
-        f"FAIL of theirs over all looks at {case.fold.alpha:g}, split over the detectors (WARN has a chance of its own "
-        f"of the same size). The {len(HINDSIGHT)} hindsight checks look once; their intervals have level "
+        f"Detectors looked at {case.fold.looks} steps each; theirs is a betting e-process at level "
+        f"{case.fold.alpha:g} over all looks, split over the detectors: measured, not proved, at most that share of "
+        "runs has a false FAIL while it stays at .8 of its base or above. "
+        f"The {len(HINDSIGHT)} hindsight checks look once; their intervals have level "
         f"{1 - alpha:.3%} each, so that the chance of any false FAIL, WARN or NOTE among them is at most "
         f"{HINDSIGHT_ALPHA:g} (Bonferroni), as far as a bootstrap over prompts holds its level."
     )

@@ -156,8 +156,7 @@ def _fold(
     folded = records(counted, line, scalars, characters=characters)
     parameters: dict[str, Any] = {"baseline_kind": "first_logged"}
     if base:
-        # Complete with what was given: steps of the run that is judged must not be averaged into its base.
-        parameters = {"baseline_kind": "given", "baseline_records": 1}
+        parameters = {"baseline_kind": "given"}
     state = detectors.start(alpha=ALPHA, total_steps=len(folded), group_size=0, parameters=parameters)
     if base:
         state = detectors.seed_baseline(state, tuple(base))

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rlmon import baseline
 from rlmon.audit.aliases import LARGEST
 from rlmon.audit.features import UNKNOWN, Bools, Features, Floats, Ints, Reader, codes, column, floats, key_of_each
 from rlmon.audit.run import RowBatch, Shard
@@ -27,6 +28,7 @@ from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import no_spread
 from rlmon.metrics.prompts import template_name
 from rlmon.metrics.success import TOTAL, Success
+from rlmon.metrics.tallies import parts_of_prompts, tallies_of_blocks
 from rlmon.metrics.text import effective_number_of_each
 
 PROMPT_CHARACTERS = 2_000
@@ -109,6 +111,10 @@ def merge(parts: Iterable[Partial]) -> Partial:
         whole.unreadable |= part.unreadable
     for kind, into in columns.items():
         getattr(whole, kind).update({name: np.concatenate(values) for name, values in into.items()})
+    if "tallies" in whole.blocks:
+        # Each part kept those of its own first steps: only the first of all can be of the base.
+        late = ~_early(whole.blocks["step"], whole.blocks["source"])
+        whole.blocks["tallies"][late] = [{} for _ in range(int(late.sum()))]
     whole.sources = list(sources)
     whole.prompts = dict(sorted(whole.prompts.items())[:MAX_PROMPTS])
     return whole
@@ -477,14 +483,37 @@ def _block_columns(
         put(name, np.bincount(block_of_group, weights=flags, minlength=count).astype(np.float64), judged)
     first_of_block = np.zeros(count, dtype=np.int64)
     first_of_block[block[::-1]] = np.arange(block.size)[::-1]
+    step_of_block, source_of_block = step[first_of_block], source[first_of_block]
+    early = _early(step_of_block, source_of_block)
+    part_of_prompt = parts_of_prompts(block_of_prompt)
+    block_of_part = np.zeros(int(part_of_prompt.max()) + 1, dtype=np.int64)
+    block_of_part[part_of_prompt] = block_of_prompt
+    tallies: NDArray[Any] = np.array([{} for _ in range(count)], dtype=object)
+    for kernel in ("mode", "template", "answer"):
+        value, keep = kernels[kernel]
+        name = f"{kernel}_collision"
+        wanted = early & np.isfinite(stats[:, BLOCK_STATISTICS.index(name)])
+        found = tallies_of_blocks(value[train], part_of_prompt[prompt_code], block_of_part, wanted, keep[train])
+        for b in np.flatnonzero(wanted):
+            tallies[b][name] = found[b]
     return {
-        "step": step[first_of_block],
-        "source": source[first_of_block],
+        "step": step_of_block,
+        "source": source_of_block,
+        "tallies": tallies,
         "prompts": np.bincount(block_of_prompt, minlength=count).astype(np.int64),
         "completions": np.bincount(block, minlength=count).astype(np.int64),
         "characters": _mean_by(block, read.characters[train], count),
         "stats": stats,
     }
+
+
+def _early(step_of_block: Ints, source_of_block: Ints) -> Bools:
+    """Blocks of the first steps of their source here, as many as a baseline may have rounds."""
+    pair = codes_of(source_of_block, step_of_block)
+    first = np.unique(pair, return_index=True)[1]
+    ordered = source_of_block[first]
+    place = np.arange(first.size) - np.searchsorted(ordered, ordered)
+    return np.asarray((place < baseline.ROUNDS)[pair])
 
 
 def _mean_by(block: Ints, values: Floats, count: int) -> Floats:

@@ -232,6 +232,7 @@ def records(
                 prompts=int(blocks["prompts"][row]),
                 completions=int(blocks["completions"][row]),
                 stats=stats,
+                tallies=blocks["tallies"][row],
             )
         )
     extra: dict[int, dict[str, float]] = {}

@@ -56,8 +56,9 @@ class DetectorSpec:
     """True: FAIL needs a second detector that has at least warned."""
     witness: bool = False
     """True: counts as that second signal."""
-    per_source: bool = False
-    """True: one process per source; False: one process that takes the bets of all sources in order."""
+    per_source: Literal["no", "too", "only"] = "no"
+    """no: one process takes the bets of all sources in order. only: one process per source. too: both, since damage to
+    all sources is seen soonest by the one, and to one source of many by its own."""
     alpha_share: float = 0.06
     """Share of the run's alpha that each rung of this detector may use; over the betting detectors they sum to 1."""
     prior: bool = False
@@ -92,12 +93,11 @@ class DetectorSpec:
         if self.rule == "absolute":
             parts = [f"{name} above {self.absolute_level(name, level):g}" for name in self.statistics]
             return (" and " if self.every else " or ").join(parts)
-        beyond = f", at least 6 SE from the base{f', and at least {floor:g}' if floor else ''}"
         if self.rule == "effective":
             capped = f", and below {1 / floor:.3g}" if floor else ""
-            return f"effective number 1/C below {level:g} of base{capped}, C at least 6 SE above its base"
+            return f"effective number 1/C below {level:g} of base{capped}"
         sign = "above" if self.direction == "up" else "below"
-        return f"{sign} {level:g} x base{beyond}"
+        return f"{sign} {level:g} x base{f', and at least {floor:g}' if floor else ''}"
 
     @property
     def rungs(self) -> tuple[Severity, ...]:
@@ -107,12 +107,13 @@ class DetectorSpec:
 
     @property
     def false_fail(self) -> Mapping[str, Any] | None:
-        """Measured share of healthy runs with a false FAIL: ``rate``, ``low``, ``high``, ``runs``, ``looks``."""
+        """Measured share of healthy runs with a false FAIL: ``rate``, ``low``, ``high``, ``events``, ``runs``,
+        ``looks``."""
         return _price(self.id, "fail")
 
     @property
     def false_warn(self) -> Mapping[str, Any] | None:
-        """The same for the milder rung."""
+        """The same for the milder rung, also where a run ends exactly on its line."""
         return _price(self.id, "warn")
 
 
@@ -153,6 +154,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         warn_floor=0.05,
         fail_floor=0.08,
         witness=True,
+        per_source="too",
         alpha_share=0.4,
         meaning="The answers converge on fewer parsed formats, across prompts or inside each prompt.",
         advice=_WIDEN,
@@ -169,6 +171,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         warn_floor=0.3,
         fail_floor=0.4,
         witness=True,
+        per_source="too",
         meaning="Completions become equal once numbers, names and quoted spans are masked, whatever the prompt is.",
         advice=_WIDEN + " Intervene only while rewards still vary inside groups.",
     ),
@@ -184,6 +187,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         warn_floor=0.3,
         fail_floor=0.4,
         witness=True,
+        per_source="too",
         meaning="The sentences of the reasoning start in fewer ways: the chains make the same moves.",
         advice=_WIDEN + " For long chains also look at epsilon_high (0.28) and top_entropy_quantile (0.2).",
     ),
@@ -291,7 +295,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         warn_floor=0.05,
         fail_floor=0.08,
         witness=True,
-        per_source=True,
+        per_source="only",
         meaning="Different prompts of one source get the same final answer more often: the trace of a shortcut.",
         advice="Look at that source's prompts with `rlmon show`; drop them or fix their verifier (return None as "
         "their reward), raise beta.",

@@ -25,38 +25,57 @@ RL always moves the policy, so "unchanged" is never the null hypothesis. Each de
 passed its damage line*, looks at every step, and has a price: the chance of ever raising a false alarm over a whole
 run.
 
-* **Baseline.** Per source and statistic, from the first records in which that source appears: until 32 prompts or 256
-  completions and 8 blocks, and on to 8 records where 6 standard errors still reach beyond the nominal line. The
-  standard error is the jackknife over blocks, which share no prompt. A block is only ever compared with the baseline of
-  its own source, so that neither a changed mixture nor a dataset sorted by task can look like collapse; blocks of a
-  source without a finished baseline only feed it. Blocks are formed from the rows of all ranks together, min(8, P // 2)
-  of the P prompts of a source in a round: the same on any number of ranks.
-* **Line.** In the direction of damage, the farthest of the nominal line in the table and 6 standard errors from the
-  base. Where the latter decides, the finding says how many prompts the baseline lacks. Some relative lines also have an
-  absolute side: a base without any repeated template is not damaged by the first repetition. Where a line lies beyond
-  what the statistic can reach (a base that already has one format), `status()` says `cannot`.
-* **Evidence.** With Z the statistic of a block and z* the line, b = clip((Z - z*)/u, -1, 20), R(l) <- (R(l) + w)(1 +
-  l b) for l in {{{", ".join(f"{size:g}" for size in DEFAULTS["lambdas"])}}}, M = mean of R over l + the weight not yet
-  spent; alarm when M reaches 1/alpha of the detector *and* the smoothed statistic is past the line too. While
-  undamaged, M is a nonnegative supermartingale that starts at 1, so P(ever alarm) <= alpha by Ville's inequality,
-  whatever the autocorrelation and however often one looks. Each restart gets w = .9/T of the weight at each of the T
-  planned steps (the last tenth is for runs that go on longer), or weights proportional to 1/(t log^2 t) where T is
-  unknown. Blocks of a step are bets in order; a step spends its weight once.
-* **Bet size.** Bad when high: u = z* - the narrowest block of the baseline (at most half the line is taken off; u = z*
-  for absolute lines). Bad when low: u = z*.
-* **Splitting alpha.** `rlmon_alpha` (.01) is the chance of any false FAIL in a run: format-collapse has 40 % of it, the
-  ten others 6 % each, each rung again the same. A detector with two statistics gives each half; a detector per source
-  gives source s (from 0, in order of appearance) the share 1/((s+1)(s+2)).
+* **Baseline.** Per source and statistic, the first records in which it was measured: 32 prompts or 256
+  completions, 8 records at most (`rlmon.baseline`, the run's one rule), and 8 blocks at least, since fewer say
+  nothing about an error. For formats, templates and answers it is the mean over *all pairs* of its prompts, a
+  U-statistic: with S the sum of the prompts' counts and Q the sum of their squares, (|S|^2 - Q) over the number
+  of pairs; its standard error is the delete-one jackknife over prompts, from the same sums. The counts travel
+  in the records until the baseline closes (64 at most are kept), then three numbers are left. For everything
+  else, and for logs that hold no counts, it is the mean over blocks with their jackknife. A block is only ever
+  compared with the baseline of its own source, so that neither a changed mixture nor a dataset sorted by task
+  can look like collapse; blocks of a source without a finished baseline only feed it. Blocks are formed from the
+  rows of all ranks together, min(8, P // 2) of the P prompts of a source in a round: the same on any number of
+  ranks.
+* **Line.** What is tolerated and where damage begins are two values. FAIL tolerates .8 of the base, WARN the
+  base itself; since only an estimate of the base is known, the limit h of what is tolerated is taken from the
+  far end of its confidence interval: C+ = base x exp(t SE / base), with Student's t at 1 - `rlmon_alpha` and
+  one degree of freedom fewer than prompts or blocks. For what is bad when high, FAIL stands at max(nominal
+  line, C+/.8), WARN at max(nominal line, C+); for what is bad when low the same below: min(nominal line, .8
+  C-), min(nominal line, C-). Where the interval holds a line back, the finding says how many prompts the
+  baseline lacks. Some relative lines also have an absolute side: a base without any repeated template is not
+  damaged by the first repetition. Where a line lies beyond what the statistic can reach (a base that already
+  has one format), `status()` says `cannot`.
+* **Evidence.** With Z the statistic of a block and z* the line, b = clip((Z - z*)/u, -1, 20), R(l) <- (R(l) +
+  w)(1 + l b) for l in {{{", ".join(f"{size:g}" for size in DEFAULTS["lambdas"])}}}, M = mean of R over l + the
+  weight not yet spent; alarm when M reaches 1/alpha of the detector *and* the smoothed statistic is past the line
+  too. While E[b] <= 0, M is a nonnegative supermartingale that starts at 1, so P(ever alarm) <= alpha by Ville's
+  inequality, whatever the autocorrelation and however often one looks. Each restart gets w = .9/T of the weight at
+  each of the T planned steps (the last tenth is for runs that go on longer), or weights proportional to
+  1/(t log^2 t) where T is unknown. Blocks of a step are bets in order; a step spends its weight once. A detector
+  with several statistics or sources averages their M.
+* **Bet size.** Bad when high: u = h, and at least .75 z*. A block below z* - u counts as that much, and
+  E[max(Z, z* - u)] <= E[Z] + z* - h <= z* while E[Z] <= h, for *any* spread of Z >= 0; u = z* for absolute
+  lines. Bad when low: a block counts for at most c = min(2, 2 (z*/h) exp(t SE / base)) bases, and u = c - z*.
+* **Splitting alpha.** Of `rlmon_alpha` (.01), format-collapse has 40 %, the ten others 6 % each, each rung
+  again the same. A detector with two statistics gives each half. answer-concentration has a process of its own for
+  each source, and source s (from 0, in order of appearance) the share 1/((s+1)(s+2)); the three collapses give half to
+  one process over all sources and half to such processes: all narrowing together is seen soonest by the one, one
+  source of many by its own.
 * **Not repeated.** A rung that has alarmed is silent until the smoothed statistic was inside the WARN line for 20
   records in a row; then its evidence starts from nothing.
 * **Notes.** What costs compute and not capability is a NOTE: the milder rung under another name, with the same
   evidence. It is said once in a run, counts as no second signal, and is never part of a verdict.
 
-Three caveats. The guarantee is conditional on the baseline: a base estimate that is off by more than 6 standard
-errors, or a first few steps that already are the damage, move the line. It is exact for the clipped statistic: a block
-narrower than every block of the baseline counts as the narrowest one (bad when high), a block above twice the line as
-twice the line (bad when low). And it knows only the strata that it is told: a dataset sorted by something that neither
-a source column nor the prompt's template shows is, to any detector, a change of the policy; set `rlmon_source_column`.
+## What is promised
+
+At most 1 % of runs with a false FAIL, while the true effective number stays at .8 of its base or above, with 32 prompts
+of base, over 2,000 looks. This is *measured* (below), not proved: Ville's bound holds given the base, and C+ is an
+approximation of what the base may be. Nothing is promised on the FAIL line itself: with 32 prompts the base's error
+alone puts many an estimate of .6 on either side. Nor is anything promised of a WARN between .8 and 1 of the base.
+
+Two caveats. A first few steps that already are the damage move the line. And a detector knows only the strata that it
+is told: a dataset sorted by something that neither a source column nor the prompt's template shows is, to any detector,
+a change of the policy; set `rlmon_source_column`.
 
 ## Two agreeing signals
 
@@ -81,6 +100,34 @@ def _percent(cell: Mapping[str, Any] | None, *, rung: bool) -> str:
     return f"{100 * cell['rate']:.1f} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
 
 
+def _promise(measured: Mapping[str, Any]) -> list[str]:
+    """Both tables of what ``benchmarks/alarm_promise.py`` measured."""
+    if not measured:
+        return []
+    rows, collapses = measured["rows"], measured["collapses"]
+    out = [
+        f"## The promise, measured\n\nRuns that draw their own base and from the next look on stand exactly at "
+        f"{measured['tolerated']:g} of it (`benchmarks/alarm_promise.py`, run by `alarm_price.py`): {rows[0]['runs']} "
+        f"runs of {rows[0]['looks']} looks for each line; false FAILs and the upper end of the 95 % interval of their "
+        "rate. The spread of later blocks is that of the base, or four times as wide.\n\n"
+        "| statistic | base | spread as it was | spread x 4 |\n|---|---|---|---|"
+    ]
+    for row in rows[::2]:
+        pair = [r for r in rows if (r["family"], r["name"]) == (row["family"], row["name"])]
+        cells = [f"{r['events']}, at most {100 * r['high']:.2f} %" for r in sorted(pair, key=lambda r: r["spread"])]
+        out.append(f"| {row['family']} | {row['name']} | {' | '.join(cells)} |")
+    out.append(
+        f"\nCollapses that stop at {measured['stop']:g} of the base, most of the way in 30 looks:\n\n"
+        "| base | found | looks after it began, median | 95 % |\n|---|---|---|---|"
+    )
+    for row in collapses:
+        out.append(
+            f"| {row['name']} | {100 * row['found'] / row['collapses']:.1f} % of {row['collapses']} | "
+            f"{row['looks_after_it_began_p50']} | {row['looks_after_it_began_p95']} |"
+        )
+    return [*out, ""]
+
+
 def render() -> str:
     """The page as Markdown."""
     table = prices()
@@ -91,6 +138,7 @@ def render() -> str:
         out.append(f"* line: {spec.line}{' (a prior, not calibrated on your run)' if spec.prior else ''}")
         out.append(f"* method: {spec.method}")
         out.append(f"* advice: {spec.advice}\n")
+    out += _promise(table.get("promise", {}))
     out.append("## The price of an alarm\n")
     total = table.get("total", {})
     if total:
@@ -98,12 +146,12 @@ def render() -> str:
         out.append(
             f"`python benchmarks/alarm_price.py --out rlmon/detectors/prices.json`: {any_fail['runs']} simulated "
             f"healthy runs of {any_fail['looks']} looks, alpha {table['alpha']:g}; share of runs with at least one "
-            "false alarm, 95 % Clopper-Pearson interval. Runs are bootstrapped by prompt group from real completions, "
+            "alarm, 95 % Clopper-Pearson interval. Runs are bootstrapped by prompt group from real completions, "
             "with drift to .8 of the base's effective formats, prompt heterogeneity and, in half of them, a dataset "
-            "sorted by task (see the command's help). Every WARN counts here, also those of the runs that end exactly "
-            "on the WARN line.\n"
+            "sorted by task (see the command's help). Half of the runs end exactly on the WARN line of formats, so "
+            "that many of these WARNs are no mistakes.\n"
         )
-    out.append("| detector | false FAIL | false WARN (NOTE) |\n|---|---|---|")
+    out.append("| detector | false FAIL | WARN (NOTE) |\n|---|---|---|")
     for spec in DETECTORS:
         if spec.rule == "immediate":
             out.append(f"| {spec.id} | exact | - |")

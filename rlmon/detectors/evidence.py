@@ -7,7 +7,7 @@ Axes: N runs, S sources (strata of the data mix), Q statistics of a block, K pro
 statistic), L bet sizes, D detectors, 2 rungs (warn, fail).
 
 Method: a weighted-restart betting e-process (Shin, Ramdas and Rinaldo, arXiv:2203.03532; Waudby-Smith and Ramdas,
-arXiv:2010.09686). For a block with statistic Z and damage line z*,
+arXiv:2010.09686). For a block with statistic Z, damage line z* and unit u,
 
     b = clip(+-(Z - z*) / u, -1, a)
     R(l) <- (R(l) + w) (1 + l b)          for every bet size l in (0, 1)
@@ -16,24 +16,33 @@ arXiv:2010.09686). For a block with statistic Z and damage line z*,
 While E[b | past] <= 0, M is a nonnegative supermartingale that starts at 1, so P(M ever reaches 1/alpha) <= alpha
 (Ville), whatever the autocorrelation.
 
-The unit u decides how much may be bet. Bad when high: u = z* - z_least, with z_least the narrowest block of the
-baseline, at most half the line and 0 for absolute lines. So b >= -1 holds by itself but for blocks narrower than any
-of the baseline's, which count as that one; clipping from above only lowers E[b]. Bad when low: u = z*, and a block
-above twice the line counts as twice the line. (The distance z* - base as the unit would bet more, but for statistics
-that are zero in most blocks, such as equal answers, the clipping at -1 alone would then make E[b] positive at the
-line.)
+What is healthy and where damage begins are two values. A rung tolerates a share of the base: FAIL .8 of its effective
+number, WARN none. Only the base's *estimate* is known, so the limit h of what is tolerated is taken from the far end of
+its confidence interval, base x exp(+-t SE/base), and the line z* is never inside of it. Between h and z* nothing is
+promised: that room pays for larger bets.
+
+* Bad when high: u = h, and at least .75 z*. Blocks below z* - u count as that much, and
+  E[max(Z, z* - u)] <= E[Z] + z* - u <= z* as long as E[Z] <= h: for any spread of Z >= 0, whatever the baseline's was.
+* Absolute lines are exact on the line: u = z*, so that b >= -1 holds by itself.
+* Bad when low: a block counts for at most a cap c, and u = c - z*. Truncation is concave, so that with
+  E[min(Z, 2 base)] >= h any c of 2 base z* / h or more keeps E[min(Z, c)] >= z*; c is once more wider by the base's
+  error, since the cap at twice the base itself takes from the mean of a wide statistic, and at most 2 base.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rlmon import student
+from rlmon.baseline import complete
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -43,6 +52,15 @@ LOG_ZERO = -1e12
 """Logarithm of zero wealth: finite, so that states are plain JSON, and far below anything that is ever reached."""
 
 WARN, FAIL = 0, 1
+
+TOLERATED = (1.0, 0.8)
+"""By rung: the share of its base, in the direction of damage, at which a statistic is still promised no alarm."""
+LEAST_UNIT = 0.75
+"""Least unit of a bet where high is bad, as a share of the line: what is tolerated over the line, .6 / .8."""
+LEAST_BLOCKS = 8
+"""A baseline has at least this many blocks: fewer say nothing about its error."""
+LEAST_GIVEN_BLOCKS = 4
+"""Of a baseline that was given whole, and cannot wait for more."""
 
 # Sums kept of the blocks of a baseline, last axis of ``Arrays.sums``.
 COUNT, WEIGHT, WEIGHT_Z, WEIGHT2, WEIGHT2_Z, WEIGHT2_ZZ, PROMPTS, COMPLETIONS, RECORDS = range(9)
@@ -62,8 +80,6 @@ class Plan:
     """Line as a multiple of the baseline; NaN where the line is absolute."""
     level_K: Floats
     """Absolute line, or the least value a relative line may have."""
-    margin_Q: Floats
-    """Distance of the nearest relative line from the baseline, as a share of it; infinite without one."""
     per_source_K: Bools
     """One process per source instead of one for all."""
     all_of_D: Bools
@@ -78,15 +94,16 @@ class Plan:
     """log(1 / alpha) of each detector; both rungs have the same."""
     smoothing: float
     rearm_records: int
-    se_multiplier: float
-    baseline_prompts: int
-    baseline_completions: int
-    baseline_records: int
-    baseline_blocks: int
+    base_confidence: float
+    """One-sided confidence of the limit of what the base may be: 1 - alpha of the run."""
 
     @property
     def detectors(self) -> int:
         return len(self.all_of_D)
+
+    @cached_property
+    def tolerated_K(self) -> Floats:
+        return np.array(TOLERATED)[self.rung_K]
 
     @cached_property
     def groups(self) -> tuple[Ints, tuple[Ints, Ints], Floats]:
@@ -107,11 +124,11 @@ class Arrays:
     done: Bools
     """[N, S, Q] the baseline is complete."""
     base: Floats
-    """[N, S, Q] baseline mean; NaN until done."""
+    """[N, S, Q] baseline; NaN until done."""
     se: Floats
-    """[N, S, Q] its standard error (jackknife over blocks); NaN until done."""
-    least: Floats
-    """[N, S, Q] smallest block of the baseline; NaN until one was seen."""
+    """[N, S, Q] its standard error by the jackknife; NaN until done."""
+    reach: Floats
+    """[N, S, Q] logarithmic distance from the base to its confidence limit, t SE / base; NaN until done."""
     smooth: Floats
     """[N, S, Q] exponentially smoothed record means; NaN until seen."""
     wealth: Floats
@@ -119,7 +136,8 @@ class Arrays:
     spent: Floats
     """[N, S, K] restart weight spent."""
     excess: Floats
-    """[N, S, K] smoothed bet: above 0 the recent blocks are past the line; NaN until the first bet."""
+    """[N, S, K] smoothed distance past the line, in lines: above 0 the recent blocks are past it; NaN until the first
+    bet."""
     bets: Ints
     """[N, S, K] bets made."""
     raised: Bools
@@ -136,7 +154,7 @@ def empty(plan: Plan, runs: int, sources: int, statistics: int) -> Arrays:
         done=np.zeros((runs, sources, statistics), dtype=np.bool_),
         base=np.full((runs, sources, statistics), np.nan),
         se=np.full((runs, sources, statistics), np.nan),
-        least=np.full((runs, sources, statistics), np.nan),
+        reach=np.full((runs, sources, statistics), np.nan),
         smooth=np.full((runs, sources, statistics), np.nan),
         wealth=np.full((runs, sources, processes, sizes), LOG_ZERO),
         spent=np.zeros((runs, sources, processes)),
@@ -149,10 +167,10 @@ def empty(plan: Plan, runs: int, sources: int, statistics: int) -> Arrays:
 
 def with_source(arrays: Arrays) -> Arrays:
     """The same arrays with room for one more source."""
-    fills = dict.fromkeys(("base", "se", "least", "smooth", "excess"), np.nan)
+    fills = dict.fromkeys(("base", "se", "reach", "smooth", "excess"), np.nan)
     fills["wealth"] = LOG_ZERO
     grown: dict[str, Any] = {}
-    for name in ("sums", "done", "base", "se", "least", "smooth", "wealth", "spent", "excess", "bets"):
+    for name in ("sums", "done", "base", "se", "reach", "smooth", "wealth", "spent", "excess", "bets"):
         old = getattr(arrays, name)
         extra = np.full((old.shape[0], 1, *old.shape[2:]), fills.get(name, 0), dtype=old.dtype)
         grown[name] = np.concatenate([old, extra], axis=1)
@@ -172,12 +190,6 @@ def restart_weight(records: int, total: int | None) -> float:
     if total is None or total < 1:
         return open_ended(records)
     return 0.9 * min(records / total, 1.0) + 0.1 * open_ended(max(records - total, 0))
-
-
-def unit(line: Floats, least: Floats, direction: Floats) -> Floats:
-    """Length of a bet of -1: from the line down to the least block of the baseline, or to zero; > 0."""
-    spared = np.where(direction > 0, np.clip(np.where(np.isnan(least), 0.0, least), 0.0, 0.5 * line), 0.0)
-    return np.asarray(line - spared, dtype=np.float64)
 
 
 def bet(z: Floats, line: Floats, unit_: Floats, direction: Floats, clip: float) -> Floats:
@@ -215,24 +227,73 @@ def baseline_mean_se(sums: Floats) -> tuple[Floats, Floats]:
     return mean, np.where(n >= 2, se, np.nan)
 
 
-def lines(plan: Plan, base_K: Floats, se_K: Floats) -> Floats:
-    """Damage line of every process: the farthest of base x factor, base +- 6 SE and the least allowed level.
+def pairs_mean_se(products_NBB: Floats, size_NB: Floats) -> tuple[Floats, Floats]:
+    """Mean of a product kernel over all pairs of completions from different parts, and its standard error, [N].
 
-    ``base_K`` and ``se_K`` are [..., K]; NaN baselines give NaN lines, absolute lines need no baseline. A line that is
-    not above zero (a base of zero, or 6 SE below a small one) is NaN: with that baseline the detector cannot speak.
+    A part is a set of completions (those of one prompt), a vector c of counts over codes; ``products_NBB`` holds
+    c_i . c_j and ``size_NB`` the completions n_i. With S = sum c and Q = sum |c|^2 the mean is the U-statistic
+    (|S|^2 - Q) / (N^2 - sum n_i^2): unbiased for two draws from different prompts, and over B (B - 1) / 2 pairs of
+    parts where the mean over blocks has B / 2. The error is the delete-one jackknife over parts, from the same sums.
+    Three parts or more; NaN where a part holds all but one of the pairs.
+    """
+    count = size_NB.shape[1]
+    own = np.einsum("nbb->nb", products_NBB)
+    total, squares = products_NBB.sum((1, 2)), own.sum(1)
+    rows, rows_squared = size_NB.sum(1), (size_NB**2).sum(1)
+    top = total[:, None] - 2.0 * products_NBB.sum(2) + own - (squares[:, None] - own)
+    bottom = (rows[:, None] - size_NB) ** 2 - (rows_squared[:, None] - size_NB**2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = (total - squares) / (rows**2 - rows_squared)
+        without = top / bottom
+        deviation = without - without.mean(1, keepdims=True)
+        return mean, np.sqrt((count - 1.0) / count * (deviation**2).sum(1))
+
+
+def reach(mean: Floats, se: Floats, parts: Floats, confidence: float) -> Floats:
+    """t SE / mean at the confidence, with parts - 1 degrees of freedom: 0 where SE is, NaN where it is not known."""
+    quantile = np.full(np.shape(parts), np.nan)
+    for count in np.unique(parts[np.isfinite(parts) & (parts >= 2)]):
+        quantile[parts == count] = student.quantile(confidence, int(count) - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.where(se == 0, 0.0 * quantile, quantile * se / np.abs(mean))
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def lines_and_units(plan: Plan, base_K: Floats, reach_K: Floats) -> tuple[Floats, Floats]:
+    """Damage line of every process and the unit of its bets, both [..., K].
+
+    NaN baselines give NaN, absolute lines need no baseline. A line that is not above zero (a base of zero) or not
+    finite (a base whose error is out of all proportion) is NaN: with that baseline the detector cannot speak.
     """
     absolute = np.isnan(plan.factor_K)
-    scaled = base_K * np.where(absolute, 1.0, plan.factor_K)
-    beyond = base_K + plan.direction_K * plan.se_multiplier * se_K
-    upward = np.maximum(np.maximum(scaled, beyond), plan.level_K)
-    downward = np.minimum(scaled, beyond)
-    line = np.where(absolute, plan.level_K, np.where(plan.direction_K > 0, upward, downward))
-    return np.where(line > 0, line, np.nan)
+    up = plan.direction_K > 0
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        limit = tolerated(plan, base_K, reach_K)
+        nominal = base_K * np.where(absolute, 1.0, plan.factor_K)
+        upward = np.maximum(np.maximum(nominal, limit), plan.level_K)
+        line = np.where(absolute, plan.level_K, np.where(up, upward, np.minimum(nominal, limit)))
+        line = np.where((line > 0) & np.isfinite(line), line, np.nan)
+        most = 2.0 * base_K
+        cap = np.minimum(most, most * line / limit * np.exp(reach_K))
+        unit = np.where(up, np.where(absolute, line, np.maximum(limit, LEAST_UNIT * line)), cap - line)
+    return line, unit
 
 
-def source_lines(plan: Plan, arrays: Arrays, source: int) -> Floats:
-    """[N, K] lines of one source."""
-    return lines(plan, arrays.base[:, source][:, plan.stat_K], arrays.se[:, source][:, plan.stat_K])
+def tolerated(plan: Plan, base_K: Floats, reach_K: Floats) -> Floats:
+    """The limit of what every process tolerates, [..., K]: the far end of the base's interval, in the bad direction,
+    over (under) the share that its rung lets go; NaN for absolute lines."""
+    limit = base_K * np.exp(plan.direction_K * reach_K) * plan.tolerated_K**-plan.direction_K
+    return np.where(np.isnan(plan.factor_K), np.nan, limit)
+
+
+def source_lines(plan: Plan, arrays: Arrays, source: int) -> tuple[Floats, Floats]:
+    """[N, K] lines and units of one source."""
+    return lines_and_units(plan, arrays.base[:, source][:, plan.stat_K], arrays.reach[:, source][:, plan.stat_K])
+
+
+Pairs = Callable[[int, int], tuple[Floats, Floats, Floats] | None]
+"""Of a source and a statistic whose baseline closes: mean, standard error and number of independent parts, [N] each,
+over all pairs of its parts; ``None`` where only the blocks are known."""
 
 
 @dataclass
@@ -241,7 +302,7 @@ class _Record:
 
     z_sum: Floats
     z_count: Floats
-    bet_sum: Floats
+    past_sum: Floats
     bet_count: Floats
     sources: set[int]
     lines_and_units: dict[int, tuple[Floats, Floats]]
@@ -254,19 +315,21 @@ def observe(
     blocks: list[tuple[int, Floats, float, float]],
     weight_by_now: float,
     *,
+    pairs: Pairs | None = None,
     only_baseline: bool = False,
 ) -> tuple[Arrays, Bools]:
     """Fold the blocks of one record, in order.
 
     ``blocks``: (source index, statistics [N, Q] with NaN for missing, prompts, completions). ``weight_by_now``: what
-    ``restart_weight`` gives for this record. Returns the new arrays and which rungs alarm now, [N, D, 2].
+    ``restart_weight`` gives for this record. ``only_baseline``: the blocks are the whole baseline of their sources.
+    Returns the new arrays and which rungs alarm now, [N, D, 2].
     """
     copies: dict[str, Any] = {f.name: getattr(arrays, f.name).copy() for f in dataclasses.fields(arrays)}
     arrays = Arrays(**copies)
     now = _Record(
         z_sum=np.zeros_like(arrays.base),
         z_count=np.zeros_like(arrays.base),
-        bet_sum=np.zeros_like(arrays.excess),
+        past_sum=np.zeros_like(arrays.excess),
         bet_count=np.zeros_like(arrays.excess),
         sources=set(),
         lines_and_units={},
@@ -280,11 +343,11 @@ def observe(
         now.z_count[:, source] += seen_NQ
         now.sources.add(source)
     for source in now.sources:
-        _close_baseline(plan, arrays, source, now.z_count[:, source] > 0)
+        _close_baseline(plan, arrays, source, now.z_count[:, source] > 0, pairs, given=only_baseline)
     if only_baseline:
         return arrays, np.zeros_like(arrays.raised)
     _smooth(arrays.smooth, now.z_sum, now.z_count, plan.smoothing)
-    _smooth(arrays.excess, now.bet_sum, now.bet_count, plan.smoothing)
+    _smooth(arrays.excess, now.past_sum, now.bet_count, plan.smoothing)
     return arrays, _alarms(plan, arrays, now.bet_count > 0)
 
 
@@ -299,26 +362,31 @@ def _feed_baseline(arrays: Arrays, source: int, z_NQ: Floats, prompts: float, co
     )  # fmt: skip
     for index, term in enumerate(terms):
         arrays.sums[:, source, :, index] += np.where(feed, term, 0.0)
-    arrays.least[:, source] = np.where(feed, np.fmin(arrays.least[:, source], z), arrays.least[:, source])
 
 
-def _close_baseline(plan: Plan, arrays: Arrays, source: int, seen_NQ: Bools) -> None:
+def _close_baseline(
+    plan: Plan, arrays: Arrays, source: int, seen_NQ: Bools, pairs: Pairs | None, *, given: bool
+) -> None:
     open_ = ~arrays.done[:, source] & seen_NQ
     if not open_.any():
         return
     sums = arrays.sums[:, source]
     sums[..., RECORDS] += open_
-    enough = (sums[..., PROMPTS] >= plan.baseline_prompts) | (sums[..., COMPLETIONS] >= plan.baseline_completions)
-    enough &= sums[..., COUNT] >= plan.baseline_blocks
-    # A standard error from two or three blocks is worth nothing: rarer statistics wait for a fourth.
-    late = (sums[..., RECORDS] >= plan.baseline_records) & (sums[..., COUNT] >= 4)
+    whole = complete(sums[..., PROMPTS], sums[..., COMPLETIONS], sums[..., RECORDS])
+    enough = (sums[..., COUNT] >= LEAST_GIVEN_BLOCKS) if given else whole & (sums[..., COUNT] >= LEAST_BLOCKS)
+    close = open_ & enough
+    if not close.any():
+        return
     mean, se = baseline_mean_se(sums)
-    # Where 6 SE would still push the line beyond its nominal place, the baseline goes on to its last record.
-    with np.errstate(invalid="ignore"):
-        precise = np.isinf(plan.margin_Q) | (plan.se_multiplier * se <= plan.margin_Q * np.abs(mean))
-    close = open_ & ((enough & precise) | late)
-    arrays.base[:, source] = np.where(close, mean, arrays.base[:, source])
-    arrays.se[:, source] = np.where(close, se, arrays.se[:, source])
+    parts = sums[..., COUNT].copy()
+    for q in np.flatnonzero(close.any(axis=0)):
+        found = None if pairs is None else pairs(source, int(q))
+        if found is not None:
+            mean[:, q], se[:, q], parts[:, q] = found
+    for into, value in (
+        (arrays.base, mean), (arrays.se, se), (arrays.reach, reach(mean, se, parts, plan.base_confidence)),
+    ):  # fmt: skip
+        into[:, source] = np.where(close, value, into[:, source])
     # A line needs a finished baseline, and the record that finishes it is not tested against itself.
     arrays.done[:, source] |= close
 
@@ -326,10 +394,9 @@ def _close_baseline(plan: Plan, arrays: Arrays, source: int, seen_NQ: Bools) -> 
 def _place_bets(plan: Plan, arrays: Arrays, now: _Record, source: int, z_NQ: Floats, weight_by_now: float) -> None:
     z = z_NQ[:, plan.stat_K]
     if source not in now.lines_and_units:
-        line = source_lines(plan, arrays, source)
-        least = np.where(np.isnan(plan.factor_K), 0.0, arrays.least[:, source][:, plan.stat_K])
-        now.lines_and_units[source] = line, unit(line, least, plan.direction_K)
-    b = bet(z, *now.lines_and_units[source], plan.direction_K, plan.clip)
+        now.lines_and_units[source] = source_lines(plan, arrays, source)
+    line, unit = now.lines_and_units[source]
+    b = bet(z, line, unit, plan.direction_K, plan.clip)
     placed = np.isfinite(b)
     if not placed.any():
         return
@@ -344,7 +411,9 @@ def _place_bets(plan: Plan, arrays: Arrays, now: _Record, source: int, z_NQ: Flo
     arrays.wealth[at] = np.where(placed[..., None], new, old)
     arrays.spent[at] = np.where(placed, np.maximum(spent, weight_by_now), spent)
     arrays.bets[at] += placed
-    now.bet_sum[at] += b
+    # The smoothed statistic is compared with the line as it is, but for what one block may do to it.
+    past = bet(z, line, line, plan.direction_K, plan.clip)
+    now.past_sum[at] += np.where(placed, np.where(plan.direction_K > 0, past, b * unit / line), 0.0)
     now.bet_count[at] += placed
 
 
@@ -369,13 +438,14 @@ def detector_evidence(plan: Plan, arrays: Arrays) -> tuple[Floats, Bools, Bools]
     margin = log_m - plan.log_threshold_D[plan.detector_K] - share[None]
     past = arrays.excess > 0  # False where nothing was bet yet: NaN
     bet_made = arrays.bets > 0
-    # Most of the time nothing is near an alarm: the maxima of all detectors at once, and the rest where it matters.
+    # The weighted average of e-processes is one: those of a detector's statistics, and of its sources where it has one
+    # each. (Their maximum is not.)
     starts, owner, members = plan.groups
-    best = np.where(bet_made, margin - members, LOG_ZERO).max(axis=1)
+    average = np.logaddexp.reduce(np.where(bet_made, margin - members, LOG_ZERO), axis=1)
     evidence = np.full((runs, plan.detectors, 2), LOG_ZERO)
     has_bet = np.zeros((runs, plan.detectors, 2), dtype=np.bool_)
     gate = np.zeros((runs, plan.detectors, 2), dtype=np.bool_)
-    evidence[:, owner[0], owner[1]] = np.maximum.reduceat(best, starts, axis=1)
+    evidence[:, owner[0], owner[1]] = np.logaddexp.reduceat(average, starts, axis=1)
     has_bet[:, owner[0], owner[1]] = np.logical_or.reduceat(bet_made.any(axis=1), starts, axis=1)
     ends = np.append(starts[1:], len(plan.stat_K))
     for detector, rung, start, end in zip(*owner, starts, ends, strict=True):
@@ -387,8 +457,8 @@ def detector_evidence(plan: Plan, arrays: Arrays) -> tuple[Floats, Bools, Bools]
             evidence[:, detector, rung] = np.where(used.any(axis=(1, 2)), parts.min(axis=(1, 2)), LOG_ZERO)
             gate[:, detector, rung] = np.where(used, past[:, :, mine], True).all(axis=(1, 2)) & used.any(axis=(1, 2))
         elif (evidence[:, detector, rung] >= 0).any():
-            # The average of e-processes is one, but the maximum is not: each statistic gets an equal share (above).
-            parts = np.where(bet_made[:, :, mine], margin[:, :, mine] - math.log(end - start), LOG_ZERO)
+            # The gate is that of the statistic with most of the evidence.
+            parts = np.where(bet_made[:, :, mine], margin[:, :, mine], LOG_ZERO)
             speaker = parts.reshape(runs, -1).argmax(axis=1)
             gate[:, detector, rung] = past[:, :, mine].reshape(runs, -1)[np.arange(runs), speaker]
     return evidence, gate, has_bet

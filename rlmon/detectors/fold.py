@@ -7,8 +7,10 @@ wealth. Nothing in it is random and no clock is read, so that folding stored rec
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +27,9 @@ MAX_SOURCES = 65
 """64 strata and one pool for the rest."""
 POOL = "(other sources)"
 MAX_NAMES = 1_024
+MAX_TALLIES = 64
+"""Parts of the baseline of one source and statistic that are kept apart until it closes; further ones are added to
+these in turn, so that a part is then the completions of several prompts."""
 IMPLAUSIBLE = 1e9
 """No share, length, reward or number of nats is this large: such a value is passed over like a missing one."""
 
@@ -34,6 +39,8 @@ IMMEDIATE: tuple[DetectorSpec, ...] = tuple(spec for spec in DETECTORS if spec.r
 STATISTICS: tuple[str, ...] = tuple(
     dict.fromkeys([name for spec in BETTING for name in spec.statistics] + ["reward", "mode_collision_correct"])
 )
+TALLIED = frozenset({"mode_collision", "template_collision", "answer_collision"})
+"""Statistics that are the mean of "the same code" over pairs of completions of different prompts."""
 _Q = {name: index for index, name in enumerate(STATISTICS)}
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
@@ -42,11 +49,6 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "clip": 20.0,
         "smoothing": 0.25,
         "rearm_records": 20,
-        "se_multiplier": 6.0,
-        "baseline_prompts": 32,
-        "baseline_completions": 256,
-        "baseline_records": 8,
-        "baseline_blocks": 8,
         "baseline_kind": "early_rounds",
         "lines": {
             spec.id: {
@@ -78,6 +80,9 @@ class DetectorState:
     """Keys of the sources (``rlmon.keys``) in the order in which they were first seen, and the pool of the rest."""
     names: Mapping[str, str]
     """What to call them, by key, as far as it is known: for messages alone."""
+    tallies: Mapping[str, Mapping[str, tuple[Mapping[str, int], ...] | None]]
+    """By source and statistic, while that baseline is open: the tallies of its blocks, 64 at most; ``None`` where a
+    block came without."""
     arrays: ev.Arrays
     immediate_calm: tuple[int, ...]
     """Per immediate detector: -1 armed, else clean records since it last fired."""
@@ -92,7 +97,7 @@ def start(
 ) -> DetectorState:
     """The state before the first record.
 
-    ``alpha``: chance of any false FAIL over the whole run, split evenly over the betting detectors.
+    ``alpha``: share of runs that may have a false FAIL, split over the betting detectors.
     ``total_steps``: optimizer steps planned; ``None`` costs a few nats of evidence. ``parameters``: any of
     ``DEFAULTS`` (what ``describe`` returns is fine). Raises ``ConfigError`` for unknown names and impossible values.
     """
@@ -108,6 +113,7 @@ def start(
         records=0,
         sources=(),
         names={},
+        tallies={},
         arrays=ev.empty(plan, 1, 1, len(STATISTICS)),
         immediate_calm=(-1,) * len(IMMEDIATE),
         fired=0,
@@ -169,10 +175,11 @@ def step(state: DetectorState, record: StepRecord) -> tuple[DetectorState, tuple
     arrays = state.arrays
     if blocks:
         weight = ev.restart_weight(records, state.total_steps)
-        arrays, fire = ev.observe(plan, arrays, blocks, weight)
+        arrays, fire = ev.observe(plan, arrays, blocks, weight, pairs=_pairs(state))
         # A note is said once: re-arming does not take back that it was.
         arrays.raised[:, NOTES, ev.WARN] |= state.arrays.raised[:, NOTES, ev.WARN]
     state = dataclasses.replace(state, arrays=arrays, records=records)
+    state = dataclasses.replace(state, tallies=_still_open(state))
     findings: list[Finding] = []
     for detector, rung in np.argwhere(fire[0]):
         findings.append(_finding(state, plan, record, int(detector), int(rung)))
@@ -188,16 +195,27 @@ def step(state: DetectorState, record: StepRecord) -> tuple[DetectorState, tuple
 
 
 def seed_baseline(state: DetectorState, blocks: tuple[Block, ...]) -> DetectorState:
-    """The state after feeding blocks of the base to the baselines only; for ``base_sample``.
+    """The state after feeding blocks of the base to the baselines only; for ``base_sample`` and ``given``.
 
-    Nothing is bet and no look is spent. Call it before the first ``step``.
+    Nothing is bet and no look is spent. Call it before the first ``step``. The blocks are the whole baseline of what
+    they measure, where there are four or more.
     """
     plan = state.plan
     state, columns = _columns(state, blocks)
     if not columns:
         return state
-    arrays, _ = ev.observe(plan, state.arrays, columns, 0.0, only_baseline=True)
-    return dataclasses.replace(state, arrays=arrays)
+    arrays, _ = ev.observe(plan, state.arrays, columns, 0.0, pairs=_pairs(state), only_baseline=True)
+    state = dataclasses.replace(state, arrays=arrays)
+    return dataclasses.replace(state, tallies=_still_open(state))
+
+
+def open_tallies(state: DetectorState, source: str) -> frozenset[str]:
+    """Statistics of a source whose baseline still takes ``Block.tallies``; of all others they need not be recorded."""
+    name = _slot(state.sources, source_key(source))
+    if name not in state.sources:
+        return TALLIED
+    done = state.arrays.done[0, state.sources.index(name)]
+    return frozenset(statistic for statistic in TALLIED if not done[_Q[statistic]])
 
 
 def status(state: DetectorState) -> list[dict[str, Any]]:
@@ -264,6 +282,7 @@ def state_to_json(state: DetectorState) -> dict[str, Any]:
         "records": state.records,
         "sources": list(state.sources),
         "names": dict(state.names),
+        "tallies": _plain(state.tallies),
         "arrays": {f.name: _encode(getattr(state.arrays, f.name)) for f in dataclasses.fields(ev.Arrays)},
         "immediate_calm": list(state.immediate_calm),
         "fired": state.fired,
@@ -275,6 +294,11 @@ def state_from_json(data: Mapping[str, Any]) -> DetectorState:
 
     Raises ``ConfigError`` where another version wrote it or a part is missing.
     """
+    if data.get("version") != VERSION:
+        raise ConfigError(
+            f"The saved state is of version {data.get('version')!r} of the detectors and this is version {VERSION}, "
+            "whose baselines and lines are others: the detectors begin anew, with a baseline of their own."
+        )
     fresh = start_from(data)
     arrays = {}
     # Before sources were kept by key, they were kept by name.
@@ -291,11 +315,12 @@ def state_from_json(data: Mapping[str, Any]) -> DetectorState:
             records=int(data["records"]),
             sources=tuple(known[source] for source in data["sources"]),
             names={**by_name, **data.get("names", {})},
+            tallies=_tallies(data["tallies"], [known[source] for source in data["sources"]]),
             arrays=ev.Arrays(**arrays),
             immediate_calm=tuple(int(v) for v in data["immediate_calm"]),
             fired=int(data["fired"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"The saved detector state is incomplete: {error}.") from error
 
 
@@ -362,25 +387,24 @@ def _resolve(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plan(alpha: float, parameters: Mapping[str, Any]) -> ev.Plan:
     stat, detector, rung, direction, factor, level, per_source = [], [], [], [], [], [], []
-    margin = np.full(len(STATISTICS), np.inf)
     for d, spec in enumerate(BETTING):
         levels = parameters["lines"][spec.id]
         for r, name in ((ev.WARN, "warn"), (ev.FAIL, "fail")):
             if levels[name] is None:
                 continue
-            for statistic in spec.statistics:
+            own = {"no": (False,), "only": (True,), "too": (False, True)}[spec.per_source]
+            for statistic, alone in itertools.product(spec.statistics, own):
                 stat.append(_Q[statistic])
                 detector.append(d)
                 rung.append(r)
                 direction.append(1.0 if spec.direction == "up" else -1.0)
-                per_source.append(spec.per_source)
+                per_source.append(alone)
                 if spec.rule == "absolute":
                     factor.append(math.nan)
                     level.append(spec.absolute_level(statistic, levels[name]))
                 else:
                     factor.append(1.0 / levels[name] if spec.rule == "effective" else levels[name])
                     level.append(levels[f"{name}_floor"])
-                    margin[_Q[statistic]] = min(margin[_Q[statistic]], abs(factor[-1] - 1.0))
     return ev.Plan(
         stat_K=np.array(stat, dtype=np.int64),
         detector_K=np.array(detector, dtype=np.int64),
@@ -388,7 +412,6 @@ def _plan(alpha: float, parameters: Mapping[str, Any]) -> ev.Plan:
         direction_K=np.array(direction),
         factor_K=np.array(factor),
         level_K=np.array(level),
-        margin_Q=margin,
         per_source_K=np.array(per_source, dtype=np.bool_),
         all_of_D=np.array([spec.every for spec in BETTING]),
         agreement_D=np.array([spec.agreement for spec in BETTING]),
@@ -398,11 +421,7 @@ def _plan(alpha: float, parameters: Mapping[str, Any]) -> ev.Plan:
         log_threshold_D=np.array([-math.log(alpha * spec.alpha_share) for spec in BETTING]),
         smoothing=float(parameters["smoothing"]),
         rearm_records=int(parameters["rearm_records"]),
-        se_multiplier=float(parameters["se_multiplier"]),
-        baseline_prompts=int(parameters["baseline_prompts"]),
-        baseline_completions=int(parameters["baseline_completions"]),
-        baseline_records=int(parameters["baseline_records"]),
-        baseline_blocks=int(parameters["baseline_blocks"]),
+        base_confidence=1.0 - alpha,
     )
 
 
@@ -418,25 +437,77 @@ def _named(state: DetectorState, names: Mapping[str, str]) -> DetectorState:
 
 
 def _columns(state: DetectorState, blocks: Any) -> tuple[DetectorState, list[tuple[int, ev.Floats, float, float]]]:
+    """The blocks as columns, and the state with their sources and with what they bring to open baselines."""
     columns = []
     keys = {block.source: source_key(block.source) for block in blocks}
     state = _named(state, {key: source for source, key in keys.items() if key != source})
     sources, arrays = list(state.sources), state.arrays
+    tallies = {source: dict(of_source) for source, of_source in state.tallies.items()}
     for block in blocks:
         z = np.full((1, len(STATISTICS)), np.nan)
         for name, value in block.stats.items():
             if name in _Q and isinstance(value, (int, float)) and abs(value) < IMPLAUSIBLE:
                 z[0, _Q[name]] = float(value)
-        name = keys[block.source]
+        name = _slot(sources, keys[block.source])
         if name not in sources:
-            if len(sources) >= MAX_SOURCES - 1:
-                name = POOL
-            if name not in sources:
-                sources.append(name)
-                if len(sources) > arrays.spent.shape[1]:
-                    arrays = ev.with_source(arrays)
-        columns.append((sources.index(name), z, float(max(block.prompts, 0)), float(max(block.completions, 0))))
-    return dataclasses.replace(state, sources=tuple(sources), arrays=arrays), columns
+            sources.append(name)
+            if len(sources) > arrays.spent.shape[1]:
+                arrays = ev.with_source(arrays)
+        source = sources.index(name)
+        for statistic in TALLIED & block.stats.keys():
+            if not arrays.done[0, source, _Q[statistic]] and math.isfinite(z[0, _Q[statistic]]):
+                kept = tallies.setdefault(name, {})
+                kept[statistic] = _with_tallies(kept.get(statistic, ()), block.tallies.get(statistic))
+        columns.append((source, z, float(max(block.prompts, 0)), float(max(block.completions, 0))))
+    return dataclasses.replace(state, sources=tuple(sources), arrays=arrays, tallies=tallies), columns
+
+
+def _slot(sources: Sequence[str], source: str) -> str:
+    """The name under which a source is folded: its own, or that of the pool once there are too many."""
+    return POOL if source not in sources and len(sources) >= MAX_SOURCES - 1 else source
+
+
+def _with_tallies(
+    kept: tuple[Mapping[str, int], ...] | None, more: Sequence[Mapping[str, int]] | None
+) -> tuple[Mapping[str, int], ...] | None:
+    if kept is None or not more:
+        return None
+    parts = [Counter(part) for part in kept]
+    for n, tally in enumerate(more, start=len(parts)):
+        if n < MAX_TALLIES:
+            parts.append(Counter())
+        parts[n % MAX_TALLIES].update({code: int(count) for code, count in tally.items()})
+    return tuple(dict(part) for part in parts)
+
+
+def _pairs(state: DetectorState) -> ev.Pairs:
+    """What the tallies of a closing baseline say over all their pairs."""
+
+    def of(source: int, statistic: int) -> tuple[ev.Floats, ev.Floats, ev.Floats] | None:
+        kept = state.tallies.get(state.sources[source], {}).get(STATISTICS[statistic])
+        parts = [part for part in kept or () if part]
+        if len(parts) < 3:
+            return None
+        codes = {code: at for at, code in enumerate(sorted({code for part in parts for code in part}))}
+        counts = np.zeros((len(parts), len(codes)))
+        for row, part in zip(counts, parts, strict=True):
+            row[[codes[code] for code in part]] = list(part.values())
+        mean, se = ev.pairs_mean_se((counts @ counts.T)[None], counts.sum(axis=1)[None])
+        return None if math.isnan(se[0]) else (mean, se, np.array([float(len(parts))]))
+
+    return of
+
+
+def _still_open(state: DetectorState) -> dict[str, dict[str, tuple[Mapping[str, int], ...] | None]]:
+    kept = {
+        source: {
+            statistic: parts
+            for statistic, parts in of_source.items()
+            if not state.arrays.done[0, state.sources.index(source), _Q[statistic]]
+        }
+        for source, of_source in state.tallies.items()
+    }
+    return {source: of_source for source, of_source in kept.items() if of_source}
 
 
 # --- findings ---------------------------------------------------------------------------------------------------
@@ -446,7 +517,7 @@ def _source_rows(state: DetectorState, plan: ev.Plan, spec: DetectorSpec, d: int
     """Per source and statistic that was ever seen: baseline, now, lines, and how far past them."""
     rows = []
     for s, source in enumerate(state.sources):
-        line_K = ev.source_lines(plan, state.arrays, s)[0]
+        line_K = ev.source_lines(plan, state.arrays, s)[0][0]
         for statistic, metric in zip(spec.statistics, spec.metrics, strict=True):
             q = _Q[statistic]
             now = float(state.arrays.smooth[0, s, q])
@@ -491,7 +562,7 @@ def _finding(state: DetectorState, plan: ev.Plan, record: StepRecord, d: int, ru
     if missing:
         message += (
             f" The baseline of {worst['baseline_prompts']} prompts is too small for the nominal line: "
-            f"{missing} more prompts are missing, until then the line is 6 SE from the base."
+            f"{missing} more prompts are missing, until then the line stands where the base's error reaches."
         )
     if spec.agreement:
         seconds = [other.id for i, other in enumerate(BETTING) if other.witness and state.arrays.raised[0, i, ev.WARN]]
@@ -573,17 +644,21 @@ def _short(value: float | None) -> str:
 
 
 def _missing_prompts(state: DetectorState, plan: ev.Plan, spec: DetectorSpec, row: Mapping[str, Any], rung: int) -> int:
-    """Prompts by which the baseline is short: 6 SE shrinks with their square root down to the nominal margin."""
-    base, se, prompts = row["baseline"], row["baseline_se"], row["baseline_prompts"]
-    if spec.rule == "absolute" or base is None or se is None:
-        return 0
+    """Prompts by which the baseline is short: its reach shrinks with their square root, until the base's confidence
+    limit leaves the line where it would be if the base were known."""
+    s, q = state.sources.index(row["key"]), _Q[row["statistic"]]
+    base, reach = float(state.arrays.base[0, s, q]), float(state.arrays.reach[0, s, q])
     levels = state.parameters["lines"][spec.id]
     name = "fail" if rung == ev.FAIL else "warn"
-    factor = 1.0 / levels[name] if spec.rule == "effective" else levels[name]
-    margin = max(base * factor, levels[f"{name}_floor"]) - base if spec.direction == "up" else base - base * factor
-    if margin <= 0 or plan.se_multiplier * se <= margin:
+    if spec.rule == "absolute" or not (base > 0 and reach > 0):
         return 0
-    return int(max(1, math.ceil(prompts * (plan.se_multiplier * se / margin) ** 2) - prompts))
+    factor = 1.0 / levels[name] if spec.rule == "effective" else levels[name]
+    nominal = max(base * factor, levels[f"{name}_floor"]) if spec.direction == "up" else base * factor
+    room = abs(math.log(nominal / base)) + math.log(ev.TOLERATED[rung])
+    if room <= 0 or reach <= room:
+        return 0
+    prompts = int(row["baseline_prompts"])
+    return max(1, math.ceil(prompts * (reach / room) ** 2) - prompts)
 
 
 def _benign(state: DetectorState, source: str) -> bool | None:
@@ -648,6 +723,22 @@ def _decode(value: Any) -> Any:
     if isinstance(value, list):
         return [_decode(v) for v in value]
     return math.nan if value is None else value
+
+
+def _tallies(
+    data: Mapping[str, Any], sources: Collection[str]
+) -> dict[str, dict[str, tuple[Mapping[str, int], ...] | None]]:
+    if not data.keys() <= set(sources) or not all(set(of_source) <= TALLIED for of_source in data.values()):
+        raise ValueError("its tallies are of sources or statistics that it does not have")
+    return {
+        str(source): {
+            str(statistic): None
+            if parts is None
+            else tuple({str(c): int(n) for c, n in part.items()} for part in parts)
+            for statistic, parts in of_source.items()
+        }
+        for source, of_source in data.items()
+    }
 
 
 def _plain(value: Any) -> Any:

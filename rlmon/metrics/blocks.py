@@ -5,7 +5,7 @@ The table holds the rows of all ranks in the order of ``global_row``, so every r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from rlmon.metrics.collision import PairSums, equality_pairs, overlap_pairs
 from rlmon.metrics.groups import GroupStats, group_statistics
 from rlmon.metrics.layout import GROUP_FIELDS, Sums
 from rlmon.metrics.rows import Rows, opener_entries
+from rlmon.metrics.tallies import parts_of_prompts, tallies_of_blocks
 from rlmon.records import Block
 
 Ints = NDArray[np.int64]
@@ -73,6 +74,7 @@ class _Dealt:
         stratum_of_block[self.block_B] = stratum_B.reshape(-1)
         self._source = [source_label(int(key)) for key in sources[stratum_of_block]]
         self._stats: list[dict[str, float]] = [{} for _ in range(self.count)]
+        self._tallies: list[dict[str, list[dict[str, int]]]] = [{} for _ in range(self.count)]
 
     def put(self, name: str, top: NDArray[Any], bottom: NDArray[Any]) -> None:
         """``top / bottom`` by block; absent where there is nothing to divide by."""
@@ -86,12 +88,34 @@ class _Dealt:
         finite = np.isfinite(value_B)
         self.put(name, self.by_block(np.where(finite, value_B, 0.0)), self.by_block(finite))
 
+    def tally(
+        self, name: str, value_B: Ints, keep_B: NDArray[np.bool_] | None, wanted: Callable[[str], Collection[str]]
+    ) -> None:
+        """The tallies of a statistic, in blocks that have it and whose source wants them."""
+        wanted_K = np.array(
+            [name in stats and name in wanted(s) for stats, s in zip(self._stats, self._source, strict=True)]
+        )
+        if not wanted_K.any():
+            return
+        part_P = parts_of_prompts(self._block_P)
+        block_of_part = np.zeros(int(part_P.max()) + 1, dtype=np.int64)
+        block_of_part[part_P] = self._block_P
+        found = tallies_of_blocks(value_B, part_P[self.prompt_B], block_of_part, wanted_K, keep_B)
+        for b in np.flatnonzero(wanted_K):
+            self._tallies[b][name] = found[b]
+
     def blocks(self, counted_B: NDArray[np.bool_] | slice = slice(None)) -> list[Block]:
         """The blocks, with the prompts and completions that are counted."""
         prompts = np.bincount(self._block_P[np.unique(self.prompt_B[counted_B])], minlength=self.count)
         rows = np.bincount(self.block_B[counted_B], minlength=self.count)
         return [
-            Block(source=self._source[b], prompts=int(prompts[b]), completions=int(rows[b]), stats=self._stats[b])
+            Block(
+                source=self._source[b],
+                prompts=int(prompts[b]),
+                completions=int(rows[b]),
+                stats=self._stats[b],
+                tallies=self._tallies[b],
+            )
             for b in range(self.count)
         ]
 
@@ -199,7 +223,13 @@ def _group_fields(rows: Rows, stats: GroupStats) -> Floats:
 # --- blocks ---------------------------------------------------------------------------------------------------
 
 
-def rollout_blocks(rows: Rows, groups: GroupStats) -> list[Block]:
+def _no_tallies(source: str) -> Collection[str]:
+    return ()
+
+
+def rollout_blocks(
+    rows: Rows, groups: GroupStats, tallied: Callable[[str], Collection[str]] = _no_tallies
+) -> list[Block]:
     """The rows of one round as prompt-disjoint blocks inside one source each, with every statistic that can be
     computed.
 
@@ -207,6 +237,7 @@ def rollout_blocks(rows: Rows, groups: GroupStats) -> list[Block]:
     ``opening_collision``, ``move_collision`` over pairs of different prompts, ``*_within`` over pairs of one prompt,
     ``mode_collision_correct`` over rewarded completions), ``completion_tokens``, ``reward``, ``all_good``,
     ``all_bad``, ``lone_success_weight``. One that cannot be computed is absent. Row order does not matter.
+    ``tallied``: the statistics of a source, by its key, whose baseline still takes tallies.
     """
     if not len(rows):
         return []
@@ -215,6 +246,10 @@ def rollout_blocks(rows: Rows, groups: GroupStats) -> list[Block]:
         name = {"mode_correct": "mode_collision_correct", "moves": "move_collision"}.get(kernel, f"{kernel}_collision")
         dealt.put(name, pairs.across_sum, pairs.across_pairs)
         dealt.put(f"{name}_within", pairs.within_sum, pairs.within_pairs)
+    answer = rows["answer"].astype(np.int64)
+    dealt.tally("mode_collision", rows["mode"].astype(np.int64), None, tallied)
+    dealt.tally("template_collision", rows["template"].astype(np.int64), None, tallied)
+    dealt.tally("answer_collision", answer, answer >= 0, tallied)
     dealt.put_mean("completion_tokens", rows["tokens"])
     dealt.put_mean("reward", rows["reward"])
 

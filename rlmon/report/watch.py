@@ -27,6 +27,7 @@ from rich.text import Text
 
 from rlmon import detectors
 from rlmon.acts import Act, act_of, entries
+from rlmon.baseline import Baseline
 from rlmon.errors import ConfigError, RunLogError
 from rlmon.metrics.catalog import METRICS
 from rlmon.printable import one_line
@@ -229,7 +230,7 @@ class View:
         self.newest: StepRecord | None = None
         self.recent: deque[tuple[int, float]] = deque(maxlen=RATE_STEPS + 1)
         """Step and time of the newest records of the newest attempt."""
-        self.base_records = self.base_prompts = self.base_completions = 0
+        self.baseline = Baseline()
         self.completions = 0
         self.shed_rows = 0
         self.findings: deque[Mapping[str, Any]] = deque(maxlen=FINDINGS_SHOWN)
@@ -326,12 +327,7 @@ class View:
         return True
 
     def _fold_metrics(self, record: StepRecord) -> None:
-        limits = detectors.DEFAULTS
-        base = (
-            self.base_prompts < limits["baseline_prompts"]
-            and self.base_completions < limits["baseline_completions"]
-            and self.base_records < limits["baseline_records"]
-        )
+        base = not self.baseline.complete
         shares: dict[str, float] = {}
         for name, value in record.metrics.items():
             if value is None or not _finite(value):
@@ -347,10 +343,7 @@ class View:
                 strip.add(float(value), base=base or late)
         if shares:
             self.shares = shares
-        if record.completions:
-            self.base_records += 1
-            self.base_prompts += record.prompts
-            self.base_completions += record.completions
+        self.baseline = self.baseline.with_round(prompts=record.prompts, completions=record.completions)
 
     def _fold_event(self, values: dict[str, Any]) -> bool:
         kind, payload, attempt = values.get("kind"), values.get("payload"), values.get("attempt")

@@ -157,15 +157,14 @@ def test_many_runs_at_once_are_the_fold():
             np.testing.assert_allclose(many, alone, rtol=1e-9)
 
 
-def one_process(rng, draw, runs, looks, line, least, direction=1.0, total=None):
+def one_process(rng, draw, runs, looks, line, unit, direction=1.0):
     """Highest evidence of each of many runs under one process at its line."""
     lambdas = np.array(fold.DEFAULTS["lambdas"])
     wealth = np.full((runs, len(lambdas)), evidence.LOG_ZERO)
     spent, best = np.zeros(runs), np.zeros(runs)
-    unit = evidence.unit(np.array(line), np.array(least), np.array(direction))
     for t in range(looks):
-        weight = evidence.restart_weight(t + 1, looks if total is None else total)
-        b = evidence.bet(draw(rng, runs), np.array(line), unit, np.array(direction), 20.0)
+        weight = evidence.restart_weight(t + 1, looks)
+        b = evidence.bet(draw(rng, runs), np.array(line), np.array(unit), np.array(direction), 20.0)
         wealth = evidence.grow(wealth, np.log(np.maximum(weight - spent, 1e-300)), b, lambdas)
         spent = np.maximum(spent, weight)
         best = np.maximum(best, evidence.log_evidence(wealth, spent))
@@ -182,22 +181,41 @@ def collision_blocks(p, group=8):
     return draw
 
 
+def concentrated_blocks(p):
+    """The same where every prompt has one format of its own: as wide as a collision of this mean can be."""
+
+    def draw(rng, runs):
+        a, b = (rng.choice(len(p), size=runs, p=p) for _ in range(2))
+        return (a == b).astype(float)
+
+    return draw
+
+
+NARROW = [0.6] + [0.08] * 5
+"""Shares whose collision is .6^2 + 5 x .08^2 = .392."""
+
+
 @pytest.mark.parametrize(
-    ("draw", "line", "least", "direction"),
+    ("draw", "line", "unit", "direction"),
     [
-        # the shares whose collision is exactly the line of a base with .25: .6^2 + 5 (.4/5)^2 = .392
-        (collision_blocks([0.6] + [0.08] * 5), 0.392, 0.08, 1.0),
+        # the mean on the line and the unit the line: fair whatever the spread of the blocks is
+        (collision_blocks(NARROW), 0.392, 0.392, 1.0),
+        (concentrated_blocks(NARROW), 0.392, 0.392, 1.0),
+        # the mean at what is tolerated, three quarters of the line, and that the unit: fair for any spread
+        (collision_blocks(NARROW), 0.392 / 0.75, 0.392, 1.0),
+        (concentrated_blocks(NARROW), 0.392 / 0.75, 0.392, 1.0),
         # equal answers: mostly zero, now and then one
-        (lambda rng, n: (rng.random(n) < 0.1).astype(float), 0.1, 0.0, 1.0),
-        # entropy at its line, with a coefficient of variation of .35
-        (lambda rng, n: rng.gamma(8.0, 0.06 / 8.0, n), 0.06, 0.1, -1.0),
+        (lambda rng, n: (rng.random(n) < 0.1).astype(float), 0.1, 0.1, 1.0),
         # KL with a heavy tail
-        (lambda rng, n: rng.lognormal(-0.5, 1.0, n) * 0.1, 0.1, 0.0, 1.0),
+        (lambda rng, n: rng.lognormal(-0.5, 1.0, n) * 0.1, 0.1, 0.1, 1.0),
+        # bad when low, on the line: gamma with a coefficient of variation of .35 and .7, base .2, cap at twice that
+        (lambda rng, n: rng.gamma(8.0, 0.06 / 8.0, n), 0.06, 0.34, -1.0),
+        (lambda rng, n: rng.gamma(2.0, 0.06 / 2.0, n), 0.06, 0.34, -1.0),
     ],
 )
-def test_evidence_at_the_line_is_a_fair_game(draw, line, least, direction):
+def test_evidence_of_what_is_tolerated_is_a_fair_game(draw, line, unit, direction):
     runs = 2000
-    best, last = one_process(np.random.default_rng(3), draw, runs, 300, line, least, direction)
+    best, last = one_process(np.random.default_rng(3), draw, runs, 300, line, unit, direction)
     # Ville: P(max M >= 1/alpha) <= alpha. Bounds are alpha + 3 binomial standard errors.
     for alpha in (0.2, 0.05, 0.01):
         share = float((best >= math.log(1 / alpha)).mean())
@@ -206,7 +224,10 @@ def test_evidence_at_the_line_is_a_fair_game(draw, line, least, direction):
     assert np.minimum(np.exp(last), 100.0).mean() <= 1.0 + 0.1
 
 
-def test_the_game_is_not_fair_past_the_line():
+def test_the_game_is_not_fair_past_the_line_nor_with_a_smaller_unit():
     # the same bound is broken at once when the shares pass the line: the test above can fail
-    best, _ = one_process(np.random.default_rng(3), collision_blocks([0.8] + [0.04] * 5), 200, 100, 0.392, 0.08)
+    best, _ = one_process(np.random.default_rng(3), collision_blocks([0.8] + [0.04] * 5), 200, 100, 0.392, 0.392)
     assert (best >= math.log(100)).mean() > 0.95
+    # bets cut at the narrowest block of a narrow-spread baseline (.2 of .392) are broken by a later wider spread
+    best, _ = one_process(np.random.default_rng(3), concentrated_blocks(NARROW), 500, 300, 0.392, 0.196)
+    assert (best >= math.log(100)).mean() > 0.5

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlmon.baseline import Baseline
 from rlmon.detectors import (
     DEFAULTS,
     DETECTORS,
@@ -19,6 +20,7 @@ from rlmon.detectors import (
     describe,
     evidence,
     fold,
+    open_tallies,
     prices,
     seed_baseline,
     start,
@@ -116,33 +118,86 @@ def test_baseline_standard_error():
     assert se == pytest.approx(math.sqrt(0.05 / 3) / 2)
 
 
-def test_lines():
+def brute_force_mean(parts):
+    """Mean of "the same code" over all pairs of completions from different parts, one by one."""
+    rows = [(n, code) for n, part in enumerate(parts) for code, count in part.items() for _ in range(count)]
+    pairs = [a[1] == b[1] for a, b in itertools.combinations(rows, 2) if a[0] != b[0]]
+    return sum(pairs) / len(pairs)
+
+
+def pairs_of(parts):
+    codes = sorted({code for part in parts for code in part})
+    counts = np.array([[part.get(code, 0) for code in codes] for part in parts], dtype=float)
+    mean, se = evidence.pairs_mean_se((counts @ counts.T)[None], counts.sum(axis=1)[None])
+    return float(mean[0]), float(se[0])
+
+
+def test_the_base_over_all_pairs_is_the_brute_force_mean_and_its_error_the_jackknife():
+    # parts of 8 completions, and one of 5: prompts whose answers could not all be read
+    rng = np.random.default_rng(0)
+    parts = [{f"c{k}": int(n) for k, n in enumerate(rng.multinomial(8, [0.5, 0.3, 0.2])) if n} for _ in range(6)]
+    parts.append({"c0": 4, "c9": 1})
+    mean, se = pairs_of(parts)
+    assert mean == pytest.approx(brute_force_mean(parts))
+    # leave one out: (n - 1) / n of the squared deviations of the 7 means without one part
+    without = [brute_force_mean(parts[:i] + parts[i + 1 :]) for i in range(7)]
+    assert se == pytest.approx(math.sqrt(6 / 7 * sum((w - np.mean(without)) ** 2 for w in without)))
+    # and by hand: three prompts of one completion, a a b: of 3 pairs one agrees; without each: 0, 0, 1
+    mean, se = pairs_of([{"a": 1}, {"a": 1}, {"b": 1}])
+    assert mean == pytest.approx(1 / 3)
+    assert se == pytest.approx(math.sqrt(2 / 3 * (2 * (1 / 3) ** 2 + (2 / 3) ** 2)))
+
+
+def test_the_base_over_all_pairs_is_unbiased_and_sharper_than_the_blocks():
+    # 4 formats at a quarter: E[Z] = .25. 32 prompts of 8 are 496 pairs of prompts, or 16 blocks of one pair each.
+    rng = np.random.default_rng(1)
+    counts = rng.multinomial(8, [0.25] * 4, size=(2000, 32)).astype(float)
+    products = counts @ counts.transpose(0, 2, 1)
+    mean, se = evidence.pairs_mean_se(products, counts.sum(axis=2))
+    blocks = products[:, np.arange(0, 32, 2), np.arange(1, 32, 2)].mean(axis=1) / 64
+    assert mean.mean() == pytest.approx(0.25, abs=4 * mean.std() / math.sqrt(2000))
+    assert mean.std() < 0.3 * blocks.std()
+    # the jackknife knows it: not smaller than the spread that there is, and a small part of that of the blocks
+    assert mean.std() < se.mean() < 0.5 * blocks.std()
+
+
+def test_reach():
+    # t of 31 degrees of freedom, one-sided 1 %: 2.4528; SE a tenth of the base: .24528
+    found = evidence.reach(np.array([0.25, 0.25, 0.0]), np.array([0.025, math.nan, 0.0]), np.array([32.0, 1, 8]), 0.99)
+    np.testing.assert_allclose(found, [0.24528, math.nan, 0.0], atol=1e-5)
+
+
+def test_lines_and_units():
     plan = dataclasses.replace(
         _plan(),
-        factor_K=np.array([1 / 0.6, 1 / 0.6, 1 / 0.6, 0.5, 0.5, math.nan]),
-        level_K=np.array([0.0, 0.0, 0.5, 0.0, 0.0, 0.7]),
-        direction_K=np.array([1.0, 1.0, 1.0, -1.0, -1.0, 1.0]),
+        factor_K=np.array([1 / 0.6, 1 / 0.6, 1 / 0.8, 1 / 0.6, 0.5, 0.33, math.nan, 1 / 0.6]),
+        level_K=np.array([0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.7, 0.0]),
+        direction_K=np.array([1.0, 1.0, 1.0, 1.0, -1.0, -1.0, 1.0, 1.0]),
+        rung_K=np.array([1, 1, 0, 1, 0, 1, 1, 1]),
     )
-    base = np.array([0.24, 0.24, 0.24, 0.2, 0.2, math.nan])
-    se = np.array([0.01, 0.04, 0.01, 0.01, 0.04, math.nan])
-    # .24/.6 = .4 beats .24 + .06; .24 + .24 = .48 beats .4; floor .5 beats .4; .2 * .5 = .1 is below .2 - .06;
-    # .2 - .24 < 0: cannot speak; absolute .7
-    expected = [0.4, 0.48, 0.5, 0.1, math.nan, 0.7]
-    np.testing.assert_allclose(evidence.lines(plan, base, se), expected)
+    base = np.array([0.24, 0.24, 0.24, 0.24, 100.0, 100.0, math.nan, 0.0])
+    reach = np.array([0.1, 0.5, 0.1, 0.1, 0.1, 1.0, math.nan, 0.0])
+    # FAIL: .24 / .6 = .4 beats .24 e^.1 / .8 = .3316; .24 e^.5 / .8 = .4946 beats .4; WARN: .3 beats .24 e^.1 = .2652;
+    # the floor .5 beats .4; low: 100 x .5 = 50 is below 100 e^-.1 = 90.5, but 100 e^-1 x .8 = 29.4 is below 33;
+    # absolute .7; no base, no line
+    line, unit = evidence.lines_and_units(plan, base, reach)
+    expected = [0.4, 0.24 * math.exp(0.5) / 0.8, 0.3, 0.5, 50.0, 80 / math.e, 0.7, math.nan]
+    np.testing.assert_allclose(line, expected)
+    # the unit: what is tolerated, and three quarters of the line at least; low: up to the cap, which is 200 x 50 / 90.5
+    # e^.1 = 122.1 where the base is known well and 200 where it is not; absolute: the line
+    cap = 200 * 50 / (100 * math.exp(-0.1)) * math.exp(0.1)
+    units = [0.24 * math.exp(0.1) / 0.8, expected[1], 0.24 * math.exp(0.1), 0.375, cap - 50, 200 - 80 / math.e, 0.7]
+    np.testing.assert_allclose(unit[:7], units)
 
 
-def test_bet_and_its_unit():
+def test_bet():
     up, down = np.array(1.0), np.array(-1.0)
-    # line .4, narrowest baseline block .1: unit .3; Z = .55 is half a unit past the line, Z = .1 is -1, below clips
-    unit = evidence.unit(np.array(0.4), np.array(0.1), up)
-    assert unit == pytest.approx(0.3)
-    bets = evidence.bet(np.array([0.55, 0.1, 0.0, math.nan]), np.array(0.4), unit, up, 20.0)
+    # line .4, unit .3: Z = .55 is half a unit past the line, Z = .1 is -1, and what is below counts as that
+    bets = evidence.bet(np.array([0.55, 0.1, 0.0, math.nan]), np.array(0.4), np.array(0.3), up, 20.0)
     np.testing.assert_allclose(bets, [0.5, -1.0, -1.0, math.nan])
-    # a baseline without spread may take off at most half of the line
-    assert evidence.unit(np.array(0.4), np.array(0.39), up) == pytest.approx(0.2)
-    # bad when low: unit is the line; Z = .05 of .1 is half past it, twice the line and more is -1
-    unit = evidence.unit(np.array(0.1), np.array(0.15), down)
-    np.testing.assert_allclose(evidence.bet(np.array([0.05, 0.2, 0.9]), np.array(0.1), unit, down, 20.0), [0.5, -1, -1])
+    # bad when low, line 50, cap 120: Z = 15 is half of 70 past it; 120 and more is -1
+    bets = evidence.bet(np.array([15.0, 120.0, 900.0]), np.array(50.0), np.array(70.0), down, 20.0)
+    np.testing.assert_allclose(bets, [0.5, -1, -1])
 
 
 def test_a_step_spends_its_weight_once():
@@ -368,15 +423,97 @@ def test_non_finite_is_immediate_and_rearmed():
 
 
 def test_small_baseline_is_said():
-    # blocks .05 and .45: SE .2 * sqrt(32/31) / sqrt(32) = .036, 6 SE = .215 > .25/.6 - .25 = .167
+    # 16 blocks of .05 and .45: SE .2 / sqrt(15) = .0516; t of 15 at 99 %: 2.6025, reach .5376. A known base would leave
+    # log(.8 / .6) = .2877, so that 32 (.5376 / .2877)^2 = 111.7 prompts would do: 112, of which 80 are missing.
     state, _ = run(fresh(), [record(t, blocks_of(wiggle=0.8, mode_collision=0.25)) for t in range(1, 9)])
     _, said = run(state, [record(t, blocks_of(mode_collision=1.0)) for t in range(9, 40)])
     fail = said[-1]
     assert fail.severity == "fail"
-    # 64 prompts * (.2155 / .1667)^2 = 107.03, rounded up to 108
-    assert fail.evidence["missing_baseline_prompts"] == 44
-    assert "44 more prompts are missing" in fail.message
-    assert fail.baseline_prompts == 64
+    assert fail.evidence["missing_baseline_prompts"] == 80
+    assert "80 more prompts are missing" in fail.message
+    assert fail.baseline_prompts == 32
+    # the line is where the base's error reaches, .25 e^.5376 / .8 = .535, told as an effective number
+    assert 1 / fail.threshold == pytest.approx(0.25 * math.exp(0.5376) / 0.8, abs=1e-4)
+
+
+def tallied(count=4, prompts=2, source="a", shares=(0.25, 0.25, 0.25, 0.25), rng=None, **stats):
+    """Blocks with the formats of their prompts, 8 completions each, and the statistics of exactly these."""
+    blocks = []
+    for _ in range(count):
+        parts = [{f"m{k}": int(n) for k, n in enumerate(rng.multinomial(8, shares)) if n} for _ in range(prompts)]
+        collision = brute_force_mean(parts) if prompts > 1 else None
+        found = dict(stats) if collision is None else {"mode_collision": collision, **stats}
+        tallies = {} if collision is None else {"mode_collision": parts}
+        blocks.append(Block(source=source, prompts=prompts, completions=8 * prompts, stats=found, tallies=tallies))
+    return blocks
+
+
+def test_the_fold_takes_the_base_over_all_pairs_of_its_prompts():
+    rng = np.random.default_rng(2)
+    records = [record(t, tallied(rng=rng)) for t in range(1, 9)]
+    state, _ = run(fresh(), records[:3])
+    assert open_tallies(state, "a") == {"mode_collision", "template_collision", "answer_collision"}
+    (kept,) = (parts["mode_collision"] for parts in state.tallies.values())
+    assert len(kept) == 24
+    restored = state_from_json(json.loads(json.dumps(state_to_json(state), allow_nan=False)))
+    assert state_to_json(restored) == state_to_json(state)
+    # the fourth record completes 32 prompts: the vectors go, and three numbers stay
+    parts = [part for item in records[:4] for block in item.blocks for part in block.tallies["mode_collision"]]
+    for begun in (state, restored):
+        done, _ = run(begun, records[3:])
+        assert done.tallies == {}
+        assert "mode_collision" not in open_tallies(done, "a")
+        q = fold.STATISTICS.index("mode_collision")
+        assert done.arrays.base[0, 0, q] == pytest.approx(brute_force_mean(parts))
+        assert done.arrays.se[0, 0, q] == pytest.approx(pairs_of(parts)[1])
+        assert done.arrays.sums[0, 0, q, evidence.PROMPTS] == 32
+    assert open_tallies(done, "another") == fold.TALLIED
+
+
+def test_at_most_64_vectors_are_kept():
+    # 24 blocks of 4 in the record that completes the baseline, after one of 4: 100 vectors are 64 parts
+    rng = np.random.default_rng(3)
+    state, _ = run(fresh(), [record(1, tallied(count=1, prompts=4, rng=rng))])
+    wide = tallied(count=24, prompts=4, rng=rng)
+    columns, _ = fold._columns(state, wide)
+    (kept,) = (parts["mode_collision"] for parts in columns.tallies.values())
+    assert len(kept) == 64
+    assert sum(sum(part.values()) for part in kept) == 800
+    state, _ = step(state, record(2, wide))
+    assert state.tallies == {}
+    assert state.arrays.base[0, 0, fold.STATISTICS.index("mode_collision")] == pytest.approx(brute_force_mean(kept))
+
+
+def test_a_base_without_vectors_is_the_mean_of_its_blocks():
+    # logs of older versions have none; where one block came without, all count by their blocks
+    rng = np.random.default_rng(4)
+    blocks = [block for _ in range(4) for block in tallied(rng=rng)]
+    blocks[5] = dataclasses.replace(blocks[5], tallies={})
+    records = [record(t + 1, blocks[4 * t : 4 * t + 4]) for t in range(4)]
+    state, _ = run(fresh(), records)
+    mean = np.mean([block.stats["mode_collision"] for block in blocks])
+    assert state.arrays.base[0, 0, fold.STATISTICS.index("mode_collision")] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "completions", "records"),
+    [(2, 16, 4), (2, 32, 2), (1, 8, 8), (4, 8, 2), (1, 1, 8)],
+)
+def test_the_baseline_is_the_one_of_the_run(prompts, completions, records):
+    # 4 blocks a record: 32 prompts, 256 completions or 8 rounds, and never fewer than 8 blocks
+    one = [
+        Block(source="a", prompts=prompts, completions=completions, stats={"entropy_nats": 0.2 + 0.01 * i})
+        for i in range(4)
+    ]
+    seen, closed = Baseline(), 0
+    while not seen.complete:
+        seen, closed = seen.with_round(prompts=4 * prompts, completions=4 * completions), closed + 1
+    assert records == max(closed, 2)
+    state, done = fresh(), []
+    for t in range(records):
+        state, _ = step(state, record(t, one))
+        done.append(bool(state.arrays.done[0, 0, fold.STATISTICS.index("entropy_nats")]))
+    assert done == [False] * (records - 1) + [True]
 
 
 @pytest.mark.parametrize(
@@ -482,6 +619,10 @@ def test_bad_parameters_are_named(arguments, hint):
 def test_another_version_is_refused():
     with pytest.raises(ConfigError, match="version 0"):
         state_from_json({**state_to_json(fresh()), "version": 0})
+    with pytest.raises(ConfigError, match="begin anew"):
+        state_from_json({**state_to_json(fresh()), "version": 1})
+    with pytest.raises(ConfigError, match="tallies"):
+        state_from_json({**state_to_json(fresh()), "tallies": {"nobody": {}}})
     with pytest.raises(ConfigError, match="incomplete"):
         state_from_json({k: v for k, v in state_to_json(fresh()).items() if k != "records"})
 
