@@ -484,8 +484,9 @@ class Monitor:
                 groups = rollouts.default_group_stats(batch, None, success)
                 rows = rows_of(batch, features, groups.success_B)
                 # Of training the ranks see pairs and groups together, at the step's end; of an evaluation each its own.
-                count = rollouts.row_sums if batch.split == "train" else rollouts.round_sums
-                into.sums = rollouts.add_sums(into.sums, count(self.layout, batch, features, group_stats=groups))
+                own = batch.split == "eval"
+                counted = rollouts.round_sums(self.layout, batch, features, group_stats=groups, whole=own)
+                into.sums = rollouts.add_sums(into.sums, counted)
                 if batch.split == "train":
                     self._keep_samples(batch, features, columns)
         rows = rows_of(batch) if rows is None else rows

@@ -286,12 +286,16 @@ class SolveLedger:
         """Add one attempt per row: ``success`` is 1 (or true) for one, 0 for none; rows of which it is not known (NaN,
         ``None``) are no attempt."""
         successes = column(success, len(prompt_id)).tolist()
+        counted: dict[tuple[str | int, str | int], list[int]] = {}
         for prompt, stratum, value in zip(prompt_id, source, successes, strict=True):
-            if not math.isfinite(value):
-                continue
+            if math.isfinite(value):
+                counts = counted.setdefault((prompt, stratum), [0, 0])
+                counts[0] += 1
+                counts[1] += value == 1.0
+        for (prompt, stratum), (attempts, wins) in counted.items():
             slot = self._slot_for(prompt, stratum)
-            self._attempts[slot] += 1
-            self._successes[slot] += value == 1.0
+            self._attempts[slot] += attempts
+            self._successes[slot] += wins
             self._last_step[slot] = min(max(step, 0), 2**31 - 1)
 
     def _slot_for(self, prompt: str | int, stratum: str | int) -> int:

@@ -1,6 +1,6 @@
 """The rows of one generation round on one rank: their features and additive sums.
 
-The order is ``Featurizer.features`` -> ``row_sums`` (+ ``token_sums_by_mode``, ``kl_sums``) -> add over micro-batches
+The order is ``Featurizer.features`` -> ``round_sums`` (+ ``token_sums_by_mode``, ``kl_sums``) -> add over micro-batches
 and ranks, with what ``blocks`` makes of the rows of all ranks together -> ``finish``. Every sum is additive; nothing
 here is a mean.
 """
@@ -47,7 +47,6 @@ __all__ = [
     "kl_sums",
     "round_blocks",
     "round_sums",
-    "row_sums",
     "token_sums_by_mode",
 ]
 
@@ -266,30 +265,25 @@ def round_sums(
     features: RowFeatures,
     *,
     group_stats: GroupStats | None = None,
+    whole: bool = True,
 ) -> Sums:
-    """Additive sums of a round that is whole on this rank: of its rows, of its pairs and of its groups.
+    """Additive sums of the rows of one round on one rank.
 
     ``group_stats`` from :func:`rlmon.metrics.groups.group_statistics` (it carries what the ledger knew before this
     round); by default made here from the batch, without a ledger. The order of the rows does not matter.
-    """
-    if group_stats is None:
-        group_stats = default_group_stats(batch)
-    sums = row_sums(layout, batch, features, group_stats=group_stats)
-    if len(batch):
-        sums |= pair_and_group_sums(rows_of(batch, features, group_stats.success_B), group_stats)
-    return sums
 
-
-def row_sums(layout: SumsLayout, batch: RolloutBatch, features: RowFeatures, *, group_stats: GroupStats) -> Sums:
-    """Additive sums of the rows of one round on one rank, whatever other ranks hold of it.
-
-    What needs to see completions together is left at zero, but for three that only pairs on one rank are taken for:
-    moves by decile, sketches, and words.
+    ``whole``: these are all rows of the round, so that pairs and groups are counted too. Otherwise they are left at
+    zero for :func:`rlmon.metrics.blocks.pair_and_group_sums` of all ranks' rows, but for what is only ever taken on one
+    rank: moves by decile, sketches, and words.
     """
     sums = layout.zeros()
     rows = len(batch)
     if rows == 0:
         return sums
+    if group_stats is None:
+        group_stats = default_group_stats(batch)
+    if whole:
+        sums |= pair_and_group_sums(rows_of(batch, features, group_stats.success_B), group_stats)
     order = np.lexsort((features.row_key, np.asarray(batch.global_row, dtype=np.int64)))
     prompt_B = codes(batch.prompt_id)
     reward_B = column(batch.reward, rows)

@@ -262,8 +262,9 @@ def test_sources_come_from_the_column(tmp_path: Path) -> None:
     data = tiny.dataset(12).add_column("task", ["sums"] * 6 + ["products"] * 6)
     run = watch(tiny.trainer(tmp_path / "run", train=data, max_steps=6))
     assert set(run.rollouts().column("source").to_pylist()) == {"sums", "products"}
-    blocks = [block for record in run.step_records() for block in record.blocks]
-    assert {block.source for block in blocks} == {"sums", "products"}
+    records = run.step_records()
+    names = {key: name for record in records for key, name in record.sources.items()}
+    assert {names[block.source] for record in records for block in record.blocks} == {"sums", "products"}
 
 
 def test_user_modes(tmp_path: Path) -> None:
