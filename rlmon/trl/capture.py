@@ -476,7 +476,8 @@ class Capture:
         A loss may ask for logprobs of a reference as well, which is another model or the same without gradients.
         """
         model = bound_arguments(original, args, kwargs, LOGPS)["model"]
-        ours = self.trainer.accelerator.unwrap_model(model) is self._policy
+        called = self.trainer.accelerator.unwrap_model(model)
+        ours = getattr(called, "_orig_mod", called) is self._policy  # torch.compile wraps the module that it is given
         if not ours or (self.split() == "train" and not torch.is_grad_enabled()):
             return
         if loss.result is None or _has_entropies(result):
