@@ -20,7 +20,7 @@ pytestmark = pytest.mark.trl
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 FLAGS = ["", "-lora", "-rloo", "-rloo-lora"]
 FAULTS = {"observe": "metrics.rollouts", "vector": "collective", "base": "base.forward"}
-CELLS = [kind + flags for flags in FLAGS for kind in ("stock", "watched")] + [*FAULTS, "disk", "straddle"]
+CELLS = [kind + flags for flags in FLAGS for kind in ("stock", "watched")] + [*FAULTS, "disk", "straddle", "success"]
 
 
 def trained(folder: Path) -> Path:
@@ -83,6 +83,16 @@ def check_that_a_failing_rank_enters_the_collective(out: Path, kind: str, place:
     assert logged(run) == truth(out, kind)
 
 
+def check_one_definition_of_success(out: Path) -> None:
+    """What one rank sees of a reward is constant and another value on each: they decide from what all ranks saw."""
+    first, second = ranks(out, "success")
+    assert first["success"] == second["success"]
+    assert first["success"]["seen"]["by_rank"] == [[0.0, 1.0], False]
+    assert first["success"]["definition"]["above"] == {"counted": 0.5, "by_rank": 0.5}
+    assert first["metrics"] == second["metrics"]
+    assert first["faults"] == second["faults"] == {}
+
+
 def check_that_unwritten_rows_are_counted(out: Path) -> None:
     run = rlmon.open_run(out / "disk" / "run" / "rlmon")
     rows, shed = run.rollouts().num_rows, run.step_records()[-1].shed_rows
@@ -126,3 +136,5 @@ def test_two_processes(tmp_path: Path, subtests: pytest.Subtests) -> None:
         check_that_straddling_groups_are_judged(out)
     with subtests.test("rows that rank 1 cannot write are counted"):
         check_that_unwritten_rows_are_counted(out)
+    with subtests.test("what counts as a success is decided by all ranks together"):
+        check_one_definition_of_success(out)

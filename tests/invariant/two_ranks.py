@@ -43,13 +43,19 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
 }
 
 
+def by_rank(completions: Any, **_: Any) -> list[float]:
+    """Each rank scores its own rows: rank 0 sees nothing but 0, rank 1 nothing but 1."""
+    return [float(os.environ["RANK"])] * len(completions)
+
+
 def one_run(out: Path, kind: str, rloo: bool, lora: bool) -> None:
     rank = int(os.environ["RANK"])
+    counted = tiny.counting_reward(out / f"truth-{rank}.jsonl")
     trained = tiny.trainer(
         out / "run",
         rloo=rloo,
         lora=lora,
-        reward=tiny.counting_reward(out / f"truth-{rank}.jsonl"),
+        reward=[counted, by_rank] if kind == "success" else counted,
         eval_strategy="steps",
         eval_steps=2,
         per_device_eval_batch_size=4,
@@ -75,6 +81,7 @@ def one_run(out: Path, kind: str, rloo: bool, lora: bool) -> None:
             "completions": record.completions,
             "blocks": len(record.blocks),
             "faults": monitor.monitor._fault_totals,
+            "success": monitor.monitor.shared_state()["success"],
             "trl_entropy": [row["entropy"] for row in trained.state.log_history if "entropy" in row],
             "entropy": [row["rlmon/entropy/mean"] for row in trained.state.log_history if "entropy" in row],
         }
