@@ -172,24 +172,35 @@ def test_every_scored_row_is_logged_once_with_its_own_advantage(
 
 def test_the_replay_buffer_of_trl(tmp_path: Path) -> None:
     replay = pytest.importorskip("trl.experimental.grpo_with_replay_buffer", reason="in TRL 1.8 to 1.12")
-    extra = {"replay_buffer_size": 4}
-    trained = tiny.trainer(tmp_path / "model", max_steps=1)  # makes the model's folder
-    args = replay.GRPOWithReplayBufferConfig(**tiny.settings(tmp_path / "out", max_steps=8).to_dict() | extra)
+    # One group a step, since TRL replaces rows only where no group of the batch has spread.
+    settings = tiny.settings(tmp_path / "out", max_steps=16, per_device_train_batch_size=4).to_dict()
+    del settings["generation_batch_size"]
     watched = replay.GRPOWithReplayBufferTrainer(
-        args=args, model=tiny.saved_model(tmp_path), reward_funcs=tiny.has_digit, train_dataset=tiny.dataset(),
+        args=replay.GRPOWithReplayBufferConfig(**settings, replay_buffer_size=4),
+        model=tiny.saved_model(tmp_path),
+        reward_funcs=_untied,
+        train_dataset=tiny.dataset(),
         processing_class=tiny.tokenizer(),
-    )  # fmt: skip
-    del trained
+    )
     RLMon(watched, RLMonConfig(rlmon_console=False, rlmon_dir=str(tmp_path / "log")))
     watched.train()
     log = rlmon.open_run(tmp_path / "log")
     table = log.rollouts().to_pylist()
     assert len(table) == 64
     assert not any(record.faults or record.shed_rows for record in log.step_records())
+    assert 0 < sum(row["trained"] for row in table) < 64, "some groups were replaced"
     for row in table:
+        assert row["trained"] or row["advantage"] is None
         group = [r["reward"] for r in table if (r["round"], r["group"]) == (row["round"], row["group"])]
         if row["trained"] and row["advantage"]:
             assert row["advantage"] == pytest.approx(_normalised(row["reward"], group), abs=1e-3)
+
+
+def _untied(completions: Sequence[str], **_: Any) -> list[float]:
+    """No two groups with spread weigh the same: TRL's buffer cannot order those that do."""
+    return [
+        digit and 1 + sum(map(ord, c)) / 1e4 for c, digit in zip(completions, tiny.has_digit(completions), strict=True)
+    ]
 
 
 def _normalised(reward: float, group: Sequence[float]) -> float:
