@@ -1,7 +1,9 @@
 """What can be said of the mean of a series whose values depend on the ones before.
 
 A metric of a run moves slowly: its values resemble their neighbours, so that n of them say as much as only
-n (1 - r) / (1 + r) independent ones, with r the correlation of neighbours. All is measured from the values themselves.
+n (1 - r) / (1 + r) independent ones, with r the correlation of neighbours. Where sampling noise lies over a slow drift,
+neighbours look less alike than stretches of the series are; the means of its halves show that (batch means). A change
+has to be more than chance by both. All is measured from the values themselves.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Shift:
 
     change: Floats
     error: Floats
-    """Standard error of the change."""
+    """Standard error of the change, from the correlation of neighbours."""
+    halves_error: Floats
+    """Standard error of the change, from the means of the halves of each side; of two degrees of freedom."""
     correlation: Floats
     """Of neighbours around the mean of their side, 0 to .95, corrected for the bias of short series."""
     independent: Floats
@@ -52,7 +56,8 @@ class Shift:
     def distinct(self) -> NDArray[np.bool_]:
         """Whether the change is more than chance at the level of .95, two-sided; False where not ``enough``."""
         reach = np.vectorize(_reach, otypes=[np.float64])(self.degrees)
-        return np.asarray(self.enough & (np.abs(self.change) > reach * self.error))
+        reached = np.abs(self.change) > np.maximum(reach * self.error, _reach(2) * self.halves_error)
+        return np.asarray(self.enough & reached)
 
 
 def shift(before: Floats, after: Floats) -> Shift:
@@ -60,7 +65,8 @@ def shift(before: Floats, after: Floats) -> Shift:
 
     The correlation of neighbours is that of both sides around their own means, so that the change itself is no part of
     it; taking means off makes it look smaller by (1 + 4 r) / n (Kendall 1954), and the variance by 2 / independent.
-    Measured on AR(1) series without a change (4,000 each, n = m = 6 to 100, r 0 to .99): 2.5 to 6.7 % are distinct.
+    Measured on AR(1) series without a change (4,000 each, n = m = 6 to 40, r 0 to .95):
+    0.9 to 4.4 % are distinct, under noise of as many standard deviations at most 8.1 %.
 
     Raises ``ValueError`` where a side has fewer than ``LEAST_VALUES`` values.
     """
@@ -76,10 +82,15 @@ def shift(before: Floats, after: Floats) -> Shift:
     # A side that never moves has no neighbours to be unlike.
     correlation = np.where(squares > 0.0, correlation, 0.0)
     weight_n, weight_m = independent(n, correlation), independent(m, correlation)
+    halves = [
+        side[..., : side.shape[-1] // 2 * 2].reshape(*side.shape[:-1], 2, -1).mean(axis=-1) for side in (before, after)
+    ]
     variance = squares / np.maximum(2.0, n + m - (n / weight_n + m / weight_m))
     return Shift(
         change=np.asarray(after.mean(axis=-1) - before.mean(axis=-1)),
         error=np.asarray(np.sqrt(variance * (1.0 / weight_n + 1.0 / weight_m))),
+        # The variance of a mean of two is a quarter of their squared difference.
+        halves_error=np.asarray(np.sqrt(sum((half[..., 1] - half[..., 0]) ** 2 for half in halves)) / 2.0),
         correlation=correlation,
         independent=np.minimum(weight_n, weight_m),
         degrees=np.maximum(1, np.floor(weight_n + weight_m - 2.0)).astype(np.int64),

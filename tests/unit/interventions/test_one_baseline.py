@@ -35,6 +35,7 @@ def table(step: int, prompts: int, completions: int) -> RoundTable:
         prompt_N=keys // (completions // prompts), source_N=same,
         modes_N=dict.fromkeys(("format", "template", "opening", "moves"), keys % 2), answer_N=same,
         tokens_N=np.ones(completions), numbers_N=np.ones(completions), reward_N=np.ones(completions),
+        success_N=np.ones(completions),
         advantage_N=np.zeros(completions), logp_base_N=np.full(completions, np.nan),
     )  # fmt: skip
 
