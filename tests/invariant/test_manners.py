@@ -25,7 +25,9 @@ QUIET: dict[str, Any] = {"rlmon_wandb": False, "rlmon_console": False, "rlmon_st
 
 
 def rlmon_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("rlmon")]
+    """What rlmon said, without the line on what counts as a success, which is of its own."""
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rlmon")]
+    return [line for line in said if not line.startswith("rlmon: a success is ")]
 
 
 def events(monitor: RLMon, kind: str, **options: Any) -> list[Any]:
