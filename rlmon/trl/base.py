@@ -329,8 +329,8 @@ class BaseModel:
             min(most, max(least, 10.0 * seen))
             for least, most, seen in zip(SELF_TEST_NATS, SELF_TEST_HALF_NATS, noise, strict=True)
         ]
-        if self._given and not exact:  # its kernels may be others
-            allowed = list(SELF_TEST_HALF_NATS)
+        if self._given:  # its kernels may be others
+            allowed = [10.0 * most for most in SELF_TEST_NATS] if exact else list(SELF_TEST_HALF_NATS)
         while self.active:
             base = self._view()
             with precision():
@@ -603,8 +603,13 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def _in_full_precision(model: Any) -> bool:
     """Whether its forward can be run without rounding to half precision."""
-    flash = "flash" in str(getattr(model.config, "_attn_implementation", ""))
-    return not flash and not any(parameter.dtype in HALF for parameter in model.parameters())
+    if "flash" in str(getattr(model.config, "_attn_implementation", "")):
+        return False
+    rounded = False
+    if next(model.parameters()).device.type == "cuda":
+        with contextlib.suppress(RuntimeError):  # both of PyTorch's ways to allow TF32 were used
+            rounded = torch.get_float32_matmul_precision() != "highest"
+    return not rounded and not any(parameter.dtype in HALF for parameter in model.parameters())
 
 
 def _random_states(model: nn.Module) -> list[torch.Tensor]:
