@@ -12,7 +12,7 @@ import two_processes
 import rlmon
 from rlmon.keys import source_key
 from rlmon.metrics.catalog import local_metrics
-from rlmon.trl.callback import HEADLINE
+from rlmon.trl.mirror import HEADLINE
 
 pytestmark = pytest.mark.trl
 

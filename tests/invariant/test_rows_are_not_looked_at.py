@@ -15,6 +15,7 @@ from datasets import Dataset
 
 import rlmon
 from rlmon.errors import ConfigError
+from rlmon.keys import source_key
 from rlmon.trl import RLMon, RLMonConfig
 from rlmon.trl.prompts import SourceMap
 from rlmon.trl.stored import stored_column
@@ -68,7 +69,7 @@ def test_rows_with_chance_of_their_own_end_with_the_same_weights(tmp_path: Path,
     assert looks[0] == looks[1]
     # 8 prompts a round, half of each kind on average: templates that four of them share have a name.
     assert len(set().union(*sources)) == 2
-    assert all(names <= sources[0] | {"other"} for names in sources)
+    assert all(names <= sources[0] | {source_key("other")} for names in sources)
 
 
 def test_an_image_that_cannot_be_read_in_a_row_that_is_never_drawn(tmp_path: Path) -> None:
