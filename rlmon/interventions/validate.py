@@ -99,16 +99,17 @@ def problems(policy: Policy, setting: Setting) -> tuple[Problem, ...]:
             why = "; ".join(dict.fromkeys(texts)) + _waiting(rule, policy, setting, firing, useless)
             kinds = {no.why for _, no in never}
             refused = given and ("mistake" in kinds or (not rule.dry_run and kinds != {"length"}))
-            add(f"can never fire: {why}. Change that, or leave the rule out", error=refused, idle=True)
+            hint = ". Change that, or leave the rule out" if refused else ""
+            add(f"can never fire: {why}{hint}", error=refused, idle=True)
         else:
             for _, no in never:
                 add(f"a part of its condition can never hold: {no.text}", error=no.why == "mistake")
         reason = useless[rule.name]
         if lack is None and reason is not None:
-            add(f"changes nothing: {reason}", error=given and not rule.dry_run, idle=not rule.dry_run)
+            add(f"is of no use: {reason}", error=given and not rule.dry_run, idle=not rule.dry_run)
         short = _too_short(rule, setting)
         if lack is None and short is not None:
-            add(f"changes nothing in this run: {short}", error=False, idle=not rule.dry_run)
+            add(f"is of no use in this run: {short}", error=False, idle=not rule.dry_run)
         if given and lack is None and reason is None and rule.name in firing:
             for text in _odd(rule, policy, setting, facts):
                 add(text, error=False)

@@ -140,7 +140,7 @@ def test_what_can_hold_is_none(when: Any) -> None:
 )
 def test_what_changes_nothing_is_an_error(do: Any, facts: Setting, words: list[str]) -> None:
     found = errors(one({"finding": "format-collapse"}, do, facts))
-    assert found.startswith("rule rule: changes nothing: ")
+    assert found.startswith("rule rule: is of no use: ")
     for word in words:
         assert word in found
     # A dry run changes nothing anyway, and says what it would do.
@@ -219,7 +219,7 @@ def test_all_that_is_wrong_is_said() -> None:
     assert [(problem.rule, problem.text.split(":")[0]) for problem in found if problem.error] == [
         ("a", "can never fire"),
         ("b", "can never fire"),
-        ("b", "changes nothing"),
+        ("b", "is of no use"),
     ]
 
 
