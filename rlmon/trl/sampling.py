@@ -3,12 +3,13 @@
 A trainer's subclass may sample and score several times within one ``_generate_and_score_completions`` (dynamic
 sampling), in parts, or train on other rows than it scored (filters, replay). So rows are collected where they are
 scored, and the rows of the batch that comes out are found among them by identity: their prompt's and their own token
-ids, in order, each scored row once. What is not found was not sampled here, and gets nobody's advantage.
+ids, in order, each scored row once. A completion that was cut or continued after scoring is found by its beginning,
+where only one can be meant. What is not found was not sampled here, and gets nobody's advantage.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,6 +139,7 @@ class Finder:
 
     def __init__(self, rows: Sequence[Row], pad_id: int | None) -> None:
         self._pad_id = pad_id
+        self._rows = rows
         self._exact: dict[tuple[bytes, bytes | None], deque[int]] = {}
         self._trimmed: dict[tuple[bytes, bytes | None], deque[int]] = {}
         self._taken: set[int] = set()
@@ -156,9 +158,7 @@ class Finder:
         By what the mask leaves, and where that is nothing that was sampled (a masked completion), by all but the
         padding. A sampled row whose prompt ids were not seen is found by its own ids alone.
         """
-        prompt, left, trimmed = prompt_ids.tobytes(), ids_T[mask_T], self._trim(ids_T)
-        if not left.size:  # masked as a whole, or of no tokens
-            left = trimmed
+        prompt, left, trimmed = prompt_ids.tobytes(), self._left(ids_T, mask_T), self._trim(ids_T)
         for table, key in ((self._exact, left.tobytes()), (self._trimmed, trimmed.tobytes())):
             for waiting in (table.get((key, prompt)), table.get((key, None))):
                 while waiting:
@@ -167,6 +167,37 @@ class Finder:
                         self._taken.add(i)
                         return i
         return None
+
+    def take_changed(
+        self, waiting: Sequence[int], ids_RT: Ids, mask_RT: NDArray[np.bool_], prompts: Sequence[Ids]
+    ) -> dict[int, int]:
+        """Of the ``waiting`` rows of a batch, those of which a free row is the beginning, or which are the beginning of
+        one: a row in its own place, else the only row that it can be."""
+        free: dict[bytes | None, list[int]] = {}
+        for i, row in enumerate(self._rows):
+            if i not in self._taken and len(row.ids):
+                free.setdefault(None if row.prompt_ids is None else row.prompt_ids.tobytes(), []).append(i)
+        meant: dict[int, list[int]] = {}
+        for at in waiting:
+            left = self._left(ids_RT[at], mask_RT[at])
+            near = [i for key in (prompts[at].tobytes(), None) for i in free.get(key, ())]
+            meant[at] = [i for i in near if left.size and _begins_alike(left, self._rows[i].ids)]
+        found = {at: at for at, alike in meant.items() if at in alike}
+        others = {at: [i for i in alike if i not in found] for at, alike in meant.items() if at not in found}
+        suitors = Counter(i for alike in others.values() for i in alike)
+        found |= {at: alike[0] for at, alike in others.items() if len(alike) == 1 and suitors[alike[0]] == 1}
+        self._taken.update(found.values())
+        return found
+
+    def _left(self, ids_T: Ids, mask_T: NDArray[np.bool_]) -> Ids:
+        """What the mask leaves; all but the padding where it masks the completion as a whole."""
+        left = ids_T[mask_T]
+        return left if left.size else self._trim(ids_T)
+
+
+def _begins_alike(one: Ids, other: Ids) -> bool:
+    shorter = min(len(one), len(other))
+    return np.array_equal(one[:shorter], other[:shorter])
 
 
 @dataclass
@@ -187,12 +218,17 @@ def find_rows(batch: Mapping[str, Any], rows: Sequence[Row], finder: Finder) -> 
     """The rows of a generated batch among ``rows``, by ``completion_ids`` [R, T], ``prompt_ids`` and their masks."""
     ids_RT, mask_RT = _host(batch["completion_ids"]), _host(batch["completion_mask"]).astype(bool)
     prompt_RP, kept_RP = _host(batch["prompt_ids"]), _host(batch["prompt_mask"]).astype(bool)
-    found, placed = [], []
-    for ids_T, mask_T, prompt_P, kept_P in zip(ids_RT, mask_RT, prompt_RP, kept_RP, strict=True):
-        row = finder.take(ids_T, mask_T, prompt_P[kept_P])
-        found.append(-1 if row is None else row)
-        placed.append(row is not None and np.array_equal(ids_T[: len(rows[row].ids)], rows[row].ids))
-    return Drawn(found, placed)
+    prompts = [prompt_P[kept_P] for prompt_P, kept_P in zip(prompt_RP, kept_RP, strict=True)]
+    taken = [finder.take(*row) for row in zip(ids_RT, mask_RT, prompts, strict=True)]
+    waiting = [at for at, row in enumerate(taken) if row is None]
+    if waiting:
+        changed = finder.take_changed(waiting, ids_RT, mask_RT, prompts)
+        taken = [changed.get(at) if row is None else row for at, row in enumerate(taken)]
+    placed = [
+        row is not None and np.array_equal(ids_T[: len(rows[row].ids)], rows[row].ids)
+        for ids_T, row in zip(ids_RT, taken, strict=True)
+    ]
+    return Drawn([-1 if row is None else row for row in taken], placed)
 
 
 def _host(tensor: torch.Tensor) -> Ids:

@@ -55,9 +55,12 @@ class Kept(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         output = self.made(inputs)
-        texts = self._tokenizer.batch_decode(output["completion_ids"], skip_special_tokens=True)
+        texts = self._tokenizer.batch_decode(self.whole(output), skip_special_tokens=True)
         self.kept += [(text, round(a, 5)) for text, a in zip(texts, output["advantages"].tolist(), strict=True)]
         return output
+
+    def whole(self, output: Mapping[str, Any]) -> Any:
+        return output["completion_ids"]
 
     def scored(self, inputs: Any) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -114,6 +117,18 @@ class ByKeyword(Kept):
         return output
 
 
+class Cut(Kept):
+    """Trains on the first five tokens of each completion."""
+
+    def made(self, inputs: Any) -> dict[str, Any]:
+        output = self.scored(inputs)
+        self.sampled = output["completion_ids"]
+        return output | {name: output[name][:, :5] for name in ("completion_ids", "completion_mask")}
+
+    def whole(self, output: Mapping[str, Any]) -> Any:
+        return self.sampled
+
+
 class Replayed(Kept):
     """Puts a group of the first round in the place of the second group of every later one."""
 
@@ -138,7 +153,15 @@ def run(folder: Path, kind: type, watched: bool, **overrides: Any) -> tuple[Any,
 
 @pytest.mark.parametrize(
     ("kind", "scored", "trained"),
-    [(More, 8, 8), (Fewer, 8, 4), (Split, 8, 8), (Regenerated, 16, 8), (ByKeyword, 8, 8), (Replayed, 8, 6)],
+    [
+        (More, 8, 8),
+        (Fewer, 8, 4),
+        (Split, 8, 8),
+        (Regenerated, 16, 8),
+        (ByKeyword, 8, 8),
+        (Replayed, 8, 6),
+        (Cut, 8, 8),
+    ],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_every_scored_row_is_logged_once_with_its_own_advantage(
@@ -166,7 +189,8 @@ def test_every_scored_row_is_logged_once_with_its_own_advantage(
                for at in {(r["round"], r["group"]) for r in table})  # fmt: skip
     # Every row that was trained on has its pass, with all of its tokens.
     passes = {(row["round"], row["global_row"]): row["tokens"] for row in log.passes().to_pylist()}
-    assert passes == {(r["round"], r["global_row"]): r["completion_tokens"] for r in table if r["trained"]}
+    most = 5 if kind is Cut else 8
+    assert passes == {(r["round"], r["global_row"]): min(most, r["completion_tokens"]) for r in table if r["trained"]}
     assert all(record.metrics["rlmon/entropy/mean"] is not None for record in records)
 
 

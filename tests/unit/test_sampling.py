@@ -55,6 +55,18 @@ def test_a_completion_is_found_behind_a_mask_and_where_the_pad_ends_it() -> None
     assert (drawn.row_R, drawn.placed_R) == ([0], [False]), "found, but its tokens lie elsewhere"
 
 
+def test_a_completion_that_was_cut_or_continued_is_found_where_only_one_can_be_meant() -> None:
+    rows = [row([4, 5, 1], [7]), row([4, 6, 1], [7]), row([8, 9], [7])]
+    in_place = batch([([7], [4]), ([7], [4]), ([7], [8, 9, 1])])
+    assert found(rows, in_place) == [0, 1, 2], "in their own places, though both begin alike"
+    assert found(rows, batch([([7], [8]), ([7], [4, 6]), ([7], [4, 5])])) == [2, 1, 0], "each can only be one"
+    assert found(rows, batch([([7], [8, 9]), ([7], [8])])) == [2, -1], "that row is taken"
+    assert found(rows[1:], batch([([7], [4]), ([7], [4])])) == [0, -1], "the second could only be the first again"
+    assert found(rows, batch([([7], [3]), ([9], [8])])) == [-1, -1], "begins otherwise, and after another prompt"
+    two = [row([2, 3], [7]), row([4, 5, 1], [7]), row([4, 6, 1], [7])]
+    assert found(two, batch([([7], [4]), ([7], [2, 3])])) == [-1, 0], "either could be meant, so neither is"
+
+
 def test_many_equal_rows_are_found_in_linear_time() -> None:
     rows = [row([4, 1], [i]) for i in range(4096)]
     made = batch([([i], [4, 1]) for i in reversed(range(4096))])
