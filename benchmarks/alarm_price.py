@@ -1,6 +1,7 @@
 """The price of an alarm: how often each detector cries wolf on healthy runs, and how fast it sees a collapse.
 
-    python benchmarks/alarm_price.py [--runs 3000] [--looks 2000] [--collapses 200] [--out rlmon/detectors/prices.json]
+    python benchmarks/alarm_price.py [--runs 1000] [--looks 2000] [--collapses 200] [--promise-runs 3000]
+                                     [--out rlmon/detectors/prices.json]
 
 Healthy runs are bootstrapped by prompt group from real completions (``benchmarks/data/base_rows.npz``, made by
 ``sample_base_rows.py``): 8 prompts x 8 completions a step as 4 blocks of 2 prompts. What makes them hard:
@@ -515,9 +516,10 @@ def power(rows: Rows, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3000)
+    parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--looks", type=int, default=2000)
     parser.add_argument("--collapses", type=int, default=200)
+    parser.add_argument("--promise-runs", type=int, default=3000, help="runs for each line of alarm_promise.py")
     parser.add_argument("--groups", type=int, default=400, help="prompt groups per source and strength of drift")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="write the table as JSON (the docs are made from it)")
@@ -544,7 +546,7 @@ def main() -> None:
         for block in result["power"].values():
             print(json.dumps(block))
     print("\nThe promise: runs that stand at .8 of their base, upper ends of 95 % Clopper-Pearson intervals")
-    result["promise"] = alarm_promise.measure(args.runs, args.looks, 5 * args.collapses, args.seed, rate)
+    result["promise"] = alarm_promise.measure(args.promise_runs, args.looks, 5 * args.collapses, args.seed, rate)
     print(f"\n{time.process_time() - began:.0f} CPU-seconds on {platform.machine()}, numpy {np.__version__}")
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -672,9 +672,20 @@ def test_measured_price_keeps_the_promise():
     assert table["version"] == VERSION, "run benchmarks/alarm_price.py again"
     assert table["total"]["fail"]["runs"] >= 500
     assert table["total"]["fail"]["looks"] >= 2000
-    assert table["total"]["fail"]["rate"] <= 0.01
+    assert table["total"]["fail"]["high"] <= 0.01
     for row in table["power"].values():
         assert row["effective_over_base_at_fail_max"] < 0.9
+    # at .8 of the base: four shapes and more, two spreads, upper ends of 95 % intervals
+    rows = table["promise"]["rows"]
+    assert len({row["name"] for row in rows}) >= 4
+    assert {row["spread"] for row in rows} == {1.0, 4.0}
+    for row in rows:
+        assert row["runs"] >= 3000
+        assert row["looks"] >= 2000
+        assert row["high"] <= 0.01, row
+    found = [row["found"] / row["collapses"] for row in table["promise"]["collapses"]]
+    assert min(found) >= 0.98
+    assert sum(found) / len(found) >= 0.99
 
 
 def test_docs_are_up_to_date():
