@@ -79,13 +79,17 @@ def _tool_call_text(call: Any) -> str:
 
 def prompt_identity(prompt: Any) -> str:
     """Hash of the canonical prompt, equal across epochs, ranks and resumes; of images and arrays the content counts."""
-    return prompt_identities([prompt])[0]
+    return _identity(prompt, {})
 
 
 def prompt_identities(prompts: Sequence[Any]) -> list[str]:
     """``prompt_identity`` of each prompt; what several of them share (an image) is read once."""
     seen: dict[int, tuple[Any, Any]] = {}
-    return [hashlib.blake2b(_canonical(prompt, seen).encode(), digest_size=12).hexdigest() for prompt in prompts]
+    return [_identity(prompt, seen) for prompt in prompts]
+
+
+def _identity(prompt: Any, seen: dict[int, tuple[Any, Any]]) -> str:
+    return hashlib.blake2b(_canonical(prompt, seen).encode(), digest_size=12).hexdigest()
 
 
 def _canonical(
