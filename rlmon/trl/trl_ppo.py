@@ -215,6 +215,7 @@ class TrlPPOCapture:
         self._saw_generation = True
         trainer, base = self.trainer, self.base
         sequences_BL, logits_BTV = result
+        monitor.expect_rows(len(sequences_BL))
         round_ = self._round = _Round.begin(
             monitor.next_round("train"),
             trainer.state.global_step,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 import textwrap
 
 import pytest
@@ -70,8 +71,16 @@ def test_the_loss_asks_for_entropies_by_keyword(trainer: type) -> None:
 def test_methods_are_called_through_self(trainer: type) -> None:
     # Our hooks are instance attributes: they are seen only where TRL writes self.method(...).
     source = inspect.getsource(trainer)
-    for method in ("_generate_and_score_completions", "_calculate_rewards", "_compute_loss"):
+    for method in ("_generate_and_score_completions", "_generate", "_calculate_rewards", "_compute_loss"):
         assert f"self.{method}(" in source
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_what_a_generation_returns_first(trainer: type) -> None:
+    # Prompt ids and tool masks are seen nowhere else before they are padded and masked.
+    returned = re.sub(r"\s+", " ", inspect.getsource(trainer._generate))  # type: ignore[attr-defined]
+    masked = "tool_mask, " if trainer is trl.GRPOTrainer else ""
+    assert re.search(rf"return \(? ?prompt_ids, completion_ids, {masked}completions\b", returned)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

@@ -473,6 +473,7 @@ def test_our_failures_are_counted_and_change_nothing(
     assert tiny.same_weights(unwatched_weights, weights(watched))
     assert monitor.monitor.last_record.faults[place] >= 1
     assert len(rows_of(monitor)) == rows
+    assert monitor.monitor.last_record.shed_rows == BATCH * STEPS - rows, "what is not logged is counted"
     if name == "take":
         assert monitor.monitor.last_record.metrics["rlmon/kl/mean"] is None
 
