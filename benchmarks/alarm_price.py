@@ -477,7 +477,7 @@ def price(rows: Rows, args: argparse.Namespace) -> dict[str, Any]:
         table[spec.id] = {
             name: rate(int(sum(p[name][:, d].sum() for p in parts)), args.runs, args.looks)
             for name in ("warn", "fail")
-            if name in spec.rungs
+            if getattr(spec, name) is not None
         }
     total = {
         name: rate(int(sum(p[name].any(axis=1).sum() for p in parts)), args.runs, args.looks)

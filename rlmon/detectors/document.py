@@ -151,8 +151,6 @@ def render() -> str:
             "sorted by task (see the command's help). Half of the runs end exactly on the WARN line of formats, so "
             "that many of these WARNs are no mistakes.\n"
         )
-    if table.get("priced_version", VERSION) != VERSION:
-        out.append(f"Measured with version {table['priced_version']} of the detectors.\n")
     out.append("| detector | false FAIL | WARN (NOTE) |\n|---|---|---|")
     for spec in DETECTORS:
         if spec.rule == "immediate":
