@@ -13,7 +13,7 @@ from typing import Any
 
 from rlmon import detectors
 from rlmon.detectors import DetectorState
-from rlmon.errors import AttachError
+from rlmon.errors import AttachError, RLMonError
 from rlmon.records import Block, StepRecord
 
 NO_STATE = "The checkpoint holds no state of rlmon: baselines begin anew, at a policy that was trained."
@@ -50,9 +50,11 @@ class Restored:
 
 
 def describe(error: BaseException) -> str:
-    """The error in a few words; a ``KeyError`` alone is only the key."""
+    """The error in a few words; a ``KeyError`` alone is only the key, and our own errors speak for themselves."""
     if isinstance(error, KeyError):
         return f"{error} is missing"
+    if isinstance(error, RLMonError):
+        return str(error)[:200].removesuffix(".")
     return f"{type(error).__name__}: {str(error)[:200]}"
 
 

@@ -64,8 +64,9 @@ class DetectorSpec:
     prior: bool = False
     """True: the lines are priors from practice, not measured on this run's own base."""
     method: str = METHOD
-    told: str = ""
-    """A finding in words, with ``{now}`` and ``{line}`` in per cent; empty: statistic, value and line as they are."""
+    told: tuple[str, ...] = ()
+    """A finding in plain words, for each statistic in turn, with ``{base}``, ``{now}`` and ``{line}`` in the unit of
+    its metric (shares in per cent); a detector without lines has none."""
     meaning: str
     advice: str
 
@@ -156,6 +157,10 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         witness=True,
         per_source="too",
         alpha_share=0.4,
+        told=(
+            "the answers use {now} effective formats where the base used {base} (line {line})",
+            "the answers to one prompt use {now} effective formats where the base used {base} (line {line})",
+        ),
         meaning="The answers converge on fewer parsed formats, across prompts or inside each prompt.",
         advice=_WIDEN,
     ),
@@ -172,6 +177,10 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         fail_floor=0.4,
         witness=True,
         per_source="too",
+        told=(
+            "the completions follow {now} effective templates, the base's {base} (line {line})",
+            "the completions of one prompt follow {now} effective templates, the base's {base} (line {line})",
+        ),
         meaning="Completions become equal once numbers, names and quoted spans are masked, whatever the prompt is.",
         advice=_WIDEN + " Intervene only while rewards still vary inside groups.",
     ),
@@ -188,6 +197,10 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         fail_floor=0.4,
         witness=True,
         per_source="too",
+        told=(
+            "sentences begin in {now} effective ways where the base's began in {base} (line {line})",
+            "sentences about one prompt begin in {now} effective ways where the base's began in {base} (line {line})",
+        ),
         meaning="The sentences of the reasoning start in fewer ways: the chains make the same moves.",
         advice=_WIDEN + " For long chains also look at epsilon_high (0.28) and top_entropy_quantile (0.2).",
     ),
@@ -201,6 +214,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         warn=0.5,
         fail=0.3,
         agreement=True,
+        told=("token entropy is {now} nats where the base's was {base} (line {line})",),
         meaning="Token entropy is far below the base. Alone it may be benign sharpening, so FAIL needs a second "
         "signal: format-, template-, move-collapse or answer-concentration has at least warned.",
         advice="Set use_adaptive_entropy=True with entropy_target near half the base entropy, or entropy_coef=0.001 to "
@@ -217,6 +231,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         fail=2.0,
         warn_floor=0.1,
         fail_floor=0.2,
+        told=("token entropy is {now} nats where the base's was {base} (line {line})",),
         meaning="Token entropy is far above the base: the policy dissolves instead of narrowing.",
         advice="Lower entropy_coef (or entropy_target), epsilon_high or learning_rate; a beta above 0 holds it too.",
     ),
@@ -231,6 +246,10 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         fail=0.3,
         every=True,
         prior=True,
+        told=(
+            "the policy is {now} nats per token from its base (line {line}, a prior)",
+            "the policy is {now} nats per completion from its base (line {line}, a prior)",
+        ),
         meaning="The policy is far from its initial base, per token and per sequence (ten times the per-token line: "
         "1 and 3 nats). Distance is not damage, it says how much of the base is left to lose.",
         advice="Raise beta (kl_coef in PPO; 0.05 to 0.1 holds small models near 0.025 nats per token), lower "
@@ -246,6 +265,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         warn=0.5,
         fail=0.8,
         prior=True,
+        told=("in {now} of the groups every completion failed (line {line}, a prior), so that they teach nothing",),
         meaning="Groups in which every completion failed: they teach nothing and cost as much as the others.",
         advice="Raise num_generations, or drop or defer prompts that were never solved; look at reward_funcs (a parser "
         "that rejects everything looks the same) and at max_completion_length (truncated answers cannot be right).",
@@ -261,8 +281,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         fail=None,
         milder="note",
         prior=True,
-        told="in {now} of the groups every completion is right (line {line}, a prior): such groups have no gradient, "
-        "and the compute spent on them teaches nothing",
+        told=("in {now} of the groups every completion is right (line {line}, a prior): compute that teaches nothing",),
         meaning="Groups in which every completion succeeded: the data is learned and most of the compute is idle. It "
         "costs compute and not capability, so it is a note: said once, never in the verdict.",
         advice="Move to harder prompts, drop solved ones, or stop: going on sharpens without learning. A smaller "
@@ -278,6 +297,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         warn=0.1,
         fail=0.3,
         prior=True,
+        told=("lone lucky completions on hardly solvable prompts carry {now} of the gradient (line {line}, a prior)",),
         meaning="Share of the gradient weight that single lucky completions carry on prompts which the policy almost "
         "never solves; each gets the largest advantage there is, (G-1)/sqrt(G).",
         advice="Leave those prompts out (return None as their reward, or drop their source), raise num_generations to "
@@ -296,6 +316,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         fail_floor=0.08,
         witness=True,
         per_source="only",
+        told=("different prompts get {now} effective answers where the base gave {base} (line {line})",),
         meaning="Different prompts of one source get the same final answer more often: the trace of a shortcut.",
         advice="Look at that source's prompts with `rlmon show`; drop them or fix their verifier (return None as "
         "their reward), raise beta.",
@@ -309,6 +330,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         rule="ratio",
         warn=0.5,
         fail=0.33,
+        told=("completions are {now} tokens long where the base's were {base} (line {line})",),
         meaning="Completions are much shorter than the base's: computation is skipped, often before accuracy falls.",
         advice='Check the verifier for bare answers that it should not accept; loss_type="dr_grpo" removes the '
         "length bias; raise beta; look at max_completion_length and mask_truncated_completions.",

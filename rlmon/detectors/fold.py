@@ -617,30 +617,18 @@ def _distance(row: Mapping[str, Any], slot: str, direction: str) -> float:
 
 
 def _sentence(spec: DetectorSpec, slot: str, row: Mapping[str, Any], source: str | None) -> str:
-    now, base, line = row["now"], row["baseline"], row[f"{slot}_line"]
+    def short(value: float | None) -> str:
+        if value is None:
+            return "an unknown number of"
+        if spec.unit.startswith("share"):
+            return f"{value:.0%}"
+        return f"{value:.2f}" if spec.rule == "effective" else f"{value:.3g}"
+
+    values = {"base": row["baseline"], "now": row["now"], "line": row[f"{slot}_line"]}
+    words = {name: short(_in_metric_unit(spec, value)) for name, value in values.items()}
     # Sources come from the data: repr keeps control characters out of terminals and logs.
     where = f" in source {source[:60]!r}" if source else ""
-    if spec.told and now is not None and line is not None:
-        return f"{spec.id}: {spec.told.format(now=f'{now:.0%}', line=f'{line:.0%}')}{where}."
-    inside = " within a prompt" if row["statistic"].endswith("_within") else ""
-    if spec.rule == "effective" and now and base and line:
-        return (
-            f"{spec.id}: effective number{inside}{where} fell from {1 / base:.2f} to {1 / now:.2f} "
-            f"(line {1 / line:.2f}; collision {base:.3f} -> {now:.3f})."
-        )
-    if spec.rule == "absolute" or base is None:
-        return f"{spec.id}: {row['statistic']}{where} is {_short(now)}, line {_short(line)} ({spec.unit}; a prior)."
-    word = "rose" if spec.direction == "up" else "fell"
-    return (
-        f"{spec.id}: {row['statistic']}{where} {word} from {_short(base)} to {_short(now)} {spec.unit} "
-        f"({now / base:.2f} of base, line {_short(line)})."
-        if base and now is not None
-        else f"{spec.id}: {row['statistic']}{where} is {_short(now)}, line {_short(line)}."
-    )
-
-
-def _short(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.3g}"
+    return f"{spec.id}: {spec.told[spec.statistics.index(row['statistic'])].format(**words)}{where}."
 
 
 def _missing_prompts(state: DetectorState, plan: ev.Plan, spec: DetectorSpec, row: Mapping[str, Any], rung: int) -> int:
