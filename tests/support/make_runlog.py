@@ -1,7 +1,7 @@
-"""Makes ``runlog-schema-1``, the frozen run directory, and small records for the other tests of the run log.
+"""Makes ``runlog-schema-N``, the frozen run directories, and small records for the other tests of the run log.
 
 Run it only for a new schema version, into a new directory: ``python tests/support/make_runlog.py tests/golden/NAME``.
-The frozen one must never be made again: it stands for what users have on their disks.
+A frozen one must never be made again: it stands for what users have on their disks.
 """
 
 from __future__ import annotations
@@ -106,24 +106,34 @@ def step_record(step: int, *, attempt: int = 0, **changes: Any) -> StepRecord:
     return StepRecord(**{**values, **changes})
 
 
-def finding(step: int) -> Finding:
-    return Finding(
-        finding_id=f"format-collapse-{step}",
-        detector="format-collapse",
-        severity="warn",
-        step=step,
-        metric="rlmon/format/effective",
-        value=1.5,
-        baseline=3.25,
-        threshold=2.6,
-        source=None,
-        message="one format is taking over",
-        advice="set beta above 0",
-        baseline_kind="early_rounds",
-        baseline_prompts=32,
-        benign_sharpening=None,
-        evidence={"losers": ["list", "prose"]},
-    )
+def schema_2_record(step: int, *, attempt: int = 0) -> StepRecord:
+    """With what schema 2 added: keys of sources with their names, and tallies while the baseline is open."""
+    block = Block(
+        source="0a1b2c3d4e5f", prompts=2, completions=8, stats={"mode_collision": 0.25},
+        tallies={"mode_collision": [{"0": 3, "4": 1}, {"4": 4}]},
+    )  # fmt: skip
+    return step_record(step, attempt=attempt, blocks=(block,), sources={"0a1b2c3d4e5f": "söurce"})
+
+
+def finding(step: int, **changes: Any) -> Finding:
+    values: dict[str, Any] = {
+        "finding_id": f"format-collapse-{step}",
+        "detector": "format-collapse",
+        "severity": "warn",
+        "step": step,
+        "metric": "rlmon/format/effective",
+        "value": 1.5,
+        "baseline": 3.25,
+        "threshold": 2.6,
+        "source": None,
+        "message": "one format is taking over",
+        "advice": "set beta above 0",
+        "baseline_kind": "early_rounds",
+        "baseline_prompts": 32,
+        "benign_sharpening": None,
+        "evidence": {"losers": ["list", "prose"]},
+    }
+    return Finding(**{**values, **changes})
 
 
 def action(step: int, phase: Any = "decided") -> Action:
@@ -155,6 +165,12 @@ def make(path: Path) -> None:
         writer.write_rollouts(rollouts(round, attempt=1, completion=odd))
         writer.write_passes(passes(round, attempt=1))
         writer.append_step(step_record(round + 1, attempt=1))
+    trained = [i >= GROUP_SIZE for i in range(8)]
+    advantages = [i / 7 - 0.5 if known else None for i, known in enumerate(trained)]
+    writer.write_rollouts(rollouts(4, attempt=1, trained=trained, advantage=advantages))
+    writer.write_passes(passes(4, rows=GROUP_SIZE, attempt=1, first_row=GROUP_SIZE))
+    writer.append_step(schema_2_record(5, attempt=1))
+    writer.append_event("finding", finding(5, detector="silent-groups-good", severity="note"))
     writer.close()
     for name in ("secret", "compact.lock"):
         (path / name).unlink(missing_ok=True)
