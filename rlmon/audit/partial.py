@@ -175,7 +175,7 @@ def _count_rows(rows: pa.Table, settings: Settings) -> Partial:
     if train.any():
         kernels = _kernels(read, success == 1.0)
         part.steps = _step_columns(kernels, read, step, prompt, train)
-        part.blocks = _block_columns(rows, kernels, read, step, prompt, source, group, reward, success, train)
+        part.blocks = _block_columns(rows, kernels, read, step, prompt, source, group, reward, part.groups, train)
     part.samples = [_samples(rows, read, step, evaluation, prompt, source, sources, settings)]
     return part
 
@@ -329,14 +329,18 @@ def _group_columns(
     n_scored = total(scored)
     n_known = total(np.isfinite(outcome))
     wins = total(success)
+    # As live: what was only sampled tells of formats and solve rates; silent groups and lone successes are of what was
+    # trained on, which is everything where a run does not say.
+    taken = total(floats(rows, "trained") != 0.0) > 0
     _, _, still = no_spread(group[scored], reward[scored], count)
+    judged, still = taken & (n_scored >= 2), taken & still
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = total(reward, scored) / n_scored
         square = total((reward - mean[group]) ** 2, scored)
-        std = np.where(n_scored >= 2, np.sqrt(square / np.maximum(n_scored - 1, 1)), np.nan)
+        std = np.where(judged, np.sqrt(square / np.maximum(n_scored - 1, 1)), np.nan)
     advantage = np.abs(floats(rows, "advantage"))
     weighed = advantage <= LARGEST
-    classified = (n_scored >= 2) & (n_known == n_scored)
+    classified = judged & (n_known == n_scored)
     lone = classified & (wins == 1)
     known = read.mode >= 0
     by_mode = group[known] * modes + read.mode[known]
@@ -359,8 +363,11 @@ def _group_columns(
         "successes": wins,
         "reward": total(reward, scored),
         "reward_std": std,
+        "judged": judged,
         "silent": still,
         "classified": classified,
+        "all_good": classified & still & (wins == n_scored),
+        "all_bad": classified & still & (wins == 0),
         "lone": lone,
         "weight": np.where(total(weighed) > 0, total(advantage, weighed), np.nan),
         "weight_lone": total(advantage, weighed & success & lone[group]),
@@ -440,12 +447,11 @@ def _block_columns(
     source: Ints,
     group: Ints,
     reward: Floats,
-    outcome: Floats,
+    groups: Mapping[str, NDArray[Any]],
     train: Bools,
 ) -> dict[str, NDArray[Any]]:
     """As ``rlmon.metrics.blocks.rollout_blocks``, over all steps at once: a stratum is a source of a step."""
-    step, prompt, source, group = step[train], prompt[train], source[train], group[train]
-    reward, outcome = reward[train], outcome[train]
+    step, prompt, source = step[train], prompt[train], source[train]
     stratum = codes_of(step, source)
     block, prompt_code, block_of_prompt = deal(stratum, prompt)
     count = int(block_of_prompt.max()) + 1
@@ -468,19 +474,15 @@ def _block_columns(
 
     tokens = floats(rows, "completion_tokens")[train]
     mean("completion_tokens", tokens)
-    mean("reward", reward)
-    groups, group_code = np.unique(group, return_inverse=True)
-    scored = np.isfinite(reward)
-    n, _, silent = no_spread(group_code[scored], reward[scored], groups.size)
-    known = np.bincount(group_code, weights=np.isfinite(outcome), minlength=groups.size)
-    wins = np.bincount(group_code, weights=outcome == 1.0, minlength=groups.size)
-    classified = (n >= 2) & (known == n)
-    block_of_group = np.zeros(groups.size, dtype=np.int64)
-    block_of_group[group_code] = block
-    judged = np.bincount(block_of_group[classified], minlength=count).astype(np.float64)
-    silent &= classified
-    for name, flags in (("all_good", silent & (wins == n)), ("all_bad", silent & (wins == 0))):
-        put(name, np.bincount(block_of_group, weights=flags, minlength=count).astype(np.float64), judged)
+    mean("reward", reward[train])
+    block_of_group = np.full(groups["rows"].size, count)  # those without a row here are counted behind all blocks
+    block_of_group[group[train]] = block
+
+    def groups_of_block(name: str) -> Floats:
+        return np.bincount(block_of_group, weights=groups[name], minlength=count + 1)[:count].astype(np.float64)
+
+    for name in ("all_good", "all_bad"):
+        put(name, groups_of_block(name), groups_of_block("classified"))
     first_of_block = np.zeros(count, dtype=np.int64)
     first_of_block[block[::-1]] = np.arange(block.size)[::-1]
     step_of_block, source_of_block = step[first_of_block], source[first_of_block]

@@ -28,6 +28,7 @@ ROWS: pa.Schema = pa.schema(
         pa.field("advantage", pa.float64()),
         pa.field("completion_tokens", pa.int64()),
         pa.field("truncated", pa.bool_()),
+        pa.field("trained", pa.bool_()),
     ]
 )
 """One completion a row, in the order of sampling. All but ``step`` and ``split`` may be null.
@@ -38,6 +39,7 @@ of the prompt is taken. ``source``: stratum of the data mix; null: prompts are s
 possible. ``group``: the source's own identity of a group of completions of one draw of one prompt, unique within its
 step; null: runs of equal prompts are groups. ``reward``: what the trainer maximised, the weighted sum of ``rewards``.
 NaN and infinities are kept in ``reward`` and ``rewards`` (a check counts them); null is a reward that was not given.
+``trained``: false where the completion was sampled and scored, but not trained on; null: it was.
 """
 
 Lack = Literal[

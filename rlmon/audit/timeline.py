@@ -123,17 +123,13 @@ def _of_rows(
         "rlmon/text/answer_share": ratio(total("answered"), known),
         "completion characters": ratio(total("characters"), known),
     }
-    judged = (groups["scored"] >= 2).astype(np.float64)
-    judged_S = group_total(judged, at, count, keep)
-    classified_S = total("classified")
-    silent = groups["silent"] & groups["classified"]
-    for name, flags, of_S in (
-        ("all_good", silent & (groups["successes"] == groups["scored"]), classified_S),
-        ("all_bad", silent & (groups["successes"] == 0), classified_S),
-        ("silent", groups["silent"], judged_S),
-        ("lone_success", groups["lone"], classified_S),
+    for name, flags, of in (
+        ("all_good", "all_good", "classified"),
+        ("all_bad", "all_bad", "classified"),
+        ("silent", "silent", "judged"),
+        ("lone_success", "lone", "classified"),
     ):
-        series[f"rlmon/group/{name}"] = ratio(group_total(flags.astype(np.float64), at, count, keep), of_S)
+        series[f"rlmon/group/{name}"] = ratio(total(flags), total(of))
     series["rlmon/group/reward_std"] = mean_over_groups("reward_std")
     series["rlmon/group/lone_success_weight"] = lone_success_weight(partial, at, count, keep)
     if count:
@@ -177,7 +173,7 @@ def lone_success_weight(partial: Partial, at: Ints, steps: int, keep: Bools) -> 
     """
     groups = partial.groups
     weight = groups["weight"]
-    weighed = keep & np.isfinite(weight) & (groups["known"] == groups["scored"])
+    weighed = keep & np.isfinite(weight) & groups["classified"]
     if not weighed.any():
         return np.full(steps, np.nan)
     n, k = np.where(keep, groups["known"], 0.0), np.where(keep, groups["successes"], 0.0)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,8 +19,10 @@ from audit_rows import audited, check, draw, mixed
 
 import rlmon
 from rlmon.audit import engine
+from rlmon.audit.readers import open_source
 from rlmon.audit.replay import as_stored_finding
 from rlmon.audit.result import Audit
+from rlmon.audit.timeline import records, timeline
 from rlmon.records import Finding, RolloutBatch
 from rlmon.trl import RLMon, RLMonConfig
 
@@ -34,6 +37,10 @@ def dying(t: float) -> tuple[float, ...]:
 
 def rows_of(seed: int = 1) -> pa.Table:
     return draw(seed, steps=STEPS, prompts=8, group=4, write=mixed(dying), pool=40)
+
+
+def given(rows: pa.Table, name: str) -> list[Any] | None:
+    return None if rows[name].null_count == rows.num_rows else rows[name].to_pylist()
 
 
 def watch(
@@ -66,6 +73,8 @@ def watch(
                 prompts=mine["prompt"].to_pylist(),
                 completions=mine["completion"].to_pylist(),
                 reward=mine["reward"].to_pylist(),
+                advantages=given(mine, "advantage"),
+                trained=given(mine, "trained"),
             )
         )
         record = monitor.end_step(step)
@@ -138,6 +147,39 @@ def test_the_curves_of_a_log_are_those_of_the_monitor_and_of_its_rows(original: 
                  "rlmon/collision/mode_across", "rlmon/collision/template_within", "rlmon/group/all_bad",
                  "rlmon/text/effective_answers_within"):  # fmt: skip
         assert foreign.series[name] == pytest.approx(audit.series[name]), name
+
+
+def test_groups_that_were_sampled_and_not_trained_on_are_no_groups_to_the_rows_either(tmp_path: Path) -> None:
+    # 3 prompts a step are one block on both sides; 4 of the 6 prompts are solved once in 16, the others 13 times.
+    rows = draw(
+        5, steps=STEPS, prompts=3, group=4, pool=6,
+        score=lambda rng, t, prompt, text: float(rng.random() < (0.0625 if prompt < 4 else 0.8125)),
+    )  # fmt: skip
+    reward = rows["reward"].to_numpy().reshape(-1, 4)
+    # Groups without a failure are dropped, and every fifth of the others; of the rest three rows of four are taken.
+    taken = (reward.sum(axis=1) < 4) & (np.arange(len(reward)) % 5 > 0)
+    trained = taken[:, None] & np.array([True, True, True, False])
+    advantage = [float(one) if kept else None for one, kept in zip((reward - 0.5).flat, trained.flat, strict=True)]
+    for name, values in (("trained", pa.array(trained.reshape(-1))), ("advantage", pa.array(advantage, pa.float64()))):
+        rows = rows.set_column(rows.column_names.index(name), name, values)
+    watch(tmp_path / "log", rows, range(1, STEPS + 1))
+
+    case = engine._case(open_source(tmp_path / "log"), None, 1, None)
+    recomputed = timeline(case.counted, case.modes, {}, 8)
+    assert recomputed.steps.tolist() == case.line.steps.tolist()
+    for name in ("silent", "all_bad", "lone_success", "reward_std", "lone_success_weight"):
+        live = case.line.series[f"rlmon/group/{name}"]
+        assert np.nanmax(live) > 0.0, name
+        np.testing.assert_allclose(recomputed.series[f"rlmon/group/{name}"], live, atol=1e-12, err_msg=name)
+    assert (
+        np.nanmax(recomputed.series["rlmon/group/all_good"]) == np.nanmax(case.line.series["rlmon/group/all_good"]) == 0
+    )
+    # What was sampled is what formats are counted over, whatever became of it.
+    assert case.counted.groups["modes"].sum() == len(rows)
+    for now, then in zip(records(case.counted, recomputed, {}, characters=False), case.fold.records, strict=False):
+        for name in ("all_good", "all_bad"):
+            of_rows, of_log = ([b.stats[name] for b in one.blocks if name in b.stats] for one in (now, then))
+            assert of_rows == pytest.approx(of_log), (now.step, name)
 
 
 def test_a_resumed_run_is_folded_on(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ SHARD_BYTES = 8 << 20
 SHARD_FILES = 256
 COLUMNS = (
     "attempt", "step", "split", "round", "group", "prompt", "completion", "prompt_id", "source", "reward", "rewards",
-    "advantage", "completion_tokens", "truncated", "mode", "template_key", "answer_key",
+    "advantage", "completion_tokens", "truncated", "trained", "mode", "template_key", "answer_key",
 )  # fmt: skip
 
 
