@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int32]
 
+_SURE_TOKENS = 2
+"""Tokens by which a cut or continued row is known in another place than its own."""
+
 
 @dataclass
 class Generated:
@@ -48,6 +51,8 @@ class Scored:
     completion_ids: Sequence[Sequence[int]]
     rewards_NF: torch.Tensor | None
     """Of all ranks, gathered; ``None`` where no reward function was asked."""
+    places: Sequence[tuple[Generated, int] | None] | None = None
+    """Where ``_generate`` returned each row, ``None`` where it was not seen; ``Sampling`` finds them."""
 
     def __len__(self) -> int:
         return len(self.completion_ids)
@@ -75,17 +80,47 @@ class Sampling:
     def add_scored(self, call: Scored) -> int:
         """Take one scoring call; the number of rows that had not been scored before.
 
-        Scoring the very same rows again (the same lists of ids) replaces their rewards.
+        Scoring the very same rows again (the same lists of ids) replaces their rewards. A list that was generated
+        several times (a ``rollout_func`` that repeats or caches its answers) is as many rows.
         """
-        for i, known in enumerate(self.scored):
+        waiting = self._place(call)
+        for i in reversed(range(0 if waiting else len(self.scored))):
+            known = self.scored[i]
             same = len(known) == len(call) and all(
                 a is b and isinstance(a, list) for a, b in zip(known.completion_ids, call.completion_ids, strict=True)
             )
             if same:
-                self.scored[i] = call
+                call.places, self.scored[i] = known.places, call
                 return 0
         self.scored.append(call)
         return len(call)
+
+    def _place(self, call: Scored) -> bool:
+        """Say where each row of ``call`` was generated; whether any of them had still to be scored.
+
+        The newest generation of just these rows that was not scored yet, else row by row: the first of the same list
+        that waits, and where none does, the last that there was.
+        """
+        taken = {(id(place[0]), place[1]) for known in self.scored for place in known.places or () if place is not None}
+        for made in reversed(self.generated):
+            if len(made.completion_ids) == len(call) and all(
+                a is b and (id(made), i) not in taken
+                for i, (a, b) in enumerate(zip(made.completion_ids, call.completion_ids, strict=True))
+            ):
+                call.places = [(made, i) for i in range(len(call))]
+                return True
+        last: dict[int, tuple[Generated, int]] = {}
+        waiting: dict[int, deque[tuple[Generated, int]]] = {}
+        for made in self.generated:
+            for i, ids in enumerate(made.completion_ids):
+                last[id(ids)] = (made, i)
+                if (id(made), i) not in taken:
+                    waiting.setdefault(id(ids), deque()).append((made, i))
+        fresh = any(id(ids) in waiting for ids in call.completion_ids)
+        call.places = [
+            waiting[id(ids)].popleft() if waiting.get(id(ids)) else last.get(id(ids)) for ids in call.completion_ids
+        ]
+        return fresh
 
     def calls(self, inputs: Sequence[Mapping[str, Any]]) -> list[Scored]:
         """The scoring calls; where there was none (a trainer that scores in a way of its own), what was generated."""
@@ -94,17 +129,17 @@ class Sampling:
         calls = []
         for made in self.generated:
             rows = inputs if len(inputs) == len(made.prompts) else [{"prompt": prompt} for prompt in made.prompts]
-            calls.append(Scored(rows, made.prompts, made.completions, made.completion_ids, None))
+            places = [(made, i) for i in range(len(made.completion_ids))]
+            calls.append(Scored(rows, made.prompts, made.completions, made.completion_ids, None, places))
         return calls
 
     def rows(self, call: Scored) -> list[Row]:
         """The rows of a scoring call with what ``_generate`` said of them."""
-        places = {
-            id(ids): (made, i) for made in self.generated for i, ids in enumerate(made.completion_ids) if len(ids)
-        }
+        if call.places is None:
+            self._place(call)
         found = []
-        for ids in call.completion_ids:
-            made, at = places.get(id(ids), (None, 0))
+        for ids, place in zip(call.completion_ids, call.places or (), strict=True):
+            made, at = place or (None, 0)
             own, prompt_ids = np.ones(len(ids), dtype=bool), None
             if made is not None:
                 prompt_ids = np.asarray(made.prompt_ids[at], dtype=np.int32)
@@ -172,18 +207,25 @@ class Finder:
         self, waiting: Sequence[int], ids_RT: Ids, mask_RT: NDArray[np.bool_], prompts: Sequence[Ids]
     ) -> dict[int, int]:
         """Of the ``waiting`` rows of a batch, those of which a free row is the beginning, or which are the beginning of
-        one: a row in its own place, else the only row that it can be."""
+        one: a row in its own place, else the only row that it can be, by two tokens at least: many begin with the
+        same one."""
         free: dict[bytes | None, list[int]] = {}
         for i, row in enumerate(self._rows):
             if i not in self._taken and len(row.ids):
                 free.setdefault(None if row.prompt_ids is None else row.prompt_ids.tobytes(), []).append(i)
         meant: dict[int, list[int]] = {}
+        kept: dict[int, int] = {}
         for at in waiting:
             left = self._left(ids_RT[at], mask_RT[at])
+            kept[at] = len(left)
             near = [i for key in (prompts[at].tobytes(), None) for i in free.get(key, ())]
             meant[at] = [i for i in near if left.size and _begins_alike(left, self._rows[i].ids)]
         found = {at: at for at, alike in meant.items() if at in alike}
-        others = {at: [i for i in alike if i not in found] for at, alike in meant.items() if at not in found}
+        others = {
+            at: [i for i in alike if i not in found and min(kept[at], len(self._rows[i].ids)) >= _SURE_TOKENS]
+            for at, alike in meant.items()
+            if at not in found
+        }
         suitors = Counter(i for alike in others.values() for i in alike)
         found |= {at: alike[0] for at, alike in others.items() if len(alike) == 1 and suitors[alike[0]] == 1}
         self._taken.update(found.values())

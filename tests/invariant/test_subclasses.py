@@ -6,6 +6,7 @@ row has the advantage of another.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -192,6 +193,40 @@ def test_every_scored_row_is_logged_once_with_its_own_advantage(
     most = 5 if kind is Cut else 8
     assert passes == {(r["round"], r["global_row"]): min(most, r["completion_tokens"]) for r in table if r["trained"]}
     assert all(record.metrics["rlmon/entropy/mean"] is not None for record in records)
+
+
+class Cached(GRPOTrainer):
+    """Samples twice and keeps the second draw."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        super()._generate_and_score_completions(inputs)
+        return super()._generate_and_score_completions(inputs)
+
+
+def test_a_rollout_function_may_answer_with_the_same_lists_again(tmp_path: Path) -> None:
+    """Two lists for all 2 prompts x 4 of each of two generations a step: 16 rows scored a step, 8 trained on."""
+    if "rollout_func" not in inspect.signature(GRPOTrainer).parameters:
+        pytest.skip("this TRL has no rollout_func")
+    words, cached = tiny.tokenizer(), [[5, 6, 1], [7, 8, 1]]
+
+    def rollout(prompts: Sequence[str], trainer: Any) -> dict[str, Any]:
+        return {
+            "prompt_ids": [words(prompt)["input_ids"] for prompt in prompts],
+            "completion_ids": [cached[i % 2] for i in range(len(prompts))],
+            "logprobs": [[-1.0] * 3 for _ in prompts],
+        }
+
+    watched = tiny.trainer(tmp_path / "out", cls=Cached, max_steps=2, extra={"rollout_func": rollout})
+    RLMon(watched, RLMonConfig(rlmon_console=False, rlmon_strict=True))
+    watched.train()
+    log = rlmon.open_run(tmp_path / "out")
+    table = log.rollouts().to_pylist()
+    assert [record.completions for record in log.step_records()] == [16, 16]
+    assert Counter((row["round"], row["trained"]) for row in table) == {
+        (r, t): 8 for r in (0, 1) for t in (True, False)
+    }
+    assert all((row["advantage"] is not None) == row["trained"] for row in table)
+    assert not any(record.shed_rows for record in log.step_records())
 
 
 def test_the_replay_buffer_of_trl(tmp_path: Path) -> None:

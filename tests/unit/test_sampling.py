@@ -56,15 +56,16 @@ def test_a_completion_is_found_behind_a_mask_and_where_the_pad_ends_it() -> None
 
 
 def test_a_completion_that_was_cut_or_continued_is_found_where_only_one_can_be_meant() -> None:
-    rows = [row([4, 5, 1], [7]), row([4, 6, 1], [7]), row([8, 9], [7])]
-    in_place = batch([([7], [4]), ([7], [4]), ([7], [8, 9, 1])])
+    rows = [row([4, 5, 1], [7]), row([4, 6, 1], [7]), row([8, 9, 2], [7])]
+    in_place = batch([([7], [4]), ([7], [4]), ([7], [8, 9, 2, 1])])
     assert found(rows, in_place) == [0, 1, 2], "in their own places, though both begin alike"
-    assert found(rows, batch([([7], [8]), ([7], [4, 6]), ([7], [4, 5])])) == [2, 1, 0], "each can only be one"
-    assert found(rows, batch([([7], [8, 9]), ([7], [8])])) == [2, -1], "that row is taken"
+    assert found(rows, batch([([7], [8, 9]), ([7], [4, 6]), ([7], [4, 5])])) == [2, 1, 0], "each can only be one"
+    assert found(rows, batch([([7], [8, 9, 2]), ([7], [8, 9])])) == [2, -1], "that row is taken"
     assert found(rows[1:], batch([([7], [4]), ([7], [4])])) == [0, -1], "the second could only be the first again"
     assert found(rows, batch([([7], [3]), ([9], [8])])) == [-1, -1], "begins otherwise, and after another prompt"
     two = [row([2, 3], [7]), row([4, 5, 1], [7]), row([4, 6, 1], [7])]
     assert found(two, batch([([7], [4]), ([7], [2, 3])])) == [-1, 0], "either could be meant, so neither is"
+    assert found(rows, batch([([7], [8]), ([7], [4, 6])])) == [-1, 1], "one token is too little in another's place"
 
 
 def test_many_equal_rows_are_found_in_linear_time() -> None:
@@ -95,3 +96,29 @@ def test_scoring_the_same_rows_again_replaces_their_rewards_only() -> None:
     assert [r.own_T.tolist() for r in rows] == [[True, False], [True, True]]
     assert [r.prompt_ids.tolist() for r in rows if r.prompt_ids is not None] == [[7], [8, 8]]
     assert sampling.rows(equal)[0].prompt_ids is None
+
+
+def test_lists_that_a_rollout_function_repeats_or_caches_are_a_row_each_time() -> None:
+    # Two prompts of two rows, all with one list; then the same again for two other prompts.
+    ids, prompts = [5, 6], ["a", "a", "b", "b"]
+    sampling = Sampling()
+    calls = []
+    for tokens in ([[1], [1], [2], [2]], [[3], [3], [4], [4]]):
+        sampling.generated.append(Generated.of(prompts, (tokens, [ids] * 4, None, ["x"] * 4, 0)))
+        calls.append(Scored([{}] * 4, prompts, ["x"] * 4, [ids] * 4, torch.zeros(4, 1)))
+        assert sampling.add_scored(calls[-1]) == 4
+    again = Scored([{}] * 4, prompts, ["x"] * 4, [ids] * 4, torch.ones(4, 1))
+    assert sampling.add_scored(again) == 0, "all of them have been scored"
+    assert sampling.calls([]) == [calls[0], again]
+    rows = [row for call in sampling.calls([]) for row in sampling.rows(call)]
+    assert [r.prompt_ids.tolist() for r in rows if r.prompt_ids is not None] == [[1], [1], [2], [2], [3], [3], [4], [4]]
+    made = batch([([prompt], ids) for prompt in (3, 3, 4, 4, 1, 1, 2, 2)])
+    assert found(rows, made) == [4, 5, 6, 7, 0, 1, 2, 3]
+
+
+def test_one_generation_of_repeated_lists_may_be_scored_in_parts() -> None:
+    ids, sampling = [5, 6], Sampling()
+    sampling.generated.append(Generated.of(["a", "b"], ([[1], [2]], [ids] * 2, None, ["x"] * 2, 0)))
+    parts = [Scored([{}], [prompt], ["x"], [ids], torch.zeros(1, 1)) for prompt in "ab"]
+    assert [sampling.add_scored(part) for part in parts] == [1, 1]
+    assert [sampling.rows(part)[0].prompt_ids.tolist() for part in parts] == [[1], [2]]  # type: ignore[union-attr]
