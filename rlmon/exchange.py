@@ -109,7 +109,7 @@ class Step:
     rows: Rows
     """Of the sum: those of all ranks, in the order of rounds and of ``global_row``."""
     collided: int
-    """Places that more than one rank entered: none of those rows is known."""
+    """Numbers (round and ``global_row``) that several rows came with: none of those rows is known."""
     names: Mapping[int, str]
     """Key and name of sources."""
     values: Vector
@@ -174,13 +174,17 @@ class Exchange:
         """The sum over ranks, by name. Sources that it names are known from here on."""
         whole = np.ascontiguousarray(vector).view(self._layout)[0]
         rows = whole["rows"][whole["rows"]["present"] == 1.0]
-        collided = int(np.count_nonzero(whole["rows"]["present"] > 1.0))
+        rows = rows[np.lexsort((rows["global_row"], rows["round"]))]
+        # Ranks that have places of their own can still give one number to several rows.
+        number = np.stack([rows["round"], rows["global_row"]])
+        again = np.concatenate([[False], (number[:, 1:] == number[:, :-1]).all(axis=0), [False]])[: len(rows) + 1]
+        collided = int(np.count_nonzero(whole["rows"]["present"] > 1.0) + np.count_nonzero(again[1:] & ~again[:-1]))
         named = whole["names"][whole["names"]["key_plus_one"] > 0]
         return Step(
             sums=whole["sums"],
             head={name: float(whole["head"][name]) for name in HEAD.names or ()},
             faults=whole["faults"],
-            rows=rows[np.lexsort((rows["global_row"], rows["round"]))],
+            rows=rows[~(again[1:] | again[:-1])],
             collided=collided,
             names={int(slot["key_plus_one"]) - 1: _as_text(slot["text"]) for slot in named},
             values=whole["values"],

@@ -454,10 +454,7 @@ class Monitor:
                 for row in self.writer.header.capabilities
             ]
             text = f"{' and '.join(reasons)} cannot be measured: {next(iter(reasons.values()))}"
-            if self.rank == 0 and self.config.rlmon_console:
-                from rlmon.printable import one_line
-
-                print(f"rlmon: {one_line(text)}", file=sys.stderr, flush=True)
+            self._console(text)
             self.note(text)
             with self.guard("runlog.directory"):
                 self.writer.revise(capabilities=rows)
@@ -821,7 +818,11 @@ class Monitor:
         self._faults[:] = 0.0
         self._non_finite.clear()
         if whole.collided and self.rank == 0:
-            self.fault("collective", f"{whole.collided} rows have the round and global_row of a row on another rank")
+            self.fault(
+                "collective",
+                f"several rows came with one round and global_row, {whole.collided} times; groups and blocks are "
+                "without them: number the rows of a round over all ranks",
+            )
         head, sums = whole.head, self._sums(whole)
         sums["token_non_finite"] = sums["token_non_finite"] + head["non_finite"]
         found: list[Block] = []

@@ -350,11 +350,13 @@ class SolveLedger:
     def posterior(
         self, prompt_id: Sequence[str | int], source: Sequence[str | int]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Parameters (a, b) of each prompt's Beta posterior, [N] each, both positive."""
+        """Parameters (a, b) of each prompt's Beta posterior, [N] each, both positive. A known prompt is of the source
+        under which it was first met, ``source`` is that of an unknown one."""
         slots = np.array([self._slot.get(_prompt_key(prompt), -1) for prompt in prompt_id], dtype=np.int64)
         n = np.where(slots >= 0, self._attempts[slots], 0).astype(np.float64)
         k = np.where(slots >= 0, self._successes[slots], 0).astype(np.float64)
-        code = np.array([self._source_code(stratum, add=False) for stratum in source], dtype=np.int64)
+        asked = np.array([self._source_code(stratum, add=False) for stratum in source], dtype=np.int64)
+        code = np.where(slots >= 0, self._source[slots], asked).astype(np.int64)
         known = len(self._slot)
         attempts = self._attempts[:known].astype(np.float64)
         successes = self._successes[:known].astype(np.float64)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from rlmon.config import RLMonConfig
 from rlmon.metrics.prompts import prompt_identities, render_completion, render_prompt
+from rlmon.monitor import ROUNDS_REMEMBERED
 from rlmon.records import RolloutBatch, Split
 from rlmon.trl import mirror
 from rlmon.trl.base import BaseModel
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 ROWS_KEY = "rlmon_rows"
 CRITIC = "_compute_value_loss"
 """Wrapped too where the trainer has a critic."""
-ROUNDS_REMEMBERED = 8
 
 SCORING = ("inputs", "prompts", "completions", "completion_ids_list")
 """TRL's names of the parameters."""

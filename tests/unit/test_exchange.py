@@ -83,6 +83,15 @@ def test_two_ranks_in_one_place_are_counted_and_neither_is_believed(monkeypatch:
     assert whole.rows["global_row"].tolist() == [5, 6, 7, 12, 13, 14, 15]
 
 
+def test_rows_of_one_number_are_counted_and_none_is_believed_where_all_have_places() -> None:
+    for first, second in ((rows([0, 1, 2, 3]), rows([2, 3, 4])), (rows([0, 1, 2, 2, 3, 3, 3, 4]), rows([]))):
+        whole = summed(ranks(2), first, second)
+        assert whole.collided == 2
+        assert whole.rows["global_row"].tolist() == [0, 1, 4]
+    assert summed(ranks(2), rows([0, 1], 3), rows([0, 1], 4)).collided == 0, "of other rounds"
+    assert summed(ranks(2), rows([]), rows([])).collided == 0
+
+
 def test_names_are_told_until_all_know_them() -> None:
     pair = ranks(2)
     long = "ü" * 60

@@ -106,6 +106,16 @@ def test_ledger_posterior_on_paper() -> None:
     assert b[0] == pytest.approx(3.134 * 11 / 12 + 5, abs=2e-3)
 
 
+def test_a_prompt_that_is_met_under_another_source_stays_with_its_first() -> None:
+    ledger = SolveLedger()
+    ledger.update(["p"] * 8, ["s"] * 8, [1.0] * 8, step=1)
+    # p's prior mean leaves p out, (0 + 1) / (0 + 2), whatever is asked with it: not (0 - 8 + 1) / (0 - 8 + 2).
+    own, others = ledger.posterior(["p"], ["s"]), ledger.posterior(["p", "p"], ["t", "s"])
+    for mine, theirs in zip(own, others, strict=True):
+        assert mine[0] > 0
+        assert theirs.tolist() == [mine[0]] * 2
+
+
 def test_only_a_prompt_with_evidence_is_credibly_hard() -> None:
     ledger = SolveLedger()
     ledger.update(["hard"] * 64, ["s"] * 64, [0.0] * 64, step=1)
