@@ -78,18 +78,27 @@ def around_evaluation(trainer: Any, begin: Callable[[], bool], end: Callable[[st
     return functools.partial(_restore, trainer, given, "evaluation_loop")
 
 
-def before_train(trainer: Any, begin: Callable[[Any], None]) -> None:
-    """Call ``begin(trainer)`` when the next ``train()`` is called: what a trainer still under construction lacks (its
-    reference, its ``beta``) is there by then."""
-    given = trainer.__dict__.get("train")
+def before_use(trainer: Any, begin: Callable[[Any], None]) -> Callable[[], None]:
+    """Call ``begin(trainer)`` once, when it is to train or to evaluate for the first time: what a trainer still under
+    construction lacks (its reference, its ``beta``) is there by then. Gives back what takes the wrappers off again."""
+    given = {name: trainer.__dict__.get(name) for name in ("train", "evaluation_loop")}
 
-    @functools.wraps(trainer.train)
-    def train(*args: Any, **kwargs: Any) -> Any:
-        _restore(trainer, given)
-        begin(trainer)
-        return trainer.train(*args, **kwargs)
+    def undo() -> None:
+        for name, value in given.items():
+            _restore(trainer, value, name)
 
-    trainer.train = train
+    def wrapped(name: str) -> Callable[..., Any]:
+        @functools.wraps(getattr(trainer, name))
+        def use(*args: Any, **kwargs: Any) -> Any:
+            undo()
+            begin(trainer)
+            return getattr(trainer, name)(*args, **kwargs)
+
+        return use
+
+    for name in given:
+        setattr(trainer, name, wrapped(name))
+    return undo
 
 
 def _restore(trainer: Any, given: Any, name: str = "train") -> None:
@@ -107,6 +116,17 @@ def is_training(trainer: Any) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def resumed_from(trainer: Any) -> Path | None:
+    """The checkpoint from which the ``train()`` of this trainer that is running in this thread goes on."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_inner_training_loop" and frame.f_locals.get("self") is trainer:
+            checkpoint = frame.f_locals.get("resume_from_checkpoint")
+            return Path(checkpoint) if isinstance(checkpoint, str | Path) else None
+        frame = frame.f_back
+    return None
 
 
 def _resumed(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any], checkpoint: str) -> Any:

@@ -342,7 +342,7 @@ class BaseModel:
                 f"{apart[1]:.2g} nats in one token"
             )
             instead = INSTEAD.get(self.kind)
-            refusal = None if instead != "copy" else _copy_refusal(self._policy, True)
+            refusal = None if instead != "copy" else _copy_refusal(self._policy)
             if instead is None or refusal is not None:
                 self.give_up(failure if refusal is None else f"{failure}; copy: {refusal}")
             else:
@@ -458,11 +458,11 @@ def _refusal(kind: Kind, trainer: Any, model: Any, initial_weights: bool) -> str
         if not _is_peft(model):
             return "the model has no adapter"
         if not initial_weights:
-            return "a checkpoint was loaded before rlmon was attached, so the initial adapter is gone"
+            return _trained_already(trainer, "adapter")
         _probe(_View(model, tensors=_trainable_tensors(model)))  # raises where it cannot be run alone
         return None
     if kind == "copy":
-        return _copy_refusal(model, initial_weights)
+        return _copy_refusal(model) if initial_weights else _trained_already(trainer, "weights")
     if float(getattr(trainer.args, "beta", 0.0) or 0.0) == 0.0:
         return "beta is 0, so TRL loads no reference model"
     if _is_peft(model):
@@ -512,9 +512,14 @@ def _probe(view: _View) -> torch.Tensor:
     return view.logits(view.hidden(ids, torch.ones_like(ids))).float()
 
 
-def _copy_refusal(model: nn.Module, initial_weights: bool) -> str | None:
-    if not initial_weights:
-        return "a checkpoint was loaded before rlmon was attached, so the initial weights are gone"
+def _trained_already(trainer: Any, what: str) -> str:
+    return (
+        f"rlmon was attached to a policy that was trained already (step {trainer.state.global_step}), so its initial "
+        f"{what} cannot be kept"
+    )
+
+
+def _copy_refusal(model: nn.Module) -> str | None:
     tensors = list(model.parameters()) + list(model.buffers())
     copy_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     # Gradients and two Adam moments of what is trained come on top of what is allocated now.

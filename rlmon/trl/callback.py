@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +30,11 @@ from rlmon.monitor import Monitor
 from rlmon.printable import one_line
 from rlmon.restored import Restored, describe, mapping
 from rlmon.trl import capabilities, mirror
-from rlmon.trl.around_train import around_evaluation, before_train, go_on_once, on_failure
+from rlmon.trl.around_train import around_evaluation, before_use, go_on_once, on_failure, resumed_from
 from rlmon.trl.attaching import in_words, untouched_by_failure
 from rlmon.trl.binding import bound_arguments
 from rlmon.trl.capture import Capture
-from rlmon.trl.checkpoint import SHARED_FILE, STATE_FOLDER, agree, rank_file, read_state, write_json
+from rlmon.trl.checkpoint import SHARED_FILE, STATE_FOLDER, agree, first_of_any_rank, rank_file, read_state, write_json
 from rlmon.trl.trl_ppo import TrlPPOCapture
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class RLMon(TrainerCallback):
         """The log was begun by an evaluation before ``train()``, which goes on with it."""
         self._undo: list[Callable[[], None]] = []
         """What takes wrappers off again, the last one first."""
+        self._last: Callable[[], Any] = lambda: None
+        """The trainer that is, or was last, or is going to be watched; held weakly."""
         self._give_back_wandb: Callable[[], None] = lambda: None
         if trainer is not None:
             self.attach(trainer)
@@ -110,10 +113,14 @@ class RLMon(TrainerCallback):
         """Install the hooks on ``trainer``; refuse loudly where they would half-work."""
         if self._capture is not None:
             raise AttachError("This RLMon already watches a trainer. Make a new one: RLMon(trainer).")
+        self._unwrap()  # what waits for the first use
         with in_words("tell whether this trainer can be watched", "Use TRL's GRPOTrainer or RLOOTrainer"):
             capabilities.refuse(trainer, self.config)
         with untouched_by_failure(trainer):
             self._capture = self._attached(trainer)
+        if self._last() is not trainer:
+            self.monitor, self._continues = None, False  # of another trainer, whose log is its own
+            self._last = weakref.ref(trainer)
         self._say(hello(self.log_dir))
         for note in () if self._capture.helm is None else self._capture.helm.notes:
             self._say(said(note))
@@ -166,16 +173,23 @@ class RLMon(TrainerCallback):
     def detach(self) -> None:
         """Take every hook off the trainer again."""
         if self._capture is None:
+            self._unwrap()
+            trainer = self._last()
+            if trainer is not None and self in trainer.callback_handler.callbacks:
+                trainer.remove_callback(self)
             return
         trainer = self._capture.trainer
         self._close()
-        for undo in reversed(self._undo):
-            undo()
-        self._undo = []
+        self._unwrap()
         self._capture.uninstall()
         trainer.__dict__.pop("_load_optimizer_and_scheduler", None)
         trainer.remove_callback(self)
         self._capture = None
+
+    def _unwrap(self) -> None:
+        for undo in reversed(self._undo):
+            undo()
+        self._undo = []
 
     def _find_trainer(self) -> Any:
         """The trainer whose callback list holds this object, from the frames that called us."""
@@ -193,7 +207,8 @@ class RLMon(TrainerCallback):
         if self._capture is None:
             trainer = self._find_trainer()
             if trainer is not None and self.config.rlmon_policy is not None:
-                before_train(trainer, self.attach)  # rules look at what TRL builds after this
+                # Rules look at what TRL builds after this.
+                self._last, self._undo = weakref.ref(trainer), [before_use(trainer, self.attach)]
             elif trainer is not None:
                 self.attach(trainer)
 
@@ -230,6 +245,8 @@ class RLMon(TrainerCallback):
         trainer, capture = self._trainer, self._capture
         base = capture.base
         assert base is not None
+        if self._checkpoint is None:  # it was loaded before the hook that sees it was there
+            self._checkpoint = resumed_from(trainer)
         saved, restored = self._restore(state, base)
         monitor = self._make_monitor(
             state.max_steps,
@@ -307,6 +324,8 @@ class RLMon(TrainerCallback):
         folder = self._checkpoint / STATE_FOLDER if resumed and self._checkpoint is not None else None
         if folder is not None:
             saved = read_state(folder, self._trainer, restored)
+        elif resumed:
+            restored.lost["all of rlmon's state"] = "rlmon was attached too late to see which checkpoint was loaded"
         if resumed:
             fingerprint = None if saved is None else saved["shared"].get("base_fingerprint")
             try:
@@ -373,14 +392,23 @@ class RLMon(TrainerCallback):
         the next goes on with. Never raises; the same on all ranks."""
         if self._open or self._capture is None:
             return False
-        try:
-            if self.monitor is None:
-                self.monitor = self._make_monitor(self._trainer.state.max_steps, continues=True)
-                self._continues = self.monitor.writer.header.attempt_kind == "fresh"
-            self._capture.monitor = self.monitor
-        except Exception as error:
-            self._say(f"this evaluation is not logged: {one_line(describe(error))}")
-            return False
+        if self.monitor is None:
+            made: Monitor | None = None
+            failure: str | None = None
+            try:
+                made = self._make_monitor(self._trainer.state.max_steps, continues=True)
+            except Exception as error:
+                failure = one_line(describe(error))
+            # What an evaluation showed is added up over the ranks: all of them log it, or none does.
+            failure = first_of_any_rank(failure, self._trainer)
+            if failure is not None:
+                if made is not None:
+                    made.close()
+                self._say(f"this evaluation is not logged: {failure}")
+                return False
+            assert made is not None
+            self.monitor, self._continues = made, made.writer.header.attempt_kind == "fresh"
+        self._capture.monitor = self.monitor
         return True
 
     def _evaluation_ends(self, name: str, opened: bool) -> None:

@@ -7,9 +7,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlmon.restored import Restored, mapping
+
+T = TypeVar("T")
 
 STATE_FOLDER = "rlmon"
 SHARED_FILE = "state.json"
@@ -48,15 +50,31 @@ def read_state(folder: Path, trainer: Any, restored: Restored) -> dict[str, Any]
     if accelerator.is_main_process and (folder / SHARED_FILE).exists():
         with restored.part("all of rlmon's state"):
             shared = read_json(folder / SHARED_FILE)
-    if accelerator.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
-        shared = broadcast_object_list([shared], from_process=0)[0]
+    shared = of_rank_0(shared, trainer)
     own: Mapping[str, Any] | None = None
     if shared is not None:
         with restored.part(f"what rank {accelerator.process_index} keeps for itself"):
             own = read_json(folder / rank_file(accelerator.process_index))
     return None if shared is None else {"shared": shared, "rank": own}
+
+
+def of_rank_0(value: T, trainer: Any) -> T:
+    """Rank 0's value on every rank. Every rank calls this; it holds a collective."""
+    if trainer.accelerator.num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    shared: T = broadcast_object_list([value], from_process=0)[0]
+    return shared
+
+
+def first_of_any_rank(reason: str | None, trainer: Any) -> str | None:
+    """The first rank's reason that has one, on every rank. Every rank calls this; it holds a collective."""
+    if trainer.accelerator.num_processes == 1:
+        return reason
+    from accelerate.utils import gather_object
+
+    return next((each for each in gather_object([reason]) if each is not None), None)
 
 
 def agree(restored: Restored, trainer: Any) -> None:

@@ -31,7 +31,7 @@ from rlmon.interventions.policy import Policy
 from rlmon.records import Action, RolloutBatch
 from rlmon.restored import Restored
 from rlmon.trl.anchor import AnchorStore
-from rlmon.trl.checkpoint import STATE_FOLDER, read_json, write_json
+from rlmon.trl.checkpoint import STATE_FOLDER, of_rank_0, read_json, write_json
 from rlmon.trl.draws import Draws, continue_order
 from rlmon.trl.knobs import Knobs
 from rlmon.trl.ppo.config import PPOConfig
@@ -191,13 +191,14 @@ class Helm:
         self._begun = True
         self.ends = None
         self._folder = folder
-        self._returned = folder is not None and (folder / ROLLED_BACK).exists()
-        self._marked = None
-        if folder is not None and self._returned:
-            with restored.part("what rolled the run back"):
-                marked = read_json(folder / ROLLED_BACK)
-                beta = None if marked["beta"] is None else float(marked["beta"])
-                self._marked = (str(marked["rule"]), str(marked["reason"]), beta)
+        self._returned, self._marked = False, None
+        if folder is not None:
+            # Rank 0 reads it for all: a `beta` that differs between ranks makes TRL's collectives wait for ever.
+            if self.trainer.accelerator.is_main_process:
+                with restored.part("what rolled the run back"):
+                    self._returned = (folder / ROLLED_BACK).exists()
+                    self._marked = _read_mark(folder / ROLLED_BACK) if self._returned else None
+            self._returned, self._marked = of_rank_0((self._returned, self._marked), self.trainer)
         if self._anchor is not None and own is not None and own.get("anchor") is not None:
             with restored.part("rows to anchor on"):
                 self._anchor.load(own["anchor"])
@@ -323,6 +324,12 @@ class Helm:
     def save(self, folder: Path) -> None:
         """Weights that a resumed run could not rebuild: a reference that was reset."""
         self._knobs.save(folder)
+
+
+def _read_mark(path: Path) -> tuple[str, str, float | None]:
+    """What ``Helm.mark_return`` wrote: rule, reason and new ``beta``. Raises where it cannot be read."""
+    marked = read_json(path)
+    return str(marked["rule"]), str(marked["reason"]), None if marked["beta"] is None else float(marked["beta"])
 
 
 def steered(output: Mapping[str, Any], effect: RowEffect, args: Any) -> torch.Tensor:

@@ -161,7 +161,7 @@ class Knobs:
             or self._lacks_layout(name)
         )
         if reason is None and not hasattr(self._policy, "peft_config"):
-            refusal = _copy_refusal(self._policy, initial_weights=True)
+            refusal = _copy_refusal(self._policy)
             if refusal is not None:
                 return (
                     f"reset_reference cannot work: {refusal}. Leave the rule out, or train an adapter "

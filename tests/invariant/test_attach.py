@@ -13,8 +13,9 @@ import tiny
 import trl
 from transformers import Trainer, TrainingArguments
 
+import rlmon
 from rlmon.errors import AttachError, ConfigError, RunLogError, SchemaError
-from rlmon.trl import MonitoredGRPOTrainer, RLMon, RLMonConfig, capabilities, probe
+from rlmon.trl import MonitoredGRPOTrainer, RLMon, RLMonConfig, callback, capabilities, probe
 
 pytestmark = pytest.mark.trl
 
@@ -195,6 +196,35 @@ def test_a_model_that_cannot_be_copied_is_watched_without_kl(tmp_path: Path, mon
     assert "copy: TypeError: cannot pickle this" in monitor.monitor.last_record.missing["rlmon/kl/mean"]
     with pytest.raises(AttachError, match="cannot pickle this"):
         RLMon(tiny.trainer(tmp_path / "other", policy=tiny.model()), RLMonConfig(rlmon_base_kl="copy"))
+
+
+def test_added_by_hand_it_finds_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attached when training begins, after the checkpoint was loaded; where it cannot be found, that is said."""
+    RLMon(first := tiny.trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1))
+    first.train()
+    with pytest.raises(AttachError, match=r"a policy that was trained already \(step 1\), so its initial weights"):
+        RLMon(base_kl="copy").attach(_detached(first))
+
+    def notes(monitor: RLMon) -> list[str]:
+        again = tiny.trainer(tmp_path, max_steps=2, save_strategy="no")
+        again.add_callback(monitor)
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        log = rlmon.open_run(monitor.log_dir)
+        assert [record.step for record in log.step_records()] == [1, 2]
+        return [event.payload["text"] for event in log.iter_events() if event.kind == "note"]
+
+    monitor = RLMon()
+    assert notes(monitor) == []
+    assert monitor.monitor is not None
+    assert monitor.monitor.shared_state()["detectors"]["records"] == 2
+    monkeypatch.setattr(callback, "resumed_from", lambda _: None)
+    assert "attached too late to see which checkpoint was loaded" in " ".join(notes(RLMon()))
+
+
+def _detached(trained: Any) -> Any:
+    for each in [each for each in trained.callback_handler.callbacks if isinstance(each, RLMon)]:
+        each.detach()
+    return trained
 
 
 def test_a_callback_that_cannot_find_its_trainer() -> None:

@@ -140,6 +140,45 @@ def test_evaluations_outside_of_training_are_logged(tmp_path: Path) -> None:
     assert len(events(again, "eval", all_attempts=True)) == 5
 
 
+EVALUATES: dict[str, Any] = {"num_generations_eval": 2, "per_device_eval_batch_size": 4, "max_steps": 2}
+
+
+def test_an_evaluation_before_training_with_rules_is_logged(tmp_path: Path) -> None:
+    """Rules are attached at the first use, whichever it is; ``detach()`` before that leaves nothing behind."""
+    monitor = RLMon(RLMonConfig(**QUIET), policy="observe")
+    made = tiny.trainer(tmp_path / "run", callbacks=[monitor], extra={"eval_dataset": tiny.dataset(4)}, **EVALUATES)
+    assert not monitor.attached
+    monitor.detach()
+    assert not {"train", "evaluation_loop"} & vars(made).keys()
+    assert monitor not in made.callback_handler.callbacks
+
+    monitor = RLMon(RLMonConfig(**QUIET), policy="observe")
+    made = tiny.trainer(tmp_path / "run", callbacks=[monitor], extra={"eval_dataset": tiny.dataset(4)}, **EVALUATES)
+    made.evaluate()
+    assert monitor.attached
+    made.train()
+    assert [(e["name"], e["step"], e["completions"]) for e in events(monitor, "eval")] == [("eval", 0, 8)]
+    assert [record.step for record in rlmon.open_run(monitor.log_dir).step_records()] == [1, 2]
+    assert not rlmon.open_run(monitor.log_dir).faults
+
+
+def test_another_trainer_has_a_log_of_its_own(tmp_path: Path) -> None:
+    first, second = (
+        tiny.trainer(tmp_path / name, extra={"eval_dataset": tiny.dataset(4)}, **EVALUATES) for name in ("1", "2")
+    )
+    monitor = RLMon(first, RLMonConfig(**QUIET))
+    first.evaluate()
+    monitor.detach()
+    monitor.attach(first)
+    first.evaluate()
+    assert len(events(monitor, "eval")) == 2
+    monitor.detach()
+    monitor.attach(second)
+    second.evaluate()
+    assert len(events(monitor, "eval")) == 1
+    assert monitor.log_dir == tmp_path / "2" / "rlmon"
+
+
 def test_an_evaluation_that_cannot_be_logged_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = tiny.trainer(tmp_path / "run", num_generations_eval=2, per_device_eval_batch_size=4,
                         extra={"eval_dataset": tiny.dataset(4)})  # fmt: skip
@@ -148,7 +187,7 @@ def test_an_evaluation_that_cannot_be_logged_goes_on(tmp_path: Path, capsys: pyt
     assert "eval_loss" in made.evaluate()
     lines = rlmon_lines(capsys)
     assert len(lines) == 2
-    assert lines[1].startswith("rlmon: this evaluation is not logged: RunLogError: ")
+    assert lines[1].startswith("rlmon: this evaluation is not logged: cannot write the run log in ")
 
 
 class Interrupt(TrainerCallback):

@@ -18,6 +18,7 @@ LOST = {
     "torn-rank1": {"what rank 1 keeps for itself"},
     "no-rank1": {"what rank 1 keeps for itself"},
     "torn-state": {"all of rlmon's state"},
+    "mark-unseen-by-rank1": None,
 }
 
 
@@ -25,6 +26,8 @@ def test_ranks_agree_on_what_is_left_of_a_checkpoint(tmp_path: Path) -> None:
     two_processes.run(SCRIPT, str(tmp_path), *LOST, timeout_seconds=400)
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
+    assert first.pop("unlogged") == {"monitor": None}
+    assert first["mark-unseen-by-rank1"]["returned"]
     for kind, seen in first.items():
         assert seen["faults"] == {}, kind
         assert seen["off"] is None, kind
@@ -34,7 +37,7 @@ def test_ranks_agree_on_what_is_left_of_a_checkpoint(tmp_path: Path) -> None:
     for kind in LOST:
         run = rlmon.open_run(tmp_path / kind / "rlmon")
         assert [record.step for record in run.step_records()] == [1, 2, 3, 4]
-        notes = [event.payload for event in run.iter_events() if event.kind == "note"]
+        notes = [event.payload for event in run.iter_events() if "begins_anew" in event.payload]
         if LOST[kind] is None:
             assert notes == []
         else:

@@ -6,6 +6,8 @@ is done to a copy of its checkpoint, by rank 0, before both ranks resume from it
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -15,12 +17,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
+import pytest
 import tiny
 import torch
 from datasets import Dataset
 
 from rlmon.detectors import state_to_json
-from rlmon.trl import RLMon
+from rlmon.errors import RunLogError
+from rlmon.runlog import RunLogWriter
+from rlmon.trl import RLMon, helm
 
 POLICY = {
     "rules": {
@@ -47,6 +52,8 @@ def damage(folder: Path, kind: str) -> None:
         (folder / "rank1.json").unlink()
     elif kind == "torn-state":
         (folder / "state.json").write_bytes((folder / "state.json").read_bytes()[:200])
+    elif kind == "mark-unseen-by-rank1":
+        (folder / helm.ROLLED_BACK).write_text(json.dumps({"rule": "penalty", "reason": "a test", "beta": 0.5}))
 
 
 def told(made: Any, monitor: RLMon) -> dict[str, Any]:
@@ -56,9 +63,27 @@ def told(made: Any, monitor: RLMon) -> dict[str, Any]:
         "detectors": state_to_json(inside.detector_state),
         "sources": monitor._capture.sources.state() if monitor._capture is not None else None,
         "off": None if inside.steering is None else inside.steering.off,
+        "beta": made.beta,
+        "returned": monitor._capture.helm.state()["returned"] if monitor._capture is not None else None,
         "faults": inside._fault_totals,
         "weights": [float(p.detach().double().sum()) for p in made.model.parameters()],
     }
+
+
+def unlogged_on_rank_1(out: Path, rank: int) -> dict[str, Any]:
+    """An evaluation before training, where one rank cannot open its log: it goes on, and no rank logs it."""
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise RunLogError("rank 1 cannot write here.")
+
+    made, monitor = watched(out, 2)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
+        if rank == 1:
+            patch.setattr(RunLogWriter, "open", refused)
+        made.evaluate()
+    if rank == 0:
+        assert "rlmon: this evaluation is not logged: rank 1 cannot write here\n" in said.getvalue()
+    return {"monitor": monitor.monitor}
 
 
 def main(out: Path, kinds: list[str]) -> None:
@@ -74,8 +99,12 @@ def main(out: Path, kinds: list[str]) -> None:
             damage(out / kind / "checkpoint-2" / "rlmon", kind)
         torch.distributed.barrier()
         again, resumed = watched(out / kind, 4)
-        again.train(resume_from_checkpoint=str(out / kind / "checkpoint-2"))
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == 1 and kind == "mark-unseen-by-rank1":
+                patch.setattr(helm, "ROLLED_BACK", "not-here-yet.json")
+            again.train(resume_from_checkpoint=str(out / kind / "checkpoint-2"))
         seen[kind] = told(again, resumed)
+    seen["unlogged"] = unlogged_on_rank_1(out / "unlogged", rank)
     (out / f"rank-{rank}.json").write_text(json.dumps(seen))
 
 
