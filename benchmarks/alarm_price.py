@@ -51,6 +51,7 @@ STATISTICS = fold_module.STATISTICS
 Q = {name: i for i, name in enumerate(STATISTICS)}
 KERNELS = ("mode", "template", "answer", "move")
 GROUP = 8
+STEP_PROMPTS = 8
 WINNER = "python"
 IMPOSSIBLE, LUCK = 0.05, 0.04
 HETEROGENEITY = 0.5
@@ -299,12 +300,13 @@ class Bases:
             return None
         codes_NBG = np.concatenate([codes[level[:, None], groups] for level, groups in self.drawn[source]], axis=1)
         runs, parts, group = codes_NBG.shape
+        record = np.arange(parts) // STEP_PROMPTS
         mean, se = np.empty(runs), np.empty(runs)
         for n in range(0, runs, 50):
             flat = codes_NBG[n : n + 50].reshape(-1, parts * group)
             same = (flat[:, :, None] == flat[:, None, :]).reshape(-1, parts, group, parts, group).sum((2, 4))
             size = np.full(same.shape[:2], float(group))
-            mean[n : n + 50], se[n : n + 50] = evidence.pairs_mean_se(same.astype(np.float64), size)
+            mean[n : n + 50], se[n : n + 50] = evidence.pairs_mean_se(same.astype(np.float64), size, record)
         return mean, se, np.full(runs, float(parts))
 
 
@@ -343,7 +345,7 @@ def healthy(
         entropy_factor = 1.0 - (1.0 - entropy_final) * progress
         source = min(source_count - 1, t * source_count // looks)
         blocks = []
-        for _ in range(8 // block_prompts):
+        for _ in range(STEP_PROMPTS // block_prompts):
             z, groups_drawn = tables[source].draw(rng, level, entropy_factor, block_prompts)
             bases.add(source, level, groups_drawn)
             if t % KL_EVERY == 0:
@@ -395,7 +397,7 @@ def collapses(
         # Entropy was the late signal: it follows the share with the square.
         entropy_factor = 1.0 - 0.9 * ((share - first) / (1 - first)) ** 2
         blocks, counts = [], 0
-        for _ in range(8 // block_prompts):
+        for _ in range(STEP_PROMPTS // block_prompts):
             z, drawn = table.draw(rng, level, entropy_factor, block_prompts)
             bases.add(0, level, drawn)
             blocks.append((0, z, float(block_prompts), float(block_prompts * GROUP)))

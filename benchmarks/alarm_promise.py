@@ -180,19 +180,20 @@ class Across:
 
     def __post_init__(self) -> None:
         self.pool_N = np.arange(self.runs) % POOLS
-        self.base: dict[int, list[NDArray[np.float32]]] = {}
+        self.base: dict[int, list[tuple[int, NDArray[np.float32]]]] = {}
+        """Of each source the look and the shares of every prompt group of its baseline."""
 
     def block(
-        self, source: int, i_N: Ints, j_N: Ints, pool: Pool | Edge, *, base: bool
+        self, source: int, i_N: Ints, j_N: Ints, pool: Pool | Edge, *, base: int | None
     ) -> tuple[int, Floats, float, float]:
         if isinstance(pool, Edge):
             upper = self.rng.random(self.runs) < pool.upper_P[self.pool_N]
             z = np.where(upper, *(side.products[self.pool_N, i_N, j_N] for side in reversed(pool.pools)))
         else:
             z = pool.products[self.pool_N, i_N, j_N]
-            if base:
+            if base is not None:
                 parts = self.base.setdefault(source, [])
-                parts += [pool.shares[self.pool_N, i_N], pool.shares[self.pool_N, j_N]]
+                parts += [(base, pool.shares[self.pool_N, i_N]), (base, pool.shares[self.pool_N, j_N])]
         return block(z, source)
 
     def two(self, prompts: int) -> tuple[Ints, Ints]:
@@ -205,8 +206,9 @@ class Across:
         parts = self.base.get(source)
         if parts is None:
             return None
-        counts = GROUP * np.stack(parts, axis=1).astype(np.float64)
-        mean, se = evidence.pairs_mean_se(counts @ counts.transpose(0, 2, 1), counts.sum(axis=2))
+        counts = GROUP * np.stack([shares for _, shares in parts], axis=1).astype(np.float64)
+        record = np.array([look for look, _ in parts])
+        mean, se = evidence.pairs_mean_se(counts @ counts.transpose(0, 2, 1), counts.sum(axis=2), record)
         return mean, se, np.full(self.runs, float(len(parts)))
 
 
@@ -233,7 +235,7 @@ def at_the_edge(shape: Shape, spread: float, runs: int, looks: int, seed: int, d
                 if order.shape[1] < PROMPTS:
                     order = np.argsort(rng.random((runs, dataset), dtype=np.float32), axis=1)
                 i, j, order = order[:, 0], order[:, 1], order[:, PROMPTS:]
-            blocks.append(world.block(0, i, j, pool, base=t < BASE_LOOKS))
+            blocks.append(world.block(0, i, j, pool, base=t if t < BASE_LOOKS else None))
         return blocks
 
     return first_fails(only(*FORMATS, looks), runs, 1, looks, draw, world.pairs)
@@ -253,7 +255,8 @@ def several_sources(spread: float, runs: int, looks: int, seed: int, *, in_turn:
         sources = [min(t // turn, len(SHAPES) - 1)] * BLOCKS if in_turn else list(range(len(SHAPES)))
         # Side by side a source has one block a look, and its baseline closes at the eighth.
         base = t - sources[0] * turn < BASE_LOOKS if in_turn else t < 2 * BASE_LOOKS
-        return [world.block(s, *world.two(POOL_PROMPTS), before[s] if base else after[s], base=base) for s in sources]
+        look = t if base else None
+        return [world.block(s, *world.two(POOL_PROMPTS), before[s] if base else after[s], base=look) for s in sources]
 
     return first_fails(only(*FORMATS, looks), runs, len(SHAPES), looks, draw, world.pairs)
 
@@ -307,11 +310,11 @@ def collapse(shape: Shape, runs: int, looks: int, planned: int, seed: int, level
 
     def draw(t: int) -> Look:
         if t < BASE_LOOKS:
-            return [world.block(0, *world.two(800), tables[0], base=True) for _ in range(BLOCKS)]
+            return [world.block(0, *world.two(800), tables[0], base=t) for _ in range(BLOCKS)]
         fallen = 1.0 / (1.0 + math.exp(-(t - 60.0) / 6.0))
         place = float(np.interp(means[0] / (1.0 - (1.0 - STOP) * fallen), means, np.arange(levels)))
         between = Edge((tables[int(place)], tables[min(int(place) + 1, levels - 1)]), np.array([place % 1.0]))
-        return [world.block(0, *world.two(800), between, base=False) for _ in range(BLOCKS)]
+        return [world.block(0, *world.two(800), between, base=None) for _ in range(BLOCKS)]
 
     return first_fails(only(*FORMATS, planned), runs, 1, looks, draw, world.pairs, planned)
 

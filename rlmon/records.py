@@ -156,7 +156,7 @@ class Block:
     """Name to value; a statistic that could not be computed is absent."""
     tallies: Mapping[str, Sequence[Mapping[str, int]]] = field(default_factory=dict)
     """Of statistics that compare completions of different prompts, while their baseline is open: for each prompt (or a
-    few together) how many completions have which code. The baseline is taken over all pairs of them, not only over
+    few together) how many completions have which code. The baseline is taken over all pairs of a record, not only over
     those inside of one block."""
 
 

@@ -27,12 +27,12 @@ run.
 
 * **Baseline.** Per source and statistic, the first records in which it was measured: 32 prompts or 256
   completions, 8 records at most (`rlmon.baseline`, the run's one rule), and 8 blocks at least, since fewer say
-  nothing about an error. For formats, templates and answers it is the mean over *all pairs* of its prompts, a
-  U-statistic: with S the sum of the prompts' counts and Q the sum of their squares, (|S|^2 - Q) over the number
-  of pairs; its standard error is the delete-one jackknife over prompts, from the same sums. The counts travel
-  in the records until the baseline closes (64 at most are kept), then three numbers are left. For everything
-  else, and for logs that hold no counts, it is the mean over blocks with their jackknife. A block is only ever
-  compared with the baseline of its own source, so that neither a changed mixture nor a dataset sorted by task
+  nothing about an error. For formats, templates and answers it is the mean over *all pairs* of prompts of
+  one record, a U-statistic; its standard error is the delete-one jackknife over prompts. Prompts of different records
+  are not compared, since no later block compares them: in an ordered dataset they resemble one another less. The
+  counts travel in the records until the baseline closes (64 at most are kept), then three numbers are left. For
+  everything else, and for logs that hold no counts, it is the mean over blocks with their jackknife. A block is only
+  ever compared with the baseline of its own source, so that neither a changed mixture nor a dataset sorted by task
   can look like collapse; blocks of a source without a finished baseline only feed it. Blocks are formed from the
   rows of all ranks together, min(8, P // 2) of the P prompts of a source in a round: the same on any number of
   ranks.

@@ -227,24 +227,25 @@ def baseline_mean_se(sums: Floats) -> tuple[Floats, Floats]:
     return mean, np.where(n >= 2, se, np.nan)
 
 
-def pairs_mean_se(products_NBB: Floats, size_NB: Floats) -> tuple[Floats, Floats]:
-    """Mean of a product kernel over all pairs of completions from different parts, and its standard error, [N].
+def pairs_mean_se(products_NBB: Floats, size_NB: Floats, record_B: Ints) -> tuple[Floats, Floats]:
+    """Mean of a product kernel over the pairs of completions from different parts of one record, and its standard
+    error, [N].
 
     A part is a set of completions (those of one prompt), a vector c of counts over codes; ``products_NBB`` holds
-    c_i . c_j and ``size_NB`` the completions n_i. With S = sum c and Q = sum |c|^2 the mean is the U-statistic
-    (|S|^2 - Q) / (N^2 - sum n_i^2): unbiased for two draws from different prompts, and over B (B - 1) / 2 pairs of
-    parts where the mean over blocks has B / 2. The error is the delete-one jackknife over parts, from the same sums.
-    Three parts or more; NaN where a part holds all but one of the pairs.
+    c_i . c_j, ``size_NB`` the completions n_i and ``record_B`` the record that each part was sampled in. The mean is
+    the U-statistic over the pairs i < j of one record, sum c_i . c_j / sum n_i n_j: unbiased for what a later block
+    measures, which compares prompts of one record too, also where the prompts of one record resemble one another more
+    than those of others (an ordered dataset). With P prompts a record it takes P - 1 times as many pairs as blocks of
+    two. The error is the delete-one jackknife over parts. NaN where a part takes part in all of the pairs.
     """
     count = size_NB.shape[1]
-    own = np.einsum("nbb->nb", products_NBB)
-    total, squares = products_NBB.sum((1, 2)), own.sum(1)
-    rows, rows_squared = size_NB.sum(1), (size_NB**2).sum(1)
-    top = total[:, None] - 2.0 * products_NBB.sum(2) + own - (squares[:, None] - own)
-    bottom = (rows[:, None] - size_NB) ** 2 - (rows_squared[:, None] - size_NB**2)
+    together_BB = (record_B[:, None] == record_B[None, :]) & ~np.eye(count, dtype=np.bool_)
+    top_NB = (products_NBB * together_BB).sum(2)
+    bottom_NB = size_NB * (size_NB @ together_BB)
+    top, bottom = top_NB.sum(1), bottom_NB.sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = (total - squares) / (rows**2 - rows_squared)
-        without = top / bottom
+        mean = top / bottom
+        without = (top[:, None] - 2.0 * top_NB) / (bottom[:, None] - 2.0 * bottom_NB)
         deviation = without - without.mean(1, keepdims=True)
         return mean, np.sqrt((count - 1.0) / count * (deviation**2).sum(1))
 
@@ -293,7 +294,7 @@ def source_lines(plan: Plan, arrays: Arrays, source: int) -> tuple[Floats, Float
 
 Pairs = Callable[[int, int], tuple[Floats, Floats, Floats] | None]
 """Of a source and a statistic whose baseline closes: mean, standard error and number of independent parts, [N] each,
-over all pairs of its parts; ``None`` where only the blocks are known."""
+over all pairs of its parts in one record; ``None`` where only the blocks are known."""
 
 
 @dataclass

@@ -29,7 +29,7 @@ POOL = "(other sources)"
 MAX_NAMES = 1_024
 MAX_TALLIES = 64
 """Parts of the baseline of one source and statistic that are kept apart until it closes; further ones are added to
-these in turn, so that a part is then the completions of several prompts."""
+those of their record, so that a part is then the completions of several prompts."""
 IMPLAUSIBLE = 1e9
 """No share, length, reward or number of nats is this large: such a value is passed over like a missing one."""
 
@@ -64,6 +64,10 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 _KINDS = ("early_rounds", "base_sample", "first_logged", "given", "none")
 
 
+Part = tuple[int, Mapping[str, int]]
+"""The record that a tally came with, and how many completions have which code."""
+
+
 @dataclass(frozen=True)
 class DetectorState:
     """Everything the detectors remember. Make one with ``start``, move it with ``step``; save it with
@@ -80,7 +84,7 @@ class DetectorState:
     """Keys of the sources (``rlmon.keys``) in the order in which they were first seen, and the pool of the rest."""
     names: Mapping[str, str]
     """What to call them, by key, as far as it is known: for messages alone."""
-    tallies: Mapping[str, Mapping[str, tuple[Mapping[str, int], ...] | None]]
+    tallies: Mapping[str, Mapping[str, tuple[Part, ...] | None]]
     """By source and statistic, while that baseline is open: the tallies of its blocks, 64 at most; ``None`` where a
     block came without."""
     arrays: ev.Arrays
@@ -201,7 +205,8 @@ def seed_baseline(state: DetectorState, blocks: tuple[Block, ...]) -> DetectorSt
     they measure, where there are four or more.
     """
     plan = state.plan
-    state, columns = _columns(state, blocks)
+    state, columns = _columns(dataclasses.replace(state, records=-1), blocks)
+    state = dataclasses.replace(state, records=0)
     if not columns:
         return state
     arrays, _ = ev.observe(plan, state.arrays, columns, 0.0, pairs=_pairs(state), only_baseline=True)
@@ -457,7 +462,7 @@ def _columns(state: DetectorState, blocks: Any) -> tuple[DetectorState, list[tup
         for statistic in TALLIED & block.stats.keys():
             if not arrays.done[0, source, _Q[statistic]] and math.isfinite(z[0, _Q[statistic]]):
                 kept = tallies.setdefault(name, {})
-                kept[statistic] = _with_tallies(kept.get(statistic, ()), block.tallies.get(statistic))
+                kept[statistic] = _with_tallies(kept.get(statistic, ()), block.tallies.get(statistic), state.records)
         columns.append((source, z, float(max(block.prompts, 0)), float(max(block.completions, 0))))
     return dataclasses.replace(state, sources=tuple(sources), arrays=arrays, tallies=tallies), columns
 
@@ -468,16 +473,22 @@ def _slot(sources: Sequence[str], source: str) -> str:
 
 
 def _with_tallies(
-    kept: tuple[Mapping[str, int], ...] | None, more: Sequence[Mapping[str, int]] | None
-) -> tuple[Mapping[str, int], ...] | None:
+    kept: tuple[Part, ...] | None, more: Sequence[Mapping[str, int]] | None, record: int
+) -> tuple[Part, ...] | None:
+    """With the tallies of a block. Beyond ``MAX_TALLIES`` they are dealt out to parts of their own record; where that
+    has none, the baseline is wide enough without them."""
     if kept is None or not more:
         return None
-    parts = [Counter(part) for part in kept]
-    for n, tally in enumerate(more, start=len(parts)):
-        if n < MAX_TALLIES:
-            parts.append(Counter())
-        parts[n % MAX_TALLIES].update({code: int(count) for code, count in tally.items()})
-    return tuple(dict(part) for part in parts)
+    parts = [(number, Counter(part)) for number, part in kept]
+    for tally in more:
+        counts = Counter({code: int(count) for code, count in tally.items()})
+        if len(parts) < MAX_TALLIES:
+            parts.append((record, counts))
+            continue
+        own = [part for number, part in parts if number == record]
+        if own:
+            min(own, key=Counter.total).update(counts)
+    return tuple((number, dict(part)) for number, part in parts)
 
 
 def _pairs(state: DetectorState) -> ev.Pairs:
@@ -485,20 +496,21 @@ def _pairs(state: DetectorState) -> ev.Pairs:
 
     def of(source: int, statistic: int) -> tuple[ev.Floats, ev.Floats, ev.Floats] | None:
         kept = state.tallies.get(state.sources[source], {}).get(STATISTICS[statistic])
-        parts = [part for part in kept or () if part]
+        parts = [(number, part) for number, part in kept or () if part]
         if len(parts) < 3:
             return None
-        codes = {code: at for at, code in enumerate(sorted({code for part in parts for code in part}))}
+        codes = {code: at for at, code in enumerate(sorted({code for _, part in parts for code in part}))}
         counts = np.zeros((len(parts), len(codes)))
-        for row, part in zip(counts, parts, strict=True):
+        for row, (_, part) in zip(counts, parts, strict=True):
             row[[codes[code] for code in part]] = list(part.values())
-        mean, se = ev.pairs_mean_se((counts @ counts.T)[None], counts.sum(axis=1)[None])
+        record = np.array([number for number, _ in parts])
+        mean, se = ev.pairs_mean_se((counts @ counts.T)[None], counts.sum(axis=1)[None], record)
         return None if math.isnan(se[0]) else (mean, se, np.array([float(len(parts))]))
 
     return of
 
 
-def _still_open(state: DetectorState) -> dict[str, dict[str, tuple[Mapping[str, int], ...] | None]]:
+def _still_open(state: DetectorState) -> dict[str, dict[str, tuple[Part, ...] | None]]:
     kept = {
         source: {
             statistic: parts
@@ -713,16 +725,14 @@ def _decode(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def _tallies(
-    data: Mapping[str, Any], sources: Collection[str]
-) -> dict[str, dict[str, tuple[Mapping[str, int], ...] | None]]:
+def _tallies(data: Mapping[str, Any], sources: Collection[str]) -> dict[str, dict[str, tuple[Part, ...] | None]]:
     if not data.keys() <= set(sources) or not all(set(of_source) <= TALLIED for of_source in data.values()):
         raise ValueError("its tallies are of sources or statistics that it does not have")
     return {
         str(source): {
             str(statistic): None
             if parts is None
-            else tuple({str(c): int(n) for c, n in part.items()} for part in parts)
+            else tuple((int(number), {str(c): int(n) for c, n in part.items()}) for number, part in parts)
             for statistic, parts in of_source.items()
         }
         for source, of_source in data.items()

@@ -47,6 +47,11 @@ _DECIMALS = 9
 _LARGE = 1e6
 
 
+def _short(name: str) -> str:
+    """The name of a reward function, which comes from a run and may be of any length, as it is shown."""
+    return name if len(name) <= 40 else f"{name[:37]}..."
+
+
 @dataclass(frozen=True)
 class Success:
     """What counts as a success."""
@@ -91,7 +96,7 @@ class Success:
         if not self.above:
             return self.reason or WAITING
         said = [
-            f"{'the total reward' if name == TOTAL else name} above {above:g}"
+            f"{'the total reward' if name == TOTAL else _short(name)} above {above:g}"
             + (" (where it scores)" if name in self.optional else "")
             for name, above in self.above.items()
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -17,6 +18,7 @@ from transformers import TrainerCallback
 
 import rlmon
 from rlmon import detectors
+from rlmon.records import Block
 from rlmon.trl import MonitoredGRPOTrainer, RLMon, RLMonConfig, probe
 
 pytestmark = pytest.mark.trl
@@ -294,6 +296,11 @@ class StopAt(TrainerCallback):
 # -- resume and replay -------------------------------------------------------------------------------------------------
 
 
+def counted(block: Block) -> Block:
+    counts = {name: [sorted(part.values()) for part in parts] for name, parts in block.tallies.items()}
+    return dataclasses.replace(block, tallies=counts)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_a_resumed_run_goes_on_where_it_was(tmp_path: Path, lora: bool) -> None:
     """One epoch of 24 prompts, 2 a step: within it TRL resumes exactly, so every number must come out the same."""
@@ -324,7 +331,8 @@ def test_a_resumed_run_goes_on_where_it_was(tmp_path: Path, lora: bool) -> None:
     for a, b in zip(expected, got, strict=True):
         same = {k: v for k, v in a.metrics.items() if not k.startswith("rlmon/moves/")}
         assert {k: b.metrics[k] for k in same} == pytest.approx(same, nan_ok=False, abs=1e-9)
-        assert a.blocks == b.blocks
+        # The codes of tallied templates are hashed with a secret of the log, their counts are the same.
+        assert [counted(block) for block in a.blocks] == [counted(block) for block in b.blocks]
     assert log.rollouts().num_rows == 64
     assert log.rollouts(all_attempts=True).num_rows == 64 + 2 * 8, "steps 4 and 5 of the first attempt are hidden"
     assert [header.attempt_kind for header in log.headers] == ["fresh", "resumed"]

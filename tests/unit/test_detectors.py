@@ -118,47 +118,53 @@ def test_baseline_standard_error():
     assert se == pytest.approx(math.sqrt(0.05 / 3) / 2)
 
 
-def brute_force_mean(parts):
-    """Mean of "the same code" over all pairs of completions from different parts, one by one."""
-    rows = [(n, code) for n, part in enumerate(parts) for code, count in part.items() for _ in range(count)]
-    pairs = [a[1] == b[1] for a, b in itertools.combinations(rows, 2) if a[0] != b[0]]
+def brute_force_mean(*records):
+    """Mean of "the same code" over all pairs of completions from different parts of one record, one by one."""
+    pairs = []
+    for parts in records:
+        rows = [(n, code) for n, part in enumerate(parts) for code, count in part.items() for _ in range(count)]
+        pairs += [a[1] == b[1] for a, b in itertools.combinations(rows, 2) if a[0] != b[0]]
     return sum(pairs) / len(pairs)
 
 
-def pairs_of(parts):
-    codes = sorted({code for part in parts for code in part})
-    counts = np.array([[part.get(code, 0) for code in codes] for part in parts], dtype=float)
-    mean, se = evidence.pairs_mean_se((counts @ counts.T)[None], counts.sum(axis=1)[None])
+def pairs_of(*records):
+    codes = sorted({code for parts in records for part in parts for code in part})
+    counts = np.array([[part.get(code, 0) for code in codes] for parts in records for part in parts], dtype=float)
+    number = np.repeat(np.arange(len(records)), [len(parts) for parts in records])
+    mean, se = evidence.pairs_mean_se((counts @ counts.T)[None], counts.sum(axis=1)[None], number)
     return float(mean[0]), float(se[0])
 
 
 def test_the_base_over_all_pairs_is_the_brute_force_mean_and_its_error_the_jackknife():
-    # parts of 8 completions, and one of 5: prompts whose answers could not all be read
+    # parts of 8 completions, and one of 5: prompts whose answers could not all be read; two records
     rng = np.random.default_rng(0)
     parts = [{f"c{k}": int(n) for k, n in enumerate(rng.multinomial(8, [0.5, 0.3, 0.2])) if n} for _ in range(6)]
     parts.append({"c0": 4, "c9": 1})
-    mean, se = pairs_of(parts)
-    assert mean == pytest.approx(brute_force_mean(parts))
+    records = [parts[:3], parts[3:]]
+    mean, se = pairs_of(*records)
+    assert mean == pytest.approx(brute_force_mean(*records))
     # leave one out: (n - 1) / n of the squared deviations of the 7 means without one part
-    without = [brute_force_mean(parts[:i] + parts[i + 1 :]) for i in range(7)]
+    without = [brute_force_mean(*([p for p in record if p is not part] for record in records)) for part in parts]
     assert se == pytest.approx(math.sqrt(6 / 7 * sum((w - np.mean(without)) ** 2 for w in without)))
     # and by hand: three prompts of one completion, a a b: of 3 pairs one agrees; without each: 0, 0, 1
     mean, se = pairs_of([{"a": 1}, {"a": 1}, {"b": 1}])
     assert mean == pytest.approx(1 / 3)
     assert se == pytest.approx(math.sqrt(2 / 3 * (2 * (1 / 3) ** 2 + (2 / 3) ** 2)))
+    # a a in one record and b b in another: every pair that was sampled together agrees
+    assert pairs_of([{"a": 1}, {"a": 1}], [{"b": 1}, {"b": 1}]) == (1.0, 0.0)
 
 
 def test_the_base_over_all_pairs_is_unbiased_and_sharper_than_the_blocks():
-    # 4 formats at a quarter: E[Z] = .25. 32 prompts of 8 are 496 pairs of prompts, or 16 blocks of one pair each.
+    # 4 formats at a quarter: E[Z] = .25. 4 records of 8 prompts are 112 pairs of prompts, or 16 blocks of a pair each.
     rng = np.random.default_rng(1)
     counts = rng.multinomial(8, [0.25] * 4, size=(2000, 32)).astype(float)
     products = counts @ counts.transpose(0, 2, 1)
-    mean, se = evidence.pairs_mean_se(products, counts.sum(axis=2))
+    mean, se = evidence.pairs_mean_se(products, counts.sum(axis=2), np.arange(32) // 8)
     blocks = products[:, np.arange(0, 32, 2), np.arange(1, 32, 2)].mean(axis=1) / 64
     assert mean.mean() == pytest.approx(0.25, abs=4 * mean.std() / math.sqrt(2000))
-    assert mean.std() < 0.3 * blocks.std()
-    # the jackknife knows it: not smaller than the spread that there is, and a small part of that of the blocks
-    assert mean.std() < se.mean() < 0.5 * blocks.std()
+    assert mean.std() < 0.5 * blocks.std()
+    # the jackknife knows it: not smaller than the spread that there is, and a part of that of the blocks
+    assert mean.std() < se.mean() < 0.75 * blocks.std()
 
 
 def test_reach():
@@ -458,14 +464,14 @@ def test_the_fold_takes_the_base_over_all_pairs_of_its_prompts():
     restored = state_from_json(json.loads(json.dumps(state_to_json(state), allow_nan=False)))
     assert state_to_json(restored) == state_to_json(state)
     # the fourth record completes 32 prompts: the vectors go, and three numbers stay
-    parts = [part for item in records[:4] for block in item.blocks for part in block.tallies["mode_collision"]]
+    parts = [[part for block in item.blocks for part in block.tallies["mode_collision"]] for item in records[:4]]
     for begun in (state, restored):
         done, _ = run(begun, records[3:])
         assert done.tallies == {}
         assert "mode_collision" not in open_tallies(done, "a")
         q = fold.STATISTICS.index("mode_collision")
-        assert done.arrays.base[0, 0, q] == pytest.approx(brute_force_mean(parts))
-        assert done.arrays.se[0, 0, q] == pytest.approx(pairs_of(parts)[1])
+        assert done.arrays.base[0, 0, q] == pytest.approx(brute_force_mean(*parts))
+        assert done.arrays.se[0, 0, q] == pytest.approx(pairs_of(*parts)[1])
         assert done.arrays.sums[0, 0, q, evidence.PROMPTS] == 32
     assert open_tallies(done, "another") == fold.TALLIED
 
@@ -478,10 +484,12 @@ def test_at_most_64_vectors_are_kept():
     columns, _ = fold._columns(state, wide)
     (kept,) = (parts["mode_collision"] for parts in columns.tallies.values())
     assert len(kept) == 64
-    assert sum(sum(part.values()) for part in kept) == 800
+    assert sum(sum(part.values()) for _, part in kept) == 800
     state, _ = step(state, record(2, wide))
     assert state.tallies == {}
-    assert state.arrays.base[0, 0, fold.STATISTICS.index("mode_collision")] == pytest.approx(brute_force_mean(kept))
+    assert state.arrays.base[0, 0, fold.STATISTICS.index("mode_collision")] == pytest.approx(
+        brute_force_mean(*([part for at, part in kept if at == number] for number in (0, 1)))
+    )
 
 
 def test_a_base_without_vectors_is_the_mean_of_its_blocks():

@@ -253,7 +253,7 @@ def test_sources_are_judged_apart() -> None:
         source = columns(rng, t, prompt, "")["source"]
         return mixed((lambda _: (0.2,) * 5) if source == "wide" else narrowed)(rng, t, prompt)
 
-    rows = draw(1, steps=60, prompts=16, group=4, write=write, columns=columns)
+    rows = draw(1, steps=80, prompts=16, group=4, write=write, columns=columns)
     by_source = audited(rows)
     assert check(by_source, "format-collapse").status == "pass"
     pooled = rows.set_column(rows.column_names.index("source"), "source", pa.nulls(rows.num_rows, pa.string()))
