@@ -23,6 +23,11 @@ def source_label(key: int) -> str:
 
 
 def source_key(source: str) -> str:
-    """The key of a source's name as records hold it; what is such a key already stays as it is (logs of schema 1 hold
-    names)."""
-    return source if _SOURCE_KEY.fullmatch(source) else source_label(content_key(source))
+    """The key of a source's name as records hold it, also of a name that looks like a key."""
+    return source_label(content_key(source))
+
+
+def recorded_source_key(source: str) -> str:
+    """The key of what a record or a saved state has for a source: a key stays as it is, and a name, which those of
+    schema 1 have, gets its own."""
+    return source if _SOURCE_KEY.fullmatch(source) else source_key(source)

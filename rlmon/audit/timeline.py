@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.partial import BLOCK_STATISTICS, Partial
+from rlmon.keys import source_key
 from rlmon.metrics.blocks import codes_of
 from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS, beta_cdf
 from rlmon.metrics.summary import js_distance
@@ -214,7 +215,9 @@ def records(
     """
     of_step: dict[int, list[Block]] = {int(step): [] for step in line.steps}
     sources = partial.sources or ["all"]
+    keys = [source_key(name) for name in sources]
     shared = sources[0] if len(sources) == 1 else "all"
+    names = dict(zip(keys, sources, strict=True)) | {source_key(shared): shared}
     blocks = partial.blocks
     order = np.argsort(blocks["step"], kind="stable") if blocks else np.zeros(0, dtype=np.int64)
     for row in order.tolist():
@@ -224,7 +227,7 @@ def records(
             stats["completion_tokens"] = float(blocks["characters"][row])
         of_step[int(blocks["step"][row])].append(
             Block(
-                source=sources[blocks["source"][row]],
+                source=keys[blocks["source"][row]],
                 prompts=int(blocks["prompts"][row]),
                 completions=int(blocks["completions"][row]),
                 stats=stats,
@@ -246,7 +249,7 @@ def records(
     for step, stats in extra.items():
         prompts = sum(block.prompts for block in of_step[step]) or 1
         completions = sum(block.completions for block in of_step[step]) or 1
-        of_step[step].append(Block(source=shared, prompts=prompts, completions=completions, stats=stats))
+        of_step[step].append(Block(source=source_key(shared), prompts=prompts, completions=completions, stats=stats))
     non_finite = _non_finite(line, scalars)
     return [
         StepRecord(
@@ -259,6 +262,7 @@ def records(
             tokens=0,
             metrics={"rlmon/health/non_finite": non_finite.get(step, 0.0)},
             blocks=tuple(found),
+            sources={block.source: names[block.source] for block in found},
         )
         for step, found in of_step.items()
     ]

@@ -20,7 +20,7 @@ import numpy as np
 from rlmon.detectors import evidence as ev
 from rlmon.detectors.catalog import DETECTORS, GROUP_BASELINE, VERSION, DetectorSpec
 from rlmon.errors import ConfigError
-from rlmon.keys import source_key
+from rlmon.keys import recorded_source_key
 from rlmon.records import Block, Finding, Severity, StepRecord
 
 MAX_SOURCES = 65
@@ -216,7 +216,7 @@ def seed_baseline(state: DetectorState, blocks: tuple[Block, ...]) -> DetectorSt
 
 def open_tallies(state: DetectorState, source: str) -> frozenset[str]:
     """Statistics of a source whose baseline still takes ``Block.tallies``; of all others they need not be recorded."""
-    name = _slot(state.sources, source_key(source))
+    name = _slot(state.sources, recorded_source_key(source))
     if name not in state.sources:
         return TALLIED
     done = state.arrays.done[0, state.sources.index(name)]
@@ -307,7 +307,7 @@ def state_from_json(data: Mapping[str, Any]) -> DetectorState:
     fresh = start_from(data)
     arrays = {}
     # Before sources were kept by key, they were kept by name.
-    known = {source: source if source == POOL else source_key(source) for source in data.get("sources", ())}
+    known = {source: source if source == POOL else recorded_source_key(source) for source in data.get("sources", ())}
     by_name = {key: source for source, key in known.items() if key != source}
     try:
         for f in dataclasses.fields(ev.Arrays):
@@ -444,7 +444,7 @@ def _named(state: DetectorState, names: Mapping[str, str]) -> DetectorState:
 def _columns(state: DetectorState, blocks: Any) -> tuple[DetectorState, list[tuple[int, ev.Floats, float, float]]]:
     """The blocks as columns, and the state with their sources and with what they bring to open baselines."""
     columns = []
-    keys = {block.source: source_key(block.source) for block in blocks}
+    keys = {block.source: recorded_source_key(block.source) for block in blocks}
     state = _named(state, {key: source for source, key in keys.items() if key != source})
     sources, arrays = list(state.sources), state.arrays
     tallies = {source: dict(of_source) for source, of_source in state.tallies.items()}

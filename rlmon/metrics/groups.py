@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon.keys import KEY_MASK, content_key, source_key, source_label
+from rlmon.keys import KEY_MASK, content_key, recorded_source_key, source_key, source_label
 
 HARD_SOLVE_RATE = 0.125
 """A prompt is (nearly) impossible when its solve rate is credibly below 1/8."""
@@ -434,7 +434,7 @@ class SolveLedger:
         ledger = cls(max_prompts=int(state["max_prompts"]), max_sources=int(state["max_sources"]))
         known = int(state["prompts"])
         # Written before keys were of 48 bits: longer ones, and sources by name.
-        ledger._sources = [source_key(str(name)) for name in state["sources"]]
+        ledger._sources = [recorded_source_key(str(name)) for name in state["sources"]]
         ledger._allocate(max(known, 16))
         for name in ledger._columns():
             values = getattr(ledger, name)

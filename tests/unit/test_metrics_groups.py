@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from rlmon.keys import content_key, recorded_source_key, source_key, source_label
 from rlmon.metrics.groups import STATE_BYTES_PER_PROMPT, SolveLedger, beta_cdf, group_statistics
 from rlmon.metrics.success import TOTAL, Success
 
@@ -114,6 +115,17 @@ def test_a_prompt_that_is_met_under_another_source_stays_with_its_first() -> Non
     for mine, theirs in zip(own, others, strict=True):
         assert mine[0] > 0
         assert theirs.tolist() == [mine[0]] * 2
+
+
+def test_a_source_whose_name_looks_like_a_key_has_a_key_of_its_own() -> None:
+    name = "0123456789ab"
+    assert source_key(name) == source_label(content_key(name)) != name
+    assert recorded_source_key(source_key(name)) == source_key(name)
+    assert recorded_source_key("plums") == source_key("plums")
+    by_name, by_key = SolveLedger(), SolveLedger()
+    by_name.update(["p"], [name], [1.0], step=1)
+    by_key.update(["p"], [content_key(name)], [1.0], step=1)
+    assert by_name.state() == by_key.state()
 
 
 def test_only_a_prompt_with_evidence_is_credibly_hard() -> None:

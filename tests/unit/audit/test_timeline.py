@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rlmon.audit import engine
 from rlmon.audit.partial import BLOCK_STATISTICS, Partial, Settings, partial
 from rlmon.audit.timeline import Timeline, _before, effective, lone_success_weight, ratio, records, timeline
+from rlmon.keys import source_key
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS
 from rlmon.metrics.summary import effective_number, js_distance
@@ -243,7 +244,9 @@ def test_records_carry_blocks_and_scalars() -> None:
     assert folded[4].blocks[0].stats == {"completion_tokens": 90.0}
     assert [record.metrics["rlmon/health/non_finite"] for record in folded] == [0.0, 0.0, 1.0, 0.0, 0.0]
     for record in folded:
+        assert record.sources == {source_key("all"): "all"}
         for block in record.blocks:
+            assert block.source == source_key("all")
             assert all(math.isfinite(value) for value in block.stats.values())
 
 
