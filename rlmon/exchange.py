@@ -7,7 +7,7 @@ is made from it depends on how many ranks there are, or on which of them saw wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ _BYTES_PER_FLOAT = 6
 
 HEAD = np.dtype([(name, "f8") for name in ("completions", "prompts", "tokens", "rounds", "shed", "non_finite")])
 _NAME = np.dtype([("key_plus_one", "f8"), ("text", "f8", (_NAME_BYTES // _BYTES_PER_FLOAT,))])
+_OPINION = np.dtype([(name, "f8") for name in ("folds_plus_one", "state", "definition", "bytes")])
 _POWERS = 256.0 ** np.arange(_BYTES_PER_FLOAT)
 
 
@@ -114,6 +115,42 @@ class Step:
     """Key and name of sources."""
     values: Vector
     votes: Vector
+    scorers: Mapping[int, str]
+    """Names of the functions that rewards of several ranks are of, by ``metrics.success.scorer``."""
+    opinions: Any
+    """What each rank holds a success to be [W]: see ``Opinion``."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What one rank holds a success to be. A rank that missed a round would go on with another than the others."""
+
+    state: bytes
+    definition: bytes
+    folds: int
+    """Rounds that went into it."""
+
+    @property
+    def entry(self) -> tuple[float, ...]:
+        """As a slot of the vector holds it: digests of 48 bits."""
+        digests = (float(content_key(text.decode())) for text in (self.state, self.definition))
+        return (self.folds + 1.0, *digests, float(len(self.state)))
+
+
+def agree(opinions: Any, rank: int, own: bytes, reduce: Callable[[Vector], Vector]) -> bytes | None:
+    """The state that all ranks go on with, where theirs differ: that of the rank that folded most rounds.
+
+    Whether there is a second sum over ranks for it, and how long, follows from ``opinions``, the same on all ranks.
+    """
+    leader = int(np.argmax(opinions["folds_plus_one"]))
+    size = int(opinions["bytes"][leader])
+    given = opinions["folds_plus_one"] > 0  # a rank that could not say what it holds is no reason for a second sum
+    if size == 0 or (opinions["state"][given] == opinions["state"][leader]).all():
+        return None
+    told = np.zeros(-(-size // _BYTES_PER_FLOAT))
+    if rank == leader:
+        told = _packed(own)
+    return _unpacked(reduce(told))[:size]
 
 
 class Exchange:
@@ -136,6 +173,8 @@ class Exchange:
                 ("names", _NAME, (self._own_names * places.world_size,)),
                 ("values", "f8", (values,)),
                 ("votes", "f8", (votes,)),
+                ("scorers", _NAME, (places.world_size,)),
+                ("opinions", _OPINION, (places.world_size,)),
             ]
         )
 
@@ -150,7 +189,9 @@ class Exchange:
         """A share of zeros: what a rank enters that failed."""
         return np.zeros(1, dtype=self._layout)
 
-    def fill(self, share: Any, *, sums: Vector, head: Mapping[str, float], rows: Rows, values: Vector) -> None:
+    def fill(
+        self, share: Any, *, sums: Vector, head: Mapping[str, float], rows: Rows, values: Vector, scorer: str = ""
+    ) -> None:
         """Put this rank's part of a step into ``share``."""
         mine = share[0]
         mine["sums"], mine["values"] = sums, values
@@ -163,6 +204,9 @@ class Exchange:
             mine["names"][begin : begin + self._own_names], self._untold.items(), strict=False
         ):
             slot["key_plus_one"], slot["text"] = key + 1, _as_floats(name)
+        if scorer:
+            slot = mine["scorers"][self.places.rank]
+            slot["key_plus_one"], slot["text"] = content_key(scorer) + 1, _as_floats(scorer)
 
     @staticmethod
     def vector(share: Any) -> Vector:
@@ -189,6 +233,8 @@ class Exchange:
             names={int(slot["key_plus_one"]) - 1: _as_text(slot["text"]) for slot in named},
             values=whole["values"],
             votes=whole["votes"],
+            scorers={int(slot["key_plus_one"]): _as_text(slot["text"]) for slot in whole["scorers"] if slot[0] > 0},
+            opinions=whole["opinions"],
         )
 
     def learn(self, names: Mapping[int, str]) -> dict[str, str]:
@@ -201,10 +247,17 @@ class Exchange:
 
 
 def _as_floats(text: str) -> Vector:
-    data = text.encode("utf-8", "replace")[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0")
-    return np.frombuffer(data, dtype=np.uint8).reshape(-1, _BYTES_PER_FLOAT) @ _POWERS
+    return _packed(text.encode("utf-8", "replace")[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0"))
 
 
 def _as_text(floats: Vector) -> str:
-    data = b"".join(int(value).to_bytes(_BYTES_PER_FLOAT, "little") for value in floats)
-    return data.rstrip(b"\0").decode("utf-8", "ignore")
+    return _unpacked(floats).rstrip(b"\0").decode("utf-8", "ignore")
+
+
+def _packed(data: bytes) -> Vector:
+    whole = data.ljust(-(-len(data) // _BYTES_PER_FLOAT) * _BYTES_PER_FLOAT, b"\0")
+    return np.frombuffer(whole, dtype=np.uint8).reshape(-1, _BYTES_PER_FLOAT) @ _POWERS
+
+
+def _unpacked(floats: Vector) -> bytes:
+    return b"".join(int(value).to_bytes(_BYTES_PER_FLOAT, "little") for value in floats)

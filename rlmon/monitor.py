@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import math
 import secrets
 import sys
@@ -30,12 +31,12 @@ from rlmon import console, detectors
 from rlmon.baseline import Baseline
 from rlmon.config import RLMonConfig
 from rlmon.errors import RLMonError
-from rlmon.exchange import Exchange, Places, Step
+from rlmon.exchange import Exchange, Opinion, Places, Step, agree
 from rlmon.metrics import blocks, moves, rollouts, tokens, values
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import SolveLedger
 from rlmon.metrics.rows import OF_ONE_STEP, ROW, Rows, rows_of
-from rlmon.metrics.success import Deciding, RowSuccess, only_function
+from rlmon.metrics.success import Deciding, RowSuccess, only_function, scorer
 from rlmon.printable import one_line
 from rlmon.records import Action, Block, Fault, Finding, RolloutBatch, RunHeader, Split, StepRecord
 from rlmon.restored import NO_STATE, Restored, detector_state, mapping, policy_change
@@ -195,9 +196,15 @@ class Monitor:
         self._ledger = SolveLedger()
         self._deciding = Deciding.start(self.config.success)
         self._counts_anew = False
-        self._decides_late: str | None = None
-        """Where ranks decide from their exchanged rows: the function that these are of, or the total."""
+        self._folds = 0
+        """Rounds that went into it on this rank."""
+        self._scorer = ""
+        """The function that this rank's rewards are of, where only exchanged rows decide."""
+        self._scorers: Mapping[int, str] = {}
+        """The same of all ranks, as the last step told it."""
         self._newest_late = -1
+        self._told: Opinion | None = None
+        """What this rank entered of it into the exchange last."""
         self._newest_success: tuple[int, Vector] = (-1, np.zeros(0))
         """Round and success of the rows observed last."""
         self._detectors = detectors.start(alpha=self.config.rlmon_alpha, total_steps=total_steps, group_size=group_size)
@@ -487,6 +494,7 @@ class Monitor:
                 if batch.split == "train":
                     self._keep_samples(batch, features, columns)
         rows = rows_of(batch) if rows is None else rows
+        rows["scorer"] = scorer(batch, self.world_size)
         if batch.split == "train":
             self._exchange.meet(batch.source)
             into.rows.append(rows)
@@ -502,17 +510,24 @@ class Monitor:
             before = self._deciding
             self._deciding, found = before.observe(batch, self.world_size)
             if batch.split == "train":
-                self._decides_late = only_function(batch, self.world_size)
+                self._scorer = only_function(batch, self.world_size) or ""
+                self._folds += self._deciding is not before
             if self._deciding.definition != before.definition:
                 self._say_success(batch.step, again=before.decided)
         self._newest_success = batch.round, found.success_B
         return found
 
-    def _decided_late(self, number: int, reward_N: Vector, group_size: int) -> Vector:
-        """Success of a round's rows of all ranks, which were not handed its rewards and decide here, once a round."""
-        before, rewards = self._deciding, {self._decides_late: reward_N} if self._decides_late else {}
+    def _decided_late(self, number: int, group_size: int, reward_N: Vector, scorer_N: NDArray[Any]) -> Vector | None:
+        """Success of a round's rows of all ranks, which were not handed its rewards and decide here, once a round;
+        ``None`` where each rank knew before. From what they exchanged alone: a rank may have no rows of its own."""
+        before = self._deciding
+        name = before.called(scorer_N, self._scorers)
+        if name is None:
+            return None
+        rewards = {name: reward_N} if name else {}
         if number > self._newest_late:
             self._newest_late = number
+            self._folds += 1
             self._deciding = before.with_round(reward_N, rewards, prompts=len(reward_N) / group_size)
             if self._deciding.definition != before.definition:
                 self._say_success(self._step + 1, again=before.decided)
@@ -520,14 +535,35 @@ class Monitor:
 
     def _fill_successes(self, rows: Rows, sums: dict[str, Vector]) -> None:
         """What is known now of the rows of a round, and was not when each rank looked at its own."""
-        if self._decides_late is None:
-            return
         number, group_size = int(rows["round"][0]), int(rows["group_size"][0])
-        success = self._decided_late(number, rows["reward"], group_size)
+        success = self._decided_late(number, group_size, rows["reward"], rows["scorer"])
+        if success is None:
+            return
         won = np.isnan(rows["success"]) & (success == 1.0) & (rows["mode"] >= 0)
         rows["success"] = success
         more = np.bincount(rows["mode"][won].astype(np.int64), minlength=len(self.modes.names))
         sums["mode_count_correct"] = sums["mode_count_correct"] + more
+
+    def _opinion(self) -> Opinion:
+        """What a success is to this rank, to be compared with the others'."""
+        state = {"deciding": self._deciding.to_json(), "folds": self._folds, "newest_late": self._newest_late}
+        definition = json.dumps(self._deciding.definition.to_json())
+        return Opinion(json.dumps(state).encode(), definition.encode(), self._folds)
+
+    def _agree_on_success(self, opinions: Any, own: Opinion | None) -> None:
+        """All ranks go on with one definition, where one of them missed a round that others decided by."""
+        if self._reduce is None:
+            return
+        told = agree(opinions, self.rank, b"" if own is None else own.state, self._reduce)
+        if told is None:
+            return
+        before, state = self._deciding.definition, json.loads(told)
+        self._deciding = Deciding.from_json(state["deciding"])
+        self._folds, self._newest_late = state["folds"], state["newest_late"]
+        if len(set(opinions["definition"][opinions["folds_plus_one"] > 0])) > 1:
+            self._count_anew()
+            if self._deciding.definition != before:
+                self._say_success(self._step + 1, again=False)
 
     def _say_success(self, step: int, *, again: bool) -> None:
         """Into the log and onto the console: what counts as a success from now on."""
@@ -572,8 +608,8 @@ class Monitor:
             if self._deciding.decided and not self._deciding.definition.known:
                 self.steering.rest_without_success(str(self._deciding.definition))
             late = None
-            if self._decides_late is not None and batch is not None:
-                late = functools.partial(self._decided_late, batch.round, group_size=batch.group_size)
+            if batch is not None and self.world_size > 1:
+                late = functools.partial(self._decided_late, batch.round, batch.group_size)
             effect = self.steering.round(batch, rows, features, logp_base_n, success_n, late)
         return effect
 
@@ -825,6 +861,9 @@ class Monitor:
             )
         head, sums = whole.head, self._sums(whole)
         sums["token_non_finite"] = sums["token_non_finite"] + head["non_finite"]
+        self._scorers = whole.scorers or self._scorers
+        with self.guard("metrics.success"):
+            self._agree_on_success(whole.opinions, self._told)
         found: list[Block] = []
         with self.guard("metrics.blocks"):
             found = self._judge_rows(whole.rows, sums)
@@ -901,6 +940,11 @@ class Monitor:
         share = self._exchange.empty()
         with self.guard("collective"):
             share = self._local_vector(local)
+        self._told = None
+        if self.world_size > 1:
+            with self.guard("metrics.success"):
+                self._told = self._opinion()
+                share["opinions"][0, self.rank] = self._told.entry
         share["faults"] = self._faults
         if self.steering is not None:
             share["votes"] = self.steering.vote()
@@ -923,6 +967,7 @@ class Monitor:
             },
             rows=self._take_rows() if local is self._train else np.zeros(0, dtype=ROW),
             values=local.values,
+            scorer=self._scorer,
         )
         return share
 

@@ -26,6 +26,7 @@ from rlmon.interventions.policy import Policy, Rule, parse
 from rlmon.metrics.catalog import METRICS, local_metrics
 from rlmon.metrics.groups import SolveLedger, column
 from rlmon.metrics.rollouts import RowFeatures
+from rlmon.metrics.success import scorer
 from rlmon.records import Action, Finding, RolloutBatch, StepRecord
 from rlmon.restored import Restored, UnreadableError, mapping
 
@@ -33,7 +34,7 @@ ROW_ACTIONS = (ModeMarginal, Quarantine, Winsorise, Defer, Anchor)
 """Actions that look at rows, or change what becomes of them."""
 COLUMNS = (
     "ok", "prompt", "source", "format", "template", "opening", "moves", "answer", "tokens", "numbers", "reward",
-    "advantage", "logp_base", "success",
+    "advantage", "logp_base", "success", "scorer",
 )  # fmt: skip
 """Columns of the matrix that the ranks exchange: 64-bit keys, and floats by their bits."""
 FLOATS = ("tokens", "numbers", "reward", "advantage", "logp_base", "success")
@@ -299,11 +300,11 @@ class Steering:
         features: RowFeatures | None,
         logp_base_n: NDArray[np.float64] | None = None,
         success_n: NDArray[np.float64] | None = None,
-        success_from: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+        success_from: Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64] | None] | None = None,
     ) -> RowEffect | None:
         """What becomes of this rank's ``rows`` rows; ``None`` where they stay as they are. ``success_n``: as
-        ``RoundTable.success_N``, of those rows; ``success_from``: of the rewards of all ranks' rows, where only those
-        say it.
+        ``RoundTable.success_N``, of those rows; ``success_from``: of the rewards and the scorers of all ranks' rows,
+        where only those say it.
 
         Every rank calls this once per training round, whatever failed on it before: it holds a collective.
         """
@@ -314,7 +315,7 @@ class Steering:
         try:
             if batch is None or features is None:
                 raise RuntimeError("the completions of this round could not be measured, so no rule looks at them")
-            matrix = _matrix(batch, features, logp_base_n, success_n)
+            matrix = _matrix(batch, features, logp_base_n, success_n, scorer(batch, self._world_size))
         except Exception as error:
             failure = error
         self._own = matrix[:0] if failure is not None else matrix
@@ -329,8 +330,11 @@ class Steering:
         self.round_size = (len(gathered) // max(1, batch.group_size), len(gathered))
         with self._intact():
             table = _table(gathered, batch)
+            late_N = None
             if success_from is not None:
-                table = dataclasses.replace(table, success_N=success_from(table.reward_N))
+                late_N = success_from(table.reward_N, gathered[:, COLUMNS.index("scorer")])
+            if late_N is not None:
+                table = dataclasses.replace(table, success_N=late_N)
                 known_n = table.success_N[batch.global_row[0] :][:rows]
                 self._own[:, COLUMNS.index("success")] = known_n.view(np.int64)
             self._engine, effect = engine.on_round(self.policy, self._engine, table, self._views(table))
@@ -526,6 +530,7 @@ def _matrix(
     features: RowFeatures,
     logp_base_n: NDArray[np.float64] | None,
     success_n: NDArray[np.float64] | None,
+    scored_by: int = 0,
 ) -> NDArray[np.int64]:
     """This rank's rows as ``COLUMNS``."""
     rows = len(batch)
@@ -551,6 +556,7 @@ def _matrix(
         "advantage": column(batch.advantages, rows),
         "logp_base": unknown if logp_base_n is None else logp_base_n,
         "success": unknown if success_n is None else success_n,
+        "scorer": np.full(rows, scored_by, dtype=np.int64),
     }
     return np.stack(
         [np.ascontiguousarray(columns[name], dtype=np.float64).view(np.int64) if name in FLOATS else columns[name]

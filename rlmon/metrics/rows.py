@@ -35,6 +35,7 @@ ROW = np.dtype(
         ("group_size", "f8"),
         ("prompt", "f8"),
         ("source", "f8"),
+        ("scorer", "f8"),
         ("mode", "f8"),
         ("template", "f8"),
         ("answer", "f8"),
@@ -54,10 +55,11 @@ ROW = np.dtype(
         ("kl_completion_tokens", "f8"),
     ]
 )
-"""One completion. ``present`` is 1; ``fresh``: 1 where it was sampled for this step, and only then the fields up to
-``openers`` mean something. Keys and the mode are -1 and numbers NaN where they are not known. The last five are sums
-over its tokens in this step: those of its first pass, and of a comparison with the base that it is part of (weighted;
-0 where the row was not drawn for it) with its completion tokens."""
+"""One completion. ``present`` is 1; ``scorer`` is ``metrics.success.scorer`` of its batch; ``fresh``: 1 where it was
+sampled for this step, and only then the fields up to ``openers`` mean something. Keys and the mode are -1 and numbers
+NaN where they are not known. The last five are sums over its tokens in this step: those of its first pass, and of a
+comparison with the base that it is part of (weighted; 0 where the row was not drawn for it) with its completion
+tokens."""
 OF_ONE_STEP = ("fresh", "trained_tokens", "entropy_nats", "kl_nats", "kl_tokens", "kl_completion_tokens")
 """Fields that each step begins anew."""
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rlmon.baseline import Baseline
 from rlmon.criterion import Criterion
 from rlmon.errors import ConfigError
+from rlmon.keys import content_key
 from rlmon.metrics.groups import column
 from rlmon.records import RolloutBatch
 
@@ -251,6 +252,22 @@ class Deciding:
         """Whether rewards of a later round may still settle it."""
         return not self._given and (not self.decided or any(len(one.values) < 2 for one in self.seen.values()))
 
+    def called(self, scorer_N: NDArray[Any], names: Mapping[int, str]) -> str | None:
+        """What the totals that several ranks have exchanged are called: a function, ``TOTAL``, or ``None`` where they
+        are not of one function.
+
+        ``scorer_N`` holds ``scorer`` of each row; ``names`` are those of functions by it, as far as all ranks know
+        them. Where totals are of one function, it keeps the name that it was first seen by.
+        """
+        scorers = np.unique(scorer_N)
+        if len(scorers) != 1 or scorers[0] <= 0:
+            return None
+        asked = None if self.criterion is None else self.criterion.function
+        if asked is not None and content_key(asked) + 1 == scorers[0]:
+            return asked
+        name = names.get(int(scorers[0]), TOTAL)
+        return next(iter(self.seen)) if len(self.seen) == 1 and TOTAL in (name, *self.seen) else name
+
     def settled(self) -> Deciding:
         """Decided by what was seen so far, however little."""
         if self._given:
@@ -346,6 +363,12 @@ def only_function(batch: RolloutBatch, world_size: int) -> str | None:
         return None
     weights = batch.reward_weights or {}
     return next((name for name in batch.rewards if weights.get(name, 1.0) == 1.0), TOTAL)
+
+
+def scorer(batch: RolloutBatch, world_size: int) -> int:
+    """``only_function`` as a number that ranks can exchange: 0 for ``None``, else one more than the key of the name."""
+    name = only_function(batch, world_size)
+    return 0 if name is None else content_key(name) + 1
 
 
 def _rows(reward: Column | None, rewards: Mapping[str, Column]) -> int:

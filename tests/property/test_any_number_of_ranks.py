@@ -7,20 +7,21 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import steered
-from simulated_ranks import Run, round_of
+from simulated_ranks import Collectives, Run, round_of
 
 import rlmon
 from rlmon import exchange
 from rlmon.keys import KEY_MASK, source_key
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.groups import SolveLedger
-from rlmon.records import StepRecord
+from rlmon.records import RolloutBatch, StepRecord
 from rlmon.steering import load_policy
 
 LOCAL = {metric.name for metric in METRICS if metric.kind == "local"}
@@ -199,6 +200,94 @@ def test_more_rows_than_enter_are_chosen_alike(tmp_path: Path, monkeypatch: pyte
         assert sum(block.completions for block in record.blocks if "mode_collision" in block.stats) == 64
         assert record.completions == 128
         assert not record.faults
+
+
+def by_hand(world: int, folder: Path, change: Any, steps: int = 5, **config: Any) -> list[tuple[Any, list[Any]]]:
+    """Monitor and records of ranks of 16 rows; ``change(rank, step, columns)`` gives the columns of a rank's batch, or
+    ``None`` where it fails to observe."""
+    collectives = Collectives(world)
+
+    def one(rank: int) -> tuple[Any, list[Any]]:
+        monitor = rlmon.Monitor(
+            rlmon.RLMonConfig(rlmon_console=False, **config),
+            directory=folder, group_size=4, rank=rank, world_size=world, **collectives.of(rank),
+        )  # fmt: skip
+        records = []
+        for step in range(steps):
+            reward = (np.random.default_rng(step).random(16 * world) < 0.4).astype(float).tolist()
+            columns = change(rank, step, {"global_row": list(range(16 * rank, 16 * rank + 16)), "reward": reward})
+            if columns is not None:
+                mine = columns["global_row"]
+                fixed = {
+                    "round": step, "split": "train", "step": step + 1, "group_size": 4,
+                    "prompt_id": [f"p{i // 4}-{step}" for i in mine], "source": ["s"] * len(mine),
+                    "prompts": ["q"] * len(mine), "completions": [f"a {reward[i]}" for i in mine],
+                    "rewards": {"acc": [columns["reward"][i] for i in mine]} if mine else {},
+                }  # fmt: skip
+                own = {"reward": [columns["reward"][i] for i in mine]}
+                monitor.observe(RolloutBatch(**(fixed | columns | own)))
+            records.append(monitor.end_step(step + 1))
+        monitor.close()
+        return monitor, records
+
+    with ThreadPoolExecutor(world) as pool:
+        return [done.result() for done in [pool.submit(one, rank) for rank in range(world)]]
+
+
+def assert_ranks_agree(ranks: Sequence[tuple[Any, list[Any]]]) -> None:
+    (first, records), *others = ranks
+    for monitor, mine in others:
+        for record, expected in zip(mine, records, strict=True):
+            assert record.blocks == expected.blocks
+            for kind in ("metrics", "missing"):
+                one, other = (
+                    {name: value for name, value in getattr(at, kind).items() if name not in LOCAL}
+                    for at in (record, expected)
+                )
+                assert one == other
+        assert monitor.shared_state() == first.shared_state()
+
+
+@pytest.mark.parametrize("success", [None, "acc", "acc>0.5", "ac"])
+@pytest.mark.parametrize("without", [0, 1])
+def test_a_rank_without_rows_decides_what_the_others_do(tmp_path: Path, success: Any, without: int) -> None:
+    def change(rank: int, step: int, columns: Any) -> Any:
+        if rank != without:
+            return columns
+        return None if step % 3 == 1 else columns | {"global_row": []}
+
+    ranks = by_hand(2, tmp_path, change, rlmon_success=success)
+    assert_ranks_agree(ranks)
+    (monitor, records), _ = ranks
+    says = str(monitor._deciding.definition)
+    if success == "ac":
+        assert "Did you mean acc?" in says
+    else:
+        assert says == "acc above 0.5"
+        assert records[-1].metrics["rlmon/group/hard_share"] is not None
+    assert not any(record.faults for record in records)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("kind", ["plain", "graded", "penalty"])
+@pytest.mark.parametrize("failing", [(0, 0), (1, 3)])
+def test_a_rank_that_missed_a_round_goes_on_with_the_definition_of_the_others(
+    tmp_path: Path, failing: tuple[int, int], kind: str, whole: bool
+) -> None:
+    """A rank that fails to observe a round has not seen what the others decided by: it takes theirs."""
+
+    def change(rank: int, step: int, columns: Any) -> Any:
+        if (rank, step) == failing:
+            return None
+        reward = columns["reward"]
+        if kind == "graded":  # {0, .2} at first, more values later
+            reward = [0.2 * value + 0.1 * (step > 0) for value in reward]
+        if kind == "penalty":  # a goal that was never met, until the round that one rank misses shows another value
+            reward = [-0.4 * value if step >= 3 else 0.0 for value in reward]
+        rounds = {"round_reward": reward, "round_rewards": {"acc": [0.0] * 16 + [1.0] * 16, "b": reward}}
+        return columns | {"reward": reward} | (rounds if whole else {})
+
+    assert_ranks_agree(by_hand(2, tmp_path, change))
 
 
 def as_version_1(state: Mapping[str, Any], layout: Any, prompts: Sequence[str], names: Sequence[str]) -> Any:
