@@ -109,7 +109,7 @@ def check_that_a_round_that_one_rank_cannot_read_is_left_alone(out: Path) -> Non
     first, second = ranks(out, "batch")
     assert first["step"] == 14
     assert first["off"] is second["off"] is None
-    assert second["faults"] == {"capture.rollouts": 1, "runlog.rollouts": 1}, "its rows are counted as shed"
+    assert second["faults"]["capture.rollouts"] == second["faults"]["runlog.rollouts"] == 1, "and its rows are shed"
     check_that_hold_is_at_work(first)
 
 

@@ -74,7 +74,7 @@ def raises_a_knob(self: Any, value: float) -> bool:
     return value > 0.0
 
 
-def is_fifth_round(self: Any, split: Any, number: int, *args: Any) -> bool:
+def is_fifth_round(self: Any, monitor: Any, split: Any, number: int, *args: Any) -> bool:
     return number == 4
 
 
