@@ -933,7 +933,7 @@ class Monitor:
         return record
 
     def _over_ranks(self, local: _Accumulated) -> Step:
-        """What all ranks saw: the one collective of a step.
+        """What all ranks saw: the collective of a step (``agree`` adds a second where these opinions differ).
 
         A rank whose own share cannot be made enters with zeros and its fault, so that no rank waits for it.
         """

@@ -497,7 +497,7 @@ def _generations(args: Any) -> dict[str, Any]:
 
 
 def _reducer(trainer: Any) -> Any:
-    """Sum of a float64 vector over ranks: the one collective of a step."""
+    """Sum of a float64 vector over ranks: what a step's exchange is made of."""
     accelerator = trainer.accelerator
     if accelerator.num_processes == 1:
         return None
