@@ -13,15 +13,15 @@ import numpy as np
 import pyarrow as pa
 
 from rlmon.acts import ROW_KNOBS, Act, fold
+from rlmon.audit import verdict
 from rlmon.audit.case import Case
 from rlmon.audit.checks import Judged, prompt_halves
 from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.result import Audit, Check, Event, Example, Heat, HeatRow, MetricSummary, ModeStory, RunFacts, Verdict
 from rlmon.audit.timeline import ratio
-from rlmon.detectors import DETECTORS
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, beta_cdf
-from rlmon.records import SEVERITIES, verdict
+from rlmon.records import SEVERITIES
 
 MAX_SAMPLES = 500
 HEAT_BINS = 64
@@ -37,7 +37,7 @@ def tell(case: Case, judged: Judged, source: str, timing: Mapping[str, float]) -
     samples = _Samples(case)
     stories = _mode_stories(case, judged.checks, samples)
     checks = _with_examples(judged.checks, stories)
-    reached = _verdict(checks)
+    reached = verdict.reached(checks)
     steps = case.line.steps
     series = {name: _values(values) for name, values in sorted(case.line.series.items())}
     if judged.wording is not None:
@@ -68,21 +68,6 @@ def tell(case: Case, judged: Judged, source: str, timing: Mapping[str, float]) -
 
 def _values(values: Floats) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
-
-
-_WITHOUT_A_BASE = frozenset(spec.id for spec in DETECTORS if spec.rule in ("absolute", "immediate"))
-
-
-def _verdict(checks: Sequence[Check]) -> Verdict:
-    """FAIL or WARN where a check says so, never a note; a pass needs a check that compared the run with its base, which
-    two rows do not allow."""
-    worst = verdict(check.status for check in checks)
-    if worst != "pass":
-        return worst
-    compared = any(
-        check.status == "pass" and check.method != "exact" and check.id not in _WITHOUT_A_BASE for check in checks
-    )
-    return "pass" if compared else "insufficient"
 
 
 def _headline(reached: Verdict, checks: Sequence[Check], case: Case) -> str:

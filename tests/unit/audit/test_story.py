@@ -12,7 +12,7 @@ import pytest
 from audit_rows import audited, chance, check, draw, in_mode, mixed, opened, table, told
 
 from rlmon.audit import story
-from rlmon.audit.result import Audit, Check
+from rlmon.audit.result import Audit
 
 
 def dying(t: float) -> tuple[float, ...]:
@@ -27,32 +27,7 @@ def changed() -> Audit:
     return audited(draw(2, steps=40, write=mixed(dying), prompts=16))
 
 
-# --- verdict ------------------------------------------------------------------------------------------------------
-
-
-def a_check(status: Any, method: Any = "hindsight", check_id: str = "x") -> Check:
-    return Check(id=check_id, title="?", status=status, method=method, message="")
-
-
-@pytest.mark.parametrize(
-    ("checks", "verdict"),
-    [
-        ([a_check("pass"), a_check("fail"), a_check("warn")], "fail"),
-        ([a_check("pass"), a_check("warn")], "warn"),
-        ([a_check("pass"), a_check("skip"), a_check("error")], "pass"),
-        ([a_check("skip")], "insufficient"),
-        # That all rows were read says nothing of the run; that they were not does.
-        ([a_check("pass", "exact"), a_check("skip")], "insufficient"),
-        ([a_check("warn", "exact"), a_check("skip")], "warn"),
-        # A line that needs no base can be held by a single step; that is no verdict on a run.
-        ([a_check("pass", "fold", "silent-groups-bad"), a_check("skip")], "insufficient"),
-        ([a_check("pass", "fold", "format-collapse"), a_check("skip")], "pass"),
-        ([a_check("warn", "fold", "silent-groups-bad"), a_check("skip")], "warn"),
-        ([], "insufficient"),
-    ],
-)
-def test_verdict(checks: list[Check], verdict: str) -> None:
-    assert story._verdict(checks) == verdict
+# --- headline -----------------------------------------------------------------------------------------------------
 
 
 def test_the_headline_names_the_worst_check_and_when_it_began(changed: Audit) -> None:
