@@ -24,6 +24,7 @@ FOLDED_SCALARS = {
     "rlmon/health/length_mean": "completion_tokens",
 }
 """Trainer's scalars that stand in for a statistic that rows do not give."""
+SMOOTHING_STEPS = 5
 _PAIR_SERIES = ("mode", "mode_correct", "template", "answer")
 
 
@@ -47,6 +48,14 @@ def ratio(top: Floats, bottom: Floats) -> Floats:
     """``top / bottom`` with NaN where there is nothing to divide by."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(bottom > 0, top / bottom, np.nan)
+
+
+def trailing_mean(values: Floats, window: int) -> Floats:
+    """Mean of each value and the ``window - 1`` before it (fewer at the start)."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, values.size + 1)
+    begins = np.maximum(0, ends - window)
+    return np.asarray((sums[ends] - sums[begins]) / (ends - begins), dtype=np.float64)
 
 
 def effective(counts_SM: NDArray[np.float64]) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -211,7 +212,7 @@ def test_what_goes_wrong_is_told_and_the_twin_passes(check_id: str, status: str,
 
 def test_every_check_of_rows_is_shown_to_fire() -> None:
     fired = {check_id for name in RUNS for check_id in spoken(audit_of(name))}
-    assert {check_id for check_id, _, _ in checks.HINDSIGHT} <= fired
+    assert {asked.id for asked in checks.HINDSIGHT} <= fired
 
 
 def test_a_healthy_run_passes_and_skips_say_why() -> None:
@@ -257,12 +258,11 @@ def test_logged_entropy_that_falls_warns_and_fails_only_with_a_second_signal() -
 
 
 def test_a_check_that_raises_is_an_error_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(check_id: str, title: str, ends: Any) -> Any:
+    def broken(ask: Any, ends: Any) -> Any:
         raise ZeroDivisionError("<b>on purpose</b>")
 
     replaced = tuple(
-        (check_id, title, broken if check_id == "shortcut" else function)
-        for check_id, title, function in checks.HINDSIGHT
+        dataclasses.replace(asked, judge=broken) if asked.id == "shortcut" else asked for asked in checks.HINDSIGHT
     )
     before = audit_of("healthy")
     monkeypatch.setattr(checks, "HINDSIGHT", replaced)
@@ -394,9 +394,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_success(n: int, data: st.DataO
     c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
     # C(n - c, k) of the C(n, k) subsets hold no success.
     expected = 1.0 - math.comb(n - c, k) / math.comb(n, k)
-    found = checks.pass_at_k(np.array([float(n)]), np.array([float(c)]), k)
+    found = checks.pass_at_k_of(np.array([float(n)]), np.array([float(c)]), k)
     assert found[0] == pytest.approx(expected, abs=1e-12)
-    assert math.isnan(checks.pass_at_k(np.array([float(n)]), np.array([float(c)]), n + 1)[0])
+    assert math.isnan(checks.pass_at_k_of(np.array([float(n)]), np.array([float(c)]), n + 1)[0])
 
 
 @given(st.integers(1, 500), st.data())

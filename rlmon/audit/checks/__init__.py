@@ -1,0 +1,110 @@
+"""What is asked of a run. Each check is a ``Question``; together the checks share one error rate.
+
+Two families. *Folds* are the detectors: they looked at every step and bring their own false-alarm rate. *Hindsight*
+checks look once, at the two ends of the run, with intervals whose error is shared out evenly over all of them
+(Bonferroni). Both test "not damaged" rather than "unchanged": a check speaks only where the whole interval lies past
+its line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlmon.audit.case import Case
+from rlmon.audit.checks.diversity import (
+    answer_diversity,
+    correct_diversity,
+    near_duplicates,
+    sentence_openings,
+    word_diversity,
+)
+from rlmon.audit.checks.folds import FOLDS, onset
+from rlmon.audit.checks.formats import format_winner, mode_extinction
+from rlmon.audit.checks.length import length_growth, truncation
+from rlmon.audit.checks.log import monitor_faults, replay, rows_complete
+from rlmon.audit.checks.question import Core, Ends, Question
+from rlmon.audit.checks.solving import (
+    eval_gap,
+    forgotten_prompts,
+    impossible_prompts,
+    pass_at_k,
+    pass_at_k_of,
+    prompt_halves,
+    shortcut,
+    wilson,
+)
+from rlmon.audit.contrast import Contrast
+from rlmon.audit.result import Check
+from rlmon.audit.timeline import trailing_mean
+from rlmon.audit.wording import Wording, usable, wording
+from rlmon.records import WORST_FIRST
+
+__all__ = [
+    "ABOUT_ROWS", "ABOUT_THE_MONITOR", "FOLDS", "HINDSIGHT", "HINDSIGHT_ALPHA", "Core", "Judged", "Question", "judge",
+    "onset", "pass_at_k_of", "prompt_halves", "questions", "trailing_mean", "wilson",
+]  # fmt: skip
+
+HINDSIGHT_ALPHA = 0.01
+"""Chance of any false FAIL or WARN among all hindsight checks."""
+HINDSIGHT: tuple[Question, ...] = (
+    mode_extinction,
+    format_winner,
+    correct_diversity,
+    answer_diversity,
+    near_duplicates,
+    word_diversity,
+    sentence_openings,
+    pass_at_k,
+    shortcut,
+    forgotten_prompts,
+    impossible_prompts,
+    truncation,
+    length_growth,
+    eval_gap,
+)
+"""Their number shares out the error rate."""
+ABOUT_ROWS: tuple[Question, ...] = (rows_complete,)
+ABOUT_THE_MONITOR: tuple[Question, ...] = (replay, monitor_faults)
+"""Only an rlmon log allows these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The checks and what they were computed from."""
+
+    checks: Sequence[Check]
+    wording: Wording | None
+    correction: str
+
+
+def questions(case: Case) -> tuple[Question, ...]:
+    """Everything that is asked of this run."""
+    return FOLDS + HINDSIGHT + ABOUT_ROWS + (() if case.fold.live is None else ABOUT_THE_MONITOR)
+
+
+def judge(case: Case) -> Judged:
+    """Every check of the run, worst first. A check that fails itself is an ERROR and the others go on."""
+    alpha = HINDSIGHT_ALPHA / len(HINDSIGHT)
+    groups, is_base, is_last = case.ends()
+    contrast = Contrast(groups["prompt"], is_base, is_last, alpha) if is_base.any() and is_last.any() else None
+    texts = usable(case.counted.samples)
+    words = None
+    if texts is not None:
+        base = usable(case.base.samples) if case.base is not None else None
+        words = wording(texts, base, case.line.steps, case.windows, alpha)
+    ends = Ends(case=case, groups=groups, contrast=contrast, wording=words, alpha=alpha)
+    found = [asked.ask(ends) for asked in questions(case)]
+    found.sort(key=lambda check: WORST_FIRST.index(check.status))
+    return Judged(checks=found, wording=words, correction=_correction(case, alpha))
+
+
+def _correction(case: Case, alpha: float) -> str:
+    return (
+        f"Detectors looked at {case.fold.looks} steps each; theirs is a betting e-process at level "
+        f"{case.fold.alpha:g} over all looks, split over the detectors: measured, not proved, at most that share of "
+        "runs has a false FAIL while it stays at .8 of its base or above. "
+        f"The {len(HINDSIGHT)} hindsight checks look once; their intervals have level "
+        f"{1 - alpha:.3%} each, so that the chance of any false FAIL, WARN or NOTE among them is at most "
+        f"{HINDSIGHT_ALPHA:g} (Bonferroni), as far as a bootstrap over prompts holds its level."
+    )

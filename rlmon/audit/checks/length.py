@@ -1,0 +1,50 @@
+"""Do completions keep their length and end by themselves?"""
+
+from __future__ import annotations
+
+from rlmon.audit.checks.question import Ends, Question, between, question, sizes
+from rlmon.audit.result import Check
+from rlmon.records import Status
+
+
+@question("truncation", "Do completions end by themselves?", core="length")
+def truncation(ask: Question, ends: Ends) -> Check:
+    name = "rlmon/health/truncated"
+    if ends.case.series(name) is None or ends.case.windows is None:
+        reason = ends.case.run.lacks.get("truncation", "truncation was not logged")
+        return ask.skip(reason)
+    base, last = ends.case.base_mean(name), ends.case.last_mean(name)
+    if base is None or last is None:
+        return ask.skip("truncation was logged at one end of the run only")
+    status: Status = "pass"
+    if last - base > 0.1:
+        status = "fail" if last > 0.5 else "warn" if last > 0.25 else "pass"
+    return ask.says(
+        status=status, metric="rlmon/health/truncated", unit="share",
+        value=last, baseline=base, threshold=0.5 if status == "fail" else 0.25,
+        message=f"cut off by the token limit: {base:.3f} -> {last:.3f} of all completions",
+        advice="" if status == "pass" else "Raise max_completion_length, or set mask_truncated_completions=True; look "
+        "whether longer completions earn more for a reason.",
+    )  # fmt: skip
+
+
+@question("length-growth", "Do completions keep from swelling?", core="length", needs=("completions",))
+def length_growth(ask: Question, ends: Ends) -> Check:
+    assert ends.contrast is not None
+    tokens = ends.groups["tokens_known"].sum() > 0
+    length, unit = ("tokens", "tokens") if tokens else ("characters", "characters")
+    rows = ends.groups["tokens_known" if tokens else "rows"]
+    found = ends.contrast.ratio(ends.groups[length], rows)
+    if found is None or found.base <= 0:
+        return ask.skip("the length of the completions is not known")
+    # Longer chains are how reasoning grows: what is lost by them (cut off, repeated, wrong) has checks of its own.
+    status: Status = "note" if found.low > 2.0 * found.base else "pass"
+    return ask.says(
+        status=status, metric=f"completion {unit}", unit=unit,
+        value=found.last, baseline=found.base, threshold=3.0 * found.base,
+        interval=(found.base + found.low, found.base + found.high), message=between(found, f" {unit}")
+        + ("" if status == "pass" else f": each one costs {found.last / found.base:.1f} times as much"),
+        evidence=sizes(found),
+        advice="" if status == "pass" else "Longer may be better or only longer: compare reward by length; "
+        'loss_type="dr_grpo" removes the length bias.',
+    )  # fmt: skip

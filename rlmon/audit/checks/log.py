@@ -1,0 +1,75 @@
+"""Can what was read be trusted? These count; nothing is estimated."""
+
+from __future__ import annotations
+
+from rlmon.audit.checks.question import Ends, Question, question
+from rlmon.audit.result import Check
+
+
+@question("rows-complete", "Were all rows read?", method="exact")
+def rows_complete(ask: Question, ends: Ends) -> Check:
+    case = ends.case
+    counted = case.counted
+    if not case.run.shards:
+        return ask.says(
+        status="skip", message="there are no rows",
+            reason=case.run.lacks.get("completions", "the source holds no completions"),
+        )  # fmt: skip
+    shed = 0 if case.fold.live is None else case.fold.live.shed_rows
+    torn = 0 if case.fold.live is None else case.fold.live.torn_lines
+    wrong = counted.damaged + len(counted.unreadable) + shed + torn
+    parts = [f"{counted.rows} rows read"]
+    for count, what in (
+        (counted.duplicates, "written again by the tool and passed over"),
+        (counted.damaged, "damaged"),
+        (len(counted.unreadable), "files unreadable"),
+        (shed, "shed by the monitor"),
+        (torn, "torn lines"),
+    ):
+        if count:
+            parts.append(f"{count} {what}")
+    return ask.says(
+        status="warn" if wrong else "pass", metric="rows lost", unit="rows",
+        value=float(counted.damaged + shed), baseline=0.0, threshold=0.0, message=", ".join(parts),
+        evidence={"unreadable": {name[:200]: why[:300] for name, why in sorted(counted.unreadable.items())[:20]}},
+        advice="Copy the files again; a tool that writes without a rename leaves a torn file when it is killed."
+        if wrong else "",
+    )  # fmt: skip
+
+
+@question("replay", "Does the log agree with itself?", method="exact")
+def replay(ask: Question, ends: Ends) -> Check:
+    case = ends.case
+    live = case.fold.live
+    assert live is not None
+    if live.judged_anew is not None and not live.differences:
+        said = ", ".join(f"{f.detector} {f.severity.upper()} at step {f.step}" for f in live.findings[:8])
+        more = f" and {len(live.findings) - 8} more" if len(live.findings) > 8 else ""
+        return ask.says(
+        status="skip", message="judged anew, so not compared",
+            reason="judged anew here, which cannot be compared with what the run said then "
+            f"({said or 'nothing'}{more}). {live.judged_anew}",
+        )  # fmt: skip
+    return ask.says(
+        status="warn" if live.differences else "pass", metric="differences", unit="count",
+        value=float(len(live.differences)), baseline=0.0, threshold=0.0,
+        message="; ".join(live.differences[:3]) if live.differences else
+        f"folding {case.fold.looks} records gives the {len(live.findings)} live findings, step for step",
+        evidence={"differences": list(live.differences[:50])},
+        advice="The log was changed after the run, or written by another version of rlmon." if live.differences else "",
+    )  # fmt: skip
+
+
+@question("monitor-faults", "Did the monitor itself work?", method="exact")
+def monitor_faults(ask: Question, ends: Ends) -> Check:
+    case = ends.case
+    live = case.fold.live
+    assert live is not None
+    places = sorted({fault.place for fault in live.faults})
+    return ask.says(
+        status="warn" if places else "pass", metric="places that failed", unit="count",
+        value=float(len(places)), baseline=0.0, threshold=0.0,
+        message=f"failed in {', '.join(places)}" if places else "no fault was recorded",
+        evidence={"places": places}, advice="See events.jsonl for the errors; metrics of those steps are null."
+        if places else "",
+    )  # fmt: skip
