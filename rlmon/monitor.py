@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from rlmon import console, detectors
 from rlmon.baseline import Baseline
 from rlmon.config import RLMonConfig
-from rlmon.errors import RLMonError
+from rlmon.errors import RLMonError, RunLogError
 from rlmon.exchange import Exchange, Opinion, Places, Step, agree
 from rlmon.metrics import blocks, moves, rollouts, tokens, values
 from rlmon.metrics.formats import ModeSet
@@ -313,6 +313,9 @@ class Monitor:
                 news = (writer.header, writer.secret, settings["resume"], None)
             except RLMonError as error:
                 news = (header, b"", False, error)
+            except Exception as error:  # whatever it is, the others wait for what rank 0 says
+                failed = RunLogError(f"the log in {self.log_dir} could not be opened: {type(error).__name__}: {error}")
+                news = (header, b"", False, failed)
         header, secret, settings["resume"], failure = share(news)
         if failure is not None:
             raise failure

@@ -381,8 +381,8 @@ class RLMon(TrainerCallback):
             control.should_training_stop = control.should_save = True
             return
         self.roll_back_to = helm.mark_return()
-        if self.roll_back_to is None:  # rotated away since (save_total_limit)
-            monitor.steering.fail(RollBack, "the checkpoint to return to is gone")
+        if self.roll_back_to is None:  # rotated away since (save_total_limit), or on a disk that is full
+            monitor.steering.fail(RollBack, "the checkpoint to return to is gone or cannot be written to")
             helm.ends = None
             return
         control.should_training_stop, control.should_save = True, False

@@ -218,21 +218,26 @@ class Helm:
         monitor.note(f"Rolled back by {rule} ({reason}); beta is {self._knobs.values()['beta']}.")
 
     def mark_return(self) -> Path | None:
-        """The checkpoint to go on from, marked so that the run comes back to it once only."""
+        """The checkpoint to go on from, marked so that the run comes back to it once only, the same on all ranks.
+
+        ``None`` where there is none any more, or it cannot be written to.
+        """
         assert self.ends is not None
-        checkpoint = self._checkpoint_before(self.ends.step)
-        if checkpoint is None:
-            return None
-        if self.trainer.accelerator.is_main_process:
+        checkpoint: Path | None = None
+        # Rank 0 looks and marks for all: a rank that saw other folders would train on while the others stop.
+        if self.trainer.accelerator.is_main_process and (found := self._checkpoint_before(self.ends.step)) is not None:
             settings = self.policy.rule(self.ends.rule).action
             marked = {"rule": self.ends.rule, "reason": self.ends.reason, "beta": getattr(settings, "beta", None)}
-            folder = checkpoint / STATE_FOLDER
-            folder.mkdir(exist_ok=True)
-            write_json(folder / ROLLED_BACK, marked)
-        return checkpoint
+            with contextlib.suppress(OSError):
+                folder = found / STATE_FOLDER
+                folder.mkdir(exist_ok=True)
+                write_json(folder / ROLLED_BACK, marked)
+                checkpoint = found
+        found_by_all: Path | None = of_rank_0(checkpoint, self.trainer)
+        return found_by_all
 
     def _checkpoint_before(self, step: int) -> Path | None:
-        """The last checkpoint from before ``step``; every rank sees the same folders (a shared file system)."""
+        """The last checkpoint from before ``step``, as this process sees the folders."""
         run_dir = Path(self.trainer._get_output_dir(trial=None))
         steps = [
             int(path.name.rpartition("-")[2])

@@ -13,13 +13,15 @@ import tiny
 import rlmon
 from rlmon import steering
 from rlmon.interventions import engine
+from rlmon.interventions.actions import RollBack
 from rlmon.records import Action
 from rlmon.runlog import RunLogWriter
 from rlmon.trl import RLMon, helm
 from rlmon.trl.anchor import AnchorStore
 from rlmon.trl.capture import Capture
+from rlmon.trl.checkpoint import write_json
 from rlmon.trl.draws import Draws
-from rlmon.trl.helm import Helm
+from rlmon.trl.helm import ROLLED_BACK, Helm
 from rlmon.trl.knobs import Knobs
 
 pytestmark = pytest.mark.trl
@@ -163,18 +165,40 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_rules(run: Any) -> None:
     assert trained.beta > 0.0
 
 
-def test_a_checkpoint_that_was_rotated_away_is_not_returned_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Helm, "mark_return", lambda self: None)
+def _mark_cannot_be_written(path: Path, data: Any) -> None:
+    if path.name == ROLLED_BACK:
+        raise OSError("no space left on device")
+    write_json(path, data)
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [("_checkpoint_before", lambda self, step: None), ("write_json", _mark_cannot_be_written)],
+    ids=["rotated away", "disk full"],
+)
+def test_a_checkpoint_that_cannot_be_returned_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, broken: Any
+) -> None:
+    """It was there when the rule acted, and is not any more (or cannot be marked) when all ranks are to go back."""
+    found, apply = Helm._checkpoint_before, Helm.apply
+
+    def apply_and_break(self: Helm, action: Action, settings: Any) -> None:
+        apply(self, action, settings)
+        if isinstance(settings, RollBack):
+            monkeypatch.setattr(Helm if hasattr(Helm, name) else helm, name, broken)
+
+    monkeypatch.setattr(Helm, "apply", apply_and_break)
     policy = {"rules": {"back": {"when": steered.above("rlmon/intervention/entropy_coef", 0.03), "do": "roll_back"}}}
     policy["rules"]["clock"] = steered.CONTINUING["spread"]
     trained = tiny.trainer(tmp_path / "run", max_steps=STEPS + 3, save_strategy="steps", save_steps=2)
     callback = RLMon(trained, steered.config(policy))
     trained.train()
+    assert found(callback._capture.helm, STEPS + 3) is not None
     assert trained.state.global_step == STEPS + 3
     assert callback.roll_back_to is None
     told = [action for action in steered.actions(tmp_path / "run") if action.rule == "back"]
     assert [action.phase for action in told] == ["decided", "applied", "failed"]
-    assert told[-1].reason.endswith("the checkpoint to return to is gone")
+    assert told[-1].reason.endswith("the checkpoint to return to is gone or cannot be written to")
 
 
 def test_the_user_s_own_error_passes_through(tmp_path: Path) -> None:

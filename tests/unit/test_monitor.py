@@ -14,9 +14,11 @@ from page_parts import data_of
 from rich.console import Console
 
 import rlmon
+from rlmon import monitor as monitor_module
+from rlmon.errors import RunLogError
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.values import VALUE_SUMS
-from rlmon.monitor import StrictError
+from rlmon.monitor import Monitor, StrictError
 from rlmon.records import Action, RolloutBatch
 from rlmon.report.watch import View, frame
 from rlmon.steering import load_policy
@@ -314,3 +316,23 @@ def test_the_screens_show_the_critic(tmp_path: Path) -> None:
     assert [title for title in titles if title.startswith("Critic: ")] == [
         "Critic: explained variance", "Critic: value loss", "Critic: values and returns", "Critic: advantages",
     ]  # fmt: skip
+
+
+def test_a_log_that_rank_0_cannot_open_is_refused_on_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever failed there: the others wait for what rank 0 shares."""
+    news: list[Any] = []
+
+    def damaged(*_: Any) -> int:
+        raise ValueError("not what a header is")
+
+    def monitor_of(rank: int, share: Any) -> Monitor:
+        return Monitor(
+            directory=tmp_path / "run", group_size=4, world_size=2, rank=rank, reduce=lambda vector: vector, share=share
+        )
+
+    with monkeypatch.context() as broken:
+        broken.setattr(monitor_module, "next_attempt", damaged)
+        with pytest.raises(RunLogError, match="could not be opened: ValueError: not what a header is"):
+            monitor_of(0, lambda value: news.append(value) or value)
+    with pytest.raises(RunLogError, match="could not be opened"):
+        monitor_of(1, lambda _: news[0])
