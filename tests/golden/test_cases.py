@@ -113,7 +113,6 @@ def test_history_of_wandb_as_csv() -> None:
     assert re.search(r"reward.*(fell|lost|falling|lower)", alarms(found))
 
 
-@pending(reason="not said yet")
 def test_messages_as_json_strings() -> None:
     found = told("messages-as-json-string")
     assert check(found, "format-collapse").status == "fail"

@@ -14,9 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rlmon.audit.readers.messages import BEGINS, SPOKEN, written
+from rlmon.audit.readers.messages import rendered as rendered
+from rlmon.audit.readers.parsing import loads as loads
 from rlmon.audit.run import ROWS
 from rlmon.errors import ReadError
-from rlmon.metrics.prompts import prompt_identity, render_completion, render_prompt
+from rlmon.metrics.prompts import prompt_identity
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError, RecursionError)
 """What pyarrow, json and the file system raise for content that cannot be read."""
@@ -25,8 +28,6 @@ EXPANDED_BYTES = 1 << 30
 VALUES = 50_000_000
 """Values of one column that are read at once, at most."""
 LABEL_CHARACTERS = 80
-PARSED_BYTES = 512 << 20
-"""What one JSON value takes in memory, at most, by an estimate that errs upwards."""
 
 
 def inside(root: Path, path: Path) -> bool:
@@ -117,14 +118,6 @@ def _read_carefully(path: Path, file: pq.ParquetFile, groups: list[int], columns
     return pa.Table.from_batches(batches, schema=None if batches else pa.schema(list(kinds.items())))
 
 
-def loads(text: str, **options: Any) -> Any:
-    """``json.loads``. Raises ``ReadError`` for a value that might take more than ``PARSED_BYTES``: an object of eight
-    characters is kept in 250 bytes, so a file within all other limits could fill the memory thirty times over."""
-    if 256 * text.count("{") + 96 * text.count("[") + 64 * text.count(",") > PARSED_BYTES:
-        raise ReadError("has too many objects in one JSON value; write a JSON object a line (.jsonl)")
-    return json.loads(text, **options)
-
-
 def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """The column in one piece, dictionaries resolved."""
     if isinstance(column, pa.ChunkedArray):
@@ -135,21 +128,37 @@ def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def text_column(column: pa.ChunkedArray | pa.Array, *, completion: bool = False) -> pa.Array:
-    """Prompts or completions as strings; conversations rendered, whatever cannot be one as JSON."""
+    """Prompts or completions as strings; conversations rendered, whatever cannot be one as JSON.
+
+    Conversations may have been written out: messages in the strings are decoded before anything reads a format there.
+    """
     column = flat(column)
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return _valid(column.cast(pa.string()))
+        return written_out(_valid(column.cast(pa.string())), completion=completion)
     if pa.types.is_null(kind):
         return column.cast(pa.string())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return _valid(column)
+        return written_out(_valid(column), completion=completion)
     if pa.types.is_primitive(kind):
         return column.cast(pa.string())
     quick = _conversations(column, completion)
     if quick is not None:
         return quick
-    return strings([rendered(value, completion=completion) for value in column.to_pylist()])
+    # Parquet gives every message the fields of all of them: those that it does not have are null.
+    return strings([rendered(without_nulls(value), completion=completion) for value in column.to_pylist()])
+
+
+def written_out(texts: pa.Array, *, completion: bool) -> pa.Array:
+    """The strings, conversations that were written out in them decoded and rendered."""
+    begun = pc.fill_null(pc.match_substring_regex(texts, BEGINS), False)
+    if not pc.any(begun, min_count=0).as_py():
+        return texts
+    values: list[str | None] = []
+    for text, looks in zip(texts.to_pylist(), begun.to_pylist(), strict=True):
+        messages = written(text) if looks else None
+        values.append(text if messages is None else rendered(messages, completion=completion))
+    return strings(values)
 
 
 def _valid(column: pa.Array) -> pa.Array:
@@ -187,11 +196,12 @@ def _conversations(column: pa.Array, completion: bool) -> pa.Array | None:
         if not (pa.types.is_string(part.type) or pa.types.is_large_string(part.type)) or part.null_count:
             return None
     role, content = _valid(role.cast(pa.string())), _valid(content.cast(pa.string()))
+    for name in fields.keys() & set(SPOKEN[1:]):
+        # What was thought and which tools were called is text too.
+        said = pc.struct_field(messages, [fields[name]])
+        if said.null_count != len(said):
+            return None
     if completion:
-        if "reasoning_content" in fields:
-            reasoning = pc.struct_field(messages, [fields["reasoning_content"]])
-            if reasoning.null_count != len(reasoning):
-                return None
         if not pc.all(pc.equal(role, "assistant"), min_count=0).as_py():
             return None
         parts = content
@@ -202,17 +212,6 @@ def _conversations(column: pa.Array, completion: bool) -> pa.Array | None:
     np.cumsum(lengths, out=offsets[1:])
     joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), parts), "\n")
     return pc.if_else(column.is_null(), pa.scalar(None, pa.string()), joined) if column.null_count else joined
-
-
-def rendered(value: Any, *, completion: bool = False) -> str | None:
-    """One prompt or completion as text, whatever it is; ``None`` stays ``None``."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value):
-        return render_completion(value) if completion else render_prompt(value)
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return "\n".join(value)
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def conversation_ids(column: pa.Array, texts: pa.Array) -> pa.Array | None:
@@ -228,17 +227,18 @@ def conversation_ids(column: pa.Array, texts: pa.Array) -> pa.Array | None:
     numbered = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False)
     firsts[numbered[::-1]] = np.arange(len(numbered))[::-1]
     prompts = column.take(pa.array(firsts)).to_pylist() if len(firsts) else []
-    return pa.array([prompt_identity(_without_nulls(prompt)) for prompt in prompts], pa.string()).take(codes)
+    return pa.array([prompt_identity(without_nulls(prompt)) for prompt in prompts], pa.string()).take(codes)
 
 
-def _without_nulls(prompt: Any) -> Any:
-    """Messages as they were before Parquet gave all of them all fields."""
-    if not isinstance(prompt, list):
-        return prompt
-    return [
-        {key: value for key, value in message.items() if value is not None} if isinstance(message, Mapping) else message
-        for message in prompt
-    ]
+def without_nulls(value: Any, depth: int = 0) -> Any:
+    """A value as it was before Parquet gave all objects of a list all fields."""
+    if depth > 16:
+        return value
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item, depth + 1) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item, depth + 1) for item in value]
+    return value
 
 
 def number_column(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -38,6 +38,7 @@ from rlmon.audit.readers.files import (
     walk,
     whole,
 )
+from rlmon.audit.readers.messages import SPOKEN
 from rlmon.audit.run import Lack, OpenedRun
 from rlmon.errors import ReadError
 
@@ -343,18 +344,28 @@ def _probed(spec: Spec, files: Sequence[Part]) -> Spec:
             return spec
         if "null" in str(kind) or (pa.types.is_struct(kind) and name in spec.columns.values()):
             return spec
-        kinds.append((name, _with_reasoning(kind)))
+        full = _with_all_that_is_said(kind)
+        if full is None:
+            return spec
+        kinds.append((name, full))
     return dataclasses.replace(spec, kinds=tuple(kinds))
 
 
-def _with_reasoning(kind: pa.DataType) -> pa.DataType:
-    """The type of messages, with the one field that is rendered and that the first of them may be without."""
+def _with_all_that_is_said(kind: pa.DataType) -> pa.DataType | None:
+    """The type of messages, with the fields that are rendered and that the first of them may be without.
+
+    ``None`` where messages hold more than text: arguments of tool calls have no type in common.
+    """
     if not pa.types.is_list(kind) or not pa.types.is_struct(kind.value_type):
         return kind
-    fields = list(kind.value_type)
-    if "content" not in {field.name for field in fields} or "reasoning_content" in {field.name for field in fields}:
+    fields = {field.name: field for field in kind.value_type}
+    if "content" not in fields:
         return kind
-    return pa.list_(pa.struct([*fields, pa.field("reasoning_content", pa.string())]))
+    if any(name in fields and pa.types.is_nested(fields[name].type) for name in SPOKEN):
+        return None
+    # A list of tool calls is no string: the block that has one takes the slow path.
+    missing = [pa.field(name, pa.string()) for name in SPOKEN if name not in fields]
+    return pa.list_(pa.struct([*fields.values(), *missing]))
 
 
 # Shards

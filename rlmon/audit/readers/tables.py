@@ -484,15 +484,16 @@ def _rows(names: list[str], rows: list[list[Any]], table: Logged, layout: Layout
         return pa.array(values, pa.float64(), from_pandas=layout.window)
 
     raw = cells(layout.prompt)
-    prompts = [columns.rendered(value) for value in raw]
+    prompt_texts = _texts(raw)
+    prompts = prompt_texts.to_pylist()
     singles = {name: numbers(name) for name in layout.rewards}
     groups = cells(layout.group) if layout.group is not None else _groups(prompts, layout, f"{table.split}-{number}")
     return columns.table(
         {
             "step": pa.array([_step(value, table.step) for value in cells(layout.step)], pa.int64()),
             "split": pa.array([table.split] * count, pa.string()),
-            "prompt": columns.strings(prompts),
-            "completion": columns.strings([columns.rendered(c, completion=True) for c in cells(layout.completion)]),
+            "prompt": prompt_texts,
+            "completion": _texts(cells(layout.completion), completion=True),
             "prompt_id": _identities(raw),
             "source": layout.source and columns.strings([columns.label(value) for value in cells(layout.source)]),
             "group": columns.strings([columns.label(value) for value in groups]),
@@ -520,13 +521,17 @@ def _wide_rows(names: list[str], rows: list[list[Any]], table: Logged, layout: L
         {
             "step": pa.array(steps, pa.int64()),
             "split": pa.array([table.split] * len(picked), pa.string()),
-            "prompt": columns.strings([columns.rendered(row[at[prompt]]) for row, (prompt, _, _) in picked]),
-            "completion": columns.strings(
-                [columns.rendered(row[at[completion]], completion=True) for row, (_, completion, _) in picked]
-            ),
+            "prompt": _texts([row[at[prompt]] for row, (prompt, _, _) in picked]),
+            "completion": _texts([row[at[completion]] for row, (_, completion, _) in picked], completion=True),
             "reward": pa.array(rewards, pa.float64()),
         }
     )
+
+
+def _texts(values: list[Any], *, completion: bool = False) -> pa.Array:
+    """Prompts or completions as text, also where conversations were written out."""
+    texts = columns.strings([columns.rendered(value, completion=completion) for value in values])
+    return columns.written_out(texts, completion=completion)
 
 
 def _identities(prompts: list[Any]) -> pa.Array | None:
