@@ -1,7 +1,7 @@
 """The ``rlmon`` command.
 
 Results go to stdout, progress and notes to stderr. Exit codes: 0 fine, 1 a finding at or above the level asked
-for, 2 usage or unreadable input, 3 too little data to judge (only with ``--strict``), 130 interrupted. Every command
+for, 2 usage or unreadable input, 3 unsure (only with ``--strict``), 130 interrupted. Every command
 imports what it needs when it runs, so that ``rlmon --help`` stays quick.
 """
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 FINDING = 1
 USAGE_OR_UNREADABLE = 2
-TOO_LITTLE_DATA = 3
-WORST_FIRST = (USAGE_OR_UNREADABLE, FINDING, TOO_LITTLE_DATA, 0)
+UNSURE = 3
+WORST_FIRST = (USAGE_OR_UNREADABLE, FINDING, UNSURE, 0)
 PROGRESS_AFTER_SECONDS = 1.0
 TRACEBACK = "TRACEBACK"
 """Environment variable: an unforeseen error shows its traceback."""
@@ -291,7 +291,7 @@ def audit(
     fail_on: Annotated[
         FailOn, typer.Option(help="From which verdict on the exit code is 1; a note is none.")
     ] = FailOn.fail,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 where there is too little to judge.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 where the verdict is unsure.")] = False,
     page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page.")] = None,
     baseline: Annotated[
         Path | None, typer.Option(metavar="RUN", help="A run whose first steps are the base, instead of its own.")
@@ -313,7 +313,7 @@ def audit(
 
     \b
     Exit codes: 0 nothing at or above --fail-on; 1 something was; 2 usage or unreadable;
-    3 too little data to judge, only with --strict.
+    3 unsure: nothing bad was seen, and too little to call it a pass; only with --strict.
     """
     if page is not None and len(paths) > 1:
         raise ConfigError(f"--html writes the page of one run, got {len(paths)}. Audit them one by one.")
@@ -331,6 +331,10 @@ def audit(
             code = USAGE_OR_UNREADABLE
             continue
         audits.append(found)
+        if found.verdict == "insufficient":
+            from rlmon.report import phrases
+
+            _note(f"rlmon: {path}: unsure, {found.coverage}. {' '.join(phrases.missing(found))}")
         code = min(code, _exit_code(found, fail_on, strict), key=WORST_FIRST.index)
     if page is not None:
         _write_page(page, audits[0])
@@ -374,7 +378,7 @@ def _is_the_command() -> bool:
 def _exit_code(found: Audit, fail_on: FailOn, strict: bool) -> int:
     if fail_on is not FailOn.never and found.verdict in ("fail", fail_on.value):
         return FINDING
-    return TOO_LITTLE_DATA if strict and found.verdict == "insufficient" else 0
+    return UNSURE if strict and found.verdict == "insufficient" else 0
 
 
 def _rendered(audits: Sequence[Audit], form: AuditFormat, fail_on: FailOn, *, many: bool) -> str:
@@ -495,12 +499,14 @@ def report(
     rlmon report out/grpo
     rlmon report out/grpo/rlmon --out ~/public/run-7.html
     """
+    from rlmon.report import phrases
+
     found = _audit(path, reader, _mapping(mapping), baseline, processes, success)
     log = _log_in(path)
     file = out if out is not None else Path("rlmon-report.html") if log is None else log / "report.html"
     _write_page(file, found)
     _say(str(file))
-    _note(f"{found.verdict.upper()}: {found.headline}")
+    _note(f"{phrases.verdict(found)}: {found.headline}")
 
 
 def _log_in(path: Path) -> Path | None:

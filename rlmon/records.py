@@ -20,10 +20,12 @@ SCHEMA_VERSION = 2
 Split = Literal["train", "eval"]
 Severity = Literal["note", "warn", "fail"]
 """``note``: what costs compute and not capability. It is said once and is never part of a verdict."""
-Status = Literal["pass", "note", "warn", "fail", "skip", "error"]
+Status = Literal["pass", "note", "warn", "fail", "unsure", "skip", "error"]
+"""``unsure``: what was measured stands past its line, and the evidence does not suffice for an alarm. ``skip``: nothing
+could be measured."""
 SEVERITIES: tuple[Severity, ...] = ("note", "warn", "fail")
 """Mildest first."""
-WORST_FIRST: tuple[Status, ...] = ("fail", "warn", "error", "note", "pass", "skip")
+WORST_FIRST: tuple[Status, ...] = ("fail", "warn", "error", "unsure", "note", "pass", "skip")
 """The order in which a person should read what checks say."""
 
 

@@ -9,11 +9,17 @@ from typing import Any, Literal
 
 from rlmon.records import Severity, Status
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 """Version of the JSON object; raised when a key changes its meaning, takes a new word or goes away. 2: ``note``, a
-status of checks and a severity of findings."""
+status of checks and a severity of findings. 3: a pass needs an answer to every core question (``coverage``); checks
+can be ``unsure`` and name their ``core`` question."""
 
 Verdict = Literal["pass", "warn", "fail", "insufficient"]
+"""``insufficient`` is *unsure* to people: nothing bad was seen, and too little to call it a pass."""
+Core = Literal["formats", "entropy", "reward", "groups", "length", "non-finite"]
+"""The questions without which nobody can say that a run is well. ``formats``: of answers, or their templates; asked
+where completions were read. ``groups``: the spread of reward inside groups, or the share of silent ones. ``length``:
+length or truncation."""
 Method = Literal["fold", "hindsight", "exact"]
 
 
@@ -26,11 +32,14 @@ class Check:
     title: str
     """The question that PASS answers with yes: ``Do answers keep their formats?``"""
     status: Status
-    """``pass | note | warn | fail | skip | error``. A note costs compute and not capability: never in the verdict."""
+    """``pass | note | warn | fail | unsure | skip | error``. A note costs compute and not capability: never in the
+    verdict. Unsure: the value stands past its line and the evidence does not suffice."""
     method: Method
     """``fold``: a detector that looked at every step. ``hindsight``: one look at the whole run. ``exact``: a count."""
     message: str
     """One line for a person: what was seen. Holds no text of the run except through ``repr``."""
+    core: Core | None = None
+    """The core question that an answer to this check answers."""
     metric: str | None = None
     """Catalogue name of what ``value``, ``baseline`` and ``threshold`` measure, or a name in words without a slash."""
     unit: str | None = None
@@ -50,9 +59,10 @@ class Check:
     examples: Sequence[Example] = ()
     """Completions that show it."""
     advice: str = ""
-    """The setting to change, and how. Empty for PASS and SKIP."""
+    """The setting to change, and how. Empty for PASS, UNSURE and SKIP."""
     reason: str | None = None
-    """For SKIP: what is missing and how to log it next time. For ERROR: what failed."""
+    """For SKIP: what is missing and how to log it next time. For UNSURE: why the evidence does not suffice. For ERROR:
+    what failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,11 +180,28 @@ class RunFacts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Coverage:
+    """How much of what is asked has an answer."""
+
+    judged: int
+    """Checks that came to PASS, NOTE, WARN or FAIL."""
+    checks: int
+    outputs: bool
+    """Whether completions were read. Without them a pass is one of curves only."""
+    missing: Mapping[Core, str]
+    """Core questions without an answer, and why: what to log next time, or what the evidence lacks."""
+
+    def __str__(self) -> str:
+        return f"{self.judged} of {self.checks} judged"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Audit:
     """Everything an audit found."""
 
     run: RunFacts
     verdict: Verdict
+    coverage: Coverage
     headline: str
     """The verdict in one sentence."""
     checks: Sequence[Check]
@@ -210,6 +237,7 @@ class Audit:
             "tool": "rlmon",
             "run": run,
             "verdict": self.verdict,
+            "coverage": dataclasses.asdict(self.coverage),
             "headline": self.headline,
             "checks": checks,
             "metrics": {name: dataclasses.asdict(summary) for name, summary in self.metrics.items()},

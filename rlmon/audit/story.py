@@ -17,7 +17,19 @@ from rlmon.audit import verdict
 from rlmon.audit.case import Case
 from rlmon.audit.checks import Judged, prompt_halves
 from rlmon.audit.features import Bools, Floats, Ints
-from rlmon.audit.result import Audit, Check, Event, Example, Heat, HeatRow, MetricSummary, ModeStory, RunFacts, Verdict
+from rlmon.audit.result import (
+    Audit,
+    Check,
+    Coverage,
+    Event,
+    Example,
+    Heat,
+    HeatRow,
+    MetricSummary,
+    ModeStory,
+    RunFacts,
+    Verdict,
+)
 from rlmon.audit.timeline import ratio
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, beta_cdf
@@ -37,7 +49,8 @@ def tell(case: Case, judged: Judged, source: str, timing: Mapping[str, float]) -
     samples = _Samples(case)
     stories = _mode_stories(case, judged.checks, samples)
     checks = _with_examples(judged.checks, stories)
-    reached = verdict.reached(checks)
+    covered = verdict.coverage(checks, outputs=case.counted.rows > 0)
+    reached = verdict.reached(checks, covered)
     steps = case.line.steps
     series = {name: _values(values) for name, values in sorted(case.line.series.items())}
     if judged.wording is not None:
@@ -49,7 +62,8 @@ def tell(case: Case, judged: Judged, source: str, timing: Mapping[str, float]) -
     return Audit(
         run=_facts(case, judged, source),
         verdict=reached,
-        headline=_headline(reached, checks, case),
+        coverage=covered,
+        headline=f"{_headline(reached, covered, checks, case)} {covered}.",
         checks=checks,
         actions=[dataclasses.asdict(action) for action in case.fold.live.actions] if case.fold.live else [],
         findings=[dataclasses.asdict(finding) for finding in case.fold.findings],
@@ -70,20 +84,20 @@ def _values(values: Floats) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
-def _headline(reached: Verdict, checks: Sequence[Check], case: Case) -> str:
+def _headline(reached: Verdict, covered: Coverage, checks: Sequence[Check], case: Case) -> str:
     counts = Counter(check.status for check in checks)
-    read = f"{case.line.steps.size:,} steps and {case.counted.rows:,} completions"
+    read = f"{case.line.steps.size:,} steps" + (f" and {case.counted.rows:,} completions" if covered.outputs else "")
     if reached == "insufficient":
-        return f"Too little to judge: {read} were read, and {counts['skip']} checks could not speak."
+        return verdict.unsure(covered, read)
     if reached == "pass":
-        judged = counts["pass"] + counts["note"]
         noted = [
             f"{check.id}{'' if check.first_step is None else f' since step {check.first_step}'}"
             for check in checks
             if check.status == "note"
         ]
         cost = f" A note on compute: {', '.join(noted)}." if noted else ""
-        return f"Nothing passed its damage line in {read}; {judged} of {len(checks)} checks could be judged.{cost}"
+        seen = "" if covered.outputs else "Pass (curves only: outputs not seen). "
+        return f"{seen}Nothing passed its damage line in {read}.{cost}"
     first = checks[0]
     answer = "No" if reached == "fail" else "Perhaps not"
     since = f", since step {first.first_step}" if first.first_step is not None else ""
@@ -91,8 +105,7 @@ def _headline(reached: Verdict, checks: Sequence[Check], case: Case) -> str:
     if first.value is not None and first.baseline is not None:
         moved = f": {first.unit or 'value'} {first.baseline:.3g} -> {first.value:.3g}"
     tally = [f"{counts['fail']} FAIL"] * bool(counts["fail"]) + [f"{counts['warn']} WARN"] * bool(counts["warn"])
-    silent = f", {counts['skip']} without an answer" if counts["skip"] else ""
-    return f"{first.title} {answer}{since}{moved}. {' and '.join(tally)} in {len(checks)} checks{silent}."
+    return f"{first.title} {answer}{since}{moved}. {' and '.join(tally)}."
 
 
 def _facts(case: Case, judged: Judged, source: str) -> RunFacts:

@@ -1,23 +1,63 @@
-"""The verdict: what the checks of a run come to together."""
+"""The verdict: what the checks of a run come to together, and what it rests on.
+
+A pass is a claim, so it has to be earned: every core question needs an answer. Nothing bad seen is not the same as
+nothing bad there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from rlmon.audit.result import Check, Verdict
-from rlmon.detectors import DETECTORS
-from rlmon.records import verdict
+from rlmon.audit.result import Check, Core, Coverage, Verdict
+from rlmon.records import Status, verdict
 
-_WITHOUT_A_BASE = frozenset(spec.id for spec in DETECTORS if spec.rule in ("absolute", "immediate"))
+QUESTIONS: Mapping[Core, str] = {
+    "formats": "formats",
+    "entropy": "entropy",
+    "reward": "reward",
+    "groups": "the spread of reward in groups",
+    "length": "length or truncation",
+    "non-finite": "NaN and infinity",
+}
+"""The core questions, in words."""
+OF_OUTPUTS: frozenset[Core] = frozenset({"formats"})
+"""Asked only where completions were read."""
+JUDGED: frozenset[Status] = frozenset({"pass", "note", "warn", "fail"})
 
 
-def reached(checks: Sequence[Check]) -> Verdict:
-    """FAIL or WARN where a check says so, never a note; a pass needs a check that compared the run with its base, which
-    two rows do not allow."""
-    worst = verdict(check.status for check in checks)
-    if worst != "pass":
-        return worst
-    compared = any(
-        check.status == "pass" and check.method != "exact" and check.id not in _WITHOUT_A_BASE for check in checks
+def coverage(checks: Sequence[Check], outputs: bool) -> Coverage:
+    """How much of what is asked has an answer; ``outputs``: whether completions were read."""
+    missing = {core: _missing(checks, core) for core in QUESTIONS if outputs or core not in OF_OUTPUTS}
+    return Coverage(
+        judged=sum(check.status in JUDGED for check in checks),
+        checks=len(checks),
+        outputs=outputs,
+        missing={core: reason for core, reason in missing.items() if reason is not None},
     )
-    return "pass" if compared else "insufficient"
+
+
+def _missing(checks: Sequence[Check], core: Core) -> str | None:
+    """Why a core question has no answer, ``None`` where it has one. A value that may be past its line leaves it open,
+    whatever else was found to be well."""
+    asked = [check for check in checks if check.core == core]
+    if core == "reward" and not asked:
+        return None  # nothing asks for it yet
+    if doubts := [check for check in asked if check.status == "unsure"]:
+        return "; ".join(f"{check.id}: {check.message}: {check.reason}" for check in doubts)
+    if any(check.status in JUDGED for check in asked):
+        return None
+    reasons = dict.fromkeys(check.reason or check.message for check in asked)
+    return " Or: ".join(reasons) or "no check asks for it"
+
+
+def reached(checks: Sequence[Check], covered: Coverage) -> Verdict:
+    """FAIL or WARN where a check says so, never a note; else a pass where no core question is open."""
+    worst = verdict(check.status for check in checks)
+    return "insufficient" if worst == "pass" and covered.missing else worst
+
+
+def unsure(covered: Coverage, read: str) -> str:
+    """What a run that is no pass lacks, in one sentence; ``read``: how much of it there is."""
+    *first, last = (QUESTIONS[core] for core in covered.missing)
+    names = f"{', '.join(first)} and {last}" if first else last
+    return f"Nothing bad was seen in {read}, but too little to call it a pass: no answer about {names}."

@@ -16,6 +16,7 @@ from rlmon.audit.result import Audit, Check, Event, Example
 from rlmon.errors import RLMonError
 from rlmon.metrics.catalog import lookup
 from rlmon.printable import one_line
+from rlmon.report import phrases
 from rlmon.report.figure import OTHER_COLOUR, Shares, colours, draw_order
 from rlmon.report.page import HERE, fill, json_for_html, render
 
@@ -119,6 +120,8 @@ def build_page(audit: Audit) -> str:
     data = {
         "run": _run(audit),
         "verdict": audit.verdict,
+        "verdict_word": phrases.verdict(audit),
+        "missing": phrases.missing(audit),
         "headline": _line(audit.headline),
         "checks": [_check(check, texts) for check in audit.checks],
         "steps": [audit.steps[0], audit.steps[-1]] if audit.steps else None,
@@ -141,10 +144,10 @@ def build_page(audit: Audit) -> str:
     data["text_cut"], data["texts"] = texts.cut()
     body = fill(
         (HERE / "assets" / "audit.html").read_text(encoding="utf-8"),
-        {"verdict": escape(audit.verdict.upper()), "headline": escape(one_line(audit.headline))},
+        {"verdict": escape(phrases.verdict(audit)), "headline": escape(one_line(audit.headline))},
     )
     return render(
-        title=f"rlmon audit: {audit.verdict.upper()}, {one_line(audit.run.id, 60)}",
+        title=f"rlmon audit: {phrases.verdict(audit)}, {one_line(audit.run.id, 60)}",
         body=body,
         data=_plain(data),
         styles=("vendor/uPlot.min.css", "assets/page.css", "assets/audit.css"),

@@ -169,9 +169,8 @@ def _statuses(statuses: Sequence[str], onsets: Sequence[int | None]) -> list[tup
 
 def _verdicts(side: SideFacts) -> list[tuple[str, str]]:
     known = [verdict if verdict in WORST_FIRST else "skip" for verdict in side.verdicts]
-    words = {"skip": "TOO LITTLE DATA"}
     found = _statuses(known, [None] * len(known))
-    return [(status, text.replace("SKIP", words["skip"])) for status, text in found]
+    return [(status, text.replace("SKIP", "UNSURE")) for status, text in found]
 
 
 def _values(values: Sequence[str], limit: int = 60) -> str:

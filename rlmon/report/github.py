@@ -9,19 +9,23 @@ from rlmon.printable import one_line
 from rlmon.records import Status
 from rlmon.report import phrases
 
-LEVELS: Mapping[Status, str] = {"fail": "error", "warn": "warning", "error": "error", "note": "notice"}
+LEVELS: Mapping[Status, str] = {
+    "fail": "error",
+    "warn": "warning",
+    "error": "error",
+    "unsure": "warning",
+    "note": "notice",
+}
 VERDICT_LEVELS = {"fail": "error", "warn": "warning", "pass": "notice", "insufficient": "warning"}
 
 
 def render(*audits: Audit) -> str:
-    """One command a line: the bad checks, worst first, then the notes, and before them the verdict of each audit."""
+    """One command a line: the verdict of each audit, then the bad checks, worst first, and the notes."""
     lines: list[str] = []
     for audit in audits:
-        verdict = f"{one_line(audit.headline)} ({phrases.counts(audit)}; {one_line(audit.run.source, 200)})"
-        title = f"rlmon: {phrases.VERDICT_WORDS[audit.verdict]}"
-        # Each failing check is an error of its own; the verdict would only count it twice.
-        level = "notice" if phrases.bad(audit) else VERDICT_LEVELS[audit.verdict]
-        lines.append(command(level, title, verdict))
+        read = f"({phrases.counts(audit)}; {one_line(audit.run.source, 200)})"
+        verdict = " ".join([one_line(audit.headline), *phrases.missing(audit), read])
+        lines.append(command(VERDICT_LEVELS[audit.verdict], f"rlmon: {phrases.verdict(audit)}", verdict))
         lines += [command(LEVELS[check.status], f"rlmon: {check.id}", _text(check)) for check in phrases.spoken(audit)]
     return "".join(f"{line}\n" for line in lines)
 

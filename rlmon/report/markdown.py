@@ -19,6 +19,7 @@ STATUS_SIGNS: Mapping[str, str] = {
     "fail": "🔴 FAIL",
     "warn": "🟡 WARN",
     "error": "🟣 ERROR",
+    "unsure": "🟠 UNSURE",
     "note": "🔵 NOTE",
     "pass": "🟢 PASS",
     "skip": "⚪ SKIP",
@@ -124,10 +125,11 @@ def _acts(audit: Audit) -> str:
 
 def _summary(audit: Audit) -> str:
     lines = [
-        f"## {VERDICT_SIGNS[audit.verdict]} rlmon: {phrases.VERDICT_WORDS[audit.verdict]}",
+        f"## {VERDICT_SIGNS[audit.verdict]} rlmon: {phrases.verdict(audit)}",
         "",
         f"**{escape(audit.headline)}**",
         "",
+        *(f"{escape(line, 2_000)}  " for line in phrases.missing(audit)),
         f"{escape(audit.run.source, 200)}: {escape(phrases.run_line(audit))}",
         "",
     ]

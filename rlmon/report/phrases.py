@@ -7,6 +7,7 @@ from typing import Any
 
 from rlmon.acts import Entry
 from rlmon.audit.result import Audit, Check, Example, Verdict
+from rlmon.audit.verdict import QUESTIONS
 from rlmon.printable import one_line
 from rlmon.records import WORST_FIRST, Status
 
@@ -17,10 +18,23 @@ VERDICT_WORDS: Mapping[Verdict, str] = {
     "pass": "PASS",
     "warn": "WARN",
     "fail": "FAIL",
-    "insufficient": "TOO LITTLE DATA",
+    "insufficient": "UNSURE",
 }
 OUTCOME_WORDS = {"applied": "APPLIED", "failed": "FAILED", "dry run": "WOULD", "decided": "DECIDED"}
 EXAMPLES_SHOWN = 2
+
+
+def verdict(audit: Audit) -> str:
+    """The verdict in a word, and what a pass does not speak of."""
+    word = VERDICT_WORDS[audit.verdict]
+    return f"{word} (curves only: outputs not seen)" if audit.verdict == "pass" and not audit.coverage.outputs else word
+
+
+def missing(audit: Audit) -> list[str]:
+    """What keeps an unsure run from a pass, a line each: the question, and what to log or to wait for."""
+    if audit.verdict != "insufficient":
+        return []
+    return [one_line(f"No answer about {QUESTIONS[core]}: {reason}") for core, reason in audit.coverage.missing.items()]
 
 
 def number(value: float | None) -> str:
@@ -124,12 +138,14 @@ def bad(audit: Audit) -> list[Check]:
 
 
 def spoken(audit: Audit) -> list[Check]:
-    """What a person should read about, worst first: what went wrong, then what only costs compute."""
-    return [check for status in (*BAD, "note") for check in audit.checks if check.status == status]
+    """What a person should read about, worst first: what went wrong, what may have, then what only costs compute."""
+    return [check for status in (*BAD, "unsure", "note") for check in audit.checks if check.status == status]
 
 
 def said(check: Check) -> str:
-    """The message, or for SKIP and ERROR the reason."""
+    """The message, or for SKIP and ERROR the reason; for UNSURE both."""
+    if check.status == "unsure":
+        return one_line(f"{check.message}: {check.reason}")
     return one_line(check.reason if check.status in ("skip", "error") and check.reason else check.message)
 
 

@@ -19,6 +19,7 @@ STATUS_STYLES: dict[Status, str] = {
     "fail": "bold red",
     "warn": "yellow",
     "error": "magenta",
+    "unsure": "magenta",
     "note": "cyan",
     "pass": "green",
     "skip": "dim",
@@ -45,6 +46,8 @@ def _parts(audit: Audit, width: int, page: str | None) -> Iterator[RenderableTyp
     blank = Text("")
     verdict = Text(f" {phrases.VERDICT_WORDS[audit.verdict]} ", style=VERDICT_STYLES.get(audit.verdict, "reverse"))
     yield _labelled([(verdict, Text(one_line(audit.headline), style="bold"))])
+    for line in phrases.missing(audit):
+        yield _hanging("  ", Text(line))
     yield Text(f"{one_line(audit.run.source, 200)}: {phrases.run_line(audit)}", style="dim")
     yield blank
     if table := _checks(audit, width):

@@ -65,9 +65,12 @@ def broken(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     [
         (lambda v: v.pop("verdict"), "'verdict' is a required property"),
         (lambda v: v.update(verdict="ok"), "verdict: 'ok' is not one of"),
-        (lambda v: v.update(schema_version=1), "schema_version: 2 was expected"),
+        (lambda v: v.update(schema_version=2), "schema_version: 3 was expected"),
         (lambda v: v["checks"][0].update(id="Format Collapse"), "checks/0/id"),
         (lambda v: v["checks"][0].update(status="skip", reason=None), "checks/0/reason: None is not of type 'string'"),
+        (lambda v: v["checks"][0].update(status="unsure", reason=None), "checks/0/reason: None is not of"),
+        (lambda v: v["checks"][0].update(core="colour"), "checks/0/core"),
+        (lambda v: v["coverage"]["missing"].update(colour="not seen"), "coverage/missing"),
         (lambda v: v["checks"][0].update(value="high"), "checks/0/value"),
         (lambda v: v["checks"][0].update(interval=[1.0]), "checks/0/interval"),
         (lambda v: v["run"].update(completions=-1), "run/completions"),
@@ -82,6 +85,7 @@ def test_the_schema_can_refuse(change: Callable[[dict[str, Any]], None], said: s
 @pytest.mark.parametrize(
     ("name", "record", "left_out"),
     [
+        ("coverage", result.Coverage, set()),
         ("run", result.RunFacts, set()),
         ("check", result.Check, set()),
         ("example", result.Example, set()),

@@ -14,6 +14,7 @@ from typing import Any
 from rlmon.audit.result import (
     Audit,
     Check,
+    Coverage,
     Event,
     Example,
     Heat,
@@ -134,6 +135,7 @@ def empty() -> Audit:
     return Audit(
         run=run,
         verdict="insufficient",
+        coverage=Coverage(judged=0, checks=2, outputs=False, missing={"entropy": reason, "groups": reason}),
         headline="Too little was logged to judge this run: 0 steps.",
         checks=checks,
         actions=(),
@@ -154,7 +156,12 @@ def empty() -> Audit:
 def one_step() -> Audit:
     """A run of a single step with single-point series, one of them not measured."""
     base = healthy(1)
-    return dataclasses.replace(base, verdict="insufficient", headline="One step is too little to judge this run.")
+    return dataclasses.replace(
+        base,
+        verdict="insufficient",
+        coverage=dataclasses.replace(base.coverage, missing={"entropy": "one step is no baseline"}),
+        headline="One step is too little to judge this run.",
+    )
 
 
 def long_run(steps: int = 20_000, samples: int = 500) -> Audit:
@@ -299,6 +306,12 @@ def _run(steps: int, *, collapse: bool) -> Audit:
             notes=("Batches that were logged twice on resume were passed over.",) if collapse else (),
         ),
         verdict=verdict,
+        coverage=Coverage(
+            judged=sum(check.status not in ("skip", "error") for check in checks),
+            checks=len(checks),
+            outputs=True,
+            missing={},
+        ),
         headline=(
             "This run lost 4 of 6 answer formats: python wrote 97 % at the end, 41 % at the start; "
             f"it began near step {onset}."

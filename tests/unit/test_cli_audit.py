@@ -73,7 +73,13 @@ def audits(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def with_verdict(verdict: Verdict) -> Audit:
-    return dataclasses.replace(make_audit.healthy(), verdict=verdict)
+    return dataclasses.replace(
+        make_audit.one_step() if verdict == "insufficient" else make_audit.healthy(), verdict=verdict
+    )
+
+
+UNSURE = "unsure, 3 of 5 judged. No answer about entropy: one step is no baseline"
+"""What stderr says where the verdict is unsure, in one line."""
 
 
 def subprocess_of(*arguments: object, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -101,7 +107,7 @@ def subprocess_of(*arguments: object, **environment: str) -> subprocess.Complete
 def test_exit_codes(rlmon: Rlmon, audits: dict[str, Any], verdict: Verdict, options: list[str], code: int) -> None:
     audits["run"] = with_verdict(verdict)
     left = rlmon("audit", "run", *options)
-    assert (left.code, left.err) == (code, "")
+    assert (left.code, left.err) == (code, f"rlmon: run: {UNSURE}\n" if verdict == "insufficient" else "")
     assert left.out
 
 
@@ -116,7 +122,8 @@ def test_of_several_runs_the_worst_counts(rlmon: Rlmon, audits: dict[str, Any], 
     left = rlmon("audit", *names.split(), "--strict", "--format", "json")
     assert left.code == code
     assert [one["verdict"] for one in json.loads(left.out)] == [name for name in names.split() if name != "broken"]
-    assert left.err == ("rlmon: nothing at 'broken'\n" if "broken" in names else "")
+    said = {"broken": "rlmon: nothing at 'broken'\n", "insufficient": f"rlmon: insufficient: {UNSURE}\n"}
+    assert left.err == "".join(said.get(name, "") for name in names.split())
 
 
 def test_several_that_cannot_be_read_are_still_an_array(rlmon: Rlmon, audits: dict[str, Any]) -> None:
@@ -199,7 +206,7 @@ def test_forms(rlmon: Rlmon, audits: dict[str, Any], monkeypatch: pytest.MonkeyP
     assert "\x1b" not in rich
     assert json.loads(rlmon("audit", "x", "--format", "json").out)["verdict"] == "fail"
     assert rlmon("audit", "x", "--format", "markdown").out.startswith("## 🔴 rlmon: FAIL\n")
-    assert rlmon("audit", "x", "--format", "github").out.startswith("::notice title=rlmon%3A FAIL::")
+    assert rlmon("audit", "x", "--format", "github").out.startswith("::error title=rlmon%3A FAIL::")
     failures = {}
     for fail_on in ("never", "fail", "warn"):
         out = rlmon("audit", "x", "--format", "junit", "--fail-on", fail_on).out
@@ -309,10 +316,13 @@ MAP = ("--map", "prompt=question,completion=text,reward=score,step=iteration")
 
 def test_a_collapse_is_found_in_a_file_of_rows(files: Path) -> None:
     done = subprocess_of("audit", files / "healthy.jsonl", files / "collapsed.jsonl", *MAP, "--format", "json")
-    assert done.stderr == b""
     assert done.returncode == 1
     healthy, collapsed = json.loads(done.stdout)
-    assert healthy["verdict"] != "fail"
+    # Rows alone say nothing of the policy's entropy: no pass, and one line that says so.
+    assert healthy["verdict"] == "insufficient"
+    assert "entropy" in healthy["coverage"]["missing"]
+    assert done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(f"rlmon: {files / 'healthy.jsonl'}: unsure, ".encode())
     [check] = [c for c in collapsed["checks"] if c["id"] == "format-collapse"]
     assert check["status"] == "fail"
     # Half of step 20's blocks are enough to cross a line that stands at .6 of the base.

@@ -277,10 +277,13 @@ def commands(text: str) -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize("make", MAKERS)
 def test_one_annotation_per_check_that_spoke_after_the_verdict(make: Maker) -> None:
     audit = make()
-    (_, title, headline), *rest = commands(github.render(audit))
+    (level, title, headline), *rest = commands(github.render(audit))
     assert title == f"rlmon: {phrases.VERDICT_WORDS[audit.verdict]}"
+    assert level == {"pass": "notice", "warn": "warning", "fail": "error", "insufficient": "warning"}[audit.verdict]
+    assert all(line in headline for line in phrases.missing(audit))
+    assert bool(phrases.missing(audit)) == (audit.verdict == "insufficient")
     assert phrases.counts(audit) in headline
-    levels = {"fail": "error", "error": "error", "warn": "warning", "note": "notice"}
+    levels = {"fail": "error", "error": "error", "warn": "warning", "unsure": "warning", "note": "notice"}
     wanted = [(levels[c.status], c.status) for c in audit.checks if c.status in levels]
     assert sorted(level for level, _, _ in rest) == sorted(level for level, _ in wanted)
 
@@ -305,7 +308,12 @@ def test_junit_counts_what_it_holds(make: Maker, fail_on: Any) -> None:
     audit = make()
     suite = ElementTree.fromstring(junit.render(audit, fail_on=fail_on)).find("testsuite")
     assert suite is not None
-    by_status = {s: sum(c.status == s for c in audit.checks) for s in ("fail", "warn", "skip", "error")}
+    # The verdict stands among the checks; unsure it is skipped, so that no list of results shows it in green.
+    verdict = suite.find("testcase[@name='verdict']")
+    assert verdict is not None
+    assert (verdict.find("skipped") is not None) == (audit.verdict == "insufficient")
+    said = [audit.verdict if audit.verdict != "insufficient" else "skip", *(check.status for check in audit.checks)]
+    by_status = {status: said.count(status) for status in ("fail", "warn", "skip", "error")}
     failing = {"never": 0, "fail": by_status["fail"], "warn": by_status["fail"] + by_status["warn"]}[fail_on]
     for attribute, tag, amount in (
         ("failures", "failure", failing),
@@ -313,7 +321,7 @@ def test_junit_counts_what_it_holds(make: Maker, fail_on: Any) -> None:
         ("skipped", "skipped", by_status["skip"]),
     ):
         assert int(suite.attrib[attribute]) == len(suite.findall(f"testcase/{tag}")) == amount
-    assert int(suite.attrib["tests"]) == len(suite.findall("testcase")) == len(audit.checks)
+    assert int(suite.attrib["tests"]) == len(suite.findall("testcase")) == len(said)
 
 
 def test_junit_of_several_runs_has_a_suite_each() -> None:

@@ -23,7 +23,7 @@ from rlmon.audit.checks.folds import FOLDS, onset
 from rlmon.audit.checks.formats import format_winner, mode_extinction
 from rlmon.audit.checks.length import length_growth, truncation
 from rlmon.audit.checks.log import monitor_faults, replay, rows_complete
-from rlmon.audit.checks.question import Core, Ends, Question
+from rlmon.audit.checks.question import Ends, Question
 from rlmon.audit.checks.solving import (
     eval_gap,
     forgotten_prompts,
@@ -41,7 +41,7 @@ from rlmon.audit.wording import Wording, usable, wording
 from rlmon.records import WORST_FIRST
 
 __all__ = [
-    "ABOUT_ROWS", "ABOUT_THE_MONITOR", "FOLDS", "HINDSIGHT", "HINDSIGHT_ALPHA", "Core", "Judged", "Question", "judge",
+    "ABOUT_ROWS", "ABOUT_THE_MONITOR", "FOLDS", "HINDSIGHT", "HINDSIGHT_ALPHA", "Judged", "Question", "judge",
     "onset", "pass_at_k_of", "prompt_halves", "questions", "trailing_mean", "wilson",
 ]  # fmt: skip
 

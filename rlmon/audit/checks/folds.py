@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from rlmon.audit.case import Case
-from rlmon.audit.checks.question import Core, Ends, Question
+from rlmon.audit.checks.question import Ends, Question
 from rlmon.audit.features import Floats
-from rlmon.audit.result import Check
+from rlmon.audit.result import Check, Core
 from rlmon.audit.run import Lack
 from rlmon.audit.timeline import SMOOTHING_STEPS, trailing_mean
 from rlmon.detectors import DETECTORS, DetectorSpec

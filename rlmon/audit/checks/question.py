@@ -8,13 +8,10 @@ from typing import Any, Literal
 
 from rlmon.audit.case import Case
 from rlmon.audit.contrast import Contrast, Difference
-from rlmon.audit.result import Check, Method
+from rlmon.audit.result import Check, Core, Method
 from rlmon.audit.run import Lack
 from rlmon.audit.wording import Wording
 
-Core = Literal["formats", "entropy", "reward", "groups", "length", "non-finite"]
-"""The questions without which nobody can say that a run is well. ``groups``: the spread of reward inside groups or the
-share of silent ones. ``length``: length or truncation."""
 Need = Lack | Literal["successes", "keys"]
 """What a check cannot do without. ``successes``: rewards, and that it is known which of them are a success. ``keys``:
 templates and answers of the completions."""
@@ -85,7 +82,7 @@ class Question:
 
     def says(self, **fields: Any) -> Check:
         """An answer: fields of ``Check``."""
-        return Check(**{"id": self.id, "title": self.title, "method": self.method} | fields)
+        return Check(**{"id": self.id, "title": self.title, "method": self.method, "core": self.core} | fields)
 
     def skip(self, reason: str, **fields: Any) -> Check:
         """No answer, and why: what is missing and how to log it next time."""

@@ -6,7 +6,7 @@
   const { LEFT, RIGHT, view, cursors, drawings, point, steerable, hoverable, ticks, scaleX, place, drawing, nearest, evenly, stacked } = page;
   const { undelta, valueAt, numbersTable, curve, mountCurves } = page;
   const SAMPLES_PER_PAGE = 8;
-  const WORDS = { fail: "FAIL", warn: "WARN", note: "NOTE", pass: "PASS", skip: "SKIP", error: "ERROR", insufficient: "TOO LITTLE DATA" };
+  const WORDS = { fail: "FAIL", warn: "WARN", note: "NOTE", pass: "PASS", skip: "SKIP", error: "ERROR", unsure: "UNSURE" };
   const word = (status) => (Object.hasOwn(WORDS, status) ? WORDS[status] : "?");
 
   function rich(text, search) {
@@ -53,11 +53,11 @@
   const run = data.run;
   $("run-id").textContent = line(run.id, 200);
   $("verdict").classList.add(["pass", "warn", "fail"].includes(data.verdict) ? data.verdict : "insufficient");
-  $("verdict-word").textContent = word(data.verdict);
+  $("verdict-word").textContent = line(data.verdict_word, 60);
   $("headline").textContent = prose(data.headline, 1200);
   if (data.headline.length > 180) $("headline").classList.add("long");
   const byStatus = (...statuses) => data.checks.map((check, index) => ({ ...check, index })).filter((check) => statuses.includes(check.status));
-  for (const [status, target] of [["fail", "checks-bad"], ["warn", "checks-bad"], ["error", "checks-bad"], ["note", "checks-note"], ["pass", "checks-pass"], ["skip", "checks-skip"]]) {
+  for (const [status, target] of [["fail", "checks-bad"], ["warn", "checks-bad"], ["error", "checks-bad"], ["note", "checks-note"], ["pass", "checks-pass"], ["unsure", "checks-skip"], ["skip", "checks-skip"]]) {
     const amount = byStatus(status).length;
     if (amount) $("counts").append(el("li", {}, el("a", { href: `#${target}` }, el("b", {}, amount), word(status))));
   }
@@ -72,7 +72,7 @@
   fact("What was read", coverage.length ? `${facts(coverage[0][1])} ${words(coverage[0][0])}` : "nothing",
     coverage.slice(1, 4).map(([key, value]) => `${words(key)}: ${line(facts(value), 90)}`).join("; "));
   fact("Read as", line(run.reader, 60), line(run.source, 160));
-  $("notes").append(...run.notes.map((note) => el("li", {}, line(note, 600))));
+  $("notes").append(...[...data.missing, ...run.notes].map((note) => el("li", {}, line(note, 600))));
 
   // ---- texts
   function text(index, search) {
@@ -154,7 +154,7 @@
   }
   if (data.checks.length) {
     show("checks");
-    const bad = byStatus("fail", "warn", "error"), noted = byStatus("note"), passed = byStatus("pass"), skipped = byStatus("skip");
+    const bad = byStatus("fail", "warn", "error"), noted = byStatus("note"), passed = byStatus("pass"), skipped = byStatus("unsure", "skip");
     $("checks-bad").append(...bad.map(checkCard));
     if (noted.length) {
       show("checks-note");
@@ -168,9 +168,12 @@
     }
     if (skipped.length) {
       const reasons = new Map();
-      for (const check of skipped) reasons.set(check.reason || "no reason was given", [...(reasons.get(check.reason || "no reason was given") || []), check]);
+      for (const check of skipped) {
+        const reason = check.status === "unsure" ? `${check.message}: ${check.reason}` : check.reason || "no reason was given";
+        reasons.set(reason, [...(reasons.get(reason) || []), check]);
+      }
       $("checks-skip").append(el("h3", { class: "group" }, plural(skipped.length, "check could not be made", "checks could not be made")),
-        el("ul", { class: "skips" }, ...[...reasons].map(([reason, checks]) => el("li", {}, badge("skip"), " ", el("b", {}, checks.map((check) => line(check.title, 200)).join(" · ")), el("p", {}, line(reason, 700))))));
+        el("ul", { class: "skips" }, ...[...reasons].map(([reason, checks]) => el("li", {}, badge(checks[0].status), " ", el("b", {}, checks.map((check) => line(check.title, 200)).join(" · ")), el("p", {}, line(reason, 700))))));
     }
   }
 

@@ -7,7 +7,7 @@
   const SIDES = ["a", "b"];
 
   const line = (text, limit) => page.line(text, limit, page.exact);
-  const STATUSES = new Set(["fail", "warn", "error", "note", "pass", "skip"]);
+  const STATUSES = new Set(["fail", "warn", "error", "unsure", "note", "pass", "skip"]);
   const statuses = (parts) => el("span", { class: "statuses" }, ...parts.map(([status, words]) => el("span", { class: `badge ${STATUSES.has(status) ? status : ""}` }, line(words, 80))));
   const named = (side) => {
     const { letter, name } = data.sides[side];

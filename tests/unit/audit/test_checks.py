@@ -217,8 +217,9 @@ def test_every_check_of_rows_is_shown_to_fire() -> None:
 
 def test_a_healthy_run_passes_and_skips_say_why() -> None:
     audit = audit_of("healthy")
-    assert audit.verdict == "pass"
     assert spoken(audit) == {}
+    assert set(audit.coverage.missing) == {"entropy"}
+    assert audit.verdict == "insufficient"
     for one in audit.checks:
         assert (one.status == "skip") == (one.reason is not None)
     # Nothing in rows says these; twelve hindsight checks and the detectors of rows can speak.
@@ -240,7 +241,8 @@ def test_a_reader_that_lacks_something_gives_the_reason() -> None:
     assert check(audit, "silent-groups-bad").reason == "log the rewards"
     assert check(audit, "rows-complete").status == "skip"
     assert check(audit, "entropy-collapse").status == "pass"
-    assert audit.verdict == "pass"
+    assert audit.verdict == "insufficient"
+    assert audit.coverage.missing["groups"] == "log the rewards"
 
 
 def test_logged_entropy_that_falls_warns_and_fails_only_with_a_second_signal() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typing
 
-from rlmon.audit.checks import ABOUT_ROWS, ABOUT_THE_MONITOR, FOLDS, HINDSIGHT, Core
+from rlmon.audit.checks import ABOUT_ROWS, ABOUT_THE_MONITOR, FOLDS, HINDSIGHT
+from rlmon.audit.result import Core
 from rlmon.detectors import DETECTORS
 
 EVERY = FOLDS + HINDSIGHT + ABOUT_ROWS + ABOUT_THE_MONITOR
