@@ -36,7 +36,9 @@ PROMPT_CHARACTERS = 2_000
 LISTED_PROMPT_CHARACTERS = 240
 """Of a prompt in the list of prompts, which may have many."""
 COMPLETION_CHARACTERS = 8_192
-"""Of a sampled completion; the rest of a longer one is not kept."""
+"""Of a sampled completion from its beginning."""
+ENDING_CHARACTERS = 4_096
+"""Of a longer one from its end, where the answer is."""
 WORKING_BYTES = 24 << 20
 """Rows are read until they take this much memory, then counted."""
 STEP_BYTES = 96 << 20
@@ -531,6 +533,8 @@ SAMPLE_SCHEMA = pa.schema(
         ("split", pa.string()),
         ("prompt", pa.string()),
         ("completion", pa.string()),
+        ("ending", pa.string()),
+        ("characters", pa.int64()),
         ("prompt_key", pa.int64()),
         ("source", pa.string()),
         ("reward", pa.float64()),
@@ -543,7 +547,9 @@ SAMPLE_SCHEMA = pa.schema(
         ("rank", pa.int64()),
     ]
 )
-"""``rank``: place of the row in the hash order of its step; the uniform sample of a step is its lowest ranks. Rows
+"""``ending``: of a completion that is longer than what is kept of its beginning.
+
+``rank``: place of the row in the hash order of its step; the uniform sample of a step is its lowest ranks. Rows
 kept only since they are among the first or last of their mode have -1."""
 
 
@@ -577,12 +583,20 @@ def _samples(
         return pa.nulls(at.size, pa.string()) if found is None else pc.utf8_slice_codeunits(found, 0, characters)
 
     truncated = column(taken, "truncated")
+    whole = column(taken, "completion")
+    characters = pa.nulls(at.size, pa.int64()) if whole is None else pc.cast(pc.utf8_length(whole), pa.int64())
+    ending = pa.nulls(at.size, pa.string())
+    if whole is not None:
+        tail = pc.utf8_slice_codeunits(whole, -ENDING_CHARACTERS, None)
+        ending = pc.if_else(pc.greater(characters, COMPLETION_CHARACTERS), tail, pa.scalar(None, pa.string()))
     return pa.table(
         {
             "step": step[at],
             "split": np.where(evaluation[at], "eval", "train"),
             "prompt": text("prompt", PROMPT_CHARACTERS),
             "completion": text("completion", COMPLETION_CHARACTERS),
+            "ending": ending,
+            "characters": characters,
             "prompt_key": prompt[at],
             "source": pa.array([sources[code] for code in source[at]], pa.string()),
             "reward": pc.cast(taken["reward"], pa.float64()) if "reward" in taken.column_names else pa.nulls(at.size),

@@ -131,7 +131,9 @@ def _finding_differences(live: Sequence[Finding], replayed: Sequence[Finding]) -
     """Findings that one side has and the other has not, in words."""
 
     def told(finding: Finding) -> tuple[str, str, int, str]:
-        return finding.detector, finding.severity, finding.step, repr(as_stored_finding(finding))
+        # The words are those of whoever tells it: another version may say the same otherwise.
+        bare = dataclasses.replace(finding, message="", advice="")
+        return finding.detector, finding.severity, finding.step, repr(as_stored_finding(bare))
 
     ours, theirs = {told(f) for f in replayed}, {told(f) for f in live}
     lines = [f"replayed but not in the log: {d} {s.upper()} at step {step}" for d, s, step, _ in sorted(ours - theirs)]

@@ -14,6 +14,11 @@ RESULT_VERSION = 3
 status of checks and a severity of findings. 3: a pass needs an answer to every core question (``coverage``); checks
 can be ``unsure`` and name their ``core`` question."""
 
+EXAMPLE_CHARACTERS = 4_000
+"""Of a completion that is shown: the beginning and the end of a longer one."""
+EXAMPLE_HEAD = 1_200
+"""Of these from the beginning; the answer stands at the end."""
+
 Verdict = Literal["pass", "warn", "fail", "insufficient"]
 """``insufficient`` is *unsure* to people: nothing bad was seen, and too little to call it a pass."""
 Core = Literal["formats", "entropy", "reward", "groups", "length", "non-finite"]
@@ -74,7 +79,7 @@ class Example:
     prompt_id: str
     prompt: str | None
     completion: str | None
-    """Cut to 4,000 characters."""
+    """4,000 characters at most: of a longer one its first 1,200 and its last 2,800, see ``ends``."""
     mode: str
     template: str
     """Short name of the masked template, equal for equal templates."""
@@ -83,7 +88,18 @@ class Example:
     advantage: float | None
     truncated: bool | None = None
     label: str = ""
-    """Why it is shown: ``base``, ``first``, ``last``, ``lucky``, ... Empty in the sample browser."""
+    """Why it is shown: ``base``, ``now``, ``first``, ``last``, ``lucky``, ... Empty in the sample browser."""
+    left_out: int = 0
+    """Characters left out of the middle of ``completion``."""
+
+    def ends(self, limit: int = EXAMPLE_CHARACTERS) -> tuple[str, int, str]:
+        """Head, characters left out, tail: together at most ``limit`` of the completion, its last ones always."""
+        text = self.completion or ""
+        if len(text) <= limit and not self.left_out:
+            return text, 0, ""
+        kept = min(limit, len(text))
+        head = min(EXAMPLE_HEAD, kept * EXAMPLE_HEAD // EXAMPLE_CHARACTERS)
+        return text[:head], self.left_out + len(text) - kept, text[len(text) - kept + head :]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,24 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from rlmon.acts import ROW_KNOBS, Act, fold
-from rlmon.audit import verdict
+from rlmon.audit import incidents, verdict
 from rlmon.audit.case import Case
 from rlmon.audit.checks import Judged, prompt_halves
+from rlmon.audit.examples import Samples
 from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.result import (
     Audit,
     Check,
     Coverage,
     Event,
-    Example,
     Heat,
     HeatRow,
     MetricSummary,
@@ -35,10 +33,9 @@ from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, beta_cdf
 from rlmon.records import SEVERITIES
 
-MAX_SAMPLES = 500
 HEAT_BINS = 64
 HEAT_ROWS = 200
-EXAMPLE_CHARACTERS = 4_000
+TOLD_IN_HEADLINE = 2
 ACT_MARKS = 40
 """Marks of one rule's acts on rows over the timeline, at most."""
 Fate = Literal["extinct", "shrunk", "steady", "grown", "newborn"]
@@ -46,9 +43,9 @@ Fate = Literal["extinct", "shrunk", "steady", "grown", "newborn"]
 
 def tell(case: Case, judged: Judged, source: str, timing: Mapping[str, float]) -> Audit:
     """The finished audit of ``source``."""
-    samples = _Samples(case)
+    samples = Samples(case)
     stories = _mode_stories(case, judged.checks, samples)
-    checks = _with_examples(judged.checks, stories)
+    checks = samples.shown(judged.checks, stories)
     covered = verdict.coverage(checks, outputs=case.counted.rows > 0)
     reached = verdict.reached(checks, covered)
     steps = case.line.steps
@@ -59,15 +56,16 @@ def tell(case: Case, judged: Judged, source: str, timing: Mapping[str, float]) -
             column = np.full(steps.size, np.nan)
             column[at] = values
             series[name] = _values(column)
+    metrics = {name: _summary(case, name, values) for name, values in series.items()}
     return Audit(
         run=_facts(case, judged, source),
         verdict=reached,
         coverage=covered,
-        headline=f"{_headline(reached, covered, checks, case)} {covered}.",
+        headline=f"{_headline(reached, covered, checks, case, stories, metrics)} {covered}.",
         checks=checks,
         actions=[dataclasses.asdict(action) for action in case.fold.live.actions] if case.fold.live else [],
         findings=[dataclasses.asdict(finding) for finding in case.fold.findings],
-        metrics={name: _summary(case, name, values) for name, values in series.items()},
+        metrics=metrics,
         correction=judged.correction,
         steps=steps.tolist(),
         series=series,
@@ -84,8 +82,14 @@ def _values(values: Floats) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
-def _headline(reached: Verdict, covered: Coverage, checks: Sequence[Check], case: Case) -> str:
-    counts = Counter(check.status for check in checks)
+def _headline(
+    reached: Verdict,
+    covered: Coverage,
+    checks: Sequence[Check],
+    case: Case,
+    stories: Sequence[ModeStory],
+    metrics: Mapping[str, MetricSummary],
+) -> str:
     read = f"{case.line.steps.size:,} steps" + (f" and {case.counted.rows:,} completions" if covered.outputs else "")
     if reached == "insufficient":
         return verdict.unsure(covered, read)
@@ -98,14 +102,13 @@ def _headline(reached: Verdict, covered: Coverage, checks: Sequence[Check], case
         cost = f" A note on compute: {', '.join(noted)}." if noted else ""
         seen = "" if covered.outputs else "Pass (curves only: outputs not seen). "
         return f"{seen}Nothing passed its damage line in {read}.{cost}"
-    first = checks[0]
-    answer = "No" if reached == "fail" else "Perhaps not"
-    since = f", since step {first.first_step}" if first.first_step is not None else ""
-    moved = ""
-    if first.value is not None and first.baseline is not None:
-        moved = f": {first.unit or 'value'} {first.baseline:.3g} -> {first.value:.3g}"
-    tally = [f"{counts['fail']} FAIL"] * bool(counts["fail"]) + [f"{counts['warn']} WARN"] * bool(counts["warn"])
-    return f"{first.title} {answer}{since}{moved}. {' and '.join(tally)}."
+    happened = incidents.among(checks, stories, metrics, (int(case.line.steps[0]), int(case.line.steps[-1])))
+    if not happened:
+        failed = [check.id for check in checks if check.status == "error"]
+        return f"{len(failed)} of {len(checks)} checks failed themselves: {', '.join(failed)}."
+    told = [one.sentence for one in happened[:TOLD_IN_HEADLINE]]
+    more = len(happened) - len(told)
+    return " ".join(told) + (f" {more} more below." if more else "")
 
 
 def _facts(case: Case, judged: Judged, source: str) -> RunFacts:
@@ -201,7 +204,7 @@ def _summary(case: Case, name: str, values: Sequence[float | None]) -> MetricSum
 _UNITS = {metric.name: metric.unit for metric in METRICS} | {
     "completion characters": "characters",
     "exact duplicate share": "share",
-    "sentence openings": "effective number",
+    "sentence openings": "ways in use",
 }
 
 
@@ -248,72 +251,10 @@ def _acts(actions: Sequence[Mapping[str, Any]]) -> list[Event]:
     return events
 
 
-# --- completions --------------------------------------------------------------------------------------------------
+# --- formats ------------------------------------------------------------------------------------------------------
 
 
-class _Samples:
-    """The kept completions as examples."""
-
-    def __init__(self, case: Case) -> None:
-        self._case = case
-        table = pa.concat_tables(case.counted.samples) if case.counted.samples else None
-        self.rows: list[dict[str, Any]] = []
-        if table is not None:
-            table = table.sort_by([("step", "ascending"), ("rank", "ascending"), ("text_key", "ascending")])
-            self._table: pa.Table | None = table
-            self.step = table["step"].to_numpy()
-            self.mode = table["mode"].to_numpy()
-            self.train = np.array([split == "train" for split in table["split"].to_pylist()], dtype=bool)
-            self.reward = np.nan_to_num(table["reward"].to_numpy(), nan=-math.inf)
-            self.prompt = table["prompt_key"].to_numpy()
-        else:
-            self._table = None
-
-    def example(self, row: int, label: str = "") -> Example:
-        """One row of the sample."""
-        assert self._table is not None
-        values = {name: column[0].as_py() for name, column in
-                  zip(self._table.column_names, self._table.slice(row, 1).columns, strict=True)}  # fmt: skip
-        key = values["prompt_key"]
-        identity, text = self._case.counted.prompts.get(key, (f"{key:016x}", None))
-        code = values["mode"]
-        return Example(
-            step=values["step"],
-            split=values["split"],
-            prompt_id=identity,
-            prompt=values["prompt"] if values["prompt"] is not None else text,
-            completion=None if values["completion"] is None else values["completion"][:EXAMPLE_CHARACTERS],
-            mode=self._case.modes[code] if 0 <= code < len(self._case.modes) else "not known",
-            template=f"{values['template_key'] & 0xFFFFFFFF:08x}",
-            source=values["source"],
-            reward=_finite(values["reward"]),
-            advantage=_finite(values["advantage"]),
-            truncated=values["truncated"],
-            label=label,
-        )
-
-    def browser(self) -> list[Example]:
-        """At most 500 completions spread over time."""
-        if self._table is None:
-            return []
-        kept = np.unique(np.linspace(0, self._table.num_rows - 1, min(MAX_SAMPLES, self._table.num_rows)).astype(int))
-        return [self.example(int(row)) for row in kept]
-
-    def of_mode(self, code: int, steps: Ints | None = None) -> Ints:
-        """Rows of a mode, in order of step."""
-        if self._table is None:
-            return np.zeros(0, dtype=np.int64)
-        mine = self.train & (self.mode == code)
-        if steps is not None:
-            mine &= np.isin(self.step, steps)
-        return np.flatnonzero(mine)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _mode_stories(case: Case, checks: Sequence[Check], samples: _Samples) -> list[ModeStory]:
+def _mode_stories(case: Case, checks: Sequence[Check], samples: Samples) -> list[ModeStory]:
     groups, is_base, is_last = case.ends()
     if not groups or not is_base.any() or not is_last.any() or case.windows is None:
         return []
@@ -327,6 +268,7 @@ def _mode_stories(case: Case, checks: Sequence[Check], samples: _Samples) -> lis
     winner = int(last.argmax())
     onsets = [check.first_step for check in checks if check.first_step is not None and check.status in ("warn", "fail")]
     since = min(onsets, default=int(case.windows.last[0]))
+    judged = next((check for check in checks if check.id == "mode-extinction" and check.status != "skip"), None)
     stories = []
     for code, mode in enumerate(case.modes):
         if base[code] == 0 and last[code] == 0:
@@ -334,6 +276,8 @@ def _mode_stories(case: Case, checks: Sequence[Check], samples: _Samples) -> lis
         values = case.line.mode_shares.get(mode)
         seen = np.zeros(0, dtype=np.int64) if values is None else np.flatnonzero(np.nan_to_num(values) > 0)
         fate = _fate(float(base[code]), float(last[code]))
+        if fate == "extinct" and judged is not None and mode not in judged.evidence["modes"]:
+            fate = "shrunk"  # too few completions to be sure: one count of what died out
         stories.append(
             ModeStory(
                 mode=mode,
@@ -343,7 +287,7 @@ def _mode_stories(case: Case, checks: Sequence[Check], samples: _Samples) -> lis
                 base_reward=base_reward[code],
                 last_reward=last_reward[code],
                 last_seen_step=int(case.line.steps[seen[-1]]) if seen.size else None,
-                examples=_mode_examples(case, samples, code, winner, since) if fate != "steady" else [],
+                examples=samples.of_lost(code, winner, since) if fate != "steady" else [],
             )
         )
     order = {"extinct": 0, "shrunk": 1, "newborn": 2, "grown": 3, "steady": 4}
@@ -366,37 +310,6 @@ def _fate(base: float, last: float) -> Fate:
     if last < 0.67 * base and base - last > 0.02:
         return "shrunk"
     return "grown" if last > 1.5 * base and last - base > 0.02 else "steady"
-
-
-def _mode_examples(case: Case, samples: _Samples, code: int, winner: int, since: int) -> list[Example]:
-    """How the mode looked at the base, what the winner writes once it is gone, and its last sighting."""
-    found: list[Example] = []
-    own = samples.of_mode(code)
-    if not own.size:
-        return found
-    early = samples.of_mode(code, case.windows.base if case.windows is not None else None)
-    pool = early if early.size else own[:1]
-    best = pool[np.argmax(samples.reward[pool])]
-    found.append(samples.example(int(best), "base"))
-    if code != winner:
-        after = samples.of_mode(winner)
-        after = after[samples.step[after] >= since]
-        if after.size:
-            same = after[samples.prompt[after] == samples.prompt[best]]
-            found.append(samples.example(int(same[0] if same.size else after[0]), "first"))
-    if own[-1] != best:
-        found.append(samples.example(int(own[-1]), "last"))
-    return found
-
-
-def _with_examples(checks: Sequence[Check], stories: Sequence[ModeStory]) -> list[Check]:
-    """Failing checks about formats and templates with completions that show it."""
-    lost = [example for story in stories if story.fate in ("extinct", "shrunk") for example in story.examples][:6]
-    about = {"format-collapse", "mode-extinction", "template-collapse"}
-    return [
-        dataclasses.replace(check, examples=lost) if check.id in about and check.status in ("warn", "fail") else check
-        for check in checks
-    ]
 
 
 # --- prompts over time --------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ NAMES = (
     "rlmon/text/near_duplicate_across",
     "sentence openings",
 )
-UNITS = ("share", "ratio", "share", "effective number")
+UNITS = ("share", "ratio", "share", "ways in use")
 _TOKEN = re.compile(r"\S+|\n+")
 _COMPARED_CHARACTERS = 4_000
 

@@ -65,8 +65,8 @@ class DetectorSpec:
     """True: the lines are priors from practice, not measured on this run's own base."""
     method: str = METHOD
     told: tuple[str, ...] = ()
-    """A finding in plain words, for each statistic in turn, with ``{base}``, ``{now}`` and ``{line}`` in the unit of
-    its metric (shares in per cent); a detector without lines has none."""
+    """What it sees in plain words, for each statistic in turn, with ``{base}`` and ``{now}`` in the unit of its metric
+    (shares in per cent); a detector without lines has none."""
     meaning: str
     advice: str
 
@@ -147,7 +147,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         id="format-collapse",
         statistics=("mode_collision", "mode_collision_within"),
         metrics=("rlmon/collision/mode_across_effective", "rlmon/collision/mode_within_effective"),
-        unit="effective number",
+        unit="formats in use",
         direction="up",
         rule="effective",
         warn=0.8,
@@ -158,8 +158,8 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         per_source="too",
         alpha_share=0.4,
         told=(
-            "the answers use {now} effective formats where the base used {base} (line {line})",
-            "the answers to one prompt use {now} effective formats where the base used {base} (line {line})",
+            "the answers used {base} formats, now {now}",
+            "the answers to one prompt used {base} formats, now {now}",
         ),
         meaning="The answers converge on fewer parsed formats, across prompts or inside each prompt.",
         advice=_WIDEN,
@@ -168,7 +168,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         id="template-collapse",
         statistics=("template_collision", "template_collision_within"),
         metrics=("rlmon/collision/template_across_effective", "rlmon/collision/template_within_effective"),
-        unit="effective number",
+        unit="templates in use",
         direction="up",
         rule="effective",
         warn=0.8,
@@ -178,8 +178,8 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         witness=True,
         per_source="too",
         told=(
-            "the completions follow {now} effective templates, the base's {base} (line {line})",
-            "the completions of one prompt follow {now} effective templates, the base's {base} (line {line})",
+            "the completions followed {base} templates, now {now}",
+            "the completions of one prompt followed {base} templates, now {now}",
         ),
         meaning="Completions become equal once numbers, names and quoted spans are masked, whatever the prompt is.",
         advice=_WIDEN + " Intervene only while rewards still vary inside groups.",
@@ -188,7 +188,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         id="move-collapse",
         statistics=("move_collision", "move_collision_within"),
         metrics=("rlmon/moves/effective_across", "rlmon/moves/effective_within"),
-        unit="effective number",
+        unit="ways in use",
         direction="up",
         rule="effective",
         warn=0.8,
@@ -198,8 +198,8 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         witness=True,
         per_source="too",
         told=(
-            "sentences begin in {now} effective ways where the base's began in {base} (line {line})",
-            "sentences about one prompt begin in {now} effective ways where the base's began in {base} (line {line})",
+            "sentences began in {base} ways, now in {now}",
+            "sentences about one prompt began in {base} ways, now in {now}",
         ),
         meaning="The sentences of the reasoning start in fewer ways: the chains make the same moves.",
         advice=_WIDEN + " For long chains also look at epsilon_high (0.28) and top_entropy_quantile (0.2).",
@@ -214,7 +214,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         warn=0.5,
         fail=0.3,
         agreement=True,
-        told=("token entropy is {now} nats where the base's was {base} (line {line})",),
+        told=("token entropy was {base} nats per token, now {now}",),
         meaning="Token entropy is far below the base. Alone it may be benign sharpening, so FAIL needs a second "
         "signal: format-, template-, move-collapse or answer-concentration has at least warned.",
         advice="Set use_adaptive_entropy=True with entropy_target near half the base entropy, or entropy_coef=0.001 to "
@@ -231,7 +231,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         fail=2.0,
         warn_floor=0.1,
         fail_floor=0.2,
-        told=("token entropy is {now} nats where the base's was {base} (line {line})",),
+        told=("token entropy was {base} nats per token, now {now}",),
         meaning="Token entropy is far above the base: the policy dissolves instead of narrowing.",
         advice="Lower entropy_coef (or entropy_target), epsilon_high or learning_rate; a beta above 0 holds it too.",
     ),
@@ -247,8 +247,8 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         every=True,
         prior=True,
         told=(
-            "the policy is {now} nats per token from its base (line {line}, a prior)",
-            "the policy is {now} nats per completion from its base (line {line}, a prior)",
+            "the model is {now} nats per token away from its base",
+            "the model is {now} nats per completion away from its base",
         ),
         meaning="The policy is far from its initial base, per token and per sequence (ten times the per-token line: "
         "1 and 3 nats). Distance is not damage, it says how much of the base is left to lose.",
@@ -265,7 +265,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         warn=0.5,
         fail=0.8,
         prior=True,
-        told=("in {now} of the groups every completion failed (line {line}, a prior), so that they teach nothing",),
+        told=("in {now} of the groups every completion failed, so that they teach nothing",),
         meaning="Groups in which every completion failed: they teach nothing and cost as much as the others.",
         advice="Raise num_generations, or drop or defer prompts that were never solved; look at reward_funcs (a parser "
         "that rejects everything looks the same) and at max_completion_length (truncated answers cannot be right).",
@@ -281,7 +281,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         fail=None,
         milder="note",
         prior=True,
-        told=("in {now} of the groups every completion is right (line {line}, a prior): compute that teaches nothing",),
+        told=("in {now} of the groups every completion is right: compute that teaches nothing",),
         meaning="Groups in which every completion succeeded: the data is learned and most of the compute is idle. It "
         "costs compute and not capability, so it is a note: said once, never in the verdict.",
         advice="Move to harder prompts, drop solved ones, or stop: going on sharpens without learning. A smaller "
@@ -297,7 +297,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         warn=0.1,
         fail=0.3,
         prior=True,
-        told=("lone lucky completions on hardly solvable prompts carry {now} of the gradient (line {line}, a prior)",),
+        told=("lucky one-offs on hardly solvable prompts carry {now} of the gradient",),
         meaning="Share of the gradient weight that single lucky completions carry on prompts which the policy almost "
         "never solves; each gets the largest advantage there is, (G-1)/sqrt(G).",
         advice="Leave those prompts out (return None as their reward, or drop their source), raise num_generations to "
@@ -307,7 +307,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         id="answer-concentration",
         statistics=("answer_collision",),
         metrics=("rlmon/collision/answer_across_effective",),
-        unit="effective number",
+        unit="answers in use",
         direction="up",
         rule="effective",
         warn=0.8,
@@ -316,7 +316,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         fail_floor=0.08,
         witness=True,
         per_source="only",
-        told=("different prompts get {now} effective answers where the base gave {base} (line {line})",),
+        told=("different prompts got {base} different answers, now {now}",),
         meaning="Different prompts of one source get the same final answer more often: the trace of a shortcut.",
         advice="Look at that source's prompts with `rlmon show`; drop them or fix their verifier (return None as "
         "their reward), raise beta.",
@@ -330,7 +330,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         rule="ratio",
         warn=0.5,
         fail=0.33,
-        told=("completions are {now} tokens long where the base's were {base} (line {line})",),
+        told=("completions were {base} tokens long, now {now}",),
         meaning="Completions are much shorter than the base's: computation is skipped, often before accuracy falls.",
         advice='Check the verifier for bare answers that it should not accept; loss_type="dr_grpo" removes the '
         "length bias; raise beta; look at max_completion_length and mask_truncated_completions.",

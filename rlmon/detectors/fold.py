@@ -636,11 +636,12 @@ def _sentence(spec: DetectorSpec, slot: str, row: Mapping[str, Any], source: str
             return f"{value:.0%}"
         return f"{value:.2f}" if spec.rule == "effective" else f"{value:.3g}"
 
-    values = {"base": row["baseline"], "now": row["now"], "line": row[f"{slot}_line"]}
-    words = {name: short(_in_metric_unit(spec, value)) for name, value in values.items()}
+    base, now, line = (short(_in_metric_unit(spec, row[key])) for key in ("baseline", "now", f"{slot}_line"))
+    told = spec.told[spec.statistics.index(row["statistic"])].format(base=base, now=now)
+    stands = f"line {line}{', a prior' if spec.prior else ''}"
     # Sources come from the data: repr keeps control characters out of terminals and logs.
     where = f" in source {source[:60]!r}" if source else ""
-    return f"{spec.id}: {spec.told[spec.statistics.index(row['statistic'])].format(**words)}{where}."
+    return f"{spec.id}: {told} ({stands}){where}."
 
 
 def _missing_prompts(state: DetectorState, plan: ev.Plan, spec: DetectorSpec, row: Mapping[str, Any], rung: int) -> int:

@@ -12,6 +12,7 @@ import pytest
 from audit_rows import check
 
 from rlmon.audit import engine
+from rlmon.audit.incidents import incidents
 from rlmon.audit.result import Audit
 from rlmon.detectors import DETECTORS
 
@@ -73,7 +74,9 @@ def test_a_run_without_protection_fails_where_its_formats_really_died(
     assert found.first_step is not None
     assert abs(found.first_step - truth) <= 20
     # The headline and the formats say the same thing.
-    assert f"step {found.first_step}" in audit.headline
+    (what, *_) = incidents(audit)
+    assert found in what.checks
+    assert audit.headline.startswith(f"From step {what.began} ")
     assert {story.mode for story in audit.modes if story.fate == "extinct"}
     # Every completion that was scored is there: 180 steps of 64.
     lines = (runs / "unprotected-seed0" / "truth.jsonl").read_text(encoding="utf-8").splitlines()

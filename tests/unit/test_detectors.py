@@ -280,7 +280,7 @@ def test_within_prompt_collapse_is_seen_while_the_pool_stays_wide():
     _, said = run(state, [record(t, blocks_of(mode_collision=0.25, mode_collision_within=0.95)) for t in range(9, 40)])
     assert said[-1].severity == "fail"
     assert said[-1].metric.endswith("mode_within_effective")
-    assert "the answers to one prompt use 1.37 effective formats where the base used 4.00" in said[-1].message
+    assert "the answers to one prompt used 4.00 formats, now 1.37 (line 2.40)" in said[-1].message
 
 
 def test_another_source_is_no_collapse():
@@ -361,7 +361,7 @@ def test_a_run_that_solved_its_prompts_gets_a_note_once_and_passes():
     assert [(f.detector, f.severity) for f in said] == [("silent-groups-good", "note")]
     assert verdict(f.severity for f in said) == "pass"
     # What it costs and what to change, in words.
-    assert "of the groups every completion is right (line 60%, a prior)" in said[0].message
+    assert "every completion is right: compute that teaches nothing (line 60%, a prior)" in said[0].message
     assert "harder prompts" in said[0].advice
     assert said[0].threshold == 0.6
     assert word(state, "silent-groups-good") == "note"

@@ -86,7 +86,7 @@ def sentence_openings(ask: Question, ends: Ends) -> Check:
         return ask.skip(reason)
     assert ends.wording is not None
     return narrowing(
-        ask, "effective number of sentence openings", "effective number",
+        ask, "sentence openings", "ways in use",
         ends.wording.ends["sentence openings"], 0.6, 0.3, WIDEN,
     )  # fmt: skip
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from rlmon.audit.case import Case
 from rlmon.audit.checks.question import Ends, Question
+from rlmon.audit.clauses import clause
+from rlmon.audit.contrast import BASE_STEPS
 from rlmon.audit.features import Floats
 from rlmon.audit.result import Check, Core
 from rlmon.audit.run import Lack
@@ -19,9 +22,8 @@ from rlmon.detectors import DETECTORS, DetectorSpec
 from rlmon.records import SEVERITIES, Finding
 
 _SPECS: Mapping[str, DetectorSpec] = {spec.id: spec for spec in DETECTORS}
-_ONSET_SERIES: Mapping[str, str] = {"format-collapse": "rlmon/format/effective"}
-"""Series that tells when it began, where it is not the detector's own metric: effective formats by Hill's order 1 are
-what people plot, and less noisy than the collision of one step."""
+ONSET_NOISE = 3.0
+"""Standard errors of the smoothed base that a change must exceed: a base of very diverse outputs is mostly noise."""
 
 
 def _detector(ask: Question, ends: Ends, need: Lack | Literal["successes"]) -> Check:
@@ -59,12 +61,7 @@ def _alarmed(ask: Question, case: Case, spec: DetectorSpec, row: Mapping[str, An
     now = next((r for r in row["sources"] if r["metric"] == shown.metric and shown.source in (None, r["source"])), None)
     value = shown.value if now is None or now["now"] is None else _unit(spec, now["now"])
     recovered = row["status"] == "ok" and spec.rule != "immediate"
-    steps = ", ".join(f"{finding.severity.upper()} at step {finding.step}" for finding in mine[:4])
-    message = f"{shown.message.removeprefix(spec.id + ': ')} {steps}{' and more' if len(mine) > 4 else ''}."
-    if spec.agreement and status == "warn" and (row["evidence"].get("fail") or -1.0) >= 0.0:
-        absent = ", and this source holds no completions to give one" if "completions" in case.run.lacks else ""
-        message += f" The FAIL line is passed too; FAIL needs a second signal{absent}."
-    return ask.says(
+    found = ask.says(
         status=status,
         metric=shown.metric,
         unit=_named_unit(case, spec),
@@ -74,7 +71,7 @@ def _alarmed(ask: Question, case: Case, spec: DetectorSpec, row: Mapping[str, An
         first_step=first.step if spec.rule == "immediate" else onset(case, spec, shown),
         alarm_step=first.step,
         source=shown.source,
-        message=message + (" It has recovered since." if recovered else ""),
+        message=shown.message.removeprefix(spec.id + ": "),
         evidence={
             "findings": [
                 {"step": f.step, "severity": f.severity, "value": f.value, "threshold": f.threshold} for f in mine[:50]
@@ -82,17 +79,38 @@ def _alarmed(ask: Question, case: Case, spec: DetectorSpec, row: Mapping[str, An
             "benign_sharpening": shown.benign_sharpening,
             "baseline_kind": shown.baseline_kind,
             "baseline_prompts": shown.baseline_prompts,
+            "recovered": recovered,
             **shown.evidence,
         },
         advice=spec.advice,
     )
+    return dataclasses.replace(found, message=" ".join(_told(found, spec, row, mine, case)))
+
+
+def _told(
+    found: Check, spec: DetectorSpec, row: Mapping[str, Any], mine: Sequence[Finding], case: Case
+) -> Iterator[str]:
+    """The message: what was seen, with the numbers of the check itself, when it was sure, and what to know beside."""
+    line = "" if found.threshold is None or found.evidence["recovered"] else f" (line {said(found.threshold)})"
+    yield f"{clause(found)}{line}."
+    steps = ", ".join(f"{finding.severity.upper()} at step {finding.step}" for finding in mine[:4])
+    yield f"Confirmed: {steps}{' and more' if len(mine) > 4 else ''}."
+    if missing := found.evidence.get("missing_baseline_prompts"):
+        yield f"The base is {missing} prompts too small for the usual line."
+    if seconds := found.evidence.get("second_signals"):
+        yield f"Second signal: {', '.join(seconds)}."
+    if spec.agreement and found.status == "warn" and (row["evidence"].get("fail") or -1.0) >= 0.0:
+        absent = ", and this source holds no completions to give one" if "completions" in case.run.lacks else ""
+        yield f"The FAIL line is passed too; FAIL needs a second signal{absent}."
+    if found.evidence["recovered"]:
+        yield "It has recovered since."
 
 
 def onset(case: Case, spec: DetectorSpec, finding: Finding) -> int | None:
-    """First step from which the 5-step mean of the metric stays past its WARN line; where it comes back in the end,
-    the start of the stay that the alarm fell in. ``None`` where the run has no such series."""
-    name = _ONSET_SERIES.get(spec.id, finding.metric)
-    values = case.series(name)
+    """First step from which the 5-step mean of what the detector reads stays past its WARN line and beyond the noise of
+    its base; where it comes back in the end, the start of the stay that the alarm fell in. ``None`` where the run has
+    no such series. Effective numbers are smoothed as collisions, whose mean is unbiased."""
+    values = _course(case, spec, finding.metric)
     if values is None:
         return None
     known = np.flatnonzero(np.isfinite(values))
@@ -100,11 +118,10 @@ def onset(case: Case, spec: DetectorSpec, finding: Finding) -> int | None:
         return None
     smooth = trailing_mean(values[known], SMOOTHING_STEPS)
     steps = case.line.steps[known]
-    upward = spec.direction == "up" and spec.rule != "effective"
-    line = _warn_line(case, spec, finding, values[known], name)
+    line = _onset_line(case, spec, finding, values)
     if line is None:
         return None
-    past = smooth > line if upward else smooth < line
+    past = smooth > line if spec.direction == "up" else smooth < line
     if not past.any():
         return None
     # The last run of steps past the line that began before the alarm (or the first one after it).
@@ -125,17 +142,36 @@ def onset(case: Case, spec: DetectorSpec, finding: Finding) -> int | None:
     return int(steps[start])
 
 
-def _warn_line(case: Case, spec: DetectorSpec, finding: Finding, values: Floats, name: str) -> float | None:
-    """WARN line in the unit of the series: a share of the base where the series is not the detector's own metric."""
-    if spec.rule == "absolute":
-        return finding.threshold if spec.warn is None else spec.absolute_level(_statistic(spec, finding), spec.warn)
-    base = finding.baseline
-    if name != finding.metric or base is None:
-        base = case.base_mean(name)
-        if base is None:
-            base = float(values[0])
+def _course(case: Case, spec: DetectorSpec, metric: str) -> Floats | None:
+    """What the detector reads, step by step: collisions where it tells effective numbers."""
+    if spec.rule != "effective":
+        return case.series(metric)
+    collision = case.series(metric.removesuffix("_effective")) if metric.endswith("_effective") else None
+    told = case.series(metric)
+    if collision is not None or told is None:
+        return collision
+    with np.errstate(divide="ignore"):
+        return 1.0 / told
+
+
+def _onset_line(case: Case, spec: DetectorSpec, finding: Finding, values: Floats) -> float | None:
+    """WARN line of ``values`` without the floors that hold an alarm back, or as far as the base's noise reaches."""
     level = spec.warn if spec.warn is not None else spec.fail
-    return None if level is None else base * level
+    if level is None:
+        return None
+    if spec.rule == "absolute":
+        return finding.threshold if spec.warn is None else spec.absolute_level(_statistic(spec, finding), level)
+    base = finding.baseline if spec.rule != "effective" or not finding.baseline else 1.0 / finding.baseline
+    first = values[: min(BASE_STEPS, values.size)]
+    first = first[np.isfinite(first)]
+    if base is None:
+        if not first.size:
+            return None
+        base = float(first.mean())
+    line = base / level if spec.rule == "effective" else base * level
+    # From differences of neighbours: a trend inside the base is no noise.
+    noise = float(np.std(np.diff(first))) / math.sqrt(2.0 * SMOOTHING_STEPS) if first.size >= 3 else 0.0
+    return max(line, base + ONSET_NOISE * noise) if spec.direction == "up" else min(line, base - ONSET_NOISE * noise)
 
 
 def _statistic(spec: DetectorSpec, finding: Finding) -> str:

@@ -9,11 +9,14 @@ import numpy as np
 
 from rlmon.audit.case import Case
 from rlmon.audit.checks.question import WIDEN, Ends, Question, between, question
+from rlmon.audit.clauses import percent
 from rlmon.audit.result import Check
 from rlmon.audit.timeline import SMOOTHING_STEPS, trailing_mean
 from rlmon.records import Status
 
 EXTINCT_SHARE = 0.1
+GONE = 0.005
+"""Share below which a format is said to be gone, rather than nearly."""
 EXTINCT_BASE_SHARE = 0.02
 
 
@@ -42,7 +45,6 @@ def mode_extinction(ask: Question, ends: Ends) -> Check:
         return ask.skip("an end of the run has fewer than two prompts")
     lost = sum(entry["base_share"] for entry in gone.values())
     status: Status = "fail" if lost >= 0.4 else "warn" if lost >= 0.05 else "pass"
-    said = ", ".join(f"{mode} {entry['base_share']:.2f} -> {entry['last_share']:.3f}" for mode, entry in gone.items())
     return ask.says(
         status=status,
         metric="share of the base in formats that died out",
@@ -51,10 +53,26 @@ def mode_extinction(ask: Question, ends: Ends) -> Check:
         baseline=0.0,
         threshold=0.4 if status == "fail" else 0.05,
         first_step=_died(ends.case, gone) if gone else None,
-        message=f"{len(gone)} died out: {said}" if gone else "every format of the base is still written",
+        message=_gone(gone) if gone else "every format of the base is still written",
         evidence={"modes": gone},
         advice="" if status == "pass" else WIDEN,
     )
+
+
+def _gone(lost: Mapping[str, Mapping[str, float]]) -> str:
+    """``one format is no longer written: prose (was 25 %); one format is nearly gone: json (10 % to 0.8 %)``."""
+    gone = [f"{mode} (was {percent(one['base_share'])})" for mode, one in lost.items() if one["last_share"] < GONE]
+    nearly = [
+        f"{mode} ({percent(one['base_share'])} to {percent(one['last_share'])})"
+        for mode, one in lost.items()
+        if one["last_share"] >= GONE
+    ]
+    parts = [
+        f"{'one format is' if len(names) == 1 else f'{len(names)} formats are'} {what}: {', '.join(names)}"
+        for what, names in (("no longer written", gone), ("nearly gone", nearly))
+        if names
+    ]
+    return "; ".join(parts)
 
 
 def _died(case: Case, gone: Mapping[str, Any]) -> int | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import scipy.stats
-from audit_rows import MODES, audited, chance, check, draw, in_mode, mixed, opened, prose, spoken, table, told
+from audit_rows import MODES, WORDS, audited, chance, check, draw, in_mode, mixed, opened, prose, spoken, table, told
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -335,36 +336,69 @@ def test_runs_in_which_nothing_changes_are_left_alone() -> None:
 # --- onset --------------------------------------------------------------------------------------------------------
 
 
-def slow_effective(drawn: pa.Table) -> tuple[list[int], list[float]]:
-    """exp(-sum p ln p) of the formats of every step, with a parser and a Counter."""
-    parse, modes = ModeSet.build(None).parse, defaultdict[int, Counter[str]](Counter)
-    for step, text in zip(drawn["step"].to_pylist(), drawn["completion"].to_pylist(), strict=True):
-        modes[step][parse(text)] += 1
-    steps = sorted(modes)
-    shares = [[count / modes[step].total() for count in modes[step].values()] for step in steps]
-    return steps, [math.exp(-sum(p * math.log(p) for p in one)) for one in shares]
+def slow_collision(drawn: pa.Table, *, within: bool) -> tuple[list[int], list[float]]:
+    """Chance that two completions have one format, of one prompt or of two, at every step: by counting all pairs."""
+    parse, rows = ModeSet.build(None).parse, defaultdict(list)
+    columns = (drawn[name].to_pylist() for name in ("step", "group", "completion"))
+    for step, group, text in zip(*columns, strict=True):
+        rows[step].append((group, parse(text)))
+    chances = []
+    for step in sorted(rows):
+        pairs = [a[1] == b[1] for a, b in itertools.combinations(rows[step], 2) if (a[0] == b[0]) is within]
+        chances.append(sum(pairs) / len(pairs))
+    return sorted(rows), chances
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_onset_is_the_first_step_from_which_the_mean_stays_below_the_line(seed: int) -> None:
+def test_onset_is_the_first_step_from_which_the_mean_stays_past_the_line(seed: int) -> None:
     drawn = draw(seed, steps=60, write=mixed(only_prose))
     audit = audited(drawn)
-    steps, effective = slow_effective(drawn)
-    # Base: 8 prompts a step, so 8 steps until 64 prompts and 256 completions. WARN at .8 of it.
+    found = check(audit, "format-collapse")
+    # Base: 8 prompts a step, so 8 steps until 64 prompts and 256 completions. WARN at .8 of the number that is told.
     assert audit.run.baseline["steps"] == list(range(1, 9))
-    line = 0.8 * sum(effective[:8]) / 8
+    assert found.baseline is not None
+    steps, chances = slow_collision(drawn, within="within" in (found.metric or ""))
+    line = 1 / found.baseline / 0.8
+    first = chances[:8]
+    apart = [b - a for a, b in itertools.pairwise(first)]
+    line = max(line, 1 / found.baseline + 3 * float(np.std(apart)) / math.sqrt(2 * 5))
     expected = None
     for at in reversed(range(len(steps))):
-        window = effective[max(0, at - 4) : at + 1]
-        if sum(window) / len(window) >= line:
+        window = chances[max(0, at - 4) : at + 1]
+        if sum(window) / len(window) <= line:
             break
         expected = steps[at]
-    found = check(audit, "format-collapse")
     assert found.first_step == expected
     assert expected is not None
     assert 18 <= expected <= 36, "formats begin to die at step 19 and are gone at 37"
     assert found.alarm_step is not None
     assert found.alarm_step < 40
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_very_diverse_outputs_do_by_chance_is_no_onset(seed: int) -> None:
+    """Hardly two completions of the base are alike, so that their effective number is noise; they narrow from 21 on."""
+
+    def narrowing(rng: Rng, t: float, prompt: int) -> str:
+        kind = int(rng.integers(max(1, round(190 * (1.0 - ramp(t, 0.5, 0.8))))))
+        return f"{WORDS[kind % 50]} {WORDS[kind // 50]} and so on"
+
+    found = check(audited(draw(seed, steps=42, write=narrowing)), "template-collapse")
+    assert found.status in ("warn", "fail")
+    assert found.baseline is None or found.baseline > 50
+    assert found.first_step is not None
+    assert 20 <= found.first_step <= 33
+
+
+def test_a_finding_says_one_number_for_one_thing() -> None:
+    audit = audited(draw(0, steps=60, write=mixed(only_prose)))
+    found = check(audit, "format-collapse")
+    assert found.value is not None
+    # At the end there is one format; what was seen when the alarm was sure is in the evidence.
+    assert found.value == pytest.approx(1.0, abs=0.05)
+    assert "formats, now about 1 " in found.message
+    assert max(row["value"] for row in found.evidence["findings"]) > 1.2
+    assert "formats, now about 1;" in audit.headline
 
 
 def test_a_run_that_recovers_keeps_the_onset_of_its_alarm() -> None:

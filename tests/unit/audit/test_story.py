@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 from audit_rows import audited, chance, check, draw, in_mode, mixed, opened, table, told
 
-from rlmon.audit import story
+from rlmon.audit import examples, incidents, story
 from rlmon.audit.result import Audit
 
 
@@ -22,6 +23,11 @@ def dying(t: float) -> tuple[float, ...]:
     return 0.45, 0.2, 0.15, 0.0, 0.2
 
 
+def narrowing(t: float) -> tuple[float, ...]:
+    """All of them until the middle, prose alone after it."""
+    return (0.4, 0.2, 0.2, 0.1, 0.1) if t < 0.5 else (1.0, 0.0, 0.0, 0.0, 0.0)
+
+
 @pytest.fixture(scope="module")
 def changed() -> Audit:
     return audited(draw(2, steps=40, write=mixed(dying), prompts=16))
@@ -30,11 +36,18 @@ def changed() -> Audit:
 # --- headline -----------------------------------------------------------------------------------------------------
 
 
-def test_the_headline_names_the_worst_check_and_when_it_began(changed: Audit) -> None:
+def test_the_headline_tells_what_happened_and_since_when(changed: Audit) -> None:
     worst = changed.checks[0]
-    assert changed.headline.startswith((worst.title, worst.id))
-    assert worst.first_step is not None
-    assert f"step {worst.first_step}" in changed.headline
+    (what, *_) = incidents.incidents(changed)
+    assert worst in what.checks
+    assert changed.headline.startswith(f"From step {what.began} one format is no longer written: json (was ")
+    narrowed = audited(
+        draw(2, steps=40, write=mixed(narrowing), prompts=16, score=lambda rng, t, prompt, text: float(t > 0.5))
+    )
+    assert re.match(
+        r"From step 2\d prose replaced boxed, python, (json and xml|xml and json): answers used about \S+ formats, now "
+        r"about 1; reward ", narrowed.headline,
+    )  # fmt: skip
     healthy = audited(draw(1, steps=12))
     assert "12 steps and 768 completions" in healthy.headline
 
@@ -63,9 +76,12 @@ def test_examples_show_before_and_after(changed: Audit) -> None:
     assert labels["base"].step < labels["last"].step <= 20
     assert labels["first"].mode == "prose", "what the winner writes instead"
     assert not changed.modes[-1].examples, "nothing to show where nothing changed"
+    # Of the largest loser, and of what won: to the same prompt where one was drawn at both ends.
     failing = check(changed, "mode-extinction")
     assert failing.status in ("warn", "fail")
-    assert failing.examples[0].mode == "json"
+    assert [(example.label, example.mode) for example in failing.examples] == [("base", "python"), ("now", "prose")]
+    assert failing.examples[0].step <= 4
+    assert failing.examples[1].step >= 36
 
 
 @pytest.mark.parametrize(
@@ -150,13 +166,27 @@ def test_the_heat_is_bounded() -> None:
 # --- completions and numbers --------------------------------------------------------------------------------------
 
 
-def test_samples_are_spread_over_time_and_cut(changed: Audit) -> None:
-    assert len(changed.samples) == story.MAX_SAMPLES
+def test_samples_are_spread_over_time(changed: Audit) -> None:
+    assert len(changed.samples) == examples.MAX_SAMPLES
     steps = [sample.step for sample in changed.samples]
     assert steps == sorted(steps)
     assert set(steps) == set(range(1, 41))
-    long = audited(table([{"step": step, "prompt": "p", "completion": "word " * 3_000} for step in (1, 2)]))
-    assert {len(sample.completion or "") for sample in long.samples} == {story.EXAMPLE_CHARACTERS}
+
+
+@pytest.mark.parametrize("characters", [3_900, 5_000, 8_193, 40_000])
+def test_the_end_of_a_long_completion_is_kept(characters: int) -> None:
+    text = ("<think> " + "word " * 10_000)[: characters - 24] + " </think> \\boxed{0123456}"
+    audit = audited(table([{"step": step, "prompt": "p", "completion": text} for step in (1, 2)]))
+    for sample in audit.samples:
+        assert len(sample.completion or "") == min(len(text), 4_000)
+        assert sample.left_out == len(text) - len(sample.completion or "")
+        for limit in (4_000, 600, 200):
+            head, left_out, tail = sample.ends(limit)
+            assert len(head) + len(tail) == min(limit, len(text))
+            assert len(head) + left_out + len(tail) == len(text)
+            assert text.startswith(head)
+            assert text.endswith(tail)
+            assert (head + tail).endswith("</think> \\boxed{0123456}")
 
 
 def test_summaries_are_means_over_the_windows(changed: Audit) -> None:

@@ -1,0 +1,63 @@
+"""What a check saw, in words that need no manual: its numbers are those of its base and of the end of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rlmon.audit.result import Check
+from rlmon.detectors import DETECTORS
+
+CLAUSE_CHARACTERS = 300
+MANY = 99.5
+"""From here on an effective number is mostly the noise of its estimate: hardly any two were alike."""
+_TOLD = {(spec.id, metric): told for spec in DETECTORS for metric, told in zip(spec.metrics, spec.told, strict=False)}
+_CLAUSES: Mapping[str, str] = {
+    "near-duplicates": "{now} of completions to different prompts are near copies of each other, at the base {base}",
+    "word-diversity": "{now} of all word pairs are distinct, at the base {base}",
+    "sentence-openings": "sentences began in {base} ways, now in {now}",
+    "correct-diversity": "correct answers to one prompt followed {base} templates, now {now}",
+    "answer-diversity": "one prompt got {base} different answers, now {now}",
+}
+"""Of checks that look once, at both ends of the run."""
+_COUNTED = ("in use", "effective number", "templates", "answers")
+"""Units of numbers of equally common things."""
+
+
+def clause(check: Check) -> str:
+    """What a check saw, as a part of a sentence without its stop."""
+    template = _TOLD.get((check.id, check.metric or "")) or _CLAUSES.get(check.id)
+    counted = (check.unit or "").endswith(_COUNTED)
+    unknown = check.baseline is None and not counted and "{base}" in (template or "")
+    if template is None or check.value is None or unknown or check.evidence.get("recovered"):
+        return check.message[:CLAUSE_CHARACTERS].rstrip(".")
+    if check.unit == "characters":
+        template = template.replace("tokens", "characters")
+    return template.format(base=_in_unit(check, check.baseline), now=_in_unit(check, check.value))
+
+
+def _in_unit(check: Check, value: float | None) -> str:
+    unit = check.unit or ""
+    if value is None:
+        return "many"  # no two were alike
+    if unit.startswith(("share", "distinct")):
+        return percent(value)
+    return effective(value) if unit.endswith(_COUNTED) else short(value)
+
+
+def effective(value: float) -> str:
+    """An effective number as one says it: ``about 4`` for 4.05, ``about 2.5`` for 2.48, ``over 100`` for 896."""
+    if value >= MANY:
+        return "over 100"
+    whole = value >= 9.5 or abs(value - round(value)) <= 0.15
+    return f"about {value:.0f}" if whole else f"about {value:.1f}"
+
+
+def percent(share: float) -> str:
+    """``37 %``, ``3 %``, ``0.4 %``: a share without more digits than it is known to."""
+    value = 100.0 * share
+    return f"{value:.0f} %" if value >= 0.95 or value == 0.0 else f"{value:.1g} %"
+
+
+def short(value: float) -> str:
+    """Three significant digits, thousands set apart."""
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
