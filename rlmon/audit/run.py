@@ -98,5 +98,7 @@ class OpenedRun:
     """Weight of each function in ``reward``, where the source says so; 1 for the others."""
     lacks: Mapping[Lack, str] = field(default_factory=dict)
     """What this source does not hold, why, and how to log it next time: the reason of every SKIP."""
+    passed_over: Sequence[str] = ()
+    """Columns of a file of curves that hold no numbers."""
     notes: Sequence[str] = ()
     """What a person should know about how the source was read (re-written batches, guesses)."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rlmon.acts import ROW_KNOBS, Act, fold
-from rlmon.audit import incidents, verdict
+from rlmon.audit import aliases, incidents, verdict
 from rlmon.audit.case import Case
 from rlmon.audit.checks import Judged, prompt_halves
 from rlmon.audit.examples import Samples
@@ -127,6 +127,13 @@ def _facts(case: Case, judged: Judged, source: str) -> RunFacts:
             "rows": judged.wording.rows,
             "rows_share": judged.wording.rows / counted.rows,
             "words": judged.wording.words,
+        }
+    if case.run.scalars:
+        judged_as = aliases.taken(case.run.scalars)
+        coverage["columns"] = {
+            "judged_as": judged_as,
+            "kept": sorted(case.run.scalars.keys() - judged_as.keys()),
+            "no_numbers": list(case.run.passed_over),
         }
     evaluated = int(groups["rows"][groups["eval"]].sum()) if groups else 0
     base: dict[str, Any] = {"kind": case.baseline_kind, "prompts": 0, "completions": 0, "steps": []}

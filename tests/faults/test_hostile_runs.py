@@ -656,6 +656,50 @@ def test_a_file_without_permission(audit: Audit, tmp_path: Path) -> None:
     (run / "completions").chmod(0o700)
 
 
+# ---- curves
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_hostile_keys_of_curves(payload: str, audit: Audit, tmp_path: Path) -> None:
+    calls = [{"step": step, "reward": 0.5, payload: 0.5, f"rewards/{payload}/mean": 0.5} for step in range(1, 9)]
+    forms = {
+        "a.jsonl": "".join(json.dumps(call) + "\n" for call in calls),
+        "b.log": "\n".join(str(call) for call in calls),
+        "c.csv": ",".join(f'"{key}"' for key in calls[0]).replace("\n", " ") + "\n1,0.5,0.5,0.5\n2,0.5,0.5,0.5\n",
+    }
+    for name, text in forms.items():
+        path = tmp_path / name
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        assert as_json(audit(path, "--format", "json"))["run"]["steps"] in (2, 8)
+    assert SHOWN not in audit(tmp_path / "a.jsonl").err
+
+
+def test_curves_that_swell_or_never_end(audit: Audit, tmp_path: Path) -> None:
+    line = b'{"step": 1, "reward": 0.5, "entropy": 0.5}\n'
+    contents = {
+        "bomb.jsonl.gz": gzip.compress(line + b"{" * (80 << 20)),
+        "bomb.json.gz": gzip.compress(b'[{"reward": 0.5}' + b"," * (80 << 20)),
+        "deep.json": b'[{"reward": ' + b"[" * 1_000_000,
+        "deep.jsonl": line + b'{"reward":' + b'{"a":' * 1_000_000,
+        "one-line.log": b"{'reward': 0.5} {'reward': 0.5} " + b"{'" * 1_000_000,
+        "quotes.csv": b'step,reward\n1,"' + b"x" * 3_000_000,
+        "digits.jsonl": line * 2 + b'{"step": 1e999, "reward": ' + b"9" * 100_000 + b"}\n",
+        "steps.jsonl": b"".join(b'{"step": %d, "reward": 1e400}\n' % (10**step) for step in range(0, 60, 3)),
+        "steps.log": b"step:" + b"9" * 200_000 + b" - actor/entropy:1\n" + b"step:1 - actor/entropy:1\n" * 2,
+        "spaces.log": b"{'loss': 1" + b" " * 500_000 + b"\n{'loss': 1}\n{'loss': 1}",
+        "dashes.log": b"step:1 - " + b"a:" * 300_000 + b"\nstep:1 - loss:1\nstep:2 - loss:1\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        audit(tmp_path / name, "--format", "json")
+
+
+def test_a_large_binary_file_is_no_run(audit: Audit, tmp_path: Path) -> None:
+    with (tmp_path / "weights").open("wb") as file:
+        file.truncate(64 << 30)
+    assert audit(tmp_path).code == 2
+
+
 # ---- trackers
 
 

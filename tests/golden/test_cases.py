@@ -53,7 +53,6 @@ def test_always_truncated() -> None:
 @pytest.mark.parametrize(
     "file", ["log_history.json", "training_log.csv", "training_logs.json", "training_metrics.jsonl"]
 )
-@pending(reason="not said yet")
 def test_bare_log_history(file: str) -> None:
     found = told("bare-log-history", file)
     assert check(found, "truncation").status == "fail"
@@ -159,7 +158,6 @@ def test_saturated_reward() -> None:
     assert check(found, "entropy-collapse").status in ("warn", "fail")
 
 
-@pending(reason="not said yet")
 def test_console_log() -> None:
     found = told("trl-console-log")
     assert check(found, "truncation").status == "fail"

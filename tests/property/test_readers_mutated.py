@@ -19,6 +19,10 @@ from rlmon.errors import RLMonError
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 FIXTURES = sorted(path.name for path in (GOLDEN / "foreign").iterdir() if path.is_dir() and path.name != "plain")
+CURVES = (
+    "bare-log-history/log_history.json", "bare-log-history/training_log.csv", "bare-log-history/training_metrics.jsonl",
+    "trl-console-log/train.log", "swift4800-logging-jsonl", "tb-several-runs-one-folder", "wandb4482-resumed-two-dirs",
+)  # fmt: skip
 SECONDS = 20.0
 """Longer than any honest reading of a few kilobytes, also on a busy machine."""
 
@@ -99,6 +103,13 @@ def check(original: Path, choice: int, changes: list[Mutation], mapping: dict[st
 @given(choice=st.integers(0, 40), changes=st.lists(mutations, min_size=1, max_size=3))
 def test_damaged_runs(name: str, choice: int, changes: list[Mutation]) -> None:
     check(GOLDEN / "foreign" / name, choice, changes)
+
+
+@pytest.mark.parametrize("name", CURVES)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(choice=st.integers(0, 40), changes=st.lists(mutations, min_size=1, max_size=3))
+def test_damaged_curves(name: str, choice: int, changes: list[Mutation]) -> None:
+    check(GOLDEN / "cases" / name, choice, changes)
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlmon.audit.readers import mapped, rlmon_log, tensorboard, trackio, trl, wandb
+from rlmon.audit.readers import curves, mapped, rlmon_log, tensorboard, trackio, trl, wandb
 from rlmon.audit.readers.columns import inside
+from rlmon.audit.readers.history import scalar_lacks
 from rlmon.audit.run import OpenedRun
 from rlmon.errors import ReadError, RLMonError
 
-READERS: tuple[ModuleType, ...] = (rlmon_log, trl, wandb, trackio, tensorboard, mapped)
+READERS: tuple[ModuleType, ...] = (rlmon_log, trl, wandb, trackio, tensorboard, mapped, curves)
 """The most informative source first: where several recognise a folder the first is read."""
 KEPT_IN: Mapping[str, tuple[str, ...]] = {
     rlmon_log.NAME: ("rlmon",),
@@ -29,7 +30,8 @@ KEPT_IN: Mapping[str, tuple[str, ...]] = {
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 READABLE = (
     "an rlmon log, a TRL output folder (completions/, trainer_state.json), a W&B run, a trackio or TensorBoard folder, "
-    "and JSONL, Parquet or CSV files of verl, verifiers, NeMo-RL, SkyRL, AReaL and tinker-cookbook"
+    "JSONL, Parquet or CSV files of verl, verifiers, NeMo-RL, SkyRL, AReaL and tinker-cookbook, and files of curves: a "
+    "log_history, lines of metrics, a table of a tracker's history, a console log"
 )
 HOW = (
     "Name the reader with --reader, or the columns with --map prompt=...,completion=...,reward=...,step=... for any "
@@ -68,13 +70,15 @@ def names() -> list[str]:
 
 def _recognised_run(path: Path) -> OpenedRun:
     """The run of the most informative reader that can read ``path``."""
-    found = [(module, place) for module in READERS[:-1] if (place := _place(module, path)) is not None]
+    found = [(module, place) for module in READERS[:-2] if (place := _place(module, path)) is not None]
     failed: list[RLMonError] = []
     notes: list[str] = []
-    for module, place in found or ([(mapped, path)] if mapped.recognises(path) else []):
+    for module, place in found or _of_any_tool(path):
         try:
             # TRL's own files do not hold its settings; a logger beside them does.
             run: OpenedRun = trl.open_run(place, _settings_beside(found)) if module is trl else module.open_run(place)
+            if module is mapped:
+                run = _with_curves(run, path)
         except RLMonError as problem:
             failed.append(problem)
             notes.append(f"{module.NAME} was here too, but: {problem}")
@@ -86,6 +90,32 @@ def _recognised_run(path: Path) -> OpenedRun:
     if failed:
         raise failed[0]
     raise ReadError(_nothing_readable(path))
+
+
+def _of_any_tool(path: Path) -> Iterator[tuple[ModuleType, Path]]:
+    """Readers of files that no tool's layout explains: rows say more than curves."""
+    for module in (mapped, curves):
+        if module.recognises(path):
+            yield module, path
+
+
+def _with_curves(run: OpenedRun, path: Path) -> OpenedRun:
+    """Rows with the curves that lie beside them, where they have none of their own."""
+    if run.scalars or not path.is_dir() or not curves.recognises(path):
+        return run
+    try:
+        beside = curves.open_run(path)
+    except RLMonError:
+        return run
+    measured = scalar_lacks(beside.scalars, beside.eval_scalars)
+    return dataclasses.replace(
+        run,
+        scalars=beside.scalars,
+        eval_scalars=beside.eval_scalars,
+        lacks={need: why for need, why in run.lacks.items() if need not in ("entropy", "kl")} | measured,
+        passed_over=beside.passed_over,
+        notes=[*run.notes, *beside.notes],
+    )
 
 
 def _settings_beside(found: Sequence[tuple[ModuleType, Path]]) -> Mapping[str, Any]:

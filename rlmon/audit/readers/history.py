@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rlmon.audit import aliases
@@ -27,7 +28,13 @@ NOT_MEASURED = frozenset(
 
 _COUNTERS = {"train/global_step", "eval/global_step", "training/global_step", "trainer/global_step"}
 _NOT_OF_TRAINING = ("_", "profiling/", "system/")
+_OF_THE_VALUE_MODEL = frozenset({"val/clipfrac_avg", "val/ratio", "val/ratio_var", "val/num_eos_tokens"})
+"""TRL's PPOTrainer has these while training: no evaluation."""
 _MAX_STEP = 2**53
+
+
+Series = dict[str, list[tuple[int, float]]]
+"""Key to (step, value) in order of step, one value a step."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,11 +75,15 @@ class History:
             name = key.removeprefix("train/")
             if name in NOT_MEASURED:
                 continue
-            if key.startswith(EVAL_PREFIXES):
+            if key.startswith(EVAL_PREFIXES) and key not in _OF_THE_VALUE_MODEL:
                 name = key.removeprefix("eval/").removeprefix("eval_")
                 self.eval_scalars.setdefault(name, []).append((self.step, value))
             else:
                 self.scalars.setdefault(name, []).append((self.step, value))
+
+    def series(self) -> tuple[Series, Series, list[str]]:
+        """Curves of training and of evaluations in order of step, and what to say of steps that go back."""
+        return all_series(self.scalars), all_series(self.eval_scalars), list(went_back(self.scalars))
 
     def add_table(self, key: str, place: str, size: int, rows: int | None, incremental: bool = False) -> None:
         """Takes a table of the last call, or of one behind it."""
@@ -102,8 +113,11 @@ def step_key_of(calls: Iterable[Iterable[str]]) -> str | None:
     return next((key for key in STEP_KEYS if key in seen), None)
 
 
-def series(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The points in order of step. The last value of a step counts; a restart supersedes what it goes back behind."""
+def series(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The points in order of step. The last value of a step counts; a restart supersedes what it goes back behind, and
+    where steps go back time and again they were never in order and are sorted."""
+    if _is_shuffled(points):
+        return sorted(dict(points).items())
     kept: list[tuple[int, float]] = []
     for step, value in points:
         while kept and kept[-1][0] >= step:
@@ -112,9 +126,30 @@ def series(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
     return kept
 
 
-def all_series(scalars: Mapping[str, Iterable[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
+def _falls(points: Sequence[tuple[int, float]]) -> list[tuple[int, int]]:
+    return [(a[0], b[0]) for a, b in itertools.pairwise(points) if b[0] < a[0]]
+
+
+def _is_shuffled(points: Sequence[tuple[int, float]]) -> bool:
+    falls = len(_falls(points))
+    return falls > 1 and falls > 0.2 * len(points)
+
+
+def all_series(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> Series:
     """``series`` of every key."""
     return {key: series(points) for key, points in scalars.items()}
+
+
+def went_back(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> Iterator[str]:
+    """What to say where the steps of the longest curve go back."""
+    points = max(scalars.values(), key=len, default=())
+    falls = _falls(points)
+    if _is_shuffled(points):
+        yield "the steps were not in order: they were sorted"
+    elif falls:
+        shown = ", ".join(f"after step {last} it goes on at {first}" for last, first in falls[:4])
+        more = f" and {len(falls) - 4} times more" if len(falls) > 4 else ""
+        yield f"the log goes back in steps: {shown}{more}; from there on the later attempt counts"
 
 
 def reward_functions(history: History) -> set[str]:
@@ -125,13 +160,23 @@ def reward_functions(history: History) -> set[str]:
     }
 
 
-def scalar_lacks(scalars: Mapping[str, list[tuple[int, float]]], evals: Mapping[str, object]) -> dict[Lack, str]:
+def beside_curves(
+    lacks: Mapping[Lack, str], scalars: Mapping[str, aliases.Points], evals: Mapping[str, object]
+) -> dict[Lack, str]:
+    """What completions would have told and what was not logged, less what the curves say."""
+    unlogged = {**lacks, **scalar_lacks(scalars, evals)}
+    if "rlmon/health/truncated" in aliases.chosen(scalars):
+        unlogged.pop("truncation", None)
+    return unlogged
+
+
+def scalar_lacks(scalars: Mapping[str, aliases.Points], evals: Mapping[str, object]) -> dict[Lack, str]:
     """What the trainer did not log as numbers, and how to have it."""
     found = aliases.chosen(scalars)
     lacks: dict[Lack, str] = {}
     if "rlmon/entropy/mean" not in found:
         lacks["entropy"] = "the trainer logged no entropy; TRL 0.18 and later logs it, RLMon(trainer) measures it"
-    if "rlmon/kl/mean" not in found:
+    if not found.keys() & {"rlmon/kl/mean", "rlmon/kl/seq"}:
         lacks["kl"] = (
             "no KL to the base was logged; TRL logs it with beta > 0, RLMon(trainer) measures it with beta=0 too"
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlmon.audit.readers.history import NOT_MEASURED, all_series, scalar_lacks
+from rlmon.audit.readers.history import NOT_MEASURED, all_series, beside_curves
 from rlmon.audit.readers.tables import EVAL_PREFIXES, group_size, no_completions
 from rlmon.audit.run import OpenedRun
 from rlmon.errors import ReadError
@@ -102,7 +102,7 @@ def open_run(path: Path) -> OpenedRun:
         eval_scalars=evals_by_key,
         config=config,
         group_size=group_size(config),
-        lacks={**scalar_lacks(by_key, evals_by_key), **no_completions(NO_TEXT)},
+        lacks=beside_curves(no_completions(NO_TEXT), by_key, evals_by_key),
         notes=tuple(notes),
     )
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from rlmon.audit.readers import columns
-from rlmon.audit.readers.history import History, all_series, reward_functions, scalar_lacks, step_key_of
+from rlmon.audit.readers.history import History, all_series, beside_curves, reward_functions, step_key_of
 from rlmon.audit.readers.tables import (
     MAX_TABLE_BYTES,
     Cells,
@@ -30,7 +30,7 @@ from rlmon.audit.readers.tables import (
     parse_json,
     plan,
 )
-from rlmon.audit.run import ROWS, Lack, OpenedRun, RowBatch
+from rlmon.audit.run import ROWS, OpenedRun, RowBatch
 from rlmon.errors import ReadError
 from rlmon.metrics.prompts import prompt_identity
 
@@ -247,7 +247,7 @@ def _open(path: Path, base: sqlite3.Connection, run: Run) -> OpenedRun:
     tables = plan(history.tables, LoadCell(path), config, reward_functions(history))
     scalars, evals = all_series(history.scalars), all_series(history.eval_scalars)
     traces = () if tables.shards else tuple(_trace_shards(path, base, run))
-    lacks: dict[Lack, str] = {**scalar_lacks(scalars, evals), **tables.lacks}
+    lacks = beside_curves(tables.lacks, scalars, evals)
     notes = [*tables.notes]
     if traces:
         lacks = {key: why for key, why in lacks.items() if key in ("entropy", "kl", "eval")}

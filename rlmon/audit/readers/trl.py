@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rlmon.audit import aliases
 from rlmon.audit.aliases import LARGEST
 from rlmon.audit.readers import columns
 from rlmon.audit.run import Lack, OpenedRun, RowBatch
@@ -596,9 +597,13 @@ def _lacks(
     lacks: dict[Lack, str] = {
         "tokens": "TRL's files hold neither token ids nor lengths of completions, only mean lengths per step. "
         "RLMon(trainer) logs them.",
-        "truncation": "TRL's files do not say which completions were cut, only the share per step "
-        "(completions/clipped_ratio). RLMon(trainer) logs it.",
     }
+    logged = aliases.chosen(scalars)
+    if "rlmon/health/truncated" not in logged:
+        lacks["truncation"] = (
+            "TRL's files do not say which completions were cut, and this TRL did not log the share of them "
+            "(completions/clipped_ratio). RLMon(trainer) logs it."
+        )
     if not files:
         why = "there are no completions: set log_completions=True (and logging_steps=1) in GRPOConfig or RLOOConfig."
         lacks |= dict.fromkeys(("completions", "prompts", "rewards", "advantages", "groups"), why)
@@ -608,14 +613,14 @@ def _lacks(
         if layout.group_size is None:
             lacks["groups"] = "TRL's files name no groups, and runs of equal prompts have no common length here."
     unlogged = "trainer_state.json is missing: call trainer.save_state() after training, or set save_steps."
-    if "kl" not in scalars:
+    if not logged.keys() & {"rlmon/kl/mean", "rlmon/kl/seq"}:
         lacks["kl"] = (
             "no kl was logged: with beta=0 TRL loads no reference model. RLMon(trainer) measures KL to the initial "
             "base then too, or set beta above 0."
             if has_history
             else unlogged
         )
-    if "entropy" not in scalars:
+    if "rlmon/entropy/mean" not in logged:
         lacks["entropy"] = "this TRL logged no entropy; RLMon(trainer) measures it." if has_history else unlogged
     if not eval_scalars and not any(file.evaluated for file in files):
         lacks["eval"] = (

@@ -7,12 +7,9 @@ integration logs many times per step.
 
 from __future__ import annotations
 
-import csv
 import importlib
-import itertools
 import json
 import os
-import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,15 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from rlmon.audit.readers.history import (
     STEP_KEYS,
     History,
     all_series,
+    beside_curves,
     reward_functions,
-    scalar_lacks,
     step_key_of,
 )
 from rlmon.audit.readers.tables import (
@@ -38,10 +32,8 @@ from rlmon.audit.readers.tables import (
     UnreadableTable,
     group_size,
     is_count,
-    no_completions,
     number_of,
     parse_cells,
-    parse_json,
     path_inside,
     plan,
 )
@@ -53,35 +45,19 @@ NAME = "wandb"
 BLOCK_BYTES = 32_768
 FILE_HEADER_BYTES = 7
 MAX_RECORD_BYTES = 64 << 20
-NO_TEXT_IN_HISTORY = (
-    "a downloaded history holds numbers only; audit the offline run directory (wandb/offline-run-*), or download the "
-    "run's artifacts of type run_table, or keep TRL's completions/*.parquet (log_completions=True)"
-)
-
-MAX_HISTORY_BYTES = 512 << 20
-
 _PEEK_ROWS = 400
-_PEEK_CHARACTERS = 65_536
-_MAX_LINE = 1 << 20
 
 
 def recognises(path: Path) -> bool:
-    """Whether ``path`` is a W&B run, a ``wandb`` folder, a folder with one in it, or a downloaded history."""
-    if path.is_file():
-        return path.suffix == ".wandb" or _is_history(path)
-    return bool(_run_files(path)) or any(_is_history(file) for file in sorted(path.glob("*.parquet"))[:1])
+    """Whether ``path`` is a W&B run, a ``wandb`` folder, or a folder with one in it."""
+    return path.suffix == ".wandb" if path.is_file() else bool(_run_files(path))
 
 
 def open_run(path: Path) -> OpenedRun:
     """The run at ``path``. Raises ``ReadError`` where there is none or more than one, ``MissingExtraError`` without
     wandb."""
-    if path.is_file() and path.suffix != ".wandb":
-        return _open_history(path, [path])
     files = [path] if path.is_file() else _run_files(path)
     if not files:
-        histories = sorted(path.glob("*.parquet"))
-        if histories:
-            return _open_history(path, histories)
         raise ReadError(
             f"{path} holds no W&B run: no run-*.wandb in it, in offline-run-*/ or in wandb/. Give the run directory "
             "(wandb/offline-run-DATE-ID) or a history downloaded with Run.download_history_exports."
@@ -336,7 +312,7 @@ def _open_offline(path: Path) -> OpenedRun:
         eval_scalars=evals,
         config=config,
         group_size=group_size(config),
-        lacks={**scalar_lacks(scalars, evals), **tables.lacks},
+        lacks=beside_curves(tables.lacks, scalars, evals),
         notes=(*_notes(history, damage), *tables.notes),
     )
 
@@ -373,115 +349,3 @@ def _update(config: dict[str, Any], record: Any) -> None:
         inner[path[-1]] = value
     for item in record.remove:
         config.pop(item.key or "/".join(item.nested_key), None)
-
-
-def _is_history(path: Path) -> bool:
-    """Whether a file holds a run's history: rows with W&B's own columns."""
-    if not path.is_file():
-        return False
-    return {"_step", "_timestamp"} <= set(_history_columns(path)) or "train/global_step" in _history_columns(path)
-
-
-def _history_columns(path: Path) -> list[str]:
-    """Columns of the first row; none where it is no table of rows."""
-    try:
-        if path.suffix == ".parquet":
-            return list(pq.read_schema(path).names)
-        if path.suffix == ".csv":
-            with path.open(encoding="utf-8", errors="replace", newline="") as file:
-                return next(csv.reader([file.readline(_MAX_LINE)]), [])
-        if path.suffix in (".json", ".jsonl", ".ndjson"):
-            with path.open(encoding="utf-8", errors="replace") as file:
-                start = file.read(_PEEK_CHARACTERS)
-            names = re.findall(r'"([^"\\]{1,200})"\s*:', start[: start.find("}") + 1 or None])
-            return names
-    except (OSError, pa.ArrowException, csv.Error):
-        return []
-    return []
-
-
-def _history_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a downloaded history, one mapping a row. Raises ``ReadError`` where the file is damaged."""
-    try:
-        if path.suffix == ".parquet":
-            with pq.ParquetFile(path) as file:
-                numeric = [field.name for field in file.schema_arrow if _is_numeric(field.type)]
-                for batch in file.iter_batches(batch_size=8_192, columns=numeric):
-                    yield from batch.to_pylist()
-        elif path.suffix == ".csv":
-            with path.open(encoding="utf-8", errors="replace", newline="") as text:
-                for row in csv.DictReader(text):
-                    yield {key: _parsed(value) for key, value in row.items() if isinstance(key, str)}
-        else:
-            yield from _json_rows(path)
-    except (OSError, pa.ArrowException, csv.Error) as error:
-        if isinstance(error, ReadError):
-            raise
-        raise ReadError(f"{path} is no history that can be read: {str(error)[:300]}") from error
-
-
-def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    if path.stat().st_size > MAX_HISTORY_BYTES:
-        raise ReadError(f"{path} has more than {MAX_HISTORY_BYTES >> 20} MiB. Store the history as Parquet, or cut it.")
-    with path.open(encoding="utf-8", errors="replace") as file:
-        start = file.read(1)
-        while start.isspace():
-            start = file.read(1)
-        file.seek(0)
-        lines: Iterable[str] = [file.read()] if start == "[" else file
-        for line in lines:
-            if not line.strip():
-                continue
-            try:
-                value = parse_json(line)
-            except UnreadableTable:
-                continue  # a torn last line
-            for row in value if isinstance(value, list) else [value]:
-                if isinstance(row, dict):
-                    yield row
-
-
-def _parsed(text: Any) -> float | None:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return None
-
-
-def _is_numeric(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind))
-
-
-def _open_history(path: Path, files: list[Path]) -> OpenedRun:
-    """A downloaded history: numbers only."""
-    peeked = [itertools.islice(_history_rows(file), _PEEK_ROWS) for file in files]
-    history = History(
-        step_key=step_key_of([key for key in row if row[key] is not None] for rows in peeked for row in rows)
-    )
-    count = 0
-    for file in files:
-        for row in _history_rows(file):
-            numbers = {}
-            for key, value in row.items():
-                number = None if isinstance(value, bool) else number_of(value)
-                if number is not None:
-                    numbers[key] = number
-            own = numbers.get("_step", float(count))
-            history.add(numbers, int(own) if abs(own) < 2**53 else count)
-            count += 1
-    if not history.scalars and not history.eval_scalars:
-        raise ReadError(
-            f"{path} holds no metrics: {count} rows, none with a number under a metric's name. Give a history as "
-            "Run.download_history_exports or Run.scan_history write it (columns like train/global_step, train/reward)."
-        )
-    scalars, evals = all_series(history.scalars), all_series(history.eval_scalars)
-    return OpenedRun(
-        reader=NAME,
-        run_id=path.stem,
-        path=path,
-        shards=(),
-        scalars=scalars,
-        eval_scalars=evals,
-        lacks={**scalar_lacks(scalars, evals), **no_completions(NO_TEXT_IN_HISTORY)},
-        notes=tuple(_notes(history, Damage())),
-    )

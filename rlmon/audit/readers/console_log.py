@@ -1,0 +1,63 @@
+"""What trainers print, as log calls: dicts of TRL and transformers, and verl's lines of ``step:1 - key:value``.
+
+A console log holds much else: progress bars, colours, prefixes of workers, tables. Nothing of it is evaluated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from rlmon.audit import aliases
+
+BAR = "progress bar"
+"""Key of the step that the progress bar before a dict stood at."""
+_NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|inf(?:inity)?|nan)"
+_WRAPPED = rf"(?:[A-Za-z_][\w.]*\()?\s*({_NUMBER})(?:/\d{{1,15}})?\s*\)?"
+"""A number, also as ``np.float64(0.5)``, ``tensor(0.5`` or ``3/100``."""
+_DICT = re.compile(r"\{\s*['\"][^{}]*\}")
+_PAIR = re.compile(
+    rf"(?:'([^']{{1,200}})'|\"([^\"]{{1,200}})\")\s*:\s*['\"]?{_WRAPPED}(?=\s*['\",}}\)])", re.IGNORECASE
+)
+_STEP_LINE = re.compile(r"\bstep:\s*(\d{1,15}) - (?=\S+:)")
+_STEP_PAIR = re.compile(rf"(\S[^:]{{0,199}}(?::[^:]{{1,99}}){{0,3}}?):\s*{_WRAPPED}\s*", re.IGNORECASE)
+_COLOUR = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_BAR = re.compile(r"\s*\d{1,3}%\|[^|]{0,200}\|\s*(\d{1,12})/(\d{1,12})\s*\[")
+
+
+def log_calls(lines: Iterable[str]) -> Iterator[dict[str, float]]:
+    """Numbers by key of every dict or line of metrics, in their order.
+
+    ``lines`` end at line feeds and carriage returns. A dict counts where one of its keys is one that trainers log.
+    """
+    total = None
+    at = None
+    for line in lines:
+        if "\x1b" in line:
+            line = _COLOUR.sub("", line)
+        position = 0
+        if "{" in line:
+            for match in _DICT.finditer(line):
+                total, at = _bar(line[position : match.start()], total, at)
+                position = match.end()
+                call = {one or two: _parsed(value) for one, two, value in _PAIR.findall(match[0])}
+                if any(map(aliases.says_something, call)):
+                    yield call if at is None else {**call, BAR: float(at)}
+        total, at = _bar(line[position:], total, at)
+        if (start := _STEP_LINE.search(line)) is not None:
+            pairs = (_STEP_PAIR.fullmatch(part) for part in line[start.end() :].strip().split(" - "))
+            call = {pair[1]: _parsed(pair[2]) for pair in pairs if pair is not None}
+            if call:
+                yield {"step": float(start[1]), **call}
+
+
+def _bar(text: str, total: str | None, at: int | None) -> tuple[str | None, int | None]:
+    """Total and step of the training's bar, which is the first that is seen: those of evaluations have other totals."""
+    match = _BAR.match(text) if "%|" in text else None
+    if match is not None and total in (None, match[2]):
+        return match[2], int(match[1])
+    return total, at
+
+
+def _parsed(text: str) -> float:
+    return float(text.replace("_", ""))

@@ -1,0 +1,257 @@
+"""Files of curves: what a trainer logged step by step and somebody kept, recognised by what is in them.
+
+A bare ``log_history`` or a trainer state under any name, a line of metrics a step, a table of a tracker's history, a
+console log. A folder is read by the file that says most; parts of one history are read together. Behind ``::`` stands
+one run of a table that holds several.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlmon.audit import aliases
+from rlmon.audit.readers import columns, log_files
+from rlmon.audit.readers.console_log import BAR
+from rlmon.audit.readers.history import STEP_KEYS, History, beside_curves
+from rlmon.audit.readers.log_files import LogFile
+from rlmon.audit.readers.tables import no_completions, number_of
+from rlmon.audit.run import OpenedRun
+from rlmon.errors import ReadError
+
+NAME = "curves"
+NO_TEXT = (
+    "this file holds curves and no completions; with log_completions=True TRL keeps completions/*.parquet in its "
+    "output folder, and RLMon(trainer) keeps its own log"
+)
+NO_TEXT_IN_HISTORY = (
+    "a downloaded history holds numbers only; audit the offline run directory (wandb/offline-run-*), or download the "
+    "run's artifacts of type run_table, or keep TRL's completions/*.parquet (log_completions=True)"
+)
+STEPS = (*STEP_KEYS, "global_step/max_steps", "Step", "iteration", "iter", "update", BAR, "_step")
+"""What counts steps, by descending claim."""
+MAX_FILES = 256
+_PEEKED = 400
+_ROWS = "row"
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})", re.ASCII)
+_SHARE = re.compile(r"\s*(\d{1,15})\s*/\s*\d{1,15}\s*", re.ASCII)
+
+
+def recognises(path: Path) -> bool:
+    """Whether ``path`` is a file of curves (``FILE`` or ``FILE::RUN``), or a folder that has one."""
+    return bool(files_in(_split(path)[0]))
+
+
+def open_run(path: Path) -> OpenedRun:
+    """The run in a file of curves, or in the file of a folder that says most.
+
+    Raises ``ReadError`` where there is none, where a table holds several runs and none is named, and for rows that
+    are no curves.
+    """
+    place, wanted = _split(path)
+    found = files_in(place)
+    if not found:
+        raise ReadError(
+            f"{str(place)!r} holds no curves: no JSON, JSON lines, CSV, Parquet or console log with a key that a "
+            "trainer logs (reward, loss, entropy, completions/mean_length, actor/entropy, ...)."
+        )
+    chosen = _together(found)
+    damage = log_files.Damage()
+    runs, texts = _runs(chosen, damage, place)
+    name = _wanted(runs, wanted, place)
+    calls = runs[name]
+    if not calls:
+        raise ReadError(f"{str(place)!r} has no number under a key that a trainer logs. {damage.torn}".rstrip())
+    step_key = _step_key(calls[:_PEEKED])
+    history = _folded(calls, step_key)
+    _refuse_rows(history, place)
+    scalars, evals, notes = history.series()
+    tracker = any(key.startswith(("_timestamp", "_runtime")) for call in calls[:_PEEKED] for key in call)
+    rest = [file.path.name for file in found if file not in chosen]
+    return OpenedRun(
+        reader=NAME,
+        run_id=name or (place if len(chosen) > 1 or place.is_file() else chosen[0].path).resolve().stem,
+        path=place,
+        shards=(),
+        scalars=scalars,
+        eval_scalars=evals,
+        lacks=beside_curves(no_completions(NO_TEXT_IN_HISTORY if tracker else NO_TEXT), scalars, evals),
+        notes=[*_notes(chosen, place, step_key, damage), *notes, *_others(rest)],
+        passed_over=sorted(texts),
+    )
+
+
+def runs_at(path: Path) -> list[str]:
+    """Names of the runs that a table of W&B's web page holds, where they are several; else none."""
+    found = files_in(path) if path.is_file() else []
+    return sorted(_runs(found, log_files.Damage(), path)[0]) if found and _exported(found[0]) else []
+
+
+def _split(path: Path) -> tuple[Path, str]:
+    """The place, and the name of a run behind ``::``."""
+    place, separator, run = str(path).rpartition("::")
+    return (Path(place), run) if separator and run and not path.exists() else (path, "")
+
+
+def files_in(place: Path) -> list[LogFile]:
+    """The files of curves at ``place``, those that say most first; of checkpoints the newest only."""
+    if place.is_file():
+        paths = [place]
+    elif place.is_dir():
+        paths = [Path(entry.path) for entry in columns.files_of(place, place)[:MAX_FILES]]
+        steps = [(int(match[1]), path) for path in _folders(place) if (match := _CHECKPOINT.fullmatch(path.name))]
+        if steps:
+            paths += [Path(entry.path) for entry in columns.files_of(place, max(steps)[1])[:MAX_FILES]]
+    else:
+        return []
+    found = [file for path in paths if (file := log_files.recognised(path)) is not None]
+    return sorted(found, key=lambda file: (-_says(file), -file.path.stat().st_size, file.path.name))
+
+
+def _folders(place: Path) -> list[Path]:
+    try:
+        return [path for path in place.iterdir() if path.is_dir()]
+    except OSError:
+        return []
+
+
+def _says(file: LogFile) -> int:
+    """How many quantities a file has, by what its beginning shows."""
+    return len(set(aliases.taken({log_files.run_and_key(key)[1]: ((0, 0.0),) for key in file.known}).values()))
+
+
+def _together(found: Sequence[LogFile]) -> list[LogFile]:
+    """The file that says most, with the other parts of the same history: a tracker saves one curve a table, and a long
+    history in several files of Parquet."""
+    best = found[0]
+    if best.kind == "parquet" or _exported(best):
+        mine = [file for file in found if file.kind == best.kind and _exported(file) == _exported(best)]
+        return sorted(mine, key=lambda file: (len(file.path.name), file.path.name))
+    return [best]
+
+
+def _exported(file: LogFile) -> bool:
+    return file.kind == "csv" and any(log_files.run_and_key(key)[0] for key in file.columns)
+
+
+def _runs(
+    files: Sequence[LogFile], damage: log_files.Damage, place: Path
+) -> tuple[dict[str, list[dict[str, float]]], set[str]]:
+    """The numbers of every log call by run (empty: the file names none), and the keys that hold something else."""
+    runs: dict[str, list[dict[str, float]]] = {}
+    texts: set[str] = set()
+    numeric: set[str] = set()
+    for file in files:
+        for call in log_files.log_calls(file, damage):
+            shared: dict[str, float] = {}
+            own: dict[str, dict[str, float]] = {}
+            for column, value in call.items():
+                run, key = log_files.run_and_key(column)
+                number = _number(value)
+                if number is None:
+                    if value not in (None, "", []):
+                        texts.add(key)
+                elif key:
+                    numeric.add(key)
+                    (own.setdefault(run, {}) if run else shared)[key] = number
+            for run, numbers in (own or {"": {}}).items():
+                runs.setdefault(run, []).append({**shared, **numbers})
+    if not runs and damage.torn:
+        raise ReadError(f"{str(place)!r} cannot be read: {damage.torn}.")
+    return runs or {"": []}, texts - numeric
+
+
+def _number(value: Any) -> float | None:
+    """A number, also as text, and of ``3/100`` the first."""
+    if isinstance(value, bool):
+        return None
+    if not isinstance(value, str):
+        return number_of(value)
+    if len(value) > 64:
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        share = _SHARE.fullmatch(value)
+        return float(share[1]) if share else None
+
+
+def _wanted(runs: Mapping[str, Sequence[Any]], wanted: str, place: Path) -> str:
+    """The run that was asked for, or the only one."""
+    if wanted in runs:
+        return wanted
+    listed = ", ".join(repr(name) for name in list(runs)[:20])
+    if wanted:
+        raise ReadError(f"{str(place)!r} has no run {wanted!r}; it has {listed}.")
+    if len(runs) > 1:
+        raise ReadError(f"{str(place)!r} holds {len(runs)} runs: {listed}. Type {f'{place}::{list(runs)[-1]}'!r}.")
+    return next(iter(runs))
+
+
+def _step_key(calls: Sequence[Mapping[str, float]]) -> str:
+    """What counts the steps; where nothing does, the rows."""
+    for key in STEPS:
+        values = [call[key] for call in calls if key in call]
+        if not values or (len(values) > 1 and len(set(values)) == 1):
+            continue
+        # A bar is drawn when there is time to; one that lags would put several calls into one step.
+        if key == BAR and (len(values) < len(calls) or len(set(values)) < 0.8 * len(values)):
+            continue
+        return key
+    return _ROWS
+
+
+def _folded(calls: Sequence[Mapping[str, float]], step_key: str) -> History:
+    history = History(step_key=None if step_key == _ROWS else step_key)
+    row = 0
+    for call in calls:
+        numbers = {key: value for key, value in call.items() if key not in STEPS or key == step_key}
+        of_training = any(aliases.says_something(key) and not key.startswith("eval") for key in numbers)
+        row += of_training
+        history.add(numbers, max(row, 1))
+    return history
+
+
+def _refuse_rows(history: History, place: Path) -> None:
+    """Raises ``ReadError`` where most steps have several values of every curve: those are rows of completions."""
+    known = [points for key, points in history.scalars.items() if aliases.says_something(key) and len(points) >= 4]
+    if not known:
+        if not (history.scalars or history.eval_scalars):
+            raise ReadError(f"{str(place)!r} has no number under a key that a trainer logs.")
+        return
+    points = max(known, key=len)
+    again = sum(a[0] == b[0] for a, b in itertools.pairwise(points))
+    if again > 0.5 * len(points):
+        most = Counter(step for step, _ in points).most_common(1)[0][1]
+        raise ReadError(
+            f"{str(place)!r} has up to {most} values of a curve in one step, as rows of completions do. Name their "
+            "columns: --map completion=...,reward=...,step=..."
+        )
+
+
+def _notes(chosen: Sequence[LogFile], place: Path, step_key: str, damage: log_files.Damage) -> Iterator[str]:
+    names = [file.path.name for file in chosen]
+    what = {"json": "JSON", "lines": "JSON lines", "csv": "CSV", "parquet": "Parquet", "console": "a console log"}
+    if place.is_dir():
+        more = f" and {len(names) - 1} more parts" if len(names) > 1 else ""
+        yield f"curves were read from {names[0]!r}{more} ({what[chosen[0].kind]})"
+    if step_key == _ROWS:
+        yield "nothing counts the steps: a row is taken as a step, from 1 on"
+    elif step_key == BAR:
+        yield "no key counts the steps: the progress bar's are taken"
+    else:
+        yield f"steps are those of {step_key!r}"
+    if damage.lines:
+        yield f"{damage.lines} damaged lines were passed over"
+    if damage.torn:
+        yield f"not read to the end: {damage.torn}"
+
+
+def _others(names: Sequence[str]) -> Iterator[str]:
+    if names:
+        shown = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        yield f"not read, though they hold curves too: {shown}; name the file to read it"

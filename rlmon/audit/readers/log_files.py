@@ -1,0 +1,319 @@
+"""Files of curves, whatever they are called: JSON, JSON lines, CSV, Parquet or a console log, as log calls.
+
+What a file is, its first and last 64 KiB tell. A log call is a mapping of a trainer's keys to what it logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlmon.audit import aliases
+from rlmon.audit.readers import columns, console_log
+from rlmon.audit.readers.files import EXPANSION, FREE_BYTES
+from rlmon.audit.readers.tables import UnreadableTable, parse_json
+from rlmon.errors import ReadError
+
+SNIFFED_BYTES = 1 << 16
+MAX_BYTES = 256 << 20
+"""A larger file is not read, packed or not."""
+LINE_CHARACTERS = 4 << 20
+"""A longer line is passed over."""
+
+Kind = Literal["json", "lines", "csv", "parquet", "console"]
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_KEY = re.compile(r'"((?:[^"\\]|\\.){1,200})"\s*:')
+_STRING = re.compile(r'"((?:[^"\\]|\\.){1,200})"')
+_COLUMNS = re.compile(r'"columns"\s*:\s*\[([^\]]*)\]')
+_JSON = re.compile(r'\s*(?:\[\s*[\[{]|\{\s*["}])')
+_EXPORTED = re.compile(r"(.+) - (.+?)(__MIN|__MAX)?", re.DOTALL)
+"""A column of the table that W&B's web page saves: name of the run, key."""
+_CONTAINERS = frozenset({"data", "metrics", "logs", "log", "scalars", "values"})
+_INDEX = re.compile(r"\d{1,9}")
+_DEPTH = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogFile:
+    """A file that holds curves."""
+
+    path: Path
+    kind: Kind
+    packed: str | None
+    encoding: str
+    delimiter: str = ","
+    columns: tuple[str, ...] = ()
+    """Of a CSV file."""
+    known: frozenset[str] = frozenset()
+    """Keys of trainers that its ends have."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Damage:
+    """What of a file could not be read."""
+
+    lines: int = 0
+    torn: str = ""
+    """Why the file was not read to its end."""
+
+
+def recognised(path: Path) -> LogFile | None:
+    """The file as one of curves; ``None`` where its ends show none. At most 128 KiB are read."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            raw = file.read(SNIFFED_BYTES)
+            tail = b""
+            if size > 2 * SNIFFED_BYTES:
+                file.seek(size - SNIFFED_BYTES)
+                tail = file.read(SNIFFED_BYTES)
+    except (OSError, ValueError):
+        return None
+    if raw.startswith(b"PAR1"):
+        return _parquet(path)
+    packed = next((kind for magic, kind in _PACKED.items() if raw.startswith(magic)), None)
+    if packed is not None:
+        raw, tail = _unpacked(raw, packed), b""
+    encoding = _MARKS.get(raw[:2], "utf-8-sig")
+    if encoding == "utf-8-sig" and b"\0" in raw:
+        return None
+    text = raw.decode(encoding, "replace")
+    if _JSON.match(text):
+        names = _KEY.findall(text) + _STRING.findall(" ".join(_COLUMNS.findall(text)))
+        known = frozenset(filter(aliases.says_something, map(_plain, names)))
+        kind: Kind = "lines" if _has_objects_as_lines(text) else "json"
+        return LogFile(path=path, kind=kind, packed=packed, encoding=encoding, known=known) if known else None
+    head = text.partition("\n")[0]
+    delimiter = max(",\t;", key=head.count)
+    with contextlib.suppress(csv.Error):
+        names = next(csv.reader([head], delimiter=delimiter), [])
+        known = frozenset(filter(aliases.says_something, map(_plain, names)))
+        if known and (len(names) > 1 or len(text.split("\n")) > 2) and "{" not in head:
+            return LogFile(
+                path=path, kind="csv", packed=packed, encoding=encoding, delimiter=delimiter, columns=tuple(names),
+                known=known,
+            )  # fmt: skip
+    calls = console_log.log_calls(_split(text) + _split(tail.decode(encoding, "replace")))
+    seen = Counter(key for call in itertools.islice(calls, 50) for key in call if aliases.says_something(key))
+    # A log says the same again and again; a dict in a program or a text stands there once.
+    known = frozenset(key for key, count in seen.items() if count > 1)
+    return LogFile(path=path, kind="console", packed=packed, encoding=encoding, known=known) if known else None
+
+
+def log_calls(file: LogFile, damage: Damage) -> Iterator[Mapping[str, Any]]:
+    """The log calls of a file in their order, names of runs in front where one file holds several.
+
+    Raises ``ReadError`` where nothing of it can be read.
+    """
+    try:
+        if file.kind == "parquet":
+            yield from _of_parquet(file.path)
+            return
+        size = file.path.stat().st_size
+        if size > MAX_BYTES:
+            raise ReadError(f"{str(file.path)!r} has more than {MAX_BYTES >> 20} MiB. Store it as Parquet, or cut it.")
+        limit = size if file.packed is None else min(MAX_BYTES, max(FREE_BYTES, EXPANSION * size))
+        with _opened(file) as text:
+            if file.kind == "json":
+                content = text.read(limit + 1)
+                if len(content) > limit:
+                    raise ReadError(f"{str(file.path)!r} expands to more than {limit >> 20} MiB; unpack it first.")
+                yield from _of_json(content, str(file.path))
+            elif file.kind == "lines":
+                yield from _of_lines(_lines(text, limit, damage), damage)
+            elif file.kind == "csv":
+                yield from _of_csv(_lines(text, limit, damage), file.delimiter, damage)
+            else:
+                yield from console_log.log_calls(_lines(text, limit, damage))
+    except ReadError:
+        raise
+    except (*columns.UNREADABLE, EOFError, zlib.error, csv.Error) as problem:
+        damage.torn = f"{type(problem).__name__}: {str(problem)[:200]}"
+
+
+def run_and_key(column: str) -> tuple[str, str]:
+    """Run and key of a column that W&B's web page saved; no run, and the key itself, of any other."""
+    match = _EXPORTED.fullmatch(column)
+    if match is None or not (aliases.says_something(match[2]) or "/" in match[2] or match[2].startswith("_")):
+        return "", column.strip("\ufeff \t")
+    return match[1], "" if match[3] else match[2]
+
+
+def _plain(column: str) -> str:
+    return run_and_key(column)[1]
+
+
+def _split(text: str) -> list[str]:
+    return text.replace("\r", "\n").split("\n")
+
+
+def _has_objects_as_lines(text: str) -> bool:
+    """Whether some of the first lines, of several, are JSON objects of their own."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) < 2 or not text.lstrip().startswith("{"):
+        return False
+    for line in lines[:5]:
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(json.loads(line), dict):
+                return True
+    return False
+
+
+def _unpacked(raw: bytes, packed: str) -> bytes:
+    """The beginning of what some packed bytes hold."""
+    if packed == "gzip":
+        with contextlib.suppress(zlib.error):
+            return zlib.decompressobj(wbits=31).decompress(raw, SNIFFED_BYTES)
+        return b""
+    with contextlib.suppress(*columns.UNREADABLE), pa.CompressedInputStream(pa.BufferReader(raw), packed) as stream:
+        return cast(bytes, stream.read(SNIFFED_BYTES // 4))
+    return b""
+
+
+@contextlib.contextmanager
+def _opened(file: LogFile) -> Iterator[IO[str]]:
+    """The file as text whose lines end at line feeds and carriage returns."""
+    with contextlib.ExitStack() as held:
+        raw: Any = held.enter_context(file.path.open("rb"))
+        if file.packed == "gzip":
+            raw = held.enter_context(gzip.GzipFile(fileobj=raw))
+        elif file.packed is not None:
+            raw = held.enter_context(pa.CompressedInputStream(raw, file.packed))
+        yield held.enter_context(io.TextIOWrapper(raw, encoding=file.encoding, errors="replace", newline=None))
+
+
+def _lines(text: IO[str], limit: int, damage: Damage) -> Iterator[str]:
+    """Lines; those that are too long are passed over and counted."""
+    read = 0
+    while line := text.readline(LINE_CHARACTERS):
+        read += len(line)
+        if read > limit:
+            damage.torn = f"it expands to more than {limit >> 20} MiB; unpack it first"
+            return
+        if len(line) < LINE_CHARACTERS or line.endswith("\n"):
+            yield line
+            continue
+        damage.lines += 1
+        while line and not line.endswith("\n") and read <= limit:
+            line = text.readline(LINE_CHARACTERS)
+            read += len(line)
+
+
+def _of_lines(lines: Iterator[str], damage: Damage) -> Iterator[Mapping[str, Any]]:
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            value = parse_json(line)
+        except UnreadableTable:
+            damage.lines += 1
+            continue
+        if isinstance(value, dict):
+            yield _flat(value)
+        else:
+            damage.lines += 1
+
+
+def _of_csv(lines: Iterator[str], delimiter: str, damage: Damage) -> Iterator[Mapping[str, Any]]:
+    rows = csv.reader(lines, delimiter=delimiter)
+    header = [name.strip("\ufeff \t") for name in next(rows, [])]
+    for row in rows:
+        if len(row) == len(header):
+            yield {name: value for name, value in zip(header, row, strict=True) if value.strip()}
+        elif row:
+            damage.lines += 1
+
+
+def _of_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        numeric = [field.name for field in file.schema_arrow if _is_numeric(field.type)]
+        for batch in file.iter_batches(batch_size=8_192, columns=numeric):
+            yield from batch.to_pylist()
+
+
+def _parquet(path: Path) -> LogFile | None:
+    try:
+        schema = pq.read_schema(path)
+    except columns.UNREADABLE:
+        return None
+    numeric = [field.name for field in schema if _is_numeric(field.type)]
+    known = frozenset(filter(aliases.says_something, numeric))
+    return LogFile(path=path, kind="parquet", packed=None, encoding="", known=known) if known else None
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind))
+
+
+def _of_json(text: str, name: str) -> Iterator[Mapping[str, Any]]:
+    """Log calls of a JSON document: a list of them, a trainer state that holds one, or a table by columns."""
+    try:
+        value = parse_json(text)
+    except UnreadableTable as problem:
+        # Lines of JSON the first of which is damaged or laid out over several lines.
+        raise ReadError(f"{name!r} is no JSON that can be read: {problem}.") from None
+    calls = _list_of_calls(value)
+    if calls is None:
+        raise ReadError(f"{name!r} holds no list of log calls: no log_history, no columns of numbers.")
+    for call in calls:
+        if isinstance(call, dict):
+            yield _flat(call)
+
+
+def _list_of_calls(value: Any) -> list[Any] | None:
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        return None
+    if isinstance(value.get("log_history"), list):
+        return cast(list[Any], value["log_history"])
+    names, data = value.get("columns"), value.get("data")
+    if isinstance(names, list) and isinstance(data, list):
+        return [dict(zip(map(str, names), row, strict=False)) for row in data if isinstance(row, list)]
+    by_column = {key: _column(inner) for key, inner in value.items()}
+    table = {key: column for key, column in by_column.items() if column and not isinstance(column[0], (dict, list))}
+    if any(aliases.says_something(_plain(key)) for key in table):
+        return [dict(zip(table, row, strict=True)) for row in itertools.zip_longest(*table.values())]
+    lists = [inner for inner in value.values() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
+    inner = [found for part in value.values() if isinstance(part, dict) and (found := _list_of_calls(part))]
+    if any(aliases.says_something(_plain(key)) for key in value) and not lists:
+        return [value]
+    return next(iter([*lists, *inner]), None)
+
+
+def _column(value: Any) -> list[Any] | None:
+    """A column of a table: a list, or what pandas writes, a mapping of row numbers."""
+    if isinstance(value, list):
+        return value
+    if isinstance(value, dict) and value and all(isinstance(key, str) and _INDEX.fullmatch(key) for key in value):
+        return [value[key] for key in sorted(value, key=int)]
+    return None
+
+
+def _flat(call: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, Any]:
+    """A log call without nesting: the parts of a key joined by slashes, names of mere containers left out."""
+    found: dict[str, Any] = {}
+    for key, value in call.items():
+        if isinstance(value, dict) and "_type" in value:  # a table, picture or histogram of W&B
+            continue
+        if isinstance(value, dict) and depth < _DEPTH:
+            inner = prefix if key in _CONTAINERS else f"{prefix}{key}/"
+            found.update(_flat(value, inner, depth + 1))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
