@@ -8,6 +8,8 @@ from rlmon.audit.result import Check
 from rlmon.detectors import DETECTORS
 
 CLAUSE_CHARACTERS = 300
+GONE = 0.005
+"""Share below which a format is said to be gone, rather than nearly."""
 MANY = 99.5
 """From here on an effective number is mostly the noise of its estimate: hardly any two were alike."""
 _TOLD = {(spec.id, metric): told for spec in DETECTORS for metric, told in zip(spec.metrics, spec.told, strict=False)}

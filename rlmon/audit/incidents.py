@@ -207,7 +207,9 @@ def _replaced(checks: Sequence[Check], modes: Sequence[ModeStory]) -> str | None
         return None
     if about is None and not named:
         return None
-    said = f"{winner.mode} replaced {listed([mode.mode for mode in lost])}"
+    said = f"{winner.mode} replaced {listed([mode.mode for mode in lost])}" + (
+        " formats" if len(lost) > NAMED + 1 else ""
+    )
     if about is not None and about.baseline is not None and about.value is not None:
         said += f": answers used {effective(about.baseline)} formats, now {effective(about.value)}"
     return said
@@ -221,10 +223,10 @@ def _reward(metrics: Mapping[str, MetricSummary]) -> Iterator[str]:
         yield f"reward {short(reward.base)} to {short(reward.last)}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """``prose, boxed and 3 more formats``."""
-    if len(names) > NAMED + 1:
-        return f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more formats"
+def listed(names: Sequence[str], most: int = NAMED) -> str:
+    """``prose, boxed, json and 3 more``; one more than ``most`` is named too."""
+    if len(names) > most + 1:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

@@ -92,14 +92,15 @@ class Example:
     left_out: int = 0
     """Characters left out of the middle of ``completion``."""
 
-    def ends(self, limit: int = EXAMPLE_CHARACTERS) -> tuple[str, int, str]:
-        """Head, characters left out, tail: together at most ``limit`` of the completion, its last ones always."""
+    def ends(self, head: int = EXAMPLE_HEAD, tail: int = EXAMPLE_CHARACTERS - EXAMPLE_HEAD) -> tuple[str, int, str]:
+        """The first ``head`` characters of the completion, how many are left out, and the last ``tail``; all of it and
+        an empty tail where it is no longer than that."""
         text = self.completion or ""
-        if len(text) <= limit and not self.left_out:
+        if len(text) <= head + tail and not self.left_out:
             return text, 0, ""
-        kept = min(limit, len(text))
-        head = min(EXAMPLE_HEAD, kept * EXAMPLE_HEAD // EXAMPLE_CHARACTERS)
-        return text[:head], self.left_out + len(text) - kept, text[len(text) - kept + head :]
+        if self.left_out:
+            head, tail = min(head, EXAMPLE_HEAD), min(tail, len(text) - EXAMPLE_HEAD)
+        return text[:head], self.left_out + len(text) - head - tail, text[len(text) - tail :]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -92,6 +92,9 @@ def _body(check: Check) -> str:
     if check.advice:
         lines.append(f"What to do: {one_line(check.advice)}")
     for example in phrases.examples(check):
-        text = "not stored" if example.completion is None else one_line(example.completion, 300)
-        lines.append(f"{phrases.example_head(example)}: {text}")
+        head, characters, tail = example.ends(100, 200)
+        text = f"{head} {phrases.left_out(characters)} {tail}" if characters else head
+        lines.append(
+            f"{phrases.example_head(example)}: {'not stored' if example.completion is None else one_line(text)}"
+        )
     return valid("\n".join(lines))

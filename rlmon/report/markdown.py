@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 from rlmon.acts import entries, fold, summary
+from rlmon.audit.incidents import Incident, incidents
 from rlmon.audit.result import Audit, Check, Example
 from rlmon.printable import one_line
 from rlmon.report import phrases
@@ -27,7 +28,7 @@ STATUS_SIGNS: Mapping[str, str] = {
 VERDICT_SIGNS = {"fail": "🔴", "warn": "🟡", "pass": "🟢", "insufficient": "⚪"}
 MAX_CHARACTERS = 60_000
 """A comment on GitHub may hold 65,536; a longer one is refused as a whole."""
-EXAMPLE_CHARACTERS = 600
+HEAD_CHARACTERS, TAIL_CHARACTERS = 300, 600
 ACTS_SHOWN = 20
 
 _INVISIBLE = "\u200b"
@@ -73,10 +74,11 @@ def escape_html(text: str, limit: int = 600) -> str:
     return _LINKING.sub(rf"\1{_INVISIBLE}", shown)
 
 
-def fence(text: str, limit: int = EXAMPLE_CHARACTERS) -> str:
-    """``text`` in a code fence that it cannot close; control characters as escapes, lines kept."""
-    cut = text[:limit] + ("…" if len(text) > limit else "")
-    body = "\n".join(one_line(line, limit + 1) for line in cut.split("\n"))
+def fence(example: Example) -> str:
+    """Both ends of a completion in a code fence that it cannot close; control characters as escapes, lines kept."""
+    head, characters, tail = example.ends(HEAD_CHARACTERS, TAIL_CHARACTERS)
+    cut = f"{head}\n{phrases.left_out(characters)}\n{tail}" if characters else head
+    body = "\n".join(one_line(line, TAIL_CHARACTERS + 1) for line in cut.split("\n"))
     longest = max((len(run) for run in re.findall(r"`+", body)), default=0)
     mark = "`" * max(3, longest + 1)
     return f"{mark}text\n{body}\n{mark}"
@@ -84,12 +86,14 @@ def fence(text: str, limit: int = EXAMPLE_CHARACTERS) -> str:
 
 def _one(audit: Audit) -> str:
     parts = [_summary(audit)]
-    parts += [_detail(check) for check in phrases.spoken(audit)]
+    parts += [_incident(incident) for incident in incidents(audit)]
+    parts += [_detail(check) for check in audit.checks if check.status in ("error", "unsure", "note")]
     if audit.actions:
         parts.append(_acts(audit))
+    parts.append(_table(audit))
     if groups := phrases.skipped(audit):
         amount = sum(len(ids) for _, ids in groups)
-        lines = [f"<details><summary>Not checked ({amount})</summary>", ""]
+        lines = [f"<details><summary>Not judged ({amount})</summary>", ""]
         lines += [f"- {', '.join(escape(name) for name in ids)}: {escape(reason)}" for reason, ids in groups]
         parts.append("\n".join([*lines, "", "</details>", ""]))
     facts = [("Baseline", phrases.baseline_line(audit)), ("Read", phrases.coverage_line(audit))]
@@ -97,6 +101,20 @@ def _one(audit: Audit) -> str:
     lines = [f"{label}: {escape(text)}  " for label, text in facts if text]
     parts.append("\n".join([*lines, ""]))
     return "\n".join(parts)
+
+
+def _incident(incident: Incident) -> str:
+    """One event: who saw it and since when, the setting to change, and how answers looked before and look now."""
+    sign = STATUS_SIGNS[incident.severity]
+    lines = [f"{sign}: **{escape(incident.sentence)}**  ", f"{escape(phrases.seen_by(incident))}  "]
+    if incident.setting:
+        lines.append(f"Change first: {escape(incident.setting)}")
+    if incident.pair:
+        lines += ["", "<details><summary>How answers looked and look now</summary>", ""]
+        for example in incident.pair:
+            lines += [*_example(example), ""]
+        lines.append("</details>")
+    return "\n".join([*lines, ""])
 
 
 def _acts(audit: Audit) -> str:
@@ -133,12 +151,16 @@ def _summary(audit: Audit) -> str:
         f"{escape(audit.run.source, 200)}: {escape(phrases.run_line(audit))}",
         "",
     ]
-    shown = [check for check in audit.checks if check.status != "skip"]
-    if shown:
-        lines += ["| | check | base → now | line | onset | |", "| --- | --- | --- | ---: | ---: | --- |"]
-        lines += [_row(check) for check in shown]
-        lines.append("")
     return "\n".join(lines)
+
+
+def _table(audit: Audit) -> str:
+    shown = [check for check in audit.checks if check.status != "skip"]
+    if not shown:
+        return ""
+    lines = [f"<details><summary>Checks: {escape_html(phrases.counts(audit))}</summary>", ""]
+    lines += ["| | check | base → now | line | began | |", "| --- | --- | --- | ---: | ---: | --- |"]
+    return "\n".join([*lines, *map(_row, shown), "", "</details>", ""])
 
 
 def _row(check: Check) -> str:
@@ -165,8 +187,6 @@ def _detail(check: Check) -> str:
         lines += [escape(where), ""]
     if check.advice:
         lines += [f"**What to do:** {escape(check.advice)}", ""]
-    for example in phrases.examples(check):
-        lines += [*_example(example), ""]
     return "\n".join([*lines, "</details>", ""])
 
 
@@ -174,4 +194,4 @@ def _example(example: Example) -> list[str]:
     head = escape(phrases.example_head(example))
     if example.completion is None:
         return [f"{head}: the text was not stored"]
-    return [f"{head}:", "", fence(example.completion)]
+    return [f"{head}:", "", fence(example)]

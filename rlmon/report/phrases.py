@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlmon.acts import Entry
-from rlmon.audit.result import Audit, Check, Example, Verdict
+from rlmon.audit.clauses import GONE
+from rlmon.audit.incidents import Incident, listed
+from rlmon.audit.result import Audit, Check, Example, ModeStory, Verdict
 from rlmon.audit.verdict import QUESTIONS
 from rlmon.printable import one_line
 from rlmon.records import WORST_FIRST, Status
@@ -21,7 +23,6 @@ VERDICT_WORDS: Mapping[Verdict, str] = {
     "insufficient": "UNSURE",
 }
 OUTCOME_WORDS = {"applied": "APPLIED", "failed": "FAILED", "dry run": "WOULD", "decided": "DECIDED"}
-EXAMPLES_SHOWN = 2
 
 
 def verdict(audit: Audit) -> str:
@@ -132,11 +133,6 @@ def skipped(audit: Audit) -> list[tuple[str, list[str]]]:
     return list(groups.items())
 
 
-def bad(audit: Audit) -> list[Check]:
-    """FAIL, WARN and ERROR, worst first."""
-    return [check for status in BAD for check in audit.checks if check.status == status]
-
-
 def spoken(audit: Audit) -> list[Check]:
     """What a person should read about, worst first: what went wrong, what may have, then what only costs compute."""
     return [check for status in (*BAD, "unsure", "note") for check in audit.checks if check.status == status]
@@ -150,21 +146,46 @@ def said(check: Check) -> str:
 
 
 def where(check: Check) -> str:
-    """``damaged from step 66, evidence complete at step 88, in source 'sums'``; empty where nothing is known."""
+    """``began at step 66, confirmed at step 88, in source 'sums'``; empty where nothing is known."""
     parts = []
     if check.first_step is not None:
-        parts.append(f"past its line from step {check.first_step}")
+        parts.append(f"began at step {check.first_step}")
     if check.alarm_step is not None:
-        parts.append(f"evidence complete at step {check.alarm_step}")
+        parts.append(f"confirmed at step {check.alarm_step}")
     if check.source is not None:
         parts.append(f"mostly in source {one_line(repr(check.source), 62)}")
     return ", ".join(parts)
 
 
+def seen_by(incident: Incident) -> str:
+    """``began at step 46, confirmed at step 70, seen by format-collapse and template-collapse``."""
+    parts = [] if incident.began is None else [f"began at step {incident.began}"]
+    parts += [] if incident.confirmed is None else [f"confirmed at step {incident.confirmed}"]
+    parts.append(f"seen by {listed([one_line(check.id, 60) for check in incident.checks], len(incident.checks))}")
+    return ", ".join(parts)
+
+
+def fate(mode: ModeStory) -> str:
+    """What became of a format, in plain words."""
+    if mode.fate == "extinct" or (mode.fate == "shrunk" and mode.last_share < GONE):
+        return "gone" if mode.last_share < GONE else "nearly gone"
+    return {"shrunk": "fewer", "grown": "more", "newborn": "new"}.get(mode.fate, "as before")
+
+
+def left_out(characters: int) -> str:
+    """What stands between the two ends of a long text."""
+    return f"… {characters:,} characters left out …"
+
+
 def examples(check: Check) -> Sequence[Example]:
     """At most two examples: the first and the last of what the check chose."""
     chosen = list(check.examples)
-    return chosen if len(chosen) <= EXAMPLES_SHOWN else [chosen[0], chosen[-1]]
+    return chosen if len(chosen) <= 2 else [chosen[0], chosen[-1]]
+
+
+def folded(audit: Audit, status: Status) -> list[str]:
+    """The ids of the checks with this status."""
+    return [one_line(check.id, 60) for check in audit.checks if check.status == status]
 
 
 def example_head(example: Example) -> str:

@@ -1,4 +1,4 @@
-"""An audit on a terminal: the verdict first, then one line a check, then what to do about those that spoke."""
+"""An audit on a terminal: what was read, the checks, what happened and what to change, and last the verdict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rlmon.acts import Entry, entries, fold, summary
-from rlmon.audit.result import Audit, Check
+from rlmon.audit.clauses import percent
+from rlmon.audit.incidents import Incident, incidents
+from rlmon.audit.result import Audit, Check, Example
 from rlmon.printable import one_line
 from rlmon.records import Status
 from rlmon.report import phrases
@@ -30,6 +32,7 @@ WIDE = 110
 """Columns from which a check's message fits beside its numbers."""
 MODES_SHOWN = 8
 ACTS_SHOWN = 6
+MAX_EXAMPLE_CHARACTERS = 4_096
 OUTCOME_STYLES = {"applied": "cyan", "failed": "bold red", "dry run": "dim cyan"}
 EFFECT_STYLES = {"helped": "green", "harmed": "yellow"}
 
@@ -44,43 +47,37 @@ def render(audit: Audit, *, width: int = 80, page: str | None = None) -> Group:
 
 def _parts(audit: Audit, width: int, page: str | None) -> Iterator[RenderableType]:
     blank = Text("")
-    verdict = Text(f" {phrases.VERDICT_WORDS[audit.verdict]} ", style=VERDICT_STYLES.get(audit.verdict, "reverse"))
-    yield _labelled([(verdict, Text(one_line(audit.headline), style="bold"))])
-    for line in phrases.missing(audit):
-        yield _hanging("  ", Text(line))
     yield Text(f"{one_line(audit.run.source, 200)}: {phrases.run_line(audit)}", style="dim")
+    yield _facts(audit, page)
     yield blank
     if table := _checks(audit, width):
         yield table
+    yield from _folded(audit)
+    yield blank
+    for incident in incidents(audit):
+        yield from _incident(incident, audit, width)
         yield blank
-    advised: dict[str, str] = {}
-    shown: set[tuple[int, str | None]] = set()
-    for check in phrases.spoken(audit):
-        yield from _detail(check, width, advised, shown)
-        yield blank
-    if modes := _modes(audit):
-        yield modes
-        yield blank
+    for check in audit.checks:
+        if check.status in ("error", "unsure", "note"):
+            yield from _detail(check)
+            yield blank
     if audit.actions:
         yield from _acts(audit)
         yield blank
-    skipped = phrases.skipped(audit)
-    if skipped:
-        amount = sum(len(ids) for _, ids in skipped)
-        yield Text(f"Not checked ({amount})", style="bold")
-        for reason, ids in skipped:
-            yield _hanging("  ", Text.assemble(", ".join(ids), (f": {reason}", "dim")))
-        yield blank
-    yield _facts(audit, page)
+    # Last, where the eye is when the command has ended.
+    verdict = Text(f" {phrases.VERDICT_WORDS[audit.verdict]} ", style=VERDICT_STYLES.get(audit.verdict, "reverse"))
+    for line in phrases.missing(audit):
+        yield _hanging("  ", Text(line))
+    yield _labelled([(verdict, Text(one_line(audit.headline), style="bold"))])
 
 
 def _checks(audit: Audit, width: int) -> Table | None:
-    shown = [check for check in audit.checks if check.status != "skip"]
+    shown = [check for check in audit.checks if check.status not in ("pass", "skip")]
     if not shown:
         return None
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     rows = [_row(check, 24 if width >= WIDE else 16) for check in shown]
-    heads = ("", "check", "base", "→ now", "line", "onset")
+    heads = ("", "check", "base", "→ now", "line", "began")
     for head, justify in zip(heads, ("left", "left", "right", "left", "right", "right"), strict=True):
         table.add_column(head, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
     taken = sum(max(cell_len(head), *(row[i].cell_len for row in rows)) + 2 for i, head in enumerate(heads))
@@ -107,10 +104,46 @@ def _row(check: Check, unit_characters: int) -> list[Text]:
     ]
 
 
-def _detail(
-    check: Check, width: int, advised: dict[str, str], shown: set[tuple[int, str | None]]
-) -> Iterator[RenderableType]:
-    """One check that spoke; advice and examples that stand above already (``advised``, ``shown``) are not repeated."""
+def _folded(audit: Audit) -> Iterator[RenderableType]:
+    """What passed and what could not be judged: names only, the rest is in the page and in JSON."""
+    words: tuple[tuple[Status, str], ...] = (("pass", "passed"), ("skip", "not judged"))
+    for status, word in words:
+        if ids := phrases.folded(audit, status):
+            yield _hanging(f"{len(ids)} {word}  ", Text(", ".join(ids), style="dim"))
+
+
+def _incident(incident: Incident, audit: Audit, width: int) -> Iterator[RenderableType]:
+    """One event: what happened, who saw it, how answers looked before and look now, and the setting to change."""
+    style = STATUS_STYLES[incident.severity]
+    yield _hanging(Text(f"{incident.severity.upper()} ", style=style), Text(one_line(incident.sentence), style="bold"))
+    yield _hanging("  ", Text(phrases.seen_by(incident), style="dim"))
+    if incident.kind == "narrowing" and (modes := _modes(audit)):
+        yield _hanging("  ", modes)
+    for example in incident.pair:
+        yield from _example(example, max(width - 4, 20))
+    if incident.setting:
+        yield _hanging("  → ", Text(one_line(incident.setting), style="cyan"))
+
+
+def _example(example: Example, room: int) -> Iterator[Text]:
+    """A mark before the text and one line for each end of it: no completion can pass for a line of ours."""
+    yield Text(f"  {phrases.example_head(example)}", style="dim", no_wrap=True, overflow="ellipsis")
+    if example.completion is None:
+        yield Text("  │ the text was not stored", style="dim")
+        return
+    whole = one_line(example.completion, MAX_EXAMPLE_CHARACTERS)
+    if len(whole) <= room and not example.left_out:
+        yield Text(f"  │ {whole or '(empty)'}", no_wrap=True, overflow="ellipsis")
+        return
+    head, characters, tail = example.ends(room, room)
+    # The ends as they are printed may be longer than they are: escapes take more room.
+    yield Text(f"  │ {one_line(head, room)}", no_wrap=True, overflow="ellipsis")
+    yield Text(f"  │ {phrases.left_out(characters)}", style="dim", no_wrap=True, overflow="ellipsis")
+    yield Text(f"  │ {one_line(tail)[-room:]}", no_wrap=True, overflow="ellipsis")
+
+
+def _detail(check: Check) -> Iterator[RenderableType]:
+    """A check that is part of no event."""
     style = STATUS_STYLES[check.status]
     head = Text.assemble((check.status.upper(), style), " ", (one_line(check.id, 60), "bold"))
     head.append(f"  {one_line(check.title, 120)}", style="dim")
@@ -119,37 +152,22 @@ def _detail(
     if where := phrases.where(check):
         yield _hanging("  ", Text(where, style="dim"))
     if check.advice:
-        first = advised.setdefault(check.advice, one_line(check.id, 60))
-        advice = one_line(check.advice) if first == one_line(check.id, 60) else f"as for {first}"
-        yield _hanging("  → ", Text(advice, style="cyan"))
-    for example in phrases.examples(check):
-        if (example.step, example.completion) in shown:
-            continue
-        shown.add((example.step, example.completion))
-        # A mark before the text and one line each: no completion can pass for a line of ours.
-        room = max(width - 4, 20)
-        yield Text(f"  {phrases.example_head(example)}", style="dim", no_wrap=True, overflow="ellipsis")
-        if example.completion is None:
-            yield Text("  │ the text was not stored", style="dim")
-        else:
-            text = f"  │ {one_line(example.completion, room)}"
-            yield Text(text, no_wrap=True, overflow="ellipsis")
+        yield _hanging("  → ", Text(one_line(check.advice), style="cyan"))
 
 
-def _modes(audit: Audit) -> RenderableType | None:
+def _modes(audit: Audit) -> Text | None:
     moved = [mode for mode in audit.modes if mode.fate != "steady"]
     if not moved:
         return None
     moved.sort(key=lambda mode: -abs(mode.last_share - mode.base_share))
-    line = Text()
-    for mode in moved[:MODES_SHOWN]:
-        if line:
-            line.append(" · ", style="dim")
-        line.append(f"{one_line(mode.mode, 30)} {mode.base_share:.2f} → {mode.last_share:.2f} ")
-        line.append(mode.fate, style=FATE_STYLES[mode.fate])
+    line = Text("formats: ")
+    for at, mode in enumerate(moved[:MODES_SHOWN]):
+        line.append(" · " if at else "", style="dim")
+        line.append(f"{one_line(mode.mode, 30)} {percent(mode.base_share)} → {percent(mode.last_share)} ")
+        line.append(phrases.fate(mode), style=FATE_STYLES[mode.fate])
     if len(moved) > MODES_SHOWN:
         line.append(f" · {len(moved) - MODES_SHOWN} more", style="dim")
-    return _labelled([("Formats", line)])
+    return line
 
 
 def _acts(audit: Audit) -> Iterator[RenderableType]:
@@ -184,10 +202,8 @@ def act_lines(shown: Sequence[Entry]) -> Iterator[Text]:
 
 def _facts(audit: Audit, page: str | None) -> Table:
     rows: list[tuple[str | Text, Text]] = [
-        ("Checks", Text(phrases.counts(audit))),
         ("Baseline", Text(phrases.baseline_line(audit))),
         ("Read", Text(phrases.coverage_line(audit))),
-        ("Alarms", Text(one_line(audit.correction))),
     ]
     rows += [("Note", Text(one_line(note))) for note in audit.run.notes]
     if page is not None:
@@ -204,7 +220,7 @@ def _labelled(rows: Sequence[tuple[str | Text, Text]]) -> Table:
     return table
 
 
-def _hanging(indent: str, text: Text) -> Table:
+def _hanging(indent: str | Text, text: Text) -> Table:
     table = Table.grid()
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

@@ -9,14 +9,12 @@ import numpy as np
 
 from rlmon.audit.case import Case
 from rlmon.audit.checks.question import WIDEN, Ends, Question, between, question
-from rlmon.audit.clauses import percent
+from rlmon.audit.clauses import GONE, percent
 from rlmon.audit.result import Check
 from rlmon.audit.timeline import SMOOTHING_STEPS, trailing_mean
 from rlmon.records import Status
 
 EXTINCT_SHARE = 0.1
-GONE = 0.005
-"""Share below which a format is said to be gone, rather than nearly."""
 EXTINCT_BASE_SHARE = 0.02
 
 
@@ -60,7 +58,7 @@ def mode_extinction(ask: Question, ends: Ends) -> Check:
 
 
 def _gone(lost: Mapping[str, Mapping[str, float]]) -> str:
-    """``one format is no longer written: prose (was 25 %); one format is nearly gone: json (10 % to 0.8 %)``."""
+    """``this format is no longer written: prose (was 25 %); this format is nearly gone: json (10 % to 0.8 %)``."""
     gone = [f"{mode} (was {percent(one['base_share'])})" for mode, one in lost.items() if one["last_share"] < GONE]
     nearly = [
         f"{mode} ({percent(one['base_share'])} to {percent(one['last_share'])})"
@@ -68,7 +66,7 @@ def _gone(lost: Mapping[str, Mapping[str, float]]) -> str:
         if one["last_share"] >= GONE
     ]
     parts = [
-        f"{'one format is' if len(names) == 1 else f'{len(names)} formats are'} {what}: {', '.join(names)}"
+        f"{'this format is' if len(names) == 1 else 'these formats are'} {what}: {', '.join(names)}"
         for what, names in (("no longer written", gone), ("nearly gone", nearly))
         if names
     ]

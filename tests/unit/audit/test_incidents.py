@@ -141,7 +141,7 @@ def test_words_for_numbers() -> None:
     assert listed(["a"]) == "a"
     assert listed(["a", "b"]) == "a and b"
     assert listed(list("abcd")) == "a, b, c and d"
-    assert listed(list("abcde")) == "a, b, c and 2 more formats"
+    assert listed(list("abcde")) == "a, b, c and 2 more"
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_the_headline_tells_what_happened_and_since_when(changed: Audit) -> None
     worst = changed.checks[0]
     (what, *_) = incidents.incidents(changed)
     assert worst in what.checks
-    assert changed.headline.startswith(f"From step {what.began} one format is no longer written: json (was ")
+    assert changed.headline.startswith(f"From step {what.began} this format is no longer written: json (was ")
     narrowed = audited(
         draw(2, steps=40, write=mixed(narrowing), prompts=16, score=lambda rng, t, prompt, text: float(t > 0.5))
     )
@@ -180,9 +180,9 @@ def test_the_end_of_a_long_completion_is_kept(characters: int) -> None:
     for sample in audit.samples:
         assert len(sample.completion or "") == min(len(text), 4_000)
         assert sample.left_out == len(text) - len(sample.completion or "")
-        for limit in (4_000, 600, 200):
-            head, left_out, tail = sample.ends(limit)
-            assert len(head) + len(tail) == min(limit, len(text))
+        for first, last in ((1_200, 2_800), (300, 600), (80, 80)):
+            head, left_out, tail = sample.ends(first, last)
+            assert len(head) + len(tail) == min(first + last, len(text))
             assert len(head) + left_out + len(tail) == len(text)
             assert text.startswith(head)
             assert text.endswith(tail)
