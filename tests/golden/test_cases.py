@@ -143,7 +143,6 @@ def test_lines_of_a_trainer_under_any_name() -> None:
     assert re.search(r"reward.*(fell|lost|falling|lower)", alarms(found))
 
 
-@pending(reason="not said yet")
 def test_two_runs_in_one_folder() -> None:
     found = told("tb-several-runs-one-folder")
     said = " ".join(found.run.notes)
@@ -197,7 +196,6 @@ def test_empty_answers_in_an_unchanged_format() -> None:
     assert re.search(r"empty", alarms(found))
 
 
-@pending(reason="not said yet")
 def test_a_run_that_was_resumed_into_two_folders() -> None:
     found = told("wandb4482-resumed-two-dirs")
     assert (found.run.steps, found.run.first_step, found.run.last_step) == (100, 1, 100)

@@ -75,7 +75,7 @@ class History:
             name = key.removeprefix("train/")
             if name in NOT_MEASURED:
                 continue
-            if key.startswith(EVAL_PREFIXES) and key not in _OF_THE_VALUE_MODEL:
+            if is_evaluation(key):
                 name = key.removeprefix("eval/").removeprefix("eval_")
                 self.eval_scalars.setdefault(name, []).append((self.step, value))
             else:
@@ -101,6 +101,11 @@ class History:
                 incremental=incremental,
             )
         )
+
+
+def is_evaluation(key: str) -> bool:
+    """Whether a tracker's key is of an evaluation."""
+    return key.startswith(EVAL_PREFIXES) and key not in _OF_THE_VALUE_MODEL
 
 
 def step_key_of(calls: Iterable[Iterable[str]]) -> str | None:

@@ -6,16 +6,20 @@ writes as the text ``args``.
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlmon.audit.readers.history import NOT_MEASURED, all_series, beside_curves
-from rlmon.audit.readers.tables import EVAL_PREFIXES, group_size, no_completions
+from rlmon.audit.readers import attempts
+from rlmon.audit.readers.attempts import Attempt
+from rlmon.audit.readers.history import NOT_MEASURED, all_series, beside_curves, is_evaluation, went_back
+from rlmon.audit.readers.tables import group_size, no_completions
 from rlmon.audit.run import OpenedRun
 from rlmon.errors import ReadError
 
@@ -53,44 +57,41 @@ def recognises(path: Path) -> bool:
 
 
 def open_run(path: Path) -> OpenedRun:
-    """The run at ``path``. Raises ``ReadError`` where there is no event file, or files of several runs."""
+    """The run at ``path``: the newest of a folder, or the one that an event file belongs to.
+
+    Raises ``ReadError`` where there is no event file, or folders of several runs.
+    """
     folders = _folders(path)
     if not folders:
         raise ReadError(
             f"{str(path)!r} holds no TensorBoard files ({_FILE}*), nor do tensorboard/ and runs/*/ in it. Give the "
             "folder of one run."
         )
-    if len(folders) > 1 and not all(_ATTEMPT.match(folder.name) for folder in folders):
+    if _of_runs(folders):
         names = ", ".join(repr(str(folder.relative_to(path))) for folder in folders[:20])
         raise ReadError(
             f"{str(path)!r} holds {len(folders)} TensorBoard runs: {names}. Give the folder of one, for example "
             f"{str(folders[-1])!r}."
         )
-    files = [path] if path.is_file() else sorted((file for f in folders for file in _event_files(f)), key=_begun)
+    logs = [_log(file) for file in _by_time(folders)]
+    settings = {log.attempt.name: log.settings for log in logs}
+    runs = attempts.runs_of([log.attempt for log in logs])
+    run = next((run for run in runs if any(attempt.name == str(path) for attempt in run)), runs[-1])
     damage = Damage()
-    scalars: dict[str, list[tuple[int, float]]] = {}
-    evals: dict[str, list[tuple[int, float]]] = {}
-    config: dict[str, Any] = {}
-    for file in files:
-        for tag, step, value in _values(file, damage):
-            if isinstance(value, bytes):
-                config.update(_settings(value))
-                continue
-            name = tag.removeprefix("train/")
-            if name in NOT_MEASURED:
-                continue
-            if tag.startswith(EVAL_PREFIXES):
-                evals.setdefault(tag.removeprefix("eval/").removeprefix("eval_"), []).append((step, value))
-            else:
-                scalars.setdefault(name, []).append((step, value))
+    for log in logs:
+        damage.torn_files += log.damage.torn_files
+        damage.records += log.damage.records
+    scalars, evals = attempts.joined(run)
     if not scalars and not evals and damage.torn_files + damage.records:
         raise ReadError(f"{str(path)!r} has no scalar that can be read: {_words(damage)}. Was the copy complete?")
+    config = {key: value for attempt in run for key, value in settings[attempt.name].items()}
     by_key, evals_by_key = all_series(scalars), all_series(evals)
     notes = ["TensorBoard keeps numbers with 7 digits (float32)"]
-    if len(files) > 1:
-        notes.append(
-            f"{len(files)} event files were read in order of time; where one goes back in steps, it supersedes"
-        )
+    if len(run) > 1:
+        notes.append(f"{len(run)} event files are attempts of one run and were read in order of time")
+    notes.extend(went_back(scalars))
+    if len(runs) > 1:
+        notes.append(_set_aside(runs, run))
     if damage.torn_files or damage.records:
         notes.append(_words(damage))
     return OpenedRun(
@@ -104,6 +105,36 @@ def open_run(path: Path) -> OpenedRun:
         group_size=group_size(config),
         lacks=beside_curves(no_completions(NO_TEXT), by_key, evals_by_key),
         notes=tuple(notes),
+    )
+
+
+def runs_at(path: Path) -> list[Path]:
+    """Where the runs lie, in order of time, where ``path`` is a folder of several; else none. Each can be opened."""
+    folders = _folders(path) if path.is_dir() else []
+    if _of_runs(folders):
+        return folders
+    runs = attempts.runs_of([_log(file).attempt for file in _by_time(folders)])
+    return [Path(run[-1].name) for run in runs] if len(runs) > 1 else []
+
+
+def _of_runs(folders: Sequence[Path]) -> bool:
+    """Whether the folders are of several runs by their names: those of one output folder are named by the time."""
+    return len(folders) > 1 and not all(_ATTEMPT.match(folder.name) for folder in folders)
+
+
+def _set_aside(runs: Sequence[Sequence[Attempt]], read: Sequence[Attempt]) -> str:
+    """Which runs of a folder were not read, and how to name them."""
+
+    def shown(run: Sequence[Attempt]) -> str:
+        steps = attempts.steps_of(run)
+        span = f", {steps[0]} to {steps[-1]}" if steps else ""
+        return f"{len(steps)} steps{span} in {Path(run[-1].name).name!r}"
+
+    others = [shown(run) for run in runs if run is not read]
+    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+    return (
+        f"{len(runs)} separate runs lie here: the one of {shown(read)} was read; set aside: {'; '.join(others[:5])}"
+        f"{more}. Name an event file to read its run"
     )
 
 
@@ -130,6 +161,10 @@ def _folders(path: Path) -> list[Path]:
     return []
 
 
+def _by_time(folders: Sequence[Path]) -> list[Path]:
+    return sorted((file for folder in folders for file in _event_files(folder)), key=_begun)
+
+
 def _event_files(folder: Path) -> list[Path]:
     return [file for file in folder.glob(f"{_FILE}*") if file.is_file() and not file.is_symlink()]
 
@@ -140,8 +175,50 @@ def _begun(file: Path) -> tuple[int, str]:
     return (int(seconds) if seconds.isascii() and seconds.isdecimal() and len(seconds) < 16 else 0, file.name)
 
 
-def _values(path: Path, damage: Damage) -> Iterator[tuple[str, int, float | bytes]]:
-    """(tag, step, number) of every scalar in a file, and (tag, step, bytes) of the trainer's settings."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Log:
+    """One event file as it was read."""
+
+    attempt: Attempt
+    settings: Mapping[str, Any]
+    damage: Damage
+
+
+def _log(file: Path) -> _Log:
+    try:
+        about = file.stat()
+    except OSError as error:
+        raise ReadError(f"{str(file)!r} cannot be read: {error.strerror or error}.") from error
+    return _read(file, about.st_size, about.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(file: Path, _size: int, _changed: int) -> _Log:
+    """A file's scalars; kept, since every run of a folder asks for the others."""
+    damage = Damage()
+    scalars: dict[str, list[tuple[int, float]]] = {}
+    evals: dict[str, list[tuple[int, float]]] = {}
+    config: dict[str, Any] = {}
+    times: list[float] = []
+    for tag, step, seconds, value in _values(file, damage):
+        if isinstance(value, bytes):
+            config.update(_settings(value))
+            continue
+        name = tag.removeprefix("train/")
+        if name in NOT_MEASURED:
+            continue
+        times = [min(times[0], seconds), max(times[1], seconds)] if times else [seconds, seconds]
+        if is_evaluation(tag):
+            evals.setdefault(tag.removeprefix("eval/").removeprefix("eval_"), []).append((step, value))
+        else:
+            scalars.setdefault(name, []).append((step, value))
+    began, ended = times or (0.0, 0.0)
+    attempt = Attempt(name=str(file), scalars=scalars, evals=evals, began_seconds=began, ended_seconds=ended)
+    return _Log(attempt=attempt, settings=config, damage=damage)
+
+
+def _values(path: Path, damage: Damage) -> Iterator[tuple[str, int, float, float | bytes]]:
+    """(tag, step, time in seconds, number) of every scalar in a file; bytes of the trainer's settings."""
     try:
         with path.open("rb") as file:
             for record in _records(file, damage):
@@ -167,11 +244,14 @@ def _records(file: BinaryIO, damage: Damage) -> Iterator[bytes]:
         yield data[:length]
 
 
-def _event(data: bytes) -> Iterator[tuple[str, int, float | bytes]]:
-    """What one Event says: step (2), and summary (5) with its values (1)."""
-    step, summaries = 0, []
+def _event(data: bytes) -> Iterator[tuple[str, int, float, float | bytes]]:
+    """What one Event says: time (1), step (2), and summary (5) with its values (1)."""
+    seconds, step, summaries = 0.0, 0, []
     for number, value in _fields(data):
-        if number == 2 and isinstance(value, int):
+        if number == 1 and isinstance(value, bytes) and len(value) == 8:
+            seconds = struct.unpack("<d", value)[0]
+            seconds = seconds if math.isfinite(seconds) else 0.0
+        elif number == 2 and isinstance(value, int):
             step = value - (1 << 64) if value >> 63 else value
         elif number == 5 and isinstance(value, bytes):
             summaries.append(value)
@@ -180,7 +260,7 @@ def _event(data: bytes) -> Iterator[tuple[str, int, float | bytes]]:
             if number == 1 and isinstance(value, bytes):
                 found = _value(value)
                 if found is not None:
-                    yield found[0], step, found[1]
+                    yield found[0], step, seconds, found[1]
 
 
 def _value(data: bytes) -> tuple[str, float | bytes] | None:

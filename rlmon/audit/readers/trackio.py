@@ -18,7 +18,7 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from rlmon.audit.readers import columns
-from rlmon.audit.readers.history import History, all_series, beside_curves, reward_functions, step_key_of
+from rlmon.audit.readers.history import History, beside_curves, reward_functions, step_key_of
 from rlmon.audit.readers.tables import (
     MAX_TABLE_BYTES,
     Cells,
@@ -245,10 +245,10 @@ def _open(path: Path, base: sqlite3.Connection, run: Run) -> OpenedRun:
                 rows = len(cells) if isinstance(cells, list) and cells else None
                 history.add_table(key, f"{row}:{key}", size, rows)
     tables = plan(history.tables, LoadCell(path), config, reward_functions(history))
-    scalars, evals = all_series(history.scalars), all_series(history.eval_scalars)
+    scalars, evals, went_back = history.series()
     traces = () if tables.shards else tuple(_trace_shards(path, base, run))
     lacks = beside_curves(tables.lacks, scalars, evals)
-    notes = [*tables.notes]
+    notes = [*went_back, *tables.notes]
     if traces:
         lacks = {key: why for key, why in lacks.items() if key in ("entropy", "kl", "eval")}
         lacks["truncation"] = "traces do not say which completions were cut off"

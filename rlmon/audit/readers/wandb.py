@@ -7,12 +7,13 @@ integration logs many times per step.
 
 from __future__ import annotations
 
+import glob
 import importlib
 import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +21,6 @@ from typing import Any, BinaryIO
 from rlmon.audit.readers.history import (
     STEP_KEYS,
     History,
-    all_series,
     beside_curves,
     reward_functions,
     step_key_of,
@@ -62,18 +62,53 @@ def open_run(path: Path) -> OpenedRun:
             f"{path} holds no W&B run: no run-*.wandb in it, in offline-run-*/ or in wandb/. Give the run directory "
             "(wandb/offline-run-DATE-ID) or a history downloaded with Run.download_history_exports."
         )
-    file = files[0] if len(files) == 1 else _latest(files)
-    if file is None:
+    runs = _by_id(files)
+    latest = _latest(files)
+    if len(runs) > 1 and latest is None:
         names = ", ".join(repr(other.parent.name) for other in files[:20])
         raise ReadError(
-            f"{path} holds {len(files)} W&B runs: {names}{', ...' if len(files) > 20 else ''}. Give the directory of "
+            f"{path} holds {len(runs)} W&B runs: {names}{', ...' if len(files) > 20 else ''}. Give the directory of "
             f"one, for example {str(files[-1].parent)!r}."
         )
-    opened = _open_offline(file)
-    if len(files) > 1:
-        note = f"{len(files)} W&B runs in {path.name!r}: the one that latest-run names was read, {file.parent.name!r}"
-        opened = replace(opened, notes=(*opened.notes, note))
-    return opened
+    mine = next(run for run in runs if len(runs) == 1 or latest in run)
+    opened = _open_offline(mine)
+    notes = [*opened.notes]
+    if len(runs) > 1:
+        read = f"the one that latest-run names was read, {mine[-1].parent.name!r}"
+        notes.insert(0, f"{len(runs)} W&B runs in {path.name!r}: {read}")
+    if others := _elsewhere(mine):
+        notes.append(
+            f"other attempts of this run lie beside it, in {', '.join(map(repr, others))}: give "
+            f"{str(mine[0].parent.parent)!r} to read them together"
+        )
+    return replace(opened, notes=notes)
+
+
+def runs_at(path: Path) -> list[Path]:
+    """Directories of the runs, in order of time, where ``path`` holds several; else none."""
+    runs = _by_id(_run_files(path)) if path.is_dir() else []
+    return [run[-1].parent for run in runs] if len(runs) > 1 else []
+
+
+def _date(file: Path) -> tuple[str, str]:
+    """What orders run directories by time, offline or synced: ``offline-run-DATE-ID``, ``run-DATE-ID``."""
+    return file.parent.name.rpartition("run-")[2], file.name
+
+
+def _by_id(files: Sequence[Path]) -> list[list[Path]]:
+    """The files of each run, in order of time: a run that was resumed has a directory an attempt, of the same id."""
+    runs: dict[str, list[Path]] = {}
+    for file in files:
+        runs.setdefault(file.stem, []).append(file)
+    return list(runs.values())
+
+
+def _elsewhere(mine: Sequence[Path]) -> list[str]:
+    """Other directories of the same run beside those that were read."""
+    beside = sorted(mine[0].parent.parent.glob(f"*run-*/{glob.escape(mine[0].name)}"))
+    read = {file.resolve() for file in mine}
+    read = {file.resolve() for file in mine}
+    return [file.parent.name for file in beside if file.resolve() not in read]
 
 
 def settings(path: Path) -> Mapping[str, Any]:
@@ -97,7 +132,7 @@ def _run_files(folder: Path) -> list[Path]:
         # latest-run is a link to one of the others.
         found = [
             file
-            for file in sorted(folder.glob(pattern))
+            for file in sorted(folder.glob(pattern), key=_date)
             if file.is_file() and not file.is_symlink() and (file.parent == folder or not file.parent.is_symlink())
         ]
         if found:
@@ -272,14 +307,21 @@ def _peek(path: Path) -> Iterator[list[str]]:
                 return
 
 
-def _open_offline(path: Path) -> OpenedRun:
-    """The run of one ``.wandb`` file."""
-    load = LoadFile(path.parent / "files")
-    history = History(step_key=step_key_of(_peek(path)))
+def _in_order(files: Sequence[Path], damage: Damage) -> Iterator[tuple[Path, Any]]:
+    for file in files:
+        for record in _messages(file, damage):
+            yield file, record
+
+
+def _open_offline(files: Sequence[Path]) -> OpenedRun:
+    """The run of one ``.wandb`` file, or of those of its attempts."""
+    folder = files[0].parent
+    load = LoadFile(folder / "files" if len(files) == 1 else folder.parent)
+    history = History(step_key=step_key_of(keys for file in files for keys in _peek(file)))
     config: dict[str, Any] = {}
-    run_id = path.stem.removeprefix("run-")
+    run_id = files[0].stem.removeprefix("run-")
     damage = Damage()
-    for record in _messages(path, damage):
+    for file, record in _in_order(files, damage):
         kind = record.WhichOneof("record_type")
         if kind == "history":
             numbers, objects = history_row(record.history.item)
@@ -288,12 +330,13 @@ def _open_offline(path: Path) -> OpenedRun:
             for key, value in objects.items():
                 place = value.get("path")
                 if value.get("_type") in ("table-file", "incremental-table-file") and isinstance(place, str):
-                    file = path_inside(load.files, place)
+                    place = place if len(files) == 1 else f"{file.parent.name}/files/{place}"
+                    stored = path_inside(load.files, place)
                     rows = value.get("nrows")
                     history.add_table(
                         key,
                         place,
-                        0 if file is None else file.stat().st_size,
+                        0 if stored is None else stored.stat().st_size,
                         rows if is_count(rows) else None,
                         incremental=value["_type"] == "incremental-table-file",
                     )
@@ -302,18 +345,20 @@ def _open_offline(path: Path) -> OpenedRun:
         _take_settings(config, record, kind)
     config.pop("_wandb", None)
     tables = plan(history.tables, load, config, reward_functions(history))
-    scalars, evals = all_series(history.scalars), all_series(history.eval_scalars)
+    scalars, evals, notes = history.series()
+    if len(files) > 1:
+        notes.insert(0, f"{len(files)} directories are attempts of the run {run_id!r} and were read in order of time")
     return OpenedRun(
         reader=NAME,
         run_id=run_id,
-        path=path.parent,
+        path=folder if len(files) == 1 else folder.parent,
         shards=tables.shards,
         scalars=scalars,
         eval_scalars=evals,
         config=config,
         group_size=group_size(config),
         lacks=beside_curves(tables.lacks, scalars, evals),
-        notes=(*_notes(history, damage), *tables.notes),
+        notes=(*notes, *_notes(history, damage), *tables.notes),
     )
 
 

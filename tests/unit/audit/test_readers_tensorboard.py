@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,12 @@ def test_golden_is_what_tensorboards_own_reader_finds() -> None:
         events.append(Event.FromString(content[12 : 12 + length]))
         content = content[16 + length :]
     own = [
-        (value.tag, event.step, value.simple_value)
+        (value.tag, event.step, event.wall_time, value.simple_value)
         for event in events
         for value in event.summary.value
         if value.HasField("simple_value")
     ]
-    found = [value for value in tensorboard._values(EVENTS, tensorboard.Damage()) if isinstance(value[2], float)]
+    found = [value for value in tensorboard._values(EVENTS, tensorboard.Damage()) if isinstance(value[3], float)]
     assert found == own
     assert len(own) > 200
 
@@ -134,6 +134,61 @@ def test_starts_of_one_output_folder_are_one_run(tmp_path: Path) -> None:
     write(tmp_path / "runs" / "Nov25_11-00-00_host", "2.host", [("train/loss", 2, 2.0)])
     assert tensorboard.recognises(tmp_path)
     assert tensorboard.open_run(tmp_path).scalars == {"loss": [(1, 1.0), (2, 2.0)]}
+
+
+def at(folder: Path, name: str, steps: Iterable[int], seconds: float, tag: str = "train/loss") -> Path:
+    """A file with one scalar a step and a second between two."""
+    path = folder / f"events.out.tfevents.{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for number, step in enumerate(steps):
+            value = message((1, message((1, tag.encode()), (2, seconds))))
+            file.write(frame(b"\x09" + struct.pack("<d", seconds + number) + message((2, step), (5, value))))
+    return path
+
+
+def test_runs_of_one_folder_are_told_apart_by_steps_and_clock(tmp_path: Path) -> None:
+    first = at(tmp_path, "1.host.1.0", range(1, 7), 100.0)
+    resumed = at(tmp_path, "2.host.2.0", range(5, 9), 200.0)
+    at(tmp_path, "3.host.2.0", range(5, 9), 200.0, tag="hparams/x")  # something else of the same run
+    anew = at(tmp_path, "4.host.3.0", range(1, 4), 300.0)
+    beside = at(tmp_path, "5.host.4.0", range(1, 6), 300.5)  # while the one before still ran
+    run = tensorboard.open_run(tmp_path)
+    assert run.scalars == {"loss": [(step, 300.5) for step in range(1, 6)]}
+    said = " ".join(run.notes)
+    assert "3 separate runs lie here: the one of 5 steps, 1 to 5 in 'events.out.tfevents.5.host.4.0' was read" in said
+    assert "set aside: 8 steps, 1 to 8 in 'events.out.tfevents.3.host.2.0'; 3 steps, 1 to 3 in" in said
+    joined = [(step, 100.0 if step < 5 else 200.0) for step in range(1, 9)]
+    assert tensorboard.open_run(first).scalars["loss"] == tensorboard.open_run(resumed).scalars["loss"] == joined
+    assert "after step 6 it goes on at 5" in " ".join(tensorboard.open_run(first).notes)
+    assert tensorboard.open_run(anew).scalars == {"loss": [(step, 300.0) for step in (1, 2, 3)]}
+    places = tensorboard.runs_at(tmp_path)
+    assert [place.name.split(".")[3] for place in places] == ["3", "4", "5"]
+    assert places[-1] == beside
+    assert tensorboard.runs_at(first) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "runs"),
+    [
+        (range(10, 60, 10), 2),  # logging_steps=10, from the start
+        (range(20, 60, 10), 1),  # resumed at checkpoint-10
+        (range(0, 9), 2),
+        (range(51, 60), 1),
+        ([1, 10, 20], 2),  # logging_first_step
+    ],
+)
+def test_a_run_from_the_start_is_another_run(steps: Iterable[int], runs: int, tmp_path: Path) -> None:
+    at(tmp_path, "1.host", range(1, 51), 100.0)
+    at(tmp_path, "2.host", steps, 1000.0)
+    assert len(tensorboard.runs_at(tmp_path)) == (runs if runs > 1 else 0)
+
+
+def test_twenty_three_files_are_twenty_three_runs(tmp_path: Path) -> None:
+    for number in range(23):
+        at(tmp_path, f"{number}.host", range(1, 4 + number), 100.0 * number)
+    assert len(tensorboard.runs_at(tmp_path)) == 23
+    assert "23 separate runs" in tensorboard.open_run(tmp_path).notes[-1]
 
 
 def test_several_runs_are_listed(tmp_path: Path) -> None:

@@ -39,7 +39,11 @@ def passed_over(run: OpenedRun) -> tuple[int, int, dict[str, str]]:
 
 
 def write_run(
-    folder: Path, calls: Sequence[dict[str, Any]], config: dict[str, Any] | None = None, legacy: bool = False
+    folder: Path,
+    calls: Sequence[dict[str, Any]],
+    config: dict[str, Any] | None = None,
+    legacy: bool = False,
+    run_id: str = "made",
 ) -> Path:
     """A run directory with one history record a call; ``{"_table": (columns, data)}`` as value makes a table file."""
     from wandb.proto import wandb_internal_pb2 as pb
@@ -47,7 +51,7 @@ def write_run(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     record = pb.Record()
-    record.run.run_id = "made"
+    record.run.run_id = run_id
     for key, value in (config or {}).items():
         record.run.config.update.add(key=key, value_json=json.dumps(value))
     written.append(record.SerializeToString())
@@ -70,7 +74,7 @@ def write_run(
             else:
                 record.history.item.add(nested_key=[key], value_json=json.dumps(value))
         written.append(record.SerializeToString())
-    path = folder / "run-made.wandb"
+    path = folder / f"run-{run_id}.wandb"
     path.write_bytes(framed(written))
     return path
 
@@ -236,7 +240,8 @@ def test_a_restart_supersedes_what_it_goes_back_behind(tmp_path: Path) -> None:
     run = wandb.open_run(write_run(tmp_path, calls))
     assert run.scalars["reward"] == [(1, 0.1), (2, 0.25), (3, 0.35)]
     assert [(row["step"], row["completion"]) for row in rows_of(run)] == [(1, "c0.1"), (2, "c0.25"), (3, "c0.35")]
-    assert "2 tables of steps that a restart made again" in run.notes[0]
+    assert "after step 3 it goes on at 2" in run.notes[0]
+    assert "2 tables of steps that a restart made again" in run.notes[1]
 
 
 # --- whose row
@@ -517,7 +522,8 @@ def test_links_to_other_runs_are_not_followed(tmp_path: Path) -> None:
 
 def test_several_runs_are_listed_unless_a_link_names_one(tmp_path: Path) -> None:
     for name in ("offline-run-1-a", "offline-run-2-b"):
-        write_run(tmp_path / "wandb" / name, [{"train/global_step": 1, "train/loss": 1.0}])
+        write_run(tmp_path / "wandb" / name, [{"train/global_step": 1, "train/loss": 1.0}], run_id=name[-1])
+    assert [place.name for place in wandb.runs_at(tmp_path)] == ["offline-run-1-a", "offline-run-2-b"]
     with pytest.raises(ReadError, match=r"2 W&B runs: 'offline-run-1-a', 'offline-run-2-b'"):
         wandb.open_run(tmp_path)
     (tmp_path / "wandb" / "latest-run").symlink_to("offline-run-1-a")
@@ -529,6 +535,31 @@ def test_several_runs_are_listed_unless_a_link_names_one(tmp_path: Path) -> None
     (tmp_path / "wandb" / "latest-run").symlink_to("/etc")
     with pytest.raises(ReadError, match="2 W&B runs"):
         wandb.open_run(tmp_path / "wandb")
+
+
+def test_a_run_that_was_resumed_into_another_directory_is_one(tmp_path: Path) -> None:
+    def call(step: int, reward: float) -> list[dict[str, Any]]:
+        rows = [("p", f"c{reward}", reward)]
+        return [{"train/global_step": step, "train/reward": reward}, {"completions": trl_table(step, rows)}]
+
+    first = [made for step in range(1, 7) for made in call(step, step / 8)]
+    again = [made for step in range(4, 9) for made in call(step, 2.0 + step / 8)]
+    # A synced directory sorts behind an offline one by name, and was there before.
+    write_run(tmp_path / "wandb" / "run-20260101_1-x", first, {"num_generations": 4}, run_id="x")
+    later = write_run(tmp_path / "wandb" / "offline-run-20260102_1-x", again, run_id="x").parent
+    expected = [(step, step / 8 if step < 4 else 2.0 + step / 8) for step in range(1, 9)]
+    for given in (tmp_path, tmp_path / "wandb"):
+        run = wandb.open_run(given)
+        assert (run.run_id, run.scalars["reward"], run.group_size) == ("x", expected, 4)
+        assert [(row["step"], row["reward"]) for row in rows_of(run)] == expected
+        assert "2 directories are attempts of the run 'x'" in run.notes[0]
+        assert any("after step 6 it goes on at 4" in note for note in run.notes)
+        assert not wandb.runs_at(given)
+    alone = wandb.open_run(later)
+    assert alone.scalars["reward"] == expected[3:]
+    assert "'run-20260101_1-x'" in alone.notes[-1]
+    (tmp_path / "wandb" / "latest-run").symlink_to("offline-run-20260102_1-x")
+    assert wandb.open_run(tmp_path).scalars["reward"] == expected
 
 
 def test_without_wandb_the_error_has_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
