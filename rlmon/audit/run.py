@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
+from rlmon.records import Severity
+
 ROWS: pa.Schema = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),
@@ -76,6 +78,23 @@ class Shard(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Remark:
+    """One thing that a monitor said while the run was on."""
+
+    detector: str
+    severity: Severity
+    step: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnWord:
+    """What a run says of itself: the verdict of a monitor that watched it, and what that rests on."""
+
+    verdict: Literal["pass", "warn", "fail"]
+    remarks: Sequence[Remark] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OpenedRun:
     """A run as its reader found it. Making one is cheap: no row has been read."""
 
@@ -100,5 +119,7 @@ class OpenedRun:
     """What this source does not hold, why, and how to log it next time: the reason of every SKIP."""
     passed_over: Sequence[str] = ()
     """Columns of a file of curves that hold no numbers."""
+    own_word: OwnWord | None = None
+    """What the run says of itself; ``None`` where nobody watched it, or the source does not hold it."""
     notes: Sequence[str] = ()
     """What a person should know about how the source was read (re-written batches, guesses)."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlmon.audit import stand_ins
 from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.partial import BLOCK_STATISTICS, Partial
 from rlmon.keys import source_key
@@ -18,12 +19,6 @@ from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS, b
 from rlmon.metrics.summary import js_distance
 from rlmon.records import Block, StepRecord
 
-FOLDED_SCALARS = {
-    "rlmon/entropy/mean": "entropy_nats",
-    "rlmon/kl/mean": "kl_nats",
-    "rlmon/health/length_mean": "completion_tokens",
-}
-"""Trainer's scalars that stand in for a statistic that rows do not give."""
 SMOOTHING_STEPS = 5
 _PAIR_SERIES = ("mode", "mode_correct", "template", "answer")
 
@@ -70,7 +65,8 @@ def timeline(
     partial: Partial, modes: Sequence[str], scalars: Mapping[str, Sequence[tuple[int, float]]], base_steps: int
 ) -> Timeline:
     """Everything that rows and scalars say per step. ``scalars`` by canonical name; rows win over scalars where both
-    say the same thing. ``base_steps``: how many first steps with rows are the baseline of distances."""
+    say the same thing at most of the steps. ``base_steps``: how many first steps with rows are the baseline of
+    distances."""
     series: dict[str, Floats] = {}
     shares: dict[str, Floats] = {}
     row_steps = np.zeros(0, dtype=np.int64)
@@ -82,13 +78,14 @@ def timeline(
     series = {name: _spread(values, at, steps.size) for name, values in series.items()}
     shares = {name: _spread(values, at, steps.size) for name, values in shares.items()}
     for name, values in scalars.items():
-        if name in series and np.isfinite(series[name]).any():
+        told = int(np.isfinite(series[name]).sum()) if name in series else 0
+        if told and not stand_ins.better(len(values), told):
             continue
         column = np.full(steps.size, np.nan)
         for step, value in values:
             column[np.searchsorted(steps, step)] = value if math.isfinite(value) else np.nan
         series[name] = column
-    return Timeline(steps=steps, series=series, mode_shares=shares)
+    return Timeline(steps=steps, series=series, mode_shares=shares | stand_ins.mode_shares(series))
 
 
 def _spread(values: Floats, at: Ints, steps: int) -> Floats:
@@ -227,11 +224,21 @@ def records(
     keys = [source_key(name) for name in sources]
     shared = sources[0] if len(sources) == 1 else "all"
     names = dict(zip(keys, sources, strict=True)) | {source_key(shared): shared}
+    curves = {
+        statistic: values
+        for statistic, values in stand_ins.of_blocks(scalars).items()
+        if not (characters and statistic == "completion_tokens")
+        and stand_ins.better(len(values), _steps_with(partial, statistic))
+    }
     blocks = partial.blocks
     order = np.argsort(blocks["step"], kind="stable") if blocks else np.zeros(0, dtype=np.int64)
     for row in order.tolist():
         values = blocks["stats"][row]
-        stats = {name: float(v) for name, v in zip(BLOCK_STATISTICS, values, strict=True) if math.isfinite(v)}
+        stats = {
+            name: float(v)
+            for name, v in zip(BLOCK_STATISTICS, values, strict=True)
+            if math.isfinite(v) and name not in curves
+        }
         if characters and math.isfinite(blocks["characters"][row]):
             stats["completion_tokens"] = float(blocks["characters"][row])
         of_step[int(blocks["step"][row])].append(
@@ -240,18 +247,15 @@ def records(
                 prompts=int(blocks["prompts"][row]),
                 completions=int(blocks["completions"][row]),
                 stats=stats,
-                tallies=blocks["tallies"][row],
+                tallies={name: tally for name, tally in blocks["tallies"][row].items() if name in stats},
             )
         )
     extra: dict[int, dict[str, float]] = {}
-    for name, statistic in FOLDED_SCALARS.items():
-        if statistic == "completion_tokens" and (characters or _has(partial, statistic)):
-            continue
-        for step, value in scalars.get(name, ()):
-            if math.isfinite(value):
-                extra.setdefault(step, {})[statistic] = value
+    for statistic, points in curves.items():
+        for step, value in points.items():
+            extra.setdefault(step, {})[statistic] = value
     weights = line.series.get("rlmon/group/lone_success_weight")
-    if weights is not None:
+    if weights is not None and "lone_success_weight" not in curves:
         for step, value in zip(line.steps.tolist(), weights.tolist(), strict=True):
             if math.isfinite(value):
                 extra.setdefault(step, {})["lone_success_weight"] = value
@@ -277,19 +281,22 @@ def records(
     ]
 
 
-def _has(partial: Partial, statistic: str) -> bool:
-    return bool(partial.blocks) and bool(
-        np.isfinite(partial.blocks["stats"][:, BLOCK_STATISTICS.index(statistic)]).any()
-    )
+def _steps_with(partial: Partial, statistic: str) -> int:
+    """At how many steps rows tell a statistic of blocks."""
+    if not partial.blocks or statistic not in BLOCK_STATISTICS:
+        return 0
+    told = np.isfinite(partial.blocks["stats"][:, BLOCK_STATISTICS.index(statistic)])
+    return int(np.unique(partial.blocks["step"][told]).size)
 
 
 def _non_finite(line: Timeline, scalars: Mapping[str, Sequence[tuple[int, float]]]) -> dict[int, float]:
     counts: dict[int, float] = {}
-    rewards = line.series.get("rlmon/health/reward_non_finite")
-    if rewards is not None:
-        for step, value in zip(line.steps.tolist(), rewards.tolist(), strict=True):
-            if value > 0:
-                counts[step] = value
+    for name in ("rlmon/health/reward_non_finite", "rlmon/health/non_finite"):
+        found = line.series.get(name)
+        if found is not None:
+            for step, value in zip(line.steps.tolist(), found.tolist(), strict=True):
+                if value > 0:
+                    counts[step] = max(counts.get(step, 0.0), value)
     for values in scalars.values():
         for step, value in values:
             if not math.isfinite(value):

@@ -150,7 +150,6 @@ def test_two_runs_in_one_folder() -> None:
     assert re.search(r"12.step|12 steps", said)
 
 
-@pending(reason="not said yet")
 def test_saturated_reward() -> None:
     found = told("tinker-saturated")
     assert check(found, "silent-groups-good").status == "note"
@@ -163,7 +162,6 @@ def test_console_log() -> None:
     assert found.run.steps == 100
 
 
-@pending(reason="not said yet")
 def test_old_keys_of_ppo() -> None:
     found = told("trl-ppo-old-keys")
     assert check(found, "kl-drift").status in ("warn", "fail")

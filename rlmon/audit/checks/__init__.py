@@ -23,6 +23,7 @@ from rlmon.audit.checks.folds import FOLDS, onset
 from rlmon.audit.checks.formats import format_winner, mode_extinction
 from rlmon.audit.checks.length import length_growth, truncation
 from rlmon.audit.checks.log import monitor_faults, replay, rows_complete
+from rlmon.audit.checks.own_word import agreement
 from rlmon.audit.checks.question import Ends, Question
 from rlmon.audit.checks.solving import (
     eval_gap,
@@ -95,6 +96,8 @@ def judge(case: Case) -> Judged:
         words = wording(texts, base, case.line.steps, case.windows, alpha)
     ends = Ends(case=case, groups=groups, contrast=contrast, wording=words, alpha=alpha)
     found = [asked.ask(ends) for asked in questions(case)]
+    if (own := agreement(case, found)) is not None:
+        found.append(own)
     found.sort(key=lambda check: WORST_FIRST.index(check.status))
     return Judged(checks=found, wording=words, correction=_correction(case, alpha))
 

@@ -17,6 +17,7 @@ from rlmon.audit.contrast import BASE_STEPS
 from rlmon.audit.features import Floats
 from rlmon.audit.result import Check, Core
 from rlmon.audit.run import Lack
+from rlmon.audit.stand_ins import NEXT_BEST
 from rlmon.audit.timeline import SMOOTHING_STEPS, trailing_mean
 from rlmon.detectors import DETECTORS, DetectorSpec
 from rlmon.records import SEVERITIES, Finding
@@ -148,6 +149,8 @@ def _course(case: Case, spec: DetectorSpec, metric: str) -> Floats | None:
         return case.series(metric)
     collision = case.series(metric.removesuffix("_effective")) if metric.endswith("_effective") else None
     told = case.series(metric)
+    if told is None and metric in NEXT_BEST:
+        told = case.series(NEXT_BEST[metric])
     if collision is not None or told is None:
         return collision
     with np.errstate(divide="ignore"):

@@ -25,6 +25,7 @@ from rlmon.audit.readers.history import (
     reward_functions,
     step_key_of,
 )
+from rlmon.audit.readers.own_word import OwnWordInFile
 from rlmon.audit.readers.tables import (
     MAX_TABLE_BYTES,
     Cells,
@@ -321,8 +322,10 @@ def _open_offline(files: Sequence[Path]) -> OpenedRun:
     config: dict[str, Any] = {}
     run_id = files[0].stem.removeprefix("run-")
     damage = Damage()
+    own_word = OwnWordInFile()
     for file, record in _in_order(files, damage):
         kind = record.WhichOneof("record_type")
+        own_word.take(record, kind)
         if kind == "history":
             numbers, objects = history_row(record.history.item)
             own = number_of(numbers.get("_step"))
@@ -358,6 +361,7 @@ def _open_offline(files: Sequence[Path]) -> OpenedRun:
         config=config,
         group_size=group_size(config),
         lacks=beside_curves(tables.lacks, scalars, evals),
+        own_word=own_word.word(),
         notes=(*notes, *_notes(history, damage), *tables.notes),
     )
 

@@ -1,0 +1,51 @@
+"""What rlmon's own sink left in a W&B run besides curves: the verdict in the summary, and an alert a finding."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from rlmon.audit.run import OwnWord, Remark
+from rlmon.records import Severity, verdict
+
+MAX_REMARKS = 1_000
+_TITLE = re.compile(r"rlmon (NOTE|WARN|FAIL): ([a-z0-9-]{1,60})")
+_STEP = re.compile(r"Step (-?\d{1,15}):")
+
+
+@dataclass(kw_only=True, slots=True)
+class OwnWordInFile:
+    """Collects it from the records of the file, in their order."""
+
+    _verdict: Literal["pass", "warn", "fail"] | None = None
+    _remarks: list[Remark] = field(default_factory=list)
+
+    def take(self, record: Any, kind: str | None) -> None:
+        """Looks at one record; most say nothing of it."""
+        if kind == "summary":
+            for item in record.summary.update:
+                if (item.key or "/".join(item.nested_key)) == "rlmon/verdict":
+                    self._take_verdict(item.value_json)
+        elif kind == "alert" and (title := _TITLE.fullmatch(record.alert.title)) and len(self._remarks) < MAX_REMARKS:
+            at = _STEP.match(record.alert.text)
+            severity = cast(Severity, title[1].lower())
+            step = None if at is None else int(at[1])
+            self._remarks.append(Remark(detector=title[2], severity=severity, step=step))
+
+    def _take_verdict(self, text: str) -> None:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+        if found in ("pass", "warn", "fail"):
+            self._verdict = found
+
+    def word(self) -> OwnWord | None:
+        """``None`` where no monitor left one: a run that was watched and is not over has alerts, or nothing yet."""
+        if self._verdict is None and not self._remarks:
+            return None
+        said = verdict(remark.severity for remark in self._remarks)
+        graver = {"pass": 0, "warn": 1, "fail": 2}
+        return OwnWord(verdict=max(said, self._verdict or "pass", key=graver.__getitem__), remarks=self._remarks)
