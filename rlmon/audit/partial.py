@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rlmon import baseline
+from rlmon.audit import grouping
 from rlmon.audit.aliases import LARGEST
 from rlmon.audit.features import UNKNOWN, Bools, Features, Floats, Ints, Reader, codes, column, floats, key_of_each
 from rlmon.audit.run import RowBatch, Shard
@@ -45,6 +46,9 @@ STEP_BYTES = 96 << 20
 """A step is counted as a whole up to this size; of a larger one groups and pairs are lost where it is cut."""
 FIRST_AND_LAST = 2
 """Completions of every mode kept from both ends of a shard."""
+GROUPED = ("named", "inferred", "ambiguous")
+"""How a group is known: the source names it; from the order of its rows; from that, and another reading is possible
+(``rlmon.audit.grouping``). Indices of it are the column ``grouped`` of the groups."""
 BLOCK_STATISTICS = (
     "mode_collision",
     "mode_collision_within",
@@ -165,13 +169,13 @@ def _count_rows(rows: pa.Table, settings: Settings) -> Partial:
     evaluation = np.asarray(pc.equal(rows["split"], "eval").to_numpy(), dtype=bool)
     prompt, prompt_names = _prompts(rows, step)
     source, sources = _sources(rows, settings)
-    group = _groups(rows, step, evaluation, prompt, settings.group_size)
+    group, grouped = _groups(rows, step, evaluation, prompt, settings.group_size)
     reward, missing, non_finite = _rewards(rows)
     success = np.where(np.isfinite(reward), success_of(rows, settings.success), np.nan)
     part = Partial(sources=sources, prompts=prompt_names)
     modes = len(settings.modes.names)
     part.groups = _group_columns(
-        rows, read, step, evaluation, prompt, source, group, reward, success, missing, non_finite, modes
+        rows, read, step, evaluation, prompt, source, group, grouped, reward, success, missing, non_finite, modes
     )
     train = ~evaluation & (read.mode >= 0)
     if train.any():
@@ -238,24 +242,14 @@ def _sources(rows: pa.Table, settings: Settings) -> tuple[Ints, list[str]]:
     return np.array([*of_value, other], dtype=np.int64)[code], list(names)
 
 
-def _groups(rows: pa.Table, step: Ints, evaluation: Bools, prompt: Ints, group_size: int | None) -> Ints:
-    """A code from 0 per row, equal inside a group: the source's own groups, else runs of equal prompts in a step."""
+def _groups(rows: pa.Table, step: Ints, evaluation: Bools, prompt: Ints, group_size: int | None) -> tuple[Ints, Ints]:
+    """A code from 0 per row, equal inside a group, and how it is known, by the indices of ``GROUPED``."""
     given = column(rows, "group")
     if given is not None:
-        own, values = codes(given)
-        # Rows without a group are grouped by their prompt: they must not make one group of all.
-        own = np.where(own >= 0, own, len(values) + codes_of(prompt))
-        _, code = np.unique(np.stack([step, own, evaluation.astype(np.int64)]), axis=1, return_inverse=True)
-        return np.asarray(code, dtype=np.int64).reshape(-1)
-    change = np.ones(step.size, dtype=bool)
-    change[1:] = (step[1:] != step[:-1]) | (prompt[1:] != prompt[:-1]) | (evaluation[1:] != evaluation[:-1])
-    start = np.flatnonzero(change)
-    run = np.cumsum(change) - 1
-    if group_size and group_size > 1:
-        # A prompt may be drawn twice in a row; a group has no more rows than the trainer samples.
-        change |= (np.arange(step.size) - start[run]) % group_size == 0
-        run = np.cumsum(change) - 1
-    return np.asarray(run, dtype=np.int64)
+        own, _ = codes(given)
+        return grouping.named(step, evaluation, own, prompt), np.where(own >= 0, 0, 1)
+    code, ambiguous = grouping.inferred(step, evaluation, prompt, group_size)
+    return code, np.where(ambiguous, 2, 1)
 
 
 def _rewards(rows: pa.Table) -> tuple[Floats, Bools, Floats]:
@@ -311,6 +305,7 @@ def _group_columns(
     prompt: Ints,
     source: Ints,
     group: Ints,
+    grouped: Ints,
     reward: Floats,
     outcome: Floats,
     missing: Bools,
@@ -357,6 +352,7 @@ def _group_columns(
         "eval": evaluation[first],
         "prompt": prompt[first],
         "source": source[first],
+        "grouped": grouped[first],
         "rows": total(np.ones(group.size)),
         "scored": n_scored,
         "missing": total(missing),

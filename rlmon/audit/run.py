@@ -39,7 +39,8 @@ ROWS: pa.Schema = pa.schema(
 paragraph, tool results left out of completions). ``prompt_id``: the source's own identity of a prompt; null: the hash
 of the prompt is taken. ``source``: stratum of the data mix; null: prompts are stratified by template where that is
 possible. ``group``: the source's own identity of a group of completions of one draw of one prompt, unique within its
-step; null: runs of equal prompts are groups. ``reward``: what the trainer maximised, the weighted sum of ``rewards``.
+step; null: inferred from the order of rows
+(``rlmon.audit.grouping``). ``reward``: what the trainer maximised, the weighted sum of ``rewards``.
 NaN and infinities are kept in ``reward`` and ``rewards`` (a check counts them); null is a reward that was not given.
 ``trained``: false where the completion was sampled and scored, but not trained on; null: it was.
 """

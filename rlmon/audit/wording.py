@@ -129,7 +129,8 @@ def _measure(
     used = 0
     if stats is not None and stats.words == budget:
         used = stats.words
-        found["rlmon/text/distinct_2"] = float(stats.distinct[1] / stats.total[1])
+        if stats.total[1]:  # completions of one word have no pair
+            found["rlmon/text/distinct_2"] = float(stats.distinct[1] / stats.total[1])
         found["rlmon/text/compression_ratio"] = stats.raw_bytes / stats.compressed_bytes
     few = rows[:compared]
     found |= _compare([texts[row][:_COMPARED_CHARACTERS] for row in few.tolist()], prompts[few])

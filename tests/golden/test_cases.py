@@ -60,7 +60,6 @@ def test_bare_log_history(file: str) -> None:
     assert (found.run.steps, found.run.first_step, found.run.last_step) == (100, 1, 100)
 
 
-@pending(reason="not said yet")
 def test_two_reward_columns_are_no_choice_of_ours() -> None:
     """Both summed, or a question: never one of them alone, never no reward."""
     found = told("csv-rewards-per-func")
@@ -87,7 +86,6 @@ def test_a_dead_run() -> None:
     assert re.search(r"nothing (was|can be|could be) (ever )?learned", alarms(found, "fail"))
 
 
-@pending(reason="not said yet")
 def test_round_robin_order() -> None:
     found = told("interleaved-rows-no-group")
     assert found.run.group_size == 4
@@ -126,7 +124,6 @@ def test_groups_of_one_are_told() -> None:
     assert re.search(r"groups? of (1|one)|group id of its own", said)
 
 
-@pending(reason="not said yet")
 def test_columns_of_lists() -> None:
     found = told("swift-completions-jsonl")
     assert found.run.steps > 1
@@ -176,7 +173,6 @@ def test_all_groups_silent_from_the_first_step() -> None:
     assert re.search(r"nothing (was|can be|could be|is) (ever )?learned", alarms(found))
 
 
-@pending(reason="not said yet")
 def test_a_hosted_run_folder() -> None:
     found = told("verifiers-hosted-run-folder")
     assert found.run.completions == 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,27 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from rlmon.audit.readers import columns
+from rlmon.audit.readers import columns, episodes, messages, shapes
+from rlmon.audit.readers.parsing import single, walk
 from rlmon.audit.run import Lack, RowBatch
 from rlmon.errors import ReadError
 
 CANONICAL = (
     "prompt", "completion", "reward", "step", "group", "advantage", "source", "split", "truncated",
-    "completion_tokens", "prompt_id",
+    "completion_tokens", "prompt_id", "tool_calls",
 )  # fmt: skip
+PART = "reward/"
+"""Stands before the name of a single reward among the canonical columns."""
 FORMATS = re.compile(r"\.(jsonl|ndjson|json|csv|parquet)(\.gz|\.zst)?$", re.ASCII | re.IGNORECASE)
 COMPRESSION = {"": None, ".gz": "gzip", ".zst": "zstd"}
 EVAL_WORDS = frozenset({"eval", "evaluation", "val", "valid", "validation", "test", "dev"})
 CUT_WORDS = frozenset({"length", "max_tokens", "max_length", "truncated", "max_new_tokens", "true", "1"})
 BLOCK_BYTES = 8 << 20
+GATHERED_BYTES = 1 << 20
+"""Batches are put together up to this size."""
+ROWS_AT_ONCE = 1 << 14
+REPEATED_CHARACTERS = 1 << 26
+"""Of a prompt that stands once in a record and with each of its completions in the rows."""
 LINE_BYTES = 64 << 20
 """A line that is longer is passed over and counted."""
 JSON_BYTES = 128 << 20
@@ -44,6 +52,14 @@ class Spec:
     name: str
     columns: Mapping[str, str]
     """Canonical column to path."""
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """Path of a single reward to its weight; their sum is the reward where ``columns`` has none."""
+    within: tuple[str, ...] = ()
+    """Keys of the lists that rows are nested in, from the outside in."""
+    grouped: bool = False
+    """The rows that are nested in one record are a group."""
+    folded: bool = False
+    """Records hold several rows, nested or as lists: none is parsed column by column."""
     files: str = ""
     """Regular expression for names of files relative to the run; empty: every file of a known format."""
     keys: tuple[str, ...] = ()
@@ -68,6 +84,11 @@ class Spec:
     notes: tuple[str, ...] = ()
     kinds: tuple[tuple[str, pa.DataType], ...] | None = None
     """Types of the top-level keys that are used, as probed; ``None``: lines are read one by one."""
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Canonical column to path, single rewards among them."""
+        return {**self.columns, **{PART + path: path for path in self.rewards}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,12 +116,61 @@ class MappedShard:
         return sum(part.bytes for part in self.parts)
 
     def read(self) -> Iterator[RowBatch]:
+        return _gathered(self._batches())
+
+    def _batches(self) -> Iterator[RowBatch]:
+        before = _Before()
         for part in self.parts:
             try:
-                yield from _read_part(part, self.spec)
+                yield from _read_part(part, self.spec, before)
             except columns.UNREADABLE as problem:
                 reason = f"{type(problem).__name__}: {str(problem)[:200]}"
                 yield RowBatch(rows=_no_rows(), unreadable={part.name: reason})
+
+
+@dataclass(slots=True)
+class _Before:
+    """What the next record of a shard has to know of those before it, and what was passed over since the last batch."""
+
+    records: int = 0
+    content: str = ""
+    """Of the last record that was a whole step, all but the step."""
+    duplicates: int = 0
+    damaged: int = 0
+
+    def again(self, row: Mapping[str, Any]) -> bool:
+        """Whether a step's completions are those of the step before, written again."""
+        if not isinstance(row.get("step"), list):
+            return False
+        last, self.content = self.content, repr([value for name, value in row.items() if name != "step"])
+        same = last == self.content and shapes.could_differ(row)
+        self.duplicates += len(row["completion"]) if same else 0
+        return same
+
+
+def _gathered(batches: Iterator[RowBatch]) -> Iterator[RowBatch]:
+    """The batches, small ones put together: a folder may have a file for each row."""
+    held: list[RowBatch] = []
+    size = 0
+    for batch in batches:
+        held.append(batch)
+        size += batch.rows.nbytes + 64
+        if size > GATHERED_BYTES:
+            yield _together(held)
+            held, size = [], 0
+    if held:
+        yield _together(held)
+
+
+def _together(batches: Sequence[RowBatch]) -> RowBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return RowBatch(
+        rows=pa.concat_tables([batch.rows for batch in batches], promote_options="default"),
+        duplicates=sum(batch.duplicates for batch in batches),
+        damaged=sum(batch.damaged for batch in batches),
+        unreadable={name: why for batch in batches for name, why in batch.unreadable.items()},
+    )
 
 
 def format_of(name: str) -> tuple[str, str]:
@@ -110,39 +180,21 @@ def format_of(name: str) -> tuple[str, str]:
     return "jsonl" if kind == "ndjson" else kind, packed
 
 
-def walk(record: Any, path: str) -> Any:
-    """The value at a dotted path, or ``None``; a key that is there as it is written comes first."""
-    if isinstance(record, Mapping) and path in record:
-        return record[path]
-    if "|" in path:
-        return next((value for option in path.split("|") if (value := walk(record, option)) is not None), None)
-    value = record
-    for name in path.split("."):
-        if isinstance(value, Mapping):
-            value = value.get(name)
-        elif isinstance(value, list) and re.fullmatch(r"-?\d{1,9}", name, re.ASCII):
-            index = int(name)
-            value = value[index] if -len(value) <= index < len(value) else None
-        else:
-            return None
-    return value
-
-
 # Reading
 
 
-def _read_part(part: Part, spec: Spec) -> Iterator[RowBatch]:
+def _read_part(part: Part, spec: Spec, before: _Before) -> Iterator[RowBatch]:
     kind, packed = format_of(part.name)
     if kind == "parquet":
-        yield from _read_parquet(part, spec)
+        yield from _read_parquet(part, spec, before)
     elif kind == "csv":
         for raw, damaged in csv_batches(part, spec):
-            yield _of_table(raw, part, spec, damaged)
+            yield from _of_table(raw, part, spec, damaged, before)
     elif kind == "json":
-        yield _of_records(json_records(part, packed), part, spec)
+        yield from _of_records(json_records(part, packed), part, spec, before)
     else:
         for block, passed_over in blocks(part, packed, BLOCK_BYTES):
-            yield _of_block(block, part, spec, passed_over)
+            yield from _of_block(block, part, spec, passed_over, before)
 
 
 def blocks(part: Part, packed: str, size: int) -> Iterator[tuple[bytes, int]]:
@@ -258,18 +310,19 @@ def _parsed_at_once(block: bytes, spec: Spec) -> pa.Table | None:
     return raw if len(raw) == rows else None
 
 
-def _of_block(block: bytes, part: Part, spec: Spec, passed_over: int) -> RowBatch:
+def _of_block(block: bytes, part: Part, spec: Spec, passed_over: int, before: _Before) -> Iterator[RowBatch]:
     """The rows of some lines: parsed at once, or line by line where they are not all as the first ones were."""
     quick = _parsed_at_once(block, spec)
     if quick is not None:
-        return _of_table(quick, part, spec, passed_over)
+        yield from _of_table(quick, part, spec, passed_over, before)
+        return
     lines = [line for line in block.split(b"\n") if line.strip()]
     records = [record for line in lines if (record := record_of(line)) is not None]
-    return _of_records(records, part, spec, passed_over + len(lines) - len(records))
+    yield from _of_records(records, part, spec, before, passed_over + len(lines) - len(records))
 
 
-def _read_parquet(part: Part, spec: Spec) -> Iterator[RowBatch]:
-    paths = [path for path in [*spec.columns.values(), spec.eval_key] if path]
+def _read_parquet(part: Part, spec: Spec, before: _Before) -> Iterator[RowBatch]:
+    paths = [path for path in [*spec.paths.values(), *spec.within[:1], spec.eval_key] if path]
     wanted = list(dict.fromkeys([*paths, *(option.split(".")[0] for path in paths for option in path.split("|"))]))
     with pq.ParquetFile(part.path) as file:
         # A file that was not cut is given in bytes.
@@ -282,7 +335,7 @@ def _read_parquet(part: Part, spec: Spec) -> Iterator[RowBatch]:
             reason = f"row group {group}: {type(problem).__name__}: {str(problem)[:200]}"
             yield RowBatch(rows=_no_rows(), unreadable={part.name: reason})
             continue
-        yield _of_table(raw, part, spec, 0)
+        yield from _of_table(raw, part, spec, 0, before)
 
 
 def csv_batches(part: Part, spec: Spec | None) -> Iterator[tuple[pa.Table, int]]:
@@ -305,7 +358,7 @@ def csv_batches(part: Part, spec: Spec | None) -> Iterator[tuple[pa.Table, int]]
         header = [name.removeprefix("\ufeff") for name in next(rows, [])]
     except csv.Error as problem:
         raise ReadError(f"has no header that can be read: {problem}") from None
-    wanted = None if spec is None else {*spec.columns.values(), spec.eval_key}
+    wanted = None if spec is None else {*spec.paths.values(), spec.eval_key}
     kept = {name: index for index, name in enumerate(header) if wanted is None or name in wanted}
     held: list[list[str]] = []
     size = 0
@@ -344,52 +397,125 @@ def json_records(part: Part, packed: str) -> list[dict[str, Any]]:
         names = [str(name) for name in value["columns"]]
         return [dict(zip(names, row, strict=False)) for row in value["data"] if isinstance(row, list)]
     if isinstance(value, dict):
-        value = next((rows for rows in value.values() if isinstance(rows, list) and rows), [])
+        return _of_one_object(value)
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def _of_one_object(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows in an object: objects by key, the only list of objects that it holds, or the object itself."""
+    if len(value) > 1 and all(isinstance(row, dict) for row in value.values()):
+        orders = {tuple(row) for row in list(value.values())[:8]}
+        if len(orders) == 1 and not (orders & {tuple(value)}) and all(key.isdecimal() for key in next(iter(orders))):
+            # pandas writes a table as columns, and each as an object from the number of a row to its cell.
+            return [{name: column.get(key) for name, column in value.items()} for key in next(iter(orders))]
+        return list(value.values())
+    lists = [rows for rows in value.values() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
+    if len(value) == 1 and lists:
+        return [row for row in lists[0] if isinstance(row, dict)]
+    return [value]
 
 
 # From records and tables to rows
 
 
-def _of_records(records: Sequence[Mapping[str, Any]], part: Part, spec: Spec, damaged: int = 0) -> RowBatch:
-    """Rows of parsed objects, one by one."""
+def _of_records(
+    records: Sequence[Mapping[str, Any]], part: Part, spec: Spec, before: _Before, damaged: int = 0
+) -> Iterator[RowBatch]:
+    """Rows of parsed objects, one by one, some thousand at a time: an object may hold any number of them."""
     if spec.rows == "episode":
-        made = [row for record in records for row in _rows_of_episode(record)]
-        names: Sequence[str] = CANONICAL
-        values: dict[str, list[Any]] = {name: [row.get(name) for row in made] for name in names}
-    else:
-        names = list(spec.columns)
-        values = {name: [walk(record, spec.columns[name]) for record in records] for name in names}
-        made = list(records)  # type: ignore[arg-type]
-    held_out = [spec.eval_key in record for record in records] if spec.eval_key else None
-    raw = {name: _array(name, column) for name, column in values.items()}
-    return _rows(raw, len(made), part, spec, held_out, damaged)
+        made = [row for record in records for row in episodes.rows_of(record)]
+        raw = {name: _array(name, [row.get(name) for row in made]) for name in CANONICAL if name != "tool_calls"}
+        yield _rows(raw, len(made), part, spec, None, damaged)
+        return
+    names = [*spec.paths, *(["group"] if spec.folded and "group" not in spec.columns else [])]
+    rows: list[dict[str, Any]] = []
+    held_out: list[bool] = []
+    characters = 0
+    before.duplicates, before.damaged = 0, damaged
+
+    def counted() -> RowBatch:
+        raw = {name: _array(name, [row.get(name) for row in rows]) for name in names}
+        batch = _rows(raw, len(rows), part, spec, held_out if spec.eval_key else None, before.damaged)
+        return replace(batch, duplicates=before.duplicates)
+
+    for record in records:
+        for row in _rows_of_record(record, spec, before):
+            rows.append(row)
+            held_out.append(spec.eval_key in record)
+            characters += _characters(row.get("prompt"))
+            if len(rows) >= ROWS_AT_ONCE or characters > 2 * BLOCK_BYTES:
+                yield counted()
+                rows, held_out, characters = [], [], 0
+                before.duplicates = before.damaged = 0
+    yield counted()
+
+
+def _rows_of_record(record: Mapping[str, Any], spec: Spec, before: _Before) -> Iterator[dict[str, Any]]:
+    """Rows of one record by canonical names."""
+    before.records += 1
+    paths = spec.paths
+    whole = "prompt" in paths and paths["prompt"] == paths.get("completion")
+    many = paths.get("completion", "").rpartition(".")[2] in shapes.MANY
+    characters = 0
+    for place, flat in shapes.flattened(record, spec.within):
+        row = {name: walk(flat, path) for name, path in paths.items()}
+        if whole:
+            row["prompt"], row["completion"] = messages.split(row["completion"])
+        if spec.grouped and row.get("group") is None:
+            row["group"] = f"{before.records}{place}"
+        if spec.folded:
+            row = {name: shapes.listed(value) for name, value in row.items()}
+        if not shapes.holds_several(row, many):
+            characters += _characters(row.get("prompt")) if spec.within else 0
+            if (many and row["completion"] == []) or characters > REPEATED_CHARACTERS:
+                before.damaged += 1
+            else:
+                yield row
+            continue
+        count = len(row["completion"])
+        if _characters(row.get("prompt")) * count > REPEATED_CHARACTERS:
+            before.damaged += count
+        elif not before.again(row):
+            made = 0
+            for one in shapes.exploded(row, f"{before.records}{place}"):
+                made += 1
+                yield one
+            before.damaged += count - made
+
+
+def _characters(prompt: Any) -> int:
+    """Length of what is repeated for each completion; lists of prompts are not."""
+    if isinstance(prompt, list):
+        return sum(len(str(message.get("content"))) for message in messages.conversation(prompt) or ())
+    return len(prompt) if isinstance(prompt, str) else 0
 
 
 def _array(name: str, values: Sequence[Any]) -> pa.Array:
     """A canonical column of Python values."""
     if name in ("prompt", "completion"):
-        return columns.strings([columns.rendered(value, completion=name == "completion") for value in values])
-    if name in ("reward", "advantage", "step"):
-        return pa.array([columns.number(_single(value)) for value in values], pa.float64())
+        texts = columns.strings([columns.rendered(value, completion=name == "completion") for value in values])
+        return columns.written_out(texts, completion=name == "completion")
+    if name in ("reward", "advantage", "step") or name.startswith(PART):
+        return pa.array([columns.number(single(value)) for value in values], pa.float64())
+    if name == "tool_calls":
+        return columns.strings([messages.rendered_calls(value) for value in values])
     if name == "completion_tokens":
         return pa.array([len(v) if isinstance(v, list) else columns.number(v) for v in values], pa.float64())
     return columns.strings([_word(value) for value in values])
-
-
-def _single(value: Any) -> Any:
-    """One number of a list of equal ones: an advantage or reward that was written per token."""
-    return value[-1] if isinstance(value, list) and value else value
 
 
 def _word(value: Any) -> str | None:
     return str(value).lower() if isinstance(value, bool) else columns.label(value)
 
 
-def _of_table(raw: pa.Table, part: Part, spec: Spec, damaged: int) -> RowBatch:
+def _of_table(raw: pa.Table, part: Part, spec: Spec, damaged: int, before: _Before) -> Iterator[RowBatch]:
     """Rows of a table of the file's own columns."""
+    if spec.folded:
+        records = raw.to_pylist()
+        yield from _of_records([columns.without_nulls(record) for record in records], part, spec, before, damaged)
+        return
     made: dict[str, pa.Array] = {}
-    for name, path in spec.columns.items():
+    for name, path in spec.paths.items():
         if path in raw.column_names:
             made[name] = _typed(name, columns.flat(raw[path]))
         else:
@@ -400,7 +526,7 @@ def _of_table(raw: pa.Table, part: Part, spec: Spec, damaged: int) -> RowBatch:
     held_out = None
     if spec.eval_key and spec.eval_key in raw.column_names:
         held_out = raw[spec.eval_key].is_valid().to_pylist()
-    return _rows(made, len(raw), part, spec, held_out, damaged)
+    yield _rows(made, len(raw), part, spec, held_out, damaged)
 
 
 def _typed(name: str, column: pa.Array) -> pa.Array:
@@ -409,8 +535,10 @@ def _typed(name: str, column: pa.Array) -> pa.Array:
         return columns.text_column(column, completion=name == "completion")
     if pa.types.is_nested(column.type):
         return _array(name, column.to_pylist())
-    if name in ("reward", "advantage", "step", "completion_tokens"):
+    if name in ("reward", "advantage", "step", "completion_tokens") or name.startswith(PART):
         return columns.number_column(column)
+    if name == "tool_calls":
+        return _array(name, column.to_pylist())
     if pa.types.is_boolean(column.type):
         return column.cast(pa.string())
     return columns.label_column(column)
@@ -436,13 +564,19 @@ def _rows(
     if content:
         good &= np.logical_or.reduce(content)
     of_eval = _held_out(made.get("split"), part, spec, held_out, count)
+    parts = {path: made[PART + path] for path in spec.rewards if PART + path in made}
+    if parts and "reward" not in made:
+        made = {**made, "reward": columns.weighted_sum(parts, spec.rewards, count)}
     rows: dict[str, pa.Array | None] = {
         "step": pa.array(np.where(good, step, 0).astype(np.int64)),
         "split": pc.if_else(pa.array(of_eval), "eval", "train"),
         "reward": made.get("reward"),
+        "rewards": columns.rewards_map({shapes.short(path): part for path, part in parts.items()}, count)
+        if parts
+        else None,
         "advantage": made.get("advantage"),
         "prompt": made.get("prompt"),
-        "completion": made.get("completion"),
+        "completion": _with_calls(made.get("completion"), made.get("tool_calls")),
         "prompt_id": made.get("prompt_id"),
         "source": made.get("source"),
         "group": _group(made.get("group"), made.get("prompt"), spec),
@@ -452,6 +586,15 @@ def _rows(
     table = columns.table({name: column for name, column in rows.items() if column is not None})
     lost = int(count - good.sum())
     return RowBatch(rows=table.filter(pa.array(good)) if lost else table, damaged=damaged + lost)
+
+
+def _with_calls(completion: pa.Array | None, calls: pa.Array | None) -> pa.Array | None:
+    """What was written with the tool calls that stand beside it, where it does not hold them itself."""
+    if completion is None or calls is None:
+        return completion
+    apart = pc.and_(calls.is_valid(), pc.invert(pc.fill_null(pc.match_substring(completion, "<tool_call>"), False)))
+    both = pc.binary_join_element_wise(completion, calls, "\n", null_handling="skip")
+    return pc.if_else(apart, pc.utf8_ltrim(both, characters="\n"), completion)
 
 
 def _no_rows() -> pa.Table:
@@ -494,45 +637,6 @@ def _counts(tokens: pa.Array | None) -> pa.Array | None:
     with np.errstate(invalid="ignore"):
         good = np.isfinite(values) & (values >= 0) & (values < STEP_LIMIT)
     return pa.array(np.where(good, values, 0).astype(np.int64), mask=~good)
-
-
-def _rows_of_episode(episode: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row per trace of a verifiers episode: what was sampled is the completion, what stood before it the prompt."""
-    traces = episode.get("traces")
-    for trace in traces if isinstance(traces, list) else []:
-        if not isinstance(trace, Mapping):
-            continue
-        raw = trace.get("nodes")
-        nodes = [node for node in raw if isinstance(node, Mapping)] if isinstance(raw, list) else []
-        begin = next((index for index, node in enumerate(nodes) if node.get("sampled")), len(nodes))
-        sampled = [node for node in nodes[begin:] if node.get("sampled")]
-        prompt = [node["message"] for node in nodes[:begin] if isinstance(node.get("message"), Mapping)]
-        written = [node["message"] for node in sampled if isinstance(node.get("message"), Mapping)]
-        ids = [node.get("token_ids") for node in sampled]
-        yield {
-            "prompt": prompt or None,
-            "completion": written or None,
-            "reward": _episode_reward(trace),
-            "group": walk(episode, "group.id"),
-            "source": walk(episode, "env.id|env.name|env"),
-            "advantage": _single(walk(sampled[-1], "advantages")) if sampled else None,
-            "completion_tokens": sum(map(len, ids)) if ids and all(isinstance(i, list) for i in ids) else None,  # type: ignore[arg-type]
-            "truncated": walk(trace, "is_truncated|stop_condition"),
-        }
-
-
-def _episode_reward(trace: Mapping[str, Any]) -> float | None:
-    """Weighted sum of a trace's rewards."""
-    given = trace.get("rewards")
-    if not isinstance(given, Mapping):
-        return columns.number(trace.get("reward"))
-    total = None
-    for reward in given.values():
-        score = columns.number(walk(reward, "score") if isinstance(reward, Mapping) else reward)
-        weight = columns.number(reward.get("weight")) if isinstance(reward, Mapping) else None
-        if score is not None:
-            total = (total or 0.0) + score * (1.0 if weight is None else weight)
-    return total
 
 
 def whole(value: Any) -> int | None:

@@ -7,11 +7,9 @@ first that is there.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -21,46 +19,37 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlmon.audit.readers import columns
+from rlmon.audit.readers import columns, folder, shapes
 from rlmon.audit.readers.files import (
     BLOCK_BYTES,
     CANONICAL,
-    FORMATS,
     LINE_BYTES,
+    PART,
     MappedShard,
     Part,
     Spec,
     blocks,
-    csv_batches,
     format_of,
-    json_records,
     record_of,
-    walk,
     whole,
 )
+from rlmon.audit.readers.guessing import Guess, guessed, summed
 from rlmon.audit.readers.messages import SPOKEN
+from rlmon.audit.readers.parsing import walk
+from rlmon.audit.readers.tables import group_size
 from rlmon.audit.run import Lack, OpenedRun
 from rlmon.errors import ReadError
 
 NAME = "mapped"
-GUESSES: Mapping[str, tuple[str, ...]] = {
-    "prompt": ("prompt", "prompts", "input", "question", "query", "instruction", "problem", "input_prompt"),
-    "completion": ("completion", "completions", "response", "output", "generation", "output_response", "answer"),
-    "reward": ("reward", "score", "total_reward", "rewards"),
-    "step": ("step", "global_step", "train_step", "iteration", "update"),
-    "group": ("group", "group_id", "uid"),
-    "advantage": ("advantage", "advantages"),
-    "source": ("task", "data_source", "dataset", "source", "language"),
-    "split": ("split",),
-    "truncated": ("truncated", "finish_reason", "stop_reason"),
-    "completion_tokens": ("completion_tokens", "completion_length", "response_length", "num_tokens"),
-}
-"""Canonical column to the names it often has, the likeliest first."""
 SHARD_FILES = 256
 PROBES = 32
-PROBED_BYTES = 8 << 20
-DEPTH = 5
-ENTRIES = 200_000
+KINDS = 256
+"""Kinds of files in a folder that are looked into."""
+EVAL_FILE = r"(?:^|[/_.-])(?:eval|evals|evaluation|val|valid|validation|test)(?:[/_.-]|$)"
+"""In names of files of held-out rows, where other files of the same columns are named otherwise."""
+_NUMBERED = re.compile(r"[0-9a-f]{8}(?:-?[0-9a-f]{4,})*|\d+", re.ASCII | re.IGNORECASE)
+_STEP_IN_NAME = (r"(?:step|iteration|iter)[_-]?(\d{1,15})", r"(\d{1,15})\D*$")
+"""The step in the name of a file: said, or its last number."""
 
 
 def preset_names() -> list[str]:
@@ -84,8 +73,8 @@ def presets() -> tuple[Spec, ...]:
 
 def recognises(path: Path) -> bool:
     """Whether a preset fits, or the first record has a completion beside a prompt or a reward by common names."""
-    root, files = _files(path)
-    return _recognised(root, files) is not None
+    _, files = folder.files_below(path)
+    return _recognised(files, {}) is not None
 
 
 def open_run(path: Path, mapping: Mapping[str, str] | None = None, preset: str | None = None) -> OpenedRun:
@@ -93,87 +82,53 @@ def open_run(path: Path, mapping: Mapping[str, str] | None = None, preset: str |
 
     Raises ``ReadError`` where no file is readable, a column is not there, or nothing can be guessed.
     """
-    root, files = _files(path)
+    _, files = folder.files_below(path)
     if not files:
         raise ReadError(f"{str(path)!r} holds no JSONL, JSON, CSV or Parquet file (also .gz and .zst).")
     notes: list[str] = []
+    settings = folder.settings_of(files)
     if mapping is not None:
-        spec = _from_mapping(mapping, files)
+        spec, chosen = _from_mapping(mapping, files)
     elif preset is not None:
         spec = next(spec for spec in presets() if spec.name == preset)
-        if not (_matching(spec, files) or _scalars_file(spec, files)):
+        chosen = _matching(spec, files)
+        if not (chosen or _scalars_file(spec, files)):
             raise ReadError(
                 f"{str(path)!r} has no file as {preset} names them (wanted {spec.files or spec.scalars}, found "
-                f"{_shown([file.name for file in files])})."
+                f"{folder.shown([file.name for file in files])})."
             )
     else:
-        recognised = _recognised(root, files)
+        recognised = _recognised(files, settings)
         if recognised is None:
             raise ReadError(
-                f"No columns of {str(path)!r} could be recognised (there are {_shown(_columns_of(files))}). Name them "
-                "with --map prompt=...,completion=...,reward=...,step=..."
+                f"No columns of {str(path)!r} could be recognised (there are "
+                f"{folder.shown(folder.columns_of(files))}). Name them with "
+                "--map prompt=...,completion=...,reward=...,step=..."
             )
-        spec = recognised
+        spec, chosen = recognised
         if spec.name == NAME:
             shown = ", ".join(f"{name}={column}" for name, column in spec.columns.items())
             notes.append(f"Columns were guessed: {shown}. Name them with --map if that is wrong.")
     notes.extend(spec.notes)
-    chosen = _matching(spec, files)
-    spec = _probed(spec, chosen)
+    spec = _probed(spec, chosen, notes)
     scalar_file = _scalars_file(spec, files)
     scalars, eval_scalars = _scalars(scalar_file, notes) if scalar_file is not None else ({}, {})
-    shards = _plan(spec, chosen, notes)
     return OpenedRun(
         reader=spec.name,
         run_id=path.resolve().name or spec.name,
         path=path,
-        shards=shards,
+        shards=_plan(spec, chosen, notes),
         scalars=scalars,
         eval_scalars=eval_scalars,
+        config=settings,
+        group_size=group_size(settings),
+        reward_weights={shapes.short(path): weight for path, weight in spec.rewards.items()},
         lacks=_lacks(spec, chosen, scalars, eval_scalars),
         notes=notes,
     )
 
 
 # Which files, and what is in them
-
-
-def _files(path: Path) -> tuple[Path, list[Part]]:
-    """The folder of the run and its files of known formats, in order of name with numbers as numbers."""
-    if path.is_file():
-        if not FORMATS.search(path.name):
-            return path.parent, []
-        size = path.stat().st_size
-        return path.parent, [Part(path=str(path), name=path.name, start=0, end=size, bytes=size)]
-    found: list[Part] = []
-    seen = 0
-    pending = [(path, 0)]
-    while pending:
-        folder, depth = pending.pop()
-        try:
-            entries = list(os.scandir(folder))
-        except OSError:
-            continue
-        for entry in entries:
-            seen += 1
-            if entry.is_symlink() and not columns.inside(path, Path(entry.path)):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                if depth < DEPTH and seen < ENTRIES:
-                    pending.append((Path(entry.path), depth + 1))
-            elif FORMATS.search(entry.name) and entry.is_file():
-                name = Path(entry.path).relative_to(path).as_posix()
-                size = entry.stat().st_size
-                found.append(Part(path=entry.path, name=name, start=0, end=size, bytes=size))
-    return path, sorted(found, key=lambda part: _natural(part.name))
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """A key under which step_10 comes after step_9."""
-    return [
-        (0, int(piece), "") if piece.isascii() and piece.isdigit() and len(piece) < 19 else (1, 0, piece)
-        for piece in re.split(r"(\d+)", name)
-    ]
 
 
 def _matching(spec: Spec, files: Sequence[Part]) -> list[Part]:
@@ -200,132 +155,169 @@ def _scalars_file(spec: Spec, files: Sequence[Part]) -> Part | None:
     return next((part for part in files if part.name.rpartition("/")[2] == spec.scalars), None)
 
 
-def _recognised(root: Path, files: Sequence[Part]) -> Spec | None:
-    """The first preset that fits, else a guess from the names of columns."""
+def _recognised(files: Sequence[Part], settings: Mapping[str, Any]) -> tuple[Spec, list[Part]] | None:
+    """The first preset that fits, else a guess from the names of columns, and the files that it reads."""
     for spec in presets():
         for part in _matching(spec, files)[:3] if spec.files else []:
-            records = _probe(part, 1)
+            records = folder.probe(part, 1)
             if records and all(key in records[0] for key in spec.keys):
-                return spec
+                return spec, _matching(spec, files)
         scalars = _scalars_file(spec, files)
         if scalars is not None and spec.scalar_prefixes:
-            keys = [key for record in _probe(scalars, 4) for key in record]
+            keys = [key for record in folder.probe(scalars, 4) for key in record]
             if any(key.startswith(spec.scalar_prefixes) for key in keys):
-                return spec
-    for part in files[:3]:
-        guess = _guessed(_probe(part, 4), files)
+                return spec, _matching(spec, files)
+    return _chosen(files, lambda records: guessed(records, settings))
+
+
+def _chosen(
+    files: Sequence[Part], judge: Callable[[list[dict[str, Any]]], Guess | None]
+) -> tuple[Spec, list[Part]] | None:
+    """What the rows are and the files that hold them; ``None`` where no file is judged to hold any.
+
+    Files whose names differ in numbers only are of one kind. The kind that says most is read, and every other kind
+    with the same columns; settings, metrics and tables of other columns stay aside.
+    """
+    kinds: dict[str, list[Part]] = {}
+    for part in files:
+        kinds.setdefault(_NUMBERED.sub("#", part.name), []).append(part)
+    found: list[tuple[Guess, list[Part]]] = []
+    for parts in list(kinds.values())[:KINDS]:
+        records = next((records for part in parts[:3] if (records := folder.probe(part, 4))), [])
+        guess = judge(records) if records else None
         if guess is not None:
-            return guess
-    return None
-
-
-def _guessed(records: Sequence[Mapping[str, Any]], files: Sequence[Part]) -> Spec | None:
-    """A spec by the common names of columns; ``None`` where they do not say enough."""
-    there = {key for record in records for key in record}
-    found = {canonical: name for canonical, names in GUESSES.items() if (name := _first(names, there)) is not None}
-    if "completion" not in found or not {"prompt", "reward"} & found.keys():
+            found.append((guess, parts))
+    if not found:
         return None
-    return _with_step(Spec(name=NAME, columns=found), files)
+    best, _ = max(found, key=lambda one: _worth(*one))
+    same = [part for guess, parts in found for part in parts if guess == best]
+    # Names without a pattern: those beyond the ones that were looked into are taken for what their neighbours are.
+    places = {_place(part) for part in same}
+    same += [
+        part
+        for parts in list(kinds.values())[KINDS:]
+        for part in parts
+        if _place(part) in places and not folder.is_settings(part)
+    ]
+    chosen = sorted(same, key=lambda part: folder.natural(part.name))
+    other = [parts[0].name for guess, parts in found if guess != best]
+    notes = list(best.notes)
+    if other:
+        notes.append(
+            f"Set aside since their columns are others: {folder.shown(other)}. Give one of them to look at it alone."
+        )
+    lacks: Mapping[Lack, str] = {}
+    if best.question:
+        notes.append(f"No reward was read: {best.question}")
+        lacks = {"rewards": best.question}
+    held_out = [bool(re.search(EVAL_FILE, part.name)) for part in chosen]
+    spec = Spec(
+        name=NAME, columns=best.columns, rewards=best.rewards, within=best.within, notes=tuple(notes), lacks=lacks,
+        eval_from_name=EVAL_FILE if any(held_out) and not all(held_out) else "",
+    )  # fmt: skip
+    spec = _with_step(spec, chosen)
+    return spec, _matching(spec, chosen)
 
 
-def _first(names: Sequence[str], there: set[str]) -> str | None:
-    return next((name for name in names if name in there), None)
+def _place(part: Part) -> tuple[str, str]:
+    """The folder of a file and its kind."""
+    return part.name.rpartition("/")[0], format_of(part.name)[0]
+
+
+def _worth(guess: Guess, parts: Sequence[Part]) -> tuple[bool, bool, bool, int]:
+    """How much a kind of files says: steps, rewards, prompts, then its size."""
+    stepped = "step" in guess.columns or len(parts) > 1
+    scored = "reward" in guess.columns or bool(guess.rewards) or bool(guess.question)
+    return stepped, scored, "prompt" in guess.columns, sum(part.bytes for part in parts)
 
 
 def _with_step(spec: Spec, files: Sequence[Part]) -> Spec:
     """The spec with steps from the names of files where no column has them, or the note that all rows are step 0."""
     if "step" in spec.columns:
         return spec
-    numbered = {match[1] for part in files if (match := re.search(r"(\d{1,15})\D*$", part.name))}
-    if len(files) > 1 and len(numbered) == len(files):
-        note = "No column has the step: it was taken from the names of the files."
-        return dataclasses.replace(spec, step_from_name=r"(\d{1,15})\D*$", notes=(*spec.notes, note))
+    for pattern in _STEP_IN_NAME:
+        numbers = [match[1] for part in files if (match := re.search(pattern, part.name))]
+        said = pattern is _STEP_IN_NAME[0]
+        if len(files) > 1 and len(numbers) == len(files) and len(set(numbers)) > (1 if said else len(files) - 1):
+            note = "No column has the step: it was taken from the names of the files."
+            return dataclasses.replace(spec, step_from_name=pattern, notes=(*spec.notes, note))
     note = (
         "No column has the step: all rows are taken as step 0, so nothing can be said about change. Add step= to --map."
     )
     return dataclasses.replace(spec, notes=(*spec.notes, note))
 
 
-def _from_mapping(mapping: Mapping[str, str], files: Sequence[Part]) -> Spec:
-    """The user's own columns, checked against those that are there."""
+def _from_mapping(mapping: Mapping[str, str], files: Sequence[Part]) -> tuple[Spec, list[Part]]:
+    """The user's own columns, checked against those that are there, and the files that have them."""
     unknown = sorted(set(mapping) - set(CANONICAL))
     if unknown:
         raise ReadError(f"--map knows no {', '.join(map(repr, unknown))}; it knows {', '.join(CANONICAL)}.")
     if not {"completion", "reward"} & mapping.keys():
         raise ReadError("--map needs completion=... or reward=..., else there is nothing to look at.")
-    records = [record for part in files[:3] for record in _probe(part, PROBES)]
-    if not records:
-        raise ReadError(f"No record could be read in {_shown([part.name for part in files])}.")
-    for canonical, path in mapping.items():
-        if all(walk(record, path) is None for record in records) and not any(
-            alternative.split(".")[0] in record for record in records for alternative in [path, *path.split("|")]
-        ):
-            raise ReadError(
-                f"There is no column {path!r} for {canonical}; there are {_shown(_columns_of(files))}. Change --map."
-            )
-    return _with_step(Spec(name=NAME, columns=dict(mapping)), files)
+    if not any(folder.probe(part, 1) for part in files[:KINDS]):
+        raise ReadError(f"No record could be read in {folder.shown([part.name for part in files])}.")
+    found = _chosen(files, lambda records: _by_mapping(mapping, records))
+    if found is None:
+        ours, theirs = next((ours, mapping[ours]) for ours in ("completion", "reward") if ours in mapping)
+        raise ReadError(_no_column(ours, theirs, files))
+    spec, chosen = found
+    probed = [record for part in chosen[:3] for record in folder.probe(part, PROBES)]
+    records = [row for record in probed for _, row in shapes.flattened(record, spec.within)]
+    for ours, path in spec.paths.items():
+        if not any(_has(record, path) for record in records):
+            raise ReadError(_no_column("reward" if ours.startswith(PART) else ours, path, files))
+    return spec, chosen
 
 
-def _columns_of(files: Sequence[Part]) -> list[str]:
-    names: dict[str, None] = {}
-    for part in files[:3]:
-        for record in _probe(part, 4):
-            names.update(dict.fromkeys(record))
-    return list(names)
+def _by_mapping(mapping: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> Guess | None:
+    """The user's columns as they lie in these records; ``None`` where they have neither completion nor reward."""
+    content = [mapping[name] for name in ("completion", "reward") if name in mapping]
+    within: tuple[str, ...] = ()
+    if not any(_has(record, path) for record in records for path in content):
+        tops = [option.split(".")[0] for path in content for option in path.split("|")]
+        within = next((path for record in records if (path := shapes.nested_in(record, tops))), ())
+    rows = [row for record in records for _, row in shapes.flattened(record, within)]
+    columns = dict(mapping)
+    rewards = summed(columns.get("reward", ""), {key for row in rows for key in row})
+    if rewards:
+        del columns["reward"]
+    if not any(
+        _has(row, path) for row in rows for path in [*columns.values(), *rewards] if path in content or path in rewards
+    ):
+        return None
+    return Guess(columns=columns, rewards=rewards, within=within)
 
 
-def _shown(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name[:60]) for name in names[:12])
-    return (shown + (f" and {len(names) - 12} more" if len(names) > 12 else "")) or "none"
+def _has(record: Mapping[str, Any], path: str) -> bool:
+    """Whether a path leads to something in a record, or at least begins in it."""
+    return walk(record, path) is not None or any(
+        alternative.split(".")[0] in record for alternative in [path, *path.split("|")]
+    )
 
 
-def _probe(part: Part, count: int) -> list[dict[str, Any]]:
-    """The first records of a file; empty where none can be read."""
-    try:
-        kind, packed = format_of(part.name)
-        if kind == "parquet":
-            with pq.ParquetFile(part.path) as file:
-                if columns.may_expand(file, list(range(min(1, file.num_row_groups))), set(file.schema_arrow.names)):
-                    return [dict.fromkeys(file.schema_arrow.names)]
-                first = next(file.iter_batches(count, use_threads=False), None)
-                names = dict.fromkeys(file.schema_arrow.names)
-                return [names] if first is None else [dict(row) for row in first.slice(0, count).to_pylist()]
-        if kind == "csv":
-            raw, _ = next(csv_batches(part, None))
-            return [dict(row) for row in raw.slice(0, count).to_pylist()]
-        if kind == "json":
-            return json_records(part, packed)[:count]
-        records: list[dict[str, Any]] = []
-        with contextlib.suppress(*columns.UNREADABLE):
-            looked_at = 0
-            for block, lost in blocks(part, packed, 1 << 16):
-                for line in block.split(b"\n"):
-                    record = record_of(line)
-                    if record is not None:
-                        records.append(record)
-                        if len(records) == count:
-                            return records
-                looked_at += len(block)
-                if lost or looked_at > PROBED_BYTES:
-                    break
-        return records
-    except columns.UNREADABLE:
-        return []
+def _no_column(ours: str, theirs: str, files: Sequence[Part]) -> str:
+    return (
+        f"There is no column {theirs!r} for {ours}; there are {folder.shown(folder.columns_of(files))}. Change --map."
+    )
 
 
-def _probed(spec: Spec, files: Sequence[Part]) -> Spec:
-    """The spec with the types of the top-level keys it uses, so that whole blocks can be parsed at once."""
+def _probed(spec: Spec, files: Sequence[Part], notes: list[str]) -> Spec:
+    """The spec with the shape of its records, and the types of the top-level keys it uses where whole blocks can be
+    parsed at once."""
     if spec.rows != "line":
         return spec
-    records = [record for part in [*files[:2], *files[-1:]] for record in _probe(part, PROBES)]
+    records = [record for part in [*files[:2], *files[-1:]] for record in folder.probe(part, PROBES)]
+    spec = _folded(spec, records, notes)
+    if spec.folded or "tool_calls" in spec.columns:
+        return spec
     tops: dict[str, None] = {}
-    for path in spec.columns.values():
+    for path in spec.paths.values():
         plain = any(path in record for record in records)
         for option in [path] if plain else path.split("|"):
             tops[option if plain else option.split(".")[0]] = None
     if spec.eval_key:
         tops[spec.eval_key] = None
-    nested = [path for path in spec.columns.values() if path not in tops]
+    nested = [path for path in spec.paths.values() if path not in tops]
     if any(all(walk(record, path) is None for record in records) for path in nested):
         return spec
     kinds = []
@@ -342,13 +334,41 @@ def _probed(spec: Spec, files: Sequence[Part]) -> Spec:
             kind = pa.array(values).type
         except columns.UNREADABLE:
             return spec
-        if "null" in str(kind) or (pa.types.is_struct(kind) and name in spec.columns.values()):
+        if "null" in str(kind) or (pa.types.is_struct(kind) and name in spec.paths.values()):
             return spec
         full = _with_all_that_is_said(kind)
         if full is None:
             return spec
         kinds.append((name, full))
     return dataclasses.replace(spec, kinds=tuple(kinds))
+
+
+def _folded(spec: Spec, records: Sequence[Mapping[str, Any]], notes: list[str]) -> Spec:
+    """The spec with what its records hold: one row, or several, nested or as lists."""
+    rows = [
+        {name: shapes.listed(walk(flat, path)) for name, path in spec.paths.items()}
+        for record in records
+        for _, flat in shapes.flattened(record, spec.within)
+    ]
+    many = spec.columns.get("completion", "").rpartition(".")[2] in shapes.MANY
+    several = [row for row in rows if shapes.holds_several(row, many)]
+    together = [row for row in several if shapes.scored_together(row)]
+    if together:
+        why = (
+            f"records have one reward for several completions ({len(together[0]['completion'])} in the first of them), "
+            "so it is not known which of them earned it: their rewards are missing here. Write a list of rewards."
+        )
+        notes.append(why[0].upper() + why[1:])
+        if len(together) == len(rows):
+            spec = dataclasses.replace(spec, lacks={**spec.lacks, "rewards": why})
+    prompt = spec.columns.get("prompt", "").split(".")[0]
+    inner = [item for record in records for item in shapes.innermost(record, spec.within)]
+    whole = spec.columns.get("prompt") is not None and spec.columns["prompt"] == spec.columns.get("completion")
+    return dataclasses.replace(
+        spec,
+        folded=bool(spec.within or several or whole),
+        grouped=bool(spec.within) and bool(prompt) and not any(prompt in item for item in inner),
+    )
 
 
 def _with_all_that_is_said(kind: pa.DataType) -> pa.DataType | None:
@@ -409,7 +429,7 @@ def _grouped(spec: Spec, parts: Sequence[Part], may_cut: Callable[[Part, Part], 
 
 
 def _first_step(part: Part, spec: Spec) -> int | None:
-    records = _probe(part, 1)
+    records = folder.probe(part, 1)
     return whole(walk(records[0], spec.columns["step"])) if records else None
 
 
@@ -532,7 +552,8 @@ def _lacks(
     spec: Spec, files: Sequence[Part], scalars: Mapping[str, Any], eval_scalars: Mapping[str, Any]
 ) -> dict[Lack, str]:
     """What these files do not hold."""
-    have = set(spec.columns) if files else set()
+    have = set(spec.columns) | ({"reward"} if spec.rewards else set()) | ({"group"} if spec.grouped else set())
+    have = have if files else set()
     if files and spec.rows == "episode":
         have = {"prompt", "completion", "reward", "group", "advantage", "completion_tokens", "truncated"}
     needs: Sequence[tuple[Lack, str, str]] = (

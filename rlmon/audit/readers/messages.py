@@ -51,6 +51,19 @@ def written(text: str) -> list[Mapping[str, Any]] | None:
     return conversation(literal(text))
 
 
+def rendered_calls(value: Any) -> str | None:
+    """Tool calls that stand beside a completion as text; ``None`` where there are none."""
+    calls = _calls(value)
+    return render_completion([{"role": "assistant", "tool_calls": calls}]) if calls else None
+
+
+def split(value: Any) -> tuple[Any, Any]:
+    """A whole conversation as what stood before the model's first message, and what was said from there on."""
+    messages = (written(value) if isinstance(value, str) else conversation(value)) or []
+    begin = next((at for at, message in enumerate(messages) if message.get("role") == "assistant"), len(messages))
+    return messages[:begin] or None, messages[begin:] or None
+
+
 def rendered(value: Any, *, completion: bool = False) -> str | None:
     """One prompt or completion as text, whatever it is; ``None`` stays ``None``."""
     if value is None or isinstance(value, str):

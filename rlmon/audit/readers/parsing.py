@@ -1,10 +1,12 @@
-"""Values out of text that nobody vouches for: bounded, and data only."""
+"""Values out of text and records that nobody vouches for: bounded, and data only."""
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from rlmon.errors import ReadError
@@ -41,3 +43,26 @@ def literal(text: str) -> Any:
             return ast.literal_eval(text.replace("}\n {", "}, {"))
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return None
+
+
+def walk(record: Any, path: str) -> Any:
+    """The value at a dotted path, or ``None``; a key that is there as it is written comes first."""
+    if isinstance(record, Mapping) and path in record:
+        return record[path]
+    if "|" in path:
+        return next((value for option in path.split("|") if (value := walk(record, option)) is not None), None)
+    value = record
+    for name in path.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(name)
+        elif isinstance(value, list) and re.fullmatch(r"-?\d{1,9}", name, re.ASCII):
+            index = int(name)
+            value = value[index] if -len(value) <= index < len(value) else None
+        else:
+            return None
+    return value
+
+
+def single(value: Any) -> Any:
+    """One number of a list of equal ones: an advantage or reward that was written per token."""
+    return value[-1] if isinstance(value, list) and value else value

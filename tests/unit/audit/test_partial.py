@@ -115,12 +115,12 @@ def test_groups_are_runs_of_equal_prompts() -> None:
     rows = [
         *rows_of(1, "a", ["1", "2"], [0, 1]),
         *rows_of(1, "b", ["1", "2", "3"], [0, 1, 1]),
-        *rows_of(1, "a", ["1"], [1]),
+        *rows_of(1, "a", ["1", "3"], [1, 1]),
         *rows_of(2, "a", ["1", "2"], [0, 1]),
         *rows_of(2, "a", ["1", "2"], [0, 1], split="eval"),
     ]
     groups = counted(table(rows)).groups
-    assert groups["rows"].tolist() == [2, 3, 1, 2, 2]
+    assert groups["rows"].tolist() == [2, 3, 2, 2, 2]
     assert groups["step"].tolist() == [1, 1, 1, 2, 2]
     assert groups["eval"].tolist() == [False] * 4 + [True]
     assert len(set(groups["prompt"].tolist())) == 2

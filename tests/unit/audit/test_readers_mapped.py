@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlmon.audit.readers import files, mapped
+from rlmon.audit.readers import files, folder, mapped
 from rlmon.audit.run import OpenedRun
 from rlmon.errors import ReadError
 
@@ -244,7 +244,7 @@ def test_row_groups_are_cut_between_steps(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "astride.parquet", row_group_size=6)
     for name, expected in (("aligned", 6), ("astride", 4)):
         path = tmp_path / f"{name}.parquet"
-        parts = mapped._cut_row_groups(mapped._files(path)[1][0], files.Spec(name="x", columns=MAP))
+        parts = mapped._cut_row_groups(folder.files_below(path)[1][0], files.Spec(name="x", columns=MAP))
         # Groups of 8 rows are two steps each; of groups of 6 rows every second begins a step.
         assert len(parts) == expected
         assert [row["completion"] for row in rows_of(mapped.open_run(path, MAP))] == [r["c"] for r in records]
