@@ -298,6 +298,7 @@ def audit(
     ] = None,
     success: Annotated[str | None, typer.Option(metavar="WHAT", help=SUCCESS_HELP)] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: what pays.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="All of each of several runs.")] = False,
 ) -> None:
     """What happened to a run: a verdict, its checks, and what to change.
 
@@ -310,14 +311,19 @@ def audit(
     rlmon audit wandb/run-20250101_120000-abc           an offline or synced W&B run
     rlmon audit rows.jsonl --map prompt=question,completion=text,reward=score,step=iteration
     rlmon audit out/grpo --format github --fail-on warn    in CI; also junit, markdown, json
+    rlmon audit out                                     a folder of runs: a line each, worst first; --verbose for all
 
     \b
     Exit codes: 0 nothing at or above --fail-on; 1 something was; 2 usage or unreadable;
     3 unsure: nothing bad was seen, and too little to call it a pass; only with --strict.
     """
+    from rlmon.audit.readers import runs_at
+
+    columns = _mapping(mapping)
+    if reader is None and columns is None:
+        paths = [run for path in paths for run in runs_at(path) or [path]]
     if page is not None and len(paths) > 1:
         raise ConfigError(f"--html writes the page of one run, got {len(paths)}. Audit them one by one.")
-    columns = _mapping(mapping)
     audits: list[Audit] = []
     code = 0
     for path in paths:
@@ -331,7 +337,7 @@ def audit(
             code = USAGE_OR_UNREADABLE
             continue
         audits.append(found)
-        if found.verdict == "insufficient":
+        if found.verdict == "insufficient" and (len(paths) == 1 or verbose or form is not AuditFormat.rich):
             from rlmon.report import phrases
 
             _note(f"rlmon: {path}: unsure, {found.coverage}. {' '.join(phrases.missing(found))}")
@@ -339,7 +345,7 @@ def audit(
     if page is not None:
         _write_page(page, audits[0])
     if form is AuditFormat.rich:
-        _draw_audits(audits, page)
+        _draw_audits(audits, page, verbose)
     elif audits or form is not AuditFormat.markdown:
         _say(_rendered(audits, form, fail_on, many=len(paths) > 1), end="")
     raise typer.Exit(code)
@@ -393,13 +399,19 @@ def _rendered(audits: Sequence[Audit], form: AuditFormat, fail_on: FailOn, *, ma
     return markdown.render(*audits)
 
 
-def _draw_audits(audits: Sequence[Audit], page: Path | None) -> None:
+def _draw_audits(audits: Sequence[Audit], page: Path | None, verbose: bool) -> None:
     from rich.console import Console, Group
     from rich.rule import Rule
 
     from rlmon.report import terminal
 
     width = Console().width
+    if len(audits) > 1 and not verbose:
+        from rlmon.audit.overview import overview
+        from rlmon.report import overview as lines
+
+        _draw(lines.render(overview(audits), width=width))
+        return
     for position, found in enumerate(audits):
         drawing = terminal.render(found, width=width, page=None if page is None else str(page))
         _draw(Group(Rule(style="dim"), drawing) if position else drawing)

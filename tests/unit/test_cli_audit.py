@@ -227,7 +227,7 @@ def test_a_hostile_run_in_every_form(rlmon: Rlmon, audits: dict[str, Any], form:
 
 def test_two_runs_on_a_terminal(rlmon: Rlmon, audits: dict[str, Any]) -> None:
     audits["bad"] = make_audit.collapsed()
-    out = rlmon("audit", "good", "bad").out
+    out = rlmon("audit", "good", "bad", "--verbose").out
     assert out.index(" PASS ") < out.index("────") < out.index(" FAIL ")
 
 

@@ -27,6 +27,9 @@ KEPT_IN: Mapping[str, tuple[str, ...]] = {
     tensorboard.NAME: ("tensorboard", "runs"),
 }
 """Folders inside an output folder where trainers keep what a reader reads."""
+DEPTH = 3
+"""Folders below one that is given in which runs are looked for."""
+MAX_RUNS = 500
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 READABLE = (
     "an rlmon log, a TRL output folder (completions/, trainer_state.json), a W&B run, a trackio or TensorBoard folder, "
@@ -61,6 +64,54 @@ def open_source(path: Path | str, reader: str | None = None, mapping: Mapping[st
     if reader is not None:
         return _by_name(path, reader)
     return _recognised_run(path)
+
+
+def runs_at(path: Path) -> list[Path]:
+    """The runs at ``path``, in order of name or time, where it holds several; else none. Each can be opened.
+
+    Several are: runs of one tracker with different ids, runs that share a TensorBoard folder, a table with columns of
+    several runs, console logs beside each other, and folders below it that each hold a run.
+    """
+    try:
+        if path.is_file():
+            return trackio.runs_at(path) or [Path(f"{path}::{name}") for name in curves.runs_at(path)]
+        if not path.is_dir():
+            return []
+    except (OSError, ValueError):
+        return []
+    module, place = next(((m, place) for m in READERS[:-2] if (place := _place(m, path)) is not None), (None, path))
+    if module is not None and not (module is tensorboard and tensorboard.only_below(path)):
+        return module.runs_at(place) if module in (wandb, trackio, tensorboard) else []
+    below = _runs_below(path, DEPTH, of_files=False)
+    if not below and mapped.recognises(path):
+        return []  # folders of rows are parts of one run
+    below = _runs_below(path, DEPTH, of_files=True)
+    return (below if len(below) > 1 else []) if below else curves.logs_at(path)
+
+
+def _runs_below(path: Path, depth: int, of_files: bool) -> list[Path]:
+    """Runs in folders below ``path`` that some tool left there; ``of_files``: also those of files of any tool."""
+    runs: list[Path] = []
+    for folder in _subfolders(path):
+        if len(runs) >= MAX_RUNS:
+            break
+        if any(_place(module, folder) for module in READERS[:-2]):
+            runs += runs_at(folder) or [folder]
+        elif of_files and mapped.recognises(folder):
+            runs.append(folder)
+        elif of_files and curves.recognises(folder):
+            runs += curves.logs_at(folder) or [folder]
+        elif depth > 1:
+            runs += _runs_below(folder, depth - 1, of_files)
+    return runs[:MAX_RUNS]
+
+
+def _subfolders(path: Path) -> list[Path]:
+    try:
+        found = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+    return [entry for entry in found if inside(path, entry)]
 
 
 def names() -> list[str]:

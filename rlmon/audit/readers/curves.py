@@ -88,7 +88,15 @@ def open_run(path: Path) -> OpenedRun:
 def runs_at(path: Path) -> list[str]:
     """Names of the runs that a table of W&B's web page holds, where they are several; else none."""
     found = files_in(path) if path.is_file() else []
-    return sorted(_runs(found, log_files.Damage(), path)[0]) if found and _exported(found[0]) else []
+    runs = _runs(found, log_files.Damage(), path)[0] if found and _exported(found[0]) else {}
+    return list(runs) if len(runs) > 1 else []
+
+
+def logs_at(folder: Path) -> list[Path]:
+    """Files of a folder that are runs of their own, in order of name: logs of one kind; none where it has one run."""
+    found = files_in(folder)
+    mine = [file.path for file in found if file.kind == found[0].kind]
+    return [] if len(mine) < 2 or len(_together(found)) > 1 else sorted(mine)
 
 
 def _split(path: Path) -> tuple[Path, str]:

@@ -117,6 +117,14 @@ def runs_at(path: Path) -> list[Path]:
     return [Path(run[-1].name) for run in runs] if len(runs) > 1 else []
 
 
+def only_below(path: Path) -> bool:
+    """Whether event files lie only in folders of ``path`` that are runs of their own by their names."""
+    folders = _folders(path)
+    return all(folder.parent == path and folder.name not in ("tensorboard", "runs") for folder in folders) and (
+        not any(_ATTEMPT.match(folder.name) for folder in folders)
+    )
+
+
 def _of_runs(folders: Sequence[Path]) -> bool:
     """Whether the folders are of several runs by their names: those of one output folder are named by the time."""
     return len(folders) > 1 and not all(_ATTEMPT.match(folder.name) for folder in folders)

@@ -81,6 +81,16 @@ def settings(path: Path) -> Mapping[str, Any]:
     return _of_the_run(path, lambda _, base, run: _config(base, run))
 
 
+def runs_at(path: Path) -> list[Path]:
+    """Addresses of the runs of the projects at ``path``, the newest last, where they are several; else none."""
+    place, wanted = _split(path)
+    found = []
+    for file in [] if wanted else _data_bases(place):
+        with contextlib.suppress(*DAMAGE), contextlib.closing(_connect(file)) as base:
+            found += [Path(f"{file}::{run.name}") for run in _runs(base)]
+    return found if len(found) > 1 else []
+
+
 def _of_the_run(path: Path, read: Callable[[Path, sqlite3.Connection, Run], Found]) -> Found:
     """What ``read`` makes of the data base and the run that ``path`` names."""
     place, wanted = _split(path)

@@ -108,7 +108,6 @@ def _elsewhere(mine: Sequence[Path]) -> list[str]:
     """Other directories of the same run beside those that were read."""
     beside = sorted(mine[0].parent.parent.glob(f"*run-*/{glob.escape(mine[0].name)}"))
     read = {file.resolve() for file in mine}
-    read = {file.resolve() for file in mine}
     return [file.parent.name for file in beside if file.resolve() not in read]
 
 
