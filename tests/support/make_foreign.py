@@ -280,6 +280,39 @@ def areal(folder: Path) -> None:
             file.write(json.dumps(record) + "\n")
 
 
+def rft_faultbench(folder: Path) -> None:
+    """The layout of RFT-FaultBench (arXiv 2605.04431) by its documents; the collection itself was not at hand."""
+    rows = sampled()
+    trajectories = [
+        {
+            "metadata": {
+                "rollout_step": row["step"],
+                "group_id": f"{row['step']}-{row['group']}",
+                "fault_injection": {"fault_injection_type": "reward_noise", "fault_injection_strength": 0.5},
+            },
+            "metrics": {
+                "reward": row["reward"],
+                "return": row["reward"],
+                "response_length": 5 + row["index"],
+                "advantage_mean": row["advantage"],
+                "advantage_std": 0.0,
+                "repetition_ratio": 0.1,
+                "unique_token_ratio": 0.9,
+                "tool_call_count": 0,
+                "tool_error_count": 0,
+            },
+            "flags": {"empty_response": False, "short_response": row["index"] == 0, "long_response": False},
+        }
+        for row in rows
+    ]
+    steps = [
+        {"metrics": {"reward": 0.5, "kl": 0.01 * s, "entropy": 1 / s, "policy_loss": 0.1, "response_length": 6.5}}
+        for s in range(1, STEPS + 1)
+    ]
+    write_lines(folder / "telemetry" / "openrlhf_train_trajectory.jsonl", trajectories)
+    write_lines(folder / "telemetry" / "openrlhf_train_train_step.jsonl", steps)
+
+
 def plain(folder: Path) -> None:
     """The rows as somebody's own files: CSV and Parquet with names of their own."""
     import csv
@@ -316,6 +349,7 @@ FIXTURES: Mapping[str, Callable[[Path], None]] = {
     "tinker-cookbook": tinker,
     "skyrl": skyrl,
     "areal": areal,
+    "rft-faultbench": rft_faultbench,
     "plain": plain,
 }
 

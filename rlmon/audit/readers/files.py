@@ -77,7 +77,11 @@ class Spec:
     group_by_prompt: bool = False
     """Rows of one prompt are one group though they need not be neighbours: each prompt is drawn once a step."""
     scalars: str = ""
-    """File of scalars, a JSON object a line with a ``step``."""
+    """Regular expression for the name of the file of scalars, a JSON object a line."""
+    scalar_step: str = "step"
+    """Path of the step in it."""
+    scalars_in_order: bool = False
+    """Its lines are steps from 1 where none of them names one."""
     scalar_prefixes: tuple[str, ...] = ()
     """The first of these that a key of that file begins with tells the tool."""
     lacks: Mapping[Lack, str] = field(default_factory=dict)

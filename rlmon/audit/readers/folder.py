@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from rlmon.audit.readers.files import FORMATS, Part, blocks, csv_batches, format
 PROBED_BYTES = 8 << 20
 DEPTH = 5
 ENTRIES = 200_000
+OF_ONE_RUN = re.compile(
+    r"(?:^|[_.-])(?:rank|worker|shard|gpu|node|proc|process|part|replica|device|host|step|steps|iter|iteration|epoch|round|"
+    r"version|checkpoint|ckpt|train|eval|evals|val|validation|test|rollouts|samples|group|prompt|problem)(?:$|[_.-]|\d)",
+    re.IGNORECASE,
+)
+"""In names of folders that are parts of one run."""
 SETTINGS_FILES = frozenset({"config.json", "args.json", "training_args.json", "grpo_config.json", "metadata.json"})
 SETTINGS_BYTES = 1 << 20
 
@@ -119,3 +126,27 @@ def probe(part: Part, count: int) -> list[dict[str, Any]]:
         return records
     except columns.UNREADABLE:
         return []
+
+
+def runs_in(parts: Sequence[Part]) -> list[str]:
+    """Folders that hold a run each: files of the same name and step lie in several of them. Empty: all is one run.
+
+    Ranks, steps and sides of one run lie beside each other too: their folders say so.
+    """
+    places: dict[str, set[tuple[str, int | None]]] = {}
+    for part in parts:
+        place, _, name = part.name.rpartition("/")
+        if format_of(name)[0] != "json":  # which may be a file a row
+            places.setdefault(place, set()).add((name, part.step))
+    found = Counter(key for keys in places.values() for key in keys)
+    if len(places) < 2 or max(found.values()) < 2:
+        return []
+    paths = [place.split("/") for place in places]
+    while len({path[-1] for path in paths}) == 1 and min(map(len, paths)) > 1:
+        paths = [path[:-1] for path in paths]
+    common = next(
+        (at for at, names in enumerate(zip(*paths, strict=False)) if len(set(names)) > 1), min(map(len, paths))
+    )
+    if any(OF_ONE_RUN.search(name) for path in paths for name in path[common:]):
+        return []
+    return list(dict.fromkeys("/".join(path) for path in paths))

@@ -77,6 +77,19 @@ def recognises(path: Path) -> bool:
     return _recognised(files, {}) is not None
 
 
+def runs_at(path: Path) -> list[Path]:
+    """The folders below ``path`` that hold a run each, where they are several; else none."""
+    _, files = folder.files_below(path)
+    recognised = _recognised(files, {}) if path.is_dir() else None
+    places = [] if recognised is None else _separate(*recognised)
+    return [] if "" in places else [path / place for place in places]
+
+
+def _separate(spec: Spec, chosen: Sequence[Part]) -> list[str]:
+    held_out = re.compile(spec.eval_from_name) if spec.eval_from_name else None
+    return folder.runs_in([part for part in chosen if held_out is None or not held_out.search(part.name)])
+
+
 def open_run(path: Path, mapping: Mapping[str, str] | None = None, preset: str | None = None) -> OpenedRun:
     """The rows of a file, or of the files in a folder, by ``mapping``, by the preset named, or as recognised.
 
@@ -109,10 +122,22 @@ def open_run(path: Path, mapping: Mapping[str, str] | None = None, preset: str |
         if spec.name == NAME:
             shown = ", ".join(f"{name}={column}" for name, column in spec.columns.items())
             notes.append(f"Columns were guessed: {shown}. Name them with --map if that is wrong.")
+    several = _separate(spec, chosen)
+    if "" in several:
+        chosen = [part for part in chosen if "/" not in part.name]
+        below = folder.shown([name for name in several if name])
+        notes.append(
+            f"Set aside: files of the same names and steps in {below}. Give one of these folders to look at it."
+        )
+    elif several:
+        raise ReadError(
+            f"{str(path)!r} holds {len(several)} runs, in the folders {folder.shown(several)}: their files have the "
+            "same names and steps. Give one of them."
+        )
     notes.extend(spec.notes)
     spec = _probed(spec, chosen, notes)
     scalar_file = _scalars_file(spec, files)
-    scalars, eval_scalars = _scalars(scalar_file, notes) if scalar_file is not None else ({}, {})
+    scalars, eval_scalars = _scalars(scalar_file, spec, notes) if scalar_file is not None else ({}, {})
     return OpenedRun(
         reader=spec.name,
         run_id=path.resolve().name or spec.name,
@@ -137,7 +162,7 @@ def _matching(spec: Spec, files: Sequence[Part]) -> list[Part]:
     for part in files:
         if spec.files and not re.fullmatch(spec.files, part.name):
             continue
-        if spec.scalars and part.name.rpartition("/")[2] == spec.scalars:
+        if spec.scalars and re.fullmatch(spec.scalars, part.name.rpartition("/")[2]):
             continue
         step = None
         if spec.step_from_name:
@@ -152,7 +177,7 @@ def _matching(spec: Spec, files: Sequence[Part]) -> list[Part]:
 def _scalars_file(spec: Spec, files: Sequence[Part]) -> Part | None:
     if not spec.scalars:
         return None
-    return next((part for part in files if part.name.rpartition("/")[2] == spec.scalars), None)
+    return next((part for part in files if re.fullmatch(spec.scalars, part.name.rpartition("/")[2])), None)
 
 
 def _recognised(files: Sequence[Part], settings: Mapping[str, Any]) -> tuple[Spec, list[Part]] | None:
@@ -512,34 +537,37 @@ def _cut_row_groups(part: Part, spec: Spec) -> list[Part]:
 
 
 def _scalars(
-    part: Part, notes: list[str]
+    part: Part, spec: Spec, notes: list[str]
 ) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[tuple[int, float]]]]:
     """What was logged, by key; those of evaluations apart."""
     train: dict[str, dict[int, float]] = {}
     held_out: dict[str, dict[int, float]] = {}
     damaged = 0
+    records: list[dict[str, Any]] = []
     try:
         for block, lost in blocks(part, format_of(part.name)[1], BLOCK_BYTES):
-            damaged += lost
-            for line in block.split(b"\n"):
-                if not line.strip():
-                    continue
-                record = record_of(line)
-                step = None if record is None else whole(record.get("step"))
-                if record is None or step is None:
-                    damaged += 1
-                    continue
-                values = record.get("data")
-                for key, value in (values if isinstance(values, dict) else record).items():
-                    if key in ("step", "time") or isinstance(value, (bool, str)):
-                        continue
-                    number = columns.number(value)
-                    if number is None:
-                        continue
-                    prefix = next((prefix for prefix in ("eval/", "eval_") if key.startswith(prefix)), "")
-                    (held_out if prefix else train).setdefault(key[len(prefix) :], {})[step] = number
+            found = [record_of(line) for line in block.split(b"\n") if line.strip()]
+            records += [record for record in found if record is not None]
+            damaged += lost + found.count(None)
     except columns.UNREADABLE as problem:
         notes.append(f"{part.name} could not be read to its end: {str(problem)[:200]}.")
+    if spec.scalars_in_order and records and all(walk(record, spec.scalar_step) is None for record in records):
+        notes.append(f"No line of {part.name} names its step: they were numbered from 1.")
+        records = [{**record, spec.scalar_step: at} for at, record in enumerate(records, start=1)]
+    for record in records:
+        step = whole(walk(record, spec.scalar_step))
+        if step is None:
+            damaged += 1
+            continue
+        values = next((values for name in ("data", "metrics") if isinstance(values := record.get(name), dict)), record)
+        for key, value in values.items():
+            if key in ("step", "time", spec.scalar_step) or isinstance(value, (bool, str)):
+                continue
+            number = columns.number(value)
+            if number is None:
+                continue
+            prefix = next((prefix for prefix in ("eval/", "eval_") if key.startswith(prefix)), "")
+            (held_out if prefix else train).setdefault(key[len(prefix) :], {})[step] = number
     if damaged:
         notes.append(f"{damaged} lines of {part.name} could not be read.")
     return (
@@ -565,6 +593,10 @@ def _lacks(
         ("tokens", "completion_tokens", "completion_tokens=..."),
         ("truncation", "truncated", "truncated=..."),
     )
+    # A layout may name where a column lies if there is one.
+    probed = [record for part in files[:2] for record in folder.probe(part, PROBES)]
+    optional = {name for name, path in spec.columns.items() if "|" in path}
+    have -= {name for name in optional if all(walk(record, spec.columns[name]) is None for record in probed)}
     lacks: dict[Lack, str] = {}
     for lack, column, example in needs:
         if column not in have and not (lack == "groups" and "prompt" in have):

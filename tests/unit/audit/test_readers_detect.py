@@ -31,6 +31,7 @@ FOREIGN = GOLDEN / "foreign"
         ("foreign/tinker-cookbook", "tinker-cookbook"),
         ("foreign/skyrl", "skyrl"),
         ("foreign/areal", "areal"),
+        ("foreign/rft-faultbench", "rft-faultbench"),
     ],
 )
 def test_every_fixture_is_recognised(name: str, reader: str) -> None:

@@ -36,12 +36,13 @@ def line(step: int, index: int = 0, **more: Any) -> dict[str, Any]:
 
 
 def lines(path: Path, records: Sequence[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(r if isinstance(r, bytes) else json.dumps(r).encode() + b"\n" for r in records))
     return path
 
 
 def test_fixtures_are_what_the_script_writes(tmp_path: Path) -> None:
-    for name in ("verl", "prime-rl", "nemo-rl", "areal", "plain"):
+    for name in ("verl", "prime-rl", "nemo-rl", "areal", "rft-faultbench", "plain"):
         (tmp_path / name).mkdir()
         make_foreign.FIXTURES[name](tmp_path / name)
         for path in (FOREIGN / name).rglob("*.*"):
@@ -116,6 +117,30 @@ def test_tinker_has_rewards_groups_and_lengths_but_no_text() -> None:
     assert run.scalars["optim/entropy"][0] == (1, 1.0)
     assert {"completions", "prompts"} <= run.lacks.keys()
     assert not {"entropy", "kl"} & run.lacks.keys()
+
+
+def test_rft_faultbench_has_rows_curves_and_no_labels(tmp_path: Path) -> None:
+    run = mapped.open_run(FOREIGN / "rft-faultbench")
+    rows, sampled = rows_of(run), make_foreign.sampled()
+    assert [row["reward"] for row in rows] == [row["reward"] for row in sampled]
+    assert [row["step"] for row in rows] == [row["step"] for row in sampled]
+    assert [row["completion_tokens"] for row in rows] == [5 + row["index"] for row in sampled]
+    assert [row["group"] for row in rows] == [f"{row['step']}-{row['group']}" for row in sampled]
+    # Its lines are in order and name no step; where one does, that counts.
+    assert run.scalars["kl"] == [(1, 0.01), (2, 0.02), (3, 0.03)]
+    steps = [{"step": 7, "metrics": {"kl": 0.5}}, {"metrics": {"kl": 0.6}}]
+    lines(tmp_path / "openrlhf_train_train_step.jsonl", steps)
+    trajectories = (FOREIGN / "rft-faultbench" / "telemetry" / "openrlhf_train_trajectory.jsonl").read_bytes()
+    (tmp_path / "openrlhf_train_trajectory.jsonl").write_bytes(trajectories)
+    named = mapped.open_run(tmp_path)
+    assert named.scalars["kl"] == [(7, 0.5)]
+    assert any("1 lines of openrlhf_train_train_step.jsonl could not be read" in note for note in named.notes)
+    # It has no text, unless a trajectory brings some.
+    assert {"completions", "prompts"} <= run.lacks.keys()
+    first = json.loads(trajectories.splitlines()[0])
+    told = lines(tmp_path / "with" / "x_trajectory.jsonl", [first | {"prompt": "p", "response": "r"}])
+    assert rows_of(mapped.open_run(told))[0]["completion"] == "r"
+    assert not {"completions", "prompts"} & mapped.open_run(told).lacks.keys()
 
 
 def test_skyrl_is_all_held_out() -> None:

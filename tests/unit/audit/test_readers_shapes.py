@@ -232,6 +232,32 @@ def test_files_of_held_out_rows_are_told_by_their_names(tmp_path: Path) -> None:
     assert [row["split"] for row in rows_of(mapped.open_run(tmp_path / "eval_rollouts.jsonl"))] == ["train"]
 
 
+@pytest.mark.parametrize("names", [("seed_1", "seed_2"), ("a/logs", "b/logs")])
+def test_runs_beside_each_other_are_not_thrown_together(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        lines(tmp_path / name / "rollouts.jsonl", per_prompt(text="responses", score="rewards"))
+        (tmp_path / name / "args.json").write_text("{}")
+    runs = [tmp_path / name.partition("/")[0] for name in names]
+    assert mapped.runs_at(tmp_path) == runs
+    assert [len(rows_of(mapped.open_run(run))) for run in runs] == [len(EXPECTED)] * 2
+    assert mapped.runs_at(runs[0]) == []
+    with pytest.raises(ReadError, match=r"holds 2 runs, in the folders .* Give one of them"):
+        mapped.open_run(tmp_path)
+    # The one that lies in the folder itself is meant by the folder.
+    lines(tmp_path / "rollouts.jsonl", per_prompt(text="responses", score="rewards"))
+    run = mapped.open_run(tmp_path)
+    assert (len(rows_of(run)), mapped.runs_at(tmp_path)) == (len(EXPECTED), [])
+    assert any(note.startswith("Set aside: files of the same names") for note in run.notes)
+
+
+@pytest.mark.parametrize("names", [("rank_0", "rank_1"), ("step_1", "step_2"), ("train", "eval")])
+def test_parts_of_one_run_are_read_together(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        lines(tmp_path / name / "rollouts.jsonl", [ROW | {"reward": 1.0}])
+    assert mapped.runs_at(tmp_path) == []
+    assert len(rows_of(mapped.open_run(tmp_path))) == 2
+
+
 ROW = {"step": 1, "prompt": "p", "completion": "c"}
 
 
