@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from rlmon.audit.readers import columns
+from rlmon.audit.readers import columns, shapes
 from rlmon.audit.run import ROWS, Lack, RowBatch
 from rlmon.errors import ReadError
 from rlmon.metrics.prompts import SOURCE_COLUMNS, prompt_identity
@@ -288,6 +288,11 @@ def read_tables(tables: Sequence[Logged], before: Logged | None, layout: Layout,
             continue
         content = _content(names, rows, layout)
         seen = _seen(table, content, previous, after_train, layout)
+        guessed = table.split == "train" and table.fresh is not False
+        # A table that holds all of the one before, and more, has grown.
+        grown = not layout.window and seen == len(previous or ())
+        if guessed and not grown and not _could_differ(names, rows[:seen], layout):
+            seen = 0
         new = rows[seen:]
         whole = [row for row in new if isinstance(row, list) and len(row) == len(names)]
         asked = 0 if table.split == "train" or not layout.window else len(new) - (layout.eval_rows or len(new))
@@ -466,6 +471,19 @@ def _seen(table: Logged, rows: list[Any], previous: list[Any] | None, after_trai
         return 0 if same == len(rows) else same  # an evaluation always appends
     # Training appends a whole deque or nothing: a part that looks the same is chance.
     return same if same == len(rows) else 0
+
+
+def _could_differ(names: list[str], rows: list[Any], layout: Layout) -> bool:
+    """Whether equal rows must be the same ones: sampling again would have shown (``shapes.could_differ``)."""
+    at = {
+        key: names.index(name)
+        for key, name in (("prompt", layout.prompt), ("completion", layout.completion))
+        if name in names
+    }
+    whole = [row for row in rows if isinstance(row, list) and len(row) == len(names)]
+    return bool(layout.wide) or shapes.could_differ(
+        {"completion": [], **{k: [row[i] for row in whole] for k, i in at.items()}}
+    )
 
 
 def _rows(names: list[str], rows: list[list[Any]], table: Logged, layout: Layout, number: int) -> pa.Table:

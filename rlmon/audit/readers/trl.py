@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from rlmon.audit import aliases
 from rlmon.audit.aliases import LARGEST
-from rlmon.audit.readers import columns
+from rlmon.audit.readers import columns, shapes
 from rlmon.audit.run import Lack, OpenedRun, RowBatch
 from rlmon.errors import ReadError
 from rlmon.metrics.prompts import SOURCE_COLUMNS
@@ -39,6 +39,7 @@ EVAL_FILES = 4
 """Files of evaluations that are compared to find out how many of their rows are an evaluation's."""
 TOLERANCE = 2e-5
 """TRL's means are of float32 values."""
+KNOWN_TEXTS = ("prompt", "completion")
 KNOWN = {"step", "prompt", "completion", "advantage", "image", "images"}
 SETTINGS = ("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "train_batch_size")
 
@@ -374,12 +375,14 @@ def _read(file: File | None, layout: Layout) -> tuple[pa.Table | None, str]:
 def _repeated(previous: pa.Table | None, current: pa.Table, file: File, layout: Layout) -> int:
     """How many rows at the beginning of the file the file before it ended with.
 
-    A training step appends a whole generation or nothing; only an evaluation leaves a part of what was there.
+    A training step appends a whole generation or nothing; only an evaluation leaves a part of what was there. Where no
+    log says what happened, equal rows tell only where sampling again would have shown (``shapes.could_differ``).
     """
     if previous is None or file.fresh or previous.schema != current.schema or not len(current):
         return 0
+    known = file.fresh is not None
     if previous.equals(current):
-        return len(current)
+        return len(current) if known or _could_differ(current) else 0
     if not file.evaluated and file.fresh is not None and len(previous) == len(current):
         return 0
     size = layout.group_size or 2
@@ -391,8 +394,13 @@ def _repeated(previous: pa.Table | None, current: pa.Table, file: File, layout: 
     for overlap in range(min(len(previous), len(current)), size - 1, -1):
         start = len(old) - overlap
         if (old[start] == new[0]).all() and (old[start:] == new[:overlap]).all():
-            return overlap
+            return overlap if known or _could_differ(current.slice(0, overlap)) else 0
     return 0
+
+
+def _could_differ(rows: pa.Table) -> bool:
+    texts = {name: columns.text_column(rows[name]).to_pylist() for name in rows.column_names if name in KNOWN_TEXTS}
+    return shapes.could_differ({"completion": [], **texts})
 
 
 def _codes(previous: pa.Table, current: pa.Table, name: str) -> tuple[Any, Any]:

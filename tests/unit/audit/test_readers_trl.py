@@ -184,6 +184,23 @@ def test_equal_batches_that_were_both_sampled_both_count(tmp_path: Path) -> None
     assert duplicates_of(run) == 4
 
 
+def test_without_a_state_equal_rows_that_could_not_have_differed_are_no_copies(tmp_path: Path) -> None:
+    """At temperature 0 one prompt gets equal completions: a step may end with the prompt that the next begins with."""
+    zero: dict[str, Any] = {"good": [1.0] * 4, "advantage": [0.0] * 4}
+    files = {
+        1: table(["a", "a", "b", "b"], completion=["x", "x", "y", "y"], **zero),
+        2: table(["b", "b", "c", "c"], completion=["y", "y", "z", "z"], **zero),
+        3: table(["c"] * 4, completion=["z"] * 4, **zero),
+        4: table(["c"] * 4, completion=["z"] * 4, **zero),
+    }
+    run = trl.open_run(folder_of(tmp_path / "x", files, None))
+    assert (len(rows_of(run)), duplicates_of(run)) == (16, 0)
+    # Of two prompts in one order, or of different completions, a copy is a copy.
+    files = {step: table(["a", "a", "b", "b"], completion=["x", "x", "y", "y"], **zero) for step in (1, 2)}
+    run = trl.open_run(folder_of(tmp_path / "y", files, None))
+    assert (len(rows_of(run)), duplicates_of(run)) == (4, 4)
+
+
 def test_a_prompt_that_follows_itself_is_two_groups(tmp_path: Path) -> None:
     files = {1: table(["a"] * 2 + ["b"] * 2), 2: table(["c"] * 4), 3: table(["d"] * 2 + ["e"] * 2)}
     fresh = {"loss": 0.0, "reward": 0.5, "rewards/good/mean": 0.5}
