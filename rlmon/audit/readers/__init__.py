@@ -84,7 +84,7 @@ def runs_at(path: Path) -> list[Path]:
         return module.runs_at(place) if module in (wandb, trackio, tensorboard) else []
     below = _runs_below(path, DEPTH, of_files=False)
     if not below and mapped.recognises(path):
-        return []  # folders of rows are parts of one run
+        return mapped.runs_at(path)  # most folders of rows are parts of one run
     below = _runs_below(path, DEPTH, of_files=True)
     return (below if len(below) > 1 else []) if below else curves.logs_at(path)
 
@@ -130,6 +130,8 @@ def _recognised_run(path: Path) -> OpenedRun:
             run: OpenedRun = trl.open_run(place, _settings_beside(found)) if module is trl else module.open_run(place)
             if module is mapped:
                 run = _with_curves(run, path)
+            elif not run.shards:
+                run = _with_rows(run, path)
         except RLMonError as problem:
             failed.append(problem)
             notes.append(f"{module.NAME} was here too, but: {problem}")
@@ -158,14 +160,35 @@ def _with_curves(run: OpenedRun, path: Path) -> OpenedRun:
         beside = curves.open_run(path)
     except RLMonError:
         return run
+    return _put_together(run, beside)
+
+
+def _with_rows(run: OpenedRun, path: Path) -> OpenedRun:
+    """Curves of a tool with the completions that lie beside them, as ms-swift's do beside its trainer state.
+
+    Only rows of steps: a data set in the same folder is nothing that was sampled.
+    """
+    if not path.is_dir() or not mapped.recognises(path):
+        return run
+    try:
+        rows = mapped.open_run(path)
+    except RLMonError:
+        return run
+    if not mapped.has_steps(rows):
+        return run
+    return dataclasses.replace(_put_together(rows, run), config={**rows.config, **run.config}, own_word=run.own_word)
+
+
+def _put_together(rows: OpenedRun, beside: OpenedRun) -> OpenedRun:
+    """The rows of one source with the curves of another."""
     measured = scalar_lacks(beside.scalars, beside.eval_scalars)
     return dataclasses.replace(
-        run,
+        rows,
         scalars=beside.scalars,
         eval_scalars=beside.eval_scalars,
-        lacks={need: why for need, why in run.lacks.items() if need not in ("entropy", "kl")} | measured,
+        lacks={need: why for need, why in rows.lacks.items() if need not in ("entropy", "kl")} | measured,
         passed_over=beside.passed_over,
-        notes=[*run.notes, *beside.notes],
+        notes=[*rows.notes, *beside.notes],
     )
 
 

@@ -85,6 +85,12 @@ def runs_at(path: Path) -> list[Path]:
     return [] if "" in places else [path / place for place in places]
 
 
+def has_steps(run: OpenedRun) -> bool:
+    """Whether the rows of a run say their steps, in a column or in the names of their files."""
+    specs = [shard.spec for shard in run.shards if isinstance(shard, MappedShard)]
+    return any("step" in spec.columns or spec.step_from_name for spec in specs)
+
+
 def _separate(spec: Spec, chosen: Sequence[Part]) -> list[str]:
     held_out = re.compile(spec.eval_from_name) if spec.eval_from_name else None
     return folder.runs_in([part for part in chosen if held_out is None or not held_out.search(part.name)])

@@ -74,6 +74,28 @@ def test_what_cannot_be_read_gives_way_to_what_can(tmp_path: Path) -> None:
     assert any(note.startswith("trl was here too, but") for note in run.notes)
 
 
+def test_rows_beside_the_curves_of_a_trainer_are_read_with_them(tmp_path: Path) -> None:
+    """ms-swift's folder: completions.jsonl, logging.jsonl, args.json, and a trainer state in each checkpoint."""
+    (tmp_path / "checkpoint-2").mkdir()
+    history = [{"step": step, "loss": 0.1, "entropy": 1.0 / step, "reward": 0.5} for step in (1, 2)]
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text(
+        json.dumps({"global_step": 2, "log_history": history})
+    )
+    (tmp_path / "args.json").write_text(json.dumps({"num_generations": 2}))
+    (tmp_path / "logging.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    data = json.dumps({"question": "q", "answer": "a"}) + "\n"
+    (tmp_path / "data.jsonl").write_text(data * 100)
+    assert not open_source(tmp_path).shards  # a data set is nothing that was sampled
+    step = {"prompt": ["p", "p"], "completion": ["a", "b"], "right": [1.0, 0.0], "advantages": [1.0, -1.0]}
+    lines = [json.dumps({"step": [str(number)] * 2, **step}) for number in (1, 2)]
+    (tmp_path / "completions.jsonl").write_text("\n".join(lines))
+    run = open_source(tmp_path)
+    assert run.scalars["entropy"] == [(1, 1.0), (2, 0.5)]
+    assert sum(len(batch.rows) + batch.duplicates for shard in run.shards for batch in shard.read()) == 4
+    assert run.group_size == 2
+    assert not {"completions", "entropy", "rewards"} & run.lacks.keys()
+
+
 def test_nothing_there() -> None:
     with pytest.raises(ReadError, match="There is nothing at '/nowhere/at/all'"):
         open_source("/nowhere/at/all")

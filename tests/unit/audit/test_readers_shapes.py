@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlmon.audit.readers import files, mapped, shapes
+from rlmon.audit.readers import files, mapped, runs_at, shapes
 from rlmon.audit.run import OpenedRun, RowBatch
 from rlmon.errors import ReadError
 
@@ -238,7 +238,7 @@ def test_runs_beside_each_other_are_not_thrown_together(tmp_path: Path, names: t
         lines(tmp_path / name / "rollouts.jsonl", per_prompt(text="responses", score="rewards"))
         (tmp_path / name / "args.json").write_text("{}")
     runs = [tmp_path / name.partition("/")[0] for name in names]
-    assert mapped.runs_at(tmp_path) == runs
+    assert mapped.runs_at(tmp_path) == runs_at(tmp_path) == runs
     assert [len(rows_of(mapped.open_run(run))) for run in runs] == [len(EXPECTED)] * 2
     assert mapped.runs_at(runs[0]) == []
     with pytest.raises(ReadError, match=r"holds 2 runs, in the folders .* Give one of them"):
