@@ -278,6 +278,8 @@ class Monitor:
         )
         if resumed_from_step is not None:
             self._say_what_begins_anew(restored, nothing=state is None)
+        elif self.attempt and self.writer.header.attempt_kind == "fresh":
+            self._say_what_lay_there()
         if self._deciding.decided:
             self._log_success(self._step)
 
@@ -289,6 +291,15 @@ class Monitor:
         anew = sorted({*restored.lost, *(("detectors",) if nothing else ())})
         self._event("note", {"text": text, "begins_anew": anew})
         self._console(f"resumed at step {self._step}. {text}")
+
+    def _say_what_lay_there(self) -> None:
+        """One line on the console and a ``note`` in the log, where this run begins anew in the log of another."""
+        text = (
+            f"{self.log_dir} already held the log of another run: it is kept, and everything shows this run alone. "
+            "Give each run an output_dir of its own to see both"
+        )
+        self._event("note", {"text": text})
+        self._console(text)
 
     def _open_log(
         self, header: RunHeader, from_step: int | None, continues: bool, share: Callable[[Any], Any]

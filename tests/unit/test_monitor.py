@@ -15,6 +15,7 @@ from rich.console import Console
 
 import rlmon
 from rlmon import monitor as monitor_module
+from rlmon.audit.readers import open_source
 from rlmon.errors import RunLogError
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.values import VALUE_SUMS
@@ -336,3 +337,28 @@ def test_a_log_that_rank_0_cannot_open_is_refused_on_all_ranks(tmp_path: Path, m
             monitor_of(0, lambda value: news.append(value) or value)
     with pytest.raises(RunLogError, match="could not be opened"):
         monitor_of(1, lambda _: news[0])
+
+
+def test_a_rerun_into_the_same_folder_is_told_live_and_in_the_audit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(**settings: Any) -> tuple[list[str], list[str]]:
+        """What the console said, and what an audit says of how the log was read."""
+        monitor = rlmon.Monitor(directory=tmp_path / "run", group_size=4, **settings)
+        for step in (1, 2, 3):
+            monitor.observe(batch(monitor.next_round("train")))
+            monitor.end_step(step)
+        monitor.close()
+        said = [line for line in capsys.readouterr().err.splitlines() if "already held the log of another run" in line]
+        return said, list(open_source(tmp_path / "run").notes)
+
+    assert run() == ([], [])
+    said, notes = run()
+    assert len(said) == 1
+    assert "output_dir of its own" in said[0]
+    told = [event.payload["text"] for event in rlmon.open_run(tmp_path / "run").events if event.kind == "note"]
+    assert [text in said[0] for text in told if "another run" in text] == [True]
+    assert notes == ["1 earlier run into this folder left a log here too, set aside: only the newest run is judged"]
+    said, notes = run(resumed_from_step=2)
+    assert said == []
+    assert notes[1:] == ["resumed once, after step 2; from there on the later attempt counts"]

@@ -13,10 +13,12 @@ import pyarrow.compute as pc
 from rlmon.audit.readers import columns
 from rlmon.audit.run import OpenedRun, RowBatch
 from rlmon.errors import RLMonError, RunLogError
+from rlmon.runlog import Run
 from rlmon.runlog import open_run as open_log
 from rlmon.runlog.layout import EVENTS_FILE, MANIFEST_FILE, RUN_FILE, STEPS_FILE
 
 NAME = "rlmon"
+NO_TEXT = "rlmon_store_text was {}: there is no text to show or compare"
 SHARD_BYTES = 8 << 20
 SHARD_FILES = 256
 COLUMNS = (
@@ -69,10 +71,22 @@ def open_run(path: Path) -> OpenedRun:
         shards=_shards(log.path, log.row_files()),
         config=dict(header.trainer_config),
         group_size=header.group_size,
-        notes=[]
-        if store_text == "full"
-        else [f"rlmon_store_text was {store_text}: there is no text to show or compare"],
+        notes=[*([] if store_text == "full" else [NO_TEXT.format(store_text)]), *_about_attempts(log)],
     )
+
+
+def _about_attempts(log: Run) -> Iterator[str]:
+    """Which runs began in this folder, and where this one was resumed."""
+    attempts = log.attempts
+    begun = [at for at, attempt in enumerate(attempts) if at == 0 or attempt.header.attempt_kind == "fresh"]
+    if len(begun) > 1:
+        earlier = f"{len(begun) - 1} earlier run{'s' if len(begun) > 2 else ''}"
+        yield f"{earlier} into this folder left a log here too, set aside: only the newest run is judged"
+    steps = [attempt.from_step for attempt in attempts[begun[-1] + 1 :]]
+    if steps:
+        shown = ", ".join("an unknown step" if step is None else f"step {step}" for step in steps[:8])
+        times = "once" if len(steps) == 1 else f"{len(steps)} times"
+        yield f"resumed {times}, after {shown}; from there on the later attempt counts"
 
 
 def _own_file(root: Path, file: Path) -> None:
