@@ -210,7 +210,8 @@ def test_hello_and_goodbye(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     made.add_callback(Interrupt())
     with pytest.raises(KeyboardInterrupt):
         made.train()
-    (goodbye,) = rlmon_lines(capsys)
+    anew, goodbye = rlmon_lines(capsys)
+    assert "already held the log of another run" in anew
     assert "interrupted at step 2" in goodbye
     assert [event["step"] for event in events(monitor, "ended")] == [2]
     monitor.detach()
