@@ -6,6 +6,7 @@
     RLMon(trainer)
 
     import rlmon
+    rlmon.audit("outputs/grpo")          # what happened to any run, whoever logged it
     run = rlmon.open_run("out/rlmon")    # read a run log
     rlmon.Monitor                        # any other training loop
 
@@ -18,15 +19,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlmon.audit import audit
     from rlmon.config import RLMonConfig
     from rlmon.monitor import Monitor
     from rlmon.runlog import open_run
 
 __version__ = "0.1.0"
 
-__all__ = ["Monitor", "RLMonConfig", "__version__", "open_run"]
+__all__ = ["Monitor", "RLMonConfig", "__version__", "audit", "open_run"]
 
-_HOMES = {"Monitor": "rlmon.monitor", "RLMonConfig": "rlmon.config", "open_run": "rlmon.runlog"}
+_HOMES = {
+    "Monitor": "rlmon.monitor",
+    "RLMonConfig": "rlmon.config",
+    "audit": "rlmon.audit",
+    "open_run": "rlmon.runlog",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -34,7 +41,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'rlmon' has no attribute {name!r}; it has {', '.join(sorted(_HOMES))}.")
     import importlib
 
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    home = importlib.import_module(_HOMES[name])
+    # The package rlmon.audit is what it is named after: calling it audits.
+    value = home if name == "audit" else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -638,73 +638,59 @@ def show(
     _note(f"{len(found.rows)} of {found.fitting} completions; modes: {shares}")
 
 
-@app.command(short_help="The catalogue of metrics.")
+@app.command(short_help="The catalogue of metrics, or one of them explained.")
 def metrics(
-    family: Annotated[str | None, typer.Argument(help="One family, for example entropy or format.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One family (entropy), or one metric (rlmon/entropy/mean).", show_default=False)
+    ] = None,
     form: Annotated[CatalogueFormat, typer.Option("--format", help="How to print.")] = CatalogueFormat.text,
 ) -> None:
-    """The catalogue of metrics: unit, range, direction, formula and source of each."""
-    from rlmon.metrics.catalog import METRICS, render_markdown
+    """The catalogue of metrics: unit, range, direction, formula and source of each.
 
-    families = list(dict.fromkeys(_family(metric.name) for metric in METRICS))
-    if family is not None and family not in families:
-        raise ConfigError(f"There is no metric family {family!r}; there are {', '.join(families)}.")
-    if form is CatalogueFormat.markdown and family is None:
+    \b
+    rlmon metrics entropy                    a family
+    rlmon metrics rlmon/entropy/mean         one explained: what it is, who watches it, what trainers call it
+    rlmon metrics frac_reward_zero_std       by a trainer's name
+    """
+    from rlmon.metrics.catalog import render_markdown
+    from rlmon.report import catalogue
+
+    found = catalogue.metrics_named(name)
+    if form is CatalogueFormat.markdown and name is None:
         _say(render_markdown(), end="")
-        return
-    rows = [dataclasses.asdict(metric) for metric in METRICS if family in (None, _family(metric.name))]
-    _print_catalogue(rows, form)
+    elif form is CatalogueFormat.text and len(found) == 1:
+        _say("\n".join(catalogue.metric_lesson(found[0])))
+    else:
+        _print_catalogue([dataclasses.asdict(metric) for metric in found], form)
 
 
-@app.command(short_help="The catalogue of detectors, with the price of an alarm.")
+@app.command(short_help="The catalogue of detectors, or one of them explained.")
 def detectors(
+    name: Annotated[str | None, typer.Argument(help="One detector (format-collapse).", show_default=False)] = None,
     form: Annotated[CatalogueFormat, typer.Option("--format", help="How to print.")] = CatalogueFormat.text,
 ) -> None:
-    """The catalogue of detectors: line, method, parameters and measured false-alarm rate of each."""
-    from rlmon.detectors import catalogue
+    """The catalogue of detectors: line, method, parameters and measured false-alarm rate of each.
 
-    rows = catalogue()
-    if form is not CatalogueFormat.json:
-        for row in rows:
-            for rung in ("false_fail", "false_warn"):
-                row[rung] = _price(row[rung])
-    _print_catalogue(rows, form)
+    \b
+    rlmon detectors entropy-collapse         one explained: what it asks, when it speaks, what to do then
+    """
+    from rlmon.report import catalogue
 
-
-def _family(metric: str) -> str:
-    return metric.split("/")[1]
-
-
-def _price(measured: Mapping[str, Any] | None) -> str:
-    if measured is None:
-        return "not measured"
-    return (
-        f"{measured['rate']:.2%} of {measured['runs']} healthy runs of {measured['looks']} looks "
-        f"(95 % interval {measured['low']:.2%} to {measured['high']:.2%})"
-    )
+    found = catalogue.detectors_named(name)
+    if form is CatalogueFormat.text and name is not None:
+        _say("\n".join(catalogue.detector_lesson(found[0])))
+    else:
+        _print_catalogue(found if form is CatalogueFormat.json else catalogue.priced(found), form)
 
 
 def _print_catalogue(rows: Sequence[Mapping[str, Any]], form: CatalogueFormat) -> None:
+    from rlmon.report import catalogue
+
     if form is CatalogueFormat.json:
         _say(json.dumps(rows, indent=2))
         return
-    markdown = form is CatalogueFormat.markdown
-    for row in rows:
-        (_, title), *rest = row.items()
-        _say(f"### `{title}`\n" if markdown else title)
-        for key, value in rest:
-            if value is not None and value != "":
-                name = key.replace("_", " ")
-                _say(f"- {name}: {_said(value)}" if markdown else f"    {name}: {_said(value)}")
-        _say()
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_said(inner)}" for key, inner in value.items() if inner is not None)
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_said(inner) for inner in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    for line in catalogue.lines(rows, markdown=form is CatalogueFormat.markdown):
+        _say(line)
 
 
 if __name__ == "__main__":

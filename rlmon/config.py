@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from rlmon.criterion import Criterion
 from rlmon.errors import ConfigError
 
 STORE_TEXT = ("full", "hash", "off")
+T = TypeVar("T")
 BASE_KL = ("auto", "adapter", "snapshot", "reference", "copy", "off")
 
 
+def _says_the_nearest(config: type[T]) -> type[T]:
+    """The dataclass, which names the nearest setting where it is given one that it does not have."""
+    plain = config.__init__
+
+    @functools.wraps(plain)
+    def init(self: T, *values: Any, **settings: Any) -> None:
+        known = [f.name for f in dataclasses.fields(config)]  # type: ignore[arg-type]
+        for name in settings:
+            if name not in known:
+                # Without the prefix too, as with_settings and RLMon(trainer, ...) take them.
+                nearest = _nearest(f"rlmon_{name.removeprefix('rlmon_')}", known)
+                raise ConfigError(f"Unknown rlmon setting {name!r}.{nearest} The settings are {', '.join(known)}.")
+        plain(self, *values, **settings)
+
+    config.__init__ = init  # type: ignore[assignment]
+    return config
+
+
+@_says_the_nearest
 @dataclass
 class RLMonConfig:
     """Settings of the monitor. Every default is meant to be kept.

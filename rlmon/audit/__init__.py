@@ -2,15 +2,18 @@
 
 ::
 
-    from rlmon.audit import audit
-    result = audit("outputs/grpo")
+    import rlmon
+    result = rlmon.audit("outputs/grpo")     # or: from rlmon.audit import audit
     result.verdict, result.headline, result.checks
+    result.table()                           # every curve, a row a step
 
 Imports neither torch nor TRL; W&B's protobuf only when the path is a W&B run.
 """
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,3 +32,14 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+class _Audits(ModuleType):
+    """This package as ``rlmon.audit(path)``."""
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        """``rlmon.audit.audit``."""
+        return self.audit(*arguments, **settings)
+
+
+sys.modules[__name__].__class__ = _Audits

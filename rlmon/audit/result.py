@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from rlmon.printable import one_line
 from rlmon.records import Severity, Status
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 RESULT_VERSION = 3
 """Version of the JSON object; raised when a key changes its meaning, takes a new word or goes away. 2: ``note``, a
@@ -68,6 +73,11 @@ class Check:
     reason: str | None = None
     """For SKIP: what is missing and how to log it next time. For UNSURE: why the evidence does not suffice. For ERROR:
     what failed."""
+
+    def __repr__(self) -> str:
+        since = "" if self.first_step is None else f" since step {self.first_step}"
+        said = self.reason if self.status in ("skip", "error") and self.reason else self.message
+        return f"<Check {one_line(self.id, 60)}: {self.status.upper()}{since}, {one_line(said, 120)}>"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,6 +252,30 @@ class Audit:
     events: Sequence[Event]
     timing_seconds: Mapping[str, float]
     """Wall and processor time; the only part that differs between two audits of the same run."""
+
+    def __repr__(self) -> str:
+        return f"<Audit of {one_line(repr(self.run.source), 200)}: {self._word}. {one_line(self.headline, 200)}>"
+
+    @property
+    def _word(self) -> str:
+        return "UNSURE" if self.verdict == "insufficient" else self.verdict.upper()
+
+    def _repr_html_(self) -> str:
+        """The verdict and what spoke, for a notebook."""
+        spoken = [one for one in self.checks if one.status not in ("pass", "skip")]
+        rows = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(one_line(cell, 300))}</td>' for cell in cells)}</tr>"
+            for cells in ((one.status.upper(), one.id, str(one.first_step or ""), one.message) for one in spoken)
+        )
+        table = f"<table><tr><th></th><th>check</th><th>since step</th><th></th></tr>{rows}</table>" if rows else ""
+        return f"<div><b>{self._word}</b>: {html.escape(one_line(self.headline))}{table}</div>"
+
+    def table(self) -> pa.Table:
+        """Every curve, a row a step: ``step``, then ``series`` by name, null where nothing was measured."""
+        import pyarrow as pa
+
+        columns = {name: pa.array(values, pa.float64()) for name, values in self.series.items()}
+        return pa.table({"step": pa.array(self.steps, pa.int64()), **columns})
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``--format json`` prints: everything but the series and the texts of the page."""

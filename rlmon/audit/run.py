@@ -124,3 +124,7 @@ class OpenedRun:
     """What the run says of itself; ``None`` where nobody watched it, or the source does not hold it."""
     notes: Sequence[str] = ()
     """What a person should know about how the source was read (re-written batches, guesses)."""
+
+    def __repr__(self) -> str:
+        holds = f"{len(self.shards)} shards of completions, {len(self.scalars)} curves"
+        return f"<OpenedRun {str(self.path)!r}, read as {self.reader}: {holds}>"

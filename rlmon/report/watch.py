@@ -31,9 +31,9 @@ from rlmon.baseline import Baseline
 from rlmon.errors import ConfigError, RunLogError
 from rlmon.metrics.catalog import METRICS
 from rlmon.printable import one_line
-from rlmon.records import SEVERITIES, StepRecord
+from rlmon.records import SEVERITIES, StepRecord, verdict
 from rlmon.report.phrases import number
-from rlmon.report.terminal import act_lines
+from rlmon.report.terminal import VERDICT_STYLES, act_lines
 from rlmon.runlog import layout, lines, open_run
 
 HEADLINE: Mapping[str, str] = {
@@ -421,6 +421,7 @@ def _parts(view: View, width: int, now: float) -> Iterator[RenderableType]:
     attempt = f"attempt {header.attempt}" if len(view.attempts) > 1 else ""
     yield _title(view, " ".join(part for part in (one_line(header.trainer, 40), attempt) if part))
     yield from _progress(view, width, now)
+    yield _verdict(view)
     yield blank
     if view.findings:
         yield from _news(view)
@@ -478,6 +479,25 @@ def _progress(view: View, width: int, now: float) -> Iterator[RenderableType]:
     finished = view.ended or (total is not None and step >= total)
     if not finished and rate is not None and age > max(60.0, 20 / rate):
         yield Text("Nothing has come for as long as 20 steps took: has the run stopped?", style="yellow")
+
+
+def _verdict(view: View) -> Text:
+    """What the findings come to, those too whose detector has calmed down since; no pass before anything is compared
+    with the base."""
+    counts = [(name, view.finding_counts[name]) for name in reversed(SEVERITIES) if view.finding_counts[name]]
+    word = verdict(name for name, _ in counts).upper()
+    told = ", ".join(f"{count} {name.upper()}" for name, count in counts) or "no detector has spoken"
+    if word == "PASS" and not _compares(view):
+        word, told = "UNSURE", "nothing is compared with the base yet"
+    text = Text(no_wrap=True, overflow="ellipsis")
+    text.append(f" {word} ", style=VERDICT_STYLES.get(word.lower(), "reverse"))
+    return text.append(f"  {'at the end' if view.ended else 'so far'}: {told}")
+
+
+def _compares(view: View) -> bool:
+    """Whether a detector that needs a base has one and looks at what came after it."""
+    rows = [] if view.detectors is None else detectors.status(view.detectors)
+    return any(row["status"] == "ok" and any(one["baseline"] is not None for one in row["sources"]) for row in rows)
 
 
 def _rate(view: View) -> float | None:
@@ -567,15 +587,15 @@ def _metrics(view: View, width: int) -> Table | None:
     table.add_column("base", justify="right", no_wrap=True)
     table.add_column("→ now", no_wrap=True)
     table.add_column("over the run", no_wrap=True)
-    sparks = 24 if width < WIDE else min(30, width - 102)
+    rows = []
     for name, label, strip in shown:
         unit = "" if units.get(name) in ("share", "reward", "reward^2", None) else f" {units[name]}"
-        table.add_row(
-            Text(label),
-            Text(number(strip.base)),
-            Text(f"→ {number(strip.now)}{unit}"),
-            Text(sparkline(strip.values(), sparks), style="cyan"),
-        )
+        rows.append((label, number(strip.base), f"→ {number(strip.now)}{unit}", strip.values()))
+    # Whatever is left: a curve that is cut off has lost its newest values.
+    taken = sum(max(len(row[i]) for row in rows) + 2 for i in range(3))
+    sparks = max(8, min(24, width - taken)) if width < WIDE else min(30, width - 102)
+    for label, base, now, values in rows:
+        table.add_row(Text(label), Text(base), Text(now), Text(sparkline(values, sparks), style="cyan"))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,6 +81,25 @@ class Run:
     def step_records(self, all_attempts: bool = False) -> list[StepRecord]:
         """The StepRecords as a list; equal to ``as_stored`` of what was appended, floats to the last bit."""
         return list(self.iter_steps(all_attempts=all_attempts))
+
+    def metrics(self, *names: str) -> pa.Table:
+        """One row per optimizer step: ``step``, then one column per metric, null where it was not measured.
+
+        ``names``: only these. Raises ``KeyError`` for one that the run never measured, with the nearest.
+        """
+        table = self.steps
+        measured = {name: table[name] for name in table.column_names if name.startswith("rlmon/")}
+        for name in names:
+            if name not in measured:
+                near = difflib.get_close_matches(name, measured, n=1)
+                hint = f" Did you mean {near[0]}?" if near else " `rlmon metrics` lists what there is."
+                raise KeyError(f"{name} was never measured in this run.{hint}")
+        chosen = {name: measured[name] for name in names} if names else measured
+        return pa.table({"step": table["step"], **chosen})
+
+    def __repr__(self) -> str:
+        attempts = self._attempts
+        return f"<Run {str(self.path)!r} of {attempts[-1].header.trainer}, {len(attempts)} attempts>"
 
     @property
     def steps(self) -> pa.Table:

@@ -6,9 +6,10 @@ Parses the file with TRL's own dataclasses, so that what it refuses is refused h
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,10 +53,17 @@ def check_config(path: Path, trainer: str) -> CheckReport:
     Raises ``ConfigError`` where the file cannot be read, or TRL or rlmon would refuse it.
     """
     settings = _load(path)
+    if "rules" in settings or "extends" in settings:
+        raise ConfigError(
+            f"{path} is a policy, not the file of a trainer. `rlmon policy {path}` shows what its rules do; to use it "
+            f"put `rlmon_policy: {path}` (for the probe `RLMON_POLICY: {path}` under `env:`) into the trainer's file "
+            "and check that one."
+        )
     environment = settings.pop("env", None) or {}
     if not isinstance(environment, Mapping):
         raise ConfigError(f"`env` in {path} must be a mapping of variable to value, got {type(environment).__name__}.")
     notes: list[str] = []
+    _check_names(settings, environment)
     args_type = CONFIGS[trainer]
     known = {f.name for kind in (args_type, ModelConfig, RLMonConfig) for f in dataclasses.fields(kind)}
     ours = {name: value for name, value in settings.items() if name.startswith("rlmon_")}
@@ -68,6 +76,8 @@ def check_config(path: Path, trainer: str) -> CheckReport:
         if ours:
             notes.append(f"{', '.join(ours)}: the probe reads RLMON_* variables only; move these to `env:`.")
         _check_probe_weight(settings)
+    else:
+        notes += _unattached(path, settings, environment, trainer)
     functions = [str(name).rsplit(".", 1)[-1] for name in _listed(settings.get("reward_funcs")) if name is not None]
     if config.success is not None and functions:
         config.success.refuse_unknown(functions)
@@ -77,7 +87,9 @@ def check_config(path: Path, trainer: str) -> CheckReport:
         notes.append(f"{', '.join(of_ppo)}: PPOConfig has these. Type: rlmon check --trainer ppo {path}")
         rest = [name for name in rest if name not in of_ppo]
     if rest:
-        notes.append(f"Not checked, since neither {args_type.__name__} nor rlmon has them: {', '.join(rest)}.")
+        meant = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.85) for name in rest}
+        hints = "".join(f" Did you mean {close[0]} by {name}?" for name, close in meant.items() if close)
+        notes.append(f"Not checked, since neither {args_type.__name__} nor rlmon has them: {', '.join(rest)}.{hints}")
     args, model = _parse(
         args_type, {name: value for name, value in settings.items() if name in known - set(ours)}, notes
     )
@@ -96,6 +108,50 @@ def check_config(path: Path, trainer: str) -> CheckReport:
         refused += [said(problem) for problem in found if problem.error]
         notes += [said(problem) for problem in found if not problem.error]
     return CheckReport(rows=rows, notes=notes, refused=refused)
+
+
+def _check_names(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    """Raises ``ConfigError`` for a name that is meant for rlmon and that nothing would read."""
+    for name in map(str, settings):
+        if name.upper().startswith("RLMON") and not name.startswith("rlmon_"):
+            raise ConfigError(
+                f"Nothing reads {name!r} here. A setting beside the trainer's own is written rlmon_dir, rlmon_policy, "
+                "...; for the probe it is a variable under `env:`, RLMON_DIR, RLMON_POLICY, ..."
+            )
+    ours = {str(name) for name in environment if str(name).upper().startswith("RLMON")}
+    for name in sorted(ours):
+        if not name.startswith("RLMON_"):
+            raise ConfigError(
+                f"Nothing reads {name!r} under `env:`: variables are in capitals, RLMON_DIR for rlmon_dir."
+            )
+    # Names only: a value that does not fit is said when it is read.
+    known = {f.name.upper() for f in dataclasses.fields(RLMonConfig)}
+    for name in sorted(ours | {name for name in os.environ if name.startswith("RLMON_")}):
+        if name not in known:
+            RLMonConfig.from_env({name: ""})
+
+
+def _unattached(path: Path, settings: Mapping[str, Any], environment: Mapping[str, Any], trainer: str) -> Iterator[str]:
+    """What to know of a file without the probe. Raises ``ConfigError`` where it is one for ``trl``'s own command, which
+    attaches nothing (and refuses settings of ours): such a run is watched by nobody."""
+    unread = sorted(str(name) for name in environment if str(name).startswith("RLMON_"))
+    lost = f"Nobody reads {', '.join(unread)} without the probe." if unread else ""
+    if any(str(name).startswith("rlmon_") for name in settings):
+        yield from [lost] * bool(lost)
+        return
+    of_trl = [name for name in ("reward_funcs", "reward_model_name_or_path") if settings.get(name) is not None]
+    if of_trl or unread:
+        functions = [str(name) for name in _listed(settings.get("reward_funcs")) if name is not None]
+        weights = "" if settings.get("reward_weights") is None else " and one more weight, 0.0, to reward_weights"
+        raise ConfigError(
+            f"Nothing would be captured: {path} does not attach rlmon. {lost} Add the probe: `reward_funcs: "
+            f"[{', '.join([*functions, PROBE])}]`{weights}. Or train with a script that attaches it (RLMon(trainer), "
+            f"trainers/train_{trainer}.py) and takes rlmon_* settings."
+        )
+    yield (
+        "Nothing in this file attaches rlmon: that is left to your script (RLMon(trainer)) or to "
+        f"trainers/train_{trainer}.py. For `trl {trainer}` add {PROBE} to reward_funcs."
+    )
 
 
 def _load(path: Path) -> dict[str, Any]:

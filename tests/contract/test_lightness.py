@@ -87,7 +87,7 @@ def test_no_training_library_below_the_trl_room(module: str) -> None:
 def test_unknown_names_of_the_package_are_refused() -> None:
     import rlmon
 
-    with pytest.raises(AttributeError, match="'Monitr'; it has Monitor, RLMonConfig, open_run"):
+    with pytest.raises(AttributeError, match="'Monitr'; it has Monitor, RLMonConfig, audit, open_run"):
         rlmon.Monitr  # noqa: B018
     assert {"Monitor", "RLMonConfig", "open_run"} <= set(dir(rlmon))
     assert rlmon.RLMonConfig is __import__("rlmon.config", fromlist=["RLMonConfig"]).RLMonConfig

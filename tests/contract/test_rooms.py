@@ -63,7 +63,7 @@ ROOMS = {
         BELOW_MONITOR | {"monitor", "steering", "sinks", "trl", "audit", "report", "lab", "version"},
         {"typer", "rich", "pyarrow"},
     ),
-    "__init__": Room({"config", "monitor", "runlog"}, STDLIB_ONLY),
+    "__init__": Room({"audit", "config", "monitor", "runlog"}, STDLIB_ONLY),
 }
 LAZY_TORCH = ("metrics/tokens.py", "monitor.py")
 """The only files below ``trl`` that may name torch, and only when a function runs or a type checker reads."""

@@ -108,6 +108,32 @@ def test_one_family_of_metrics(rlmon: Rlmon) -> None:
     assert left.err.startswith("rlmon: There is no metric family 'kll'; there are entropy, ")
 
 
+@pytest.mark.parametrize("name", ["rlmon/group/silent", "group/silent", "frac_reward_zero_std"])
+def test_one_metric_by_any_of_its_names_is_explained(rlmon: Rlmon, name: str) -> None:
+    left = rlmon("metrics", name)
+    assert left.out.startswith("rlmon/group/silent\n    what it is: groups without reward spread")
+    assert "frac_reward_zero_std (trl)" in left.out
+    assert [row["name"] for row in json.loads(rlmon("metrics", name, "--format", "json").out)] == ["rlmon/group/silent"]
+    assert "watched by: silent-groups-bad" in rlmon("metrics", "rlmon/group/all_bad").out
+    assert "Did you mean entropy/mean?" in rlmon("metrics", "entropy/meen").err
+
+
+@pytest.mark.parametrize("detector", [detector.id for detector in DETECTORS])
+def test_one_detector_is_explained(rlmon: Rlmon, detector: str) -> None:
+    text = rlmon("detectors", detector).out
+    assert text.startswith(f"{detector}\n    asks: ")
+    for what in ("means", "reads", "line", "speaks when", "then", "false fail", "its metric"):
+        assert f"\n    {what}: " in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert len(json.loads(rlmon("detectors", detector, "--format", "json").out)) == 1
+
+
+def test_a_detector_that_is_not_there(rlmon: Rlmon) -> None:
+    left = rlmon("detectors", "format-colapse")
+    assert (left.code, left.out) == (2, "")
+    assert left.err.endswith("Did you mean format-collapse?\n")
+
+
 def test_detectors_print_line_method_and_price(rlmon: Rlmon) -> None:
     text = rlmon("detectors").out
     for detector in DETECTORS:
@@ -203,6 +229,49 @@ def config(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+UNWATCHED = "model_name_or_path: base\nuse_cpu: true\nbf16: false\nreward_funcs: [accuracy_reward]\n"
+
+
+@pytest.mark.trl
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (UNWATCHED, "Add the probe: `reward_funcs: [accuracy_reward, rlmon.trl.probe]`. Or train"),
+        (UNWATCHED + "reward_weights: [1.0]\n", "rlmon.trl.probe]` and one more weight, 0.0, to reward_weights."),
+        (GOOD + "env: {RLMON_DIR: runs/x}\n", "Nobody reads RLMON_DIR without the probe. Add the probe"),
+        (GOOD + "reward_model_name_or_path: some/model\n", "Nothing would be captured"),
+        (
+            GOOD + "env: {RLMON_POLICI: protect}\n",
+            "Unknown environment variable RLMON_POLICI. Did you mean RLMON_POLICY?",
+        ),
+        (GOOD + "env: {rlmon_dir: runs/x}\n", "Nothing reads 'rlmon_dir' under `env:`"),
+        (GOOD + "RLMON_DIR: runs/x\n", "Nothing reads 'RLMON_DIR' here"),
+        (GOOD + "rlmon-dir: runs/x\n", "Nothing reads 'rlmon-dir' here"),
+        ("extends: protect\n", "is a policy, not the file of a trainer. `rlmon policy "),
+        ("rules: {a: {when: always, do: stop}}\n", "into the trainer's file and check that one"),
+    ],
+)
+def test_check_of_what_would_capture_nothing(rlmon: Rlmon, config: Callable[[str], Path], text: str, said: str) -> None:
+    left = rlmon("check", config(text))
+    assert (left.code, left.out) == (2, "")
+    assert said in left.err
+
+
+@pytest.mark.trl
+def test_check_says_who_attaches_and_looks_at_the_environment(
+    rlmon: Rlmon, config: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = rlmon("check", config(GOOD + "lerning_rate: 0.1\n"))
+    assert "For `trl grpo` add rlmon.trl.probe to reward_funcs" in left.err
+    assert "Did you mean learning_rate by lerning_rate?" in left.err
+    assert left.code == 0
+    assert "attaches" not in rlmon("check", config(GOOD + "rlmon_dir: x\n")).err
+    monkeypatch.setenv("RLMON_BASE_KLL", "off")
+    left = rlmon("check", config(GOOD))
+    assert (left.code, left.out) == (2, "")
+    assert "RLMON_BASE_KLL. Did you mean RLMON_BASE_KL?" in left.err
 
 
 def rows_of(left: Left) -> dict[str, str]:

@@ -78,6 +78,28 @@ def test_one_screen_of_no_run_is_an_error(tmp_path: Path) -> None:
         watch.watch(tmp_path / "nowhere", every_seconds=1, once=True)
 
 
+def test_the_newest_value_is_on_a_narrow_screen_and_the_verdict_too(tmp_path: Path) -> None:
+    write(
+        tmp_path, range(1, 41), blocks=(Block(source="sums", prompts=8, completions=64, stats={"mode_collision": 0.3}),)
+    )
+    view = read(View(tmp_path))
+    text = drawn(view, width=80)
+    # Entropy falls all the time: its curve ends in the lowest block, and is not cut off.
+    row = next(line for line in text.split("\n") if line.startswith("entropy"))
+    assert row.rstrip().endswith("▁")
+    assert "…" not in row
+    assert max(map(len, text.split("\n"))) <= 80
+    assert "\n PASS   so far: no detector has spoken" in text
+    (tmp_path / "young").mkdir()
+    write(tmp_path / "young", range(1, 3))
+    assert "\n UNSURE   so far: nothing is compared with the base yet" in drawn(read(View(tmp_path / "young")))
+    writer = RunLogWriter.open(tmp_path, make_runlog.header(1, attempt_kind="resumed"), resume=True, from_step=40)
+    writer.append_event("finding", make_runlog.finding(40))
+    writer.append_event("ended", {"step": 40})
+    writer.close()
+    assert "\n WARN   at the end: 1 WARN" in drawn(read(view))
+
+
 def test_progress_rate_and_time_to_go(tmp_path: Path) -> None:
     write(tmp_path, range(1, 41))
     text = drawn(read(View(tmp_path)), now=START + 2 * 40 + 3)
