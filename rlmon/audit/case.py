@@ -85,6 +85,11 @@ class Case:
             table.filter(pa.array(np.isin(table["step"].to_numpy(), other.windows.base)))
             for table in other.counted.samples
         ]
+        # Sources are numbered as here, then those that only the other run has.
+        names = list(dict.fromkeys([*self.counted.sources, *other.counted.sources]))
+        number = np.array([names.index(name) for name in other.counted.sources], dtype=np.int64)
+        base.groups["source"] = number[base.groups["source"]]
+        base.sources = names
         first = np.isin(other.line.steps, other.windows.base)
         line = Timeline(
             steps=other.line.steps[first],
@@ -92,6 +97,11 @@ class Case:
             mode_shares={mode: values[first] for mode, values in other.line.mode_shares.items()},
         )
         return dataclasses.replace(self, base=base, base_line=line, fold=fold, baseline_kind="given")
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """Names of the sources by their numbers in the groups of ``ends``."""
+        return self.counted.sources if self.base is None else self.base.sources
 
     def base_mean(self, name: str) -> float | None:
         """Mean of a metric over the steps of the base; ``None`` where it was not measured there."""

@@ -70,15 +70,20 @@ class Difference:
 class Contrast:
     """Groups of the two ends of a run, ready to be compared in any statistic of theirs."""
 
-    def __init__(self, prompt: Ints, is_base: Bools, is_last: Bools, alpha: float) -> None:
-        """``prompt`` [G] is each group's prompt; ``alpha`` the error rate of one interval (two-sided)."""
-        self._rows = np.flatnonzero(is_base | is_last)
+    def __init__(
+        self, prompt: Ints, is_base: Bools, is_last: Bools, alpha: float, weight_G: Floats | None = None
+    ) -> None:
+        """``prompt`` [G] is each group's prompt; ``alpha`` the error rate of one interval (two-sided); ``weight_G``
+        what a group counts for, 1 by default and 0 for those that are left out."""
+        weight_G = np.ones(prompt.size) if weight_G is None else weight_G
+        self._rows = np.flatnonzero((is_base | is_last) & (weight_G > 0))
         keys, code = np.unique(prompt[self._rows], return_inverse=True)
         if keys.size > MAX_PROMPTS:
             inside = code < MAX_PROMPTS  # keys are hashes: the smallest are a uniform sample
             self._rows, code, keys = self._rows[inside], code[inside], keys[:MAX_PROMPTS]
         self._code = code
         self._last = is_last[self._rows]
+        self._weight_RK = weight_G[self._rows][:, None]
         self._prompts = keys.size
         self.z = NormalDist().inv_cdf(1.0 - alpha / 2.0)
         # One set of weights for all checks: their errors are dependent, which the sharing of alpha allows.
@@ -91,7 +96,7 @@ class Contrast:
 
         ``None`` where an end has fewer than two prompts or the statistic is not finite there.
         """
-        values = np.nan_to_num(np.asarray(values_GK, dtype=np.float64)[self._rows])
+        values = np.nan_to_num(np.asarray(values_GK, dtype=np.float64)[self._rows]) * self._weight_RK
         ends = []
         seen = []
         for side in (~self._last, self._last):

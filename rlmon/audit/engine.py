@@ -136,7 +136,8 @@ def _case(run: OpenedRun, criterion: Criterion | None, processes: int | None, pr
 def _windows(counted: Partial, line: Timeline) -> Windows | None:
     """Ends of the run by the steps that have rows, else by the steps that have scalars."""
     if not counted.groups:
-        return windows(line.steps, np.full(line.steps.size, np.inf), np.full(line.steps.size, np.inf))
+        # One step of curves is no base: as many as a base may have.
+        return windows(line.steps, np.zeros(line.steps.size), np.zeros(line.steps.size))
     keep = ~counted.groups["eval"]
     steps, at = np.unique(counted.groups["step"][keep], return_inverse=True)
     whole = np.ones(at.size, dtype=bool)

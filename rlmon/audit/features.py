@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rlmon.metrics.empty import empty_answer
 from rlmon.metrics.formats import ModeSet, final_answer, mask_template, split_reasoning
 
 UNKNOWN = -1
@@ -40,6 +41,9 @@ class Features:
     """Of the whole completion: equal only for exact duplicates."""
     characters: Floats
     """Length of the completion; NaN where it is not stored."""
+    empty: Floats
+    """1 where nothing was answered: no text at all, none after the reasoning was closed, or an answer's marks with
+    nothing between them; NaN where the text is not stored."""
 
 
 def text_key(text: str) -> int:
@@ -57,14 +61,14 @@ class Reader:
     def __init__(self, modes: ModeSet) -> None:
         self.modes = modes
         self._index = {name: code for code, name in enumerate(modes.names)}
-        self._remembered: dict[str, tuple[int, int, int, int]] = {}
+        self._remembered: dict[str, tuple[int, int, int, int, int]] = {}
         self._answers: dict[str, int] = {}
 
     def features(self, rows: pa.Table) -> Features:
         """Never raises on the content of a text."""
         count = rows.num_rows
         stored = "mode" in rows.column_names
-        table = np.full((count, 4), UNKNOWN, dtype=np.int64)
+        table = np.full((count, 5), UNKNOWN, dtype=np.int64)
         completions = rows["completion"] if "completion" in rows.column_names else pa.nulls(count, pa.string())
         characters = _floats(pc.utf8_length(completions), count)
         if not stored:
@@ -78,11 +82,21 @@ class Reader:
             table[:, 0] = [self._index.get(name, UNKNOWN) for name in names]
             for at, name in ((1, "template_key"), (2, "answer_key")):
                 table[:, at] = _keys(rows, name, count)
-            table[:, 3] = [UNKNOWN if one is None else text_key(one) for one in completions.to_pylist()]
-        mode, template, answer, text = (table[:, at].copy() for at in range(4))
-        return Features(mode=mode, template=template, answer=answer, text=text, characters=characters)
+            for i, completion in enumerate(completions.to_pylist()):
+                if completion is not None:
+                    table[i, 3] = text_key(completion)
+                    table[i, 4] = table[i, 2] == UNKNOWN and empty_answer(completion)
+        mode, template, answer, text, empty = (table[:, at].copy() for at in range(5))
+        return Features(
+            mode=mode,
+            template=template,
+            answer=answer,
+            text=text,
+            characters=characters,
+            empty=np.where(empty == UNKNOWN, np.nan, empty),
+        )
 
-    def _row(self, completion: str) -> tuple[int, int, int, int]:
+    def _row(self, completion: str) -> tuple[int, int, int, int, int]:
         short = len(completion) <= _REMEMBERED_CHARACTERS
         if short and completion in self._remembered:
             return self._remembered[completion]
@@ -94,6 +108,7 @@ class Reader:
             text_key(masked),
             UNKNOWN if answer is None else self._answer_key(answer),
             text_key(completion),
+            int(answer is None and empty_answer(completion)),
         )
         if short:
             self._remembered[completion] = row

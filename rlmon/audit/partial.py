@@ -86,6 +86,9 @@ class Partial:
     steps: dict[str, NDArray[Any]] = field(default_factory=dict)
     blocks: dict[str, NDArray[Any]] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
+    functions: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
+    """By reward function, of training rows: per step of a shard its ``step``, ``rows``, ``scored`` (finite values),
+    and their ``sum``, ``min`` and ``max``."""
     prompts: dict[int, tuple[str, str | None]] = field(default_factory=dict)
     """Key to identity and text of the prompts, those with the smallest keys."""
     samples: list[pa.Table] = field(default_factory=list)
@@ -103,12 +106,15 @@ def merge(parts: Iterable[Partial]) -> Partial:
     parts = list(parts)
     sources: dict[str, int] = {}
     whole = Partial()
+    functions: dict[str, list[dict[str, NDArray[Any]]]] = {}
     columns: dict[str, dict[str, list[NDArray[Any]]]] = {"groups": {}, "steps": {}, "blocks": {}}
     for part in parts:
         new = np.array([sources.setdefault(name, len(sources)) for name in part.sources], dtype=np.int64)
         for kind, into in columns.items():
             for name, values in getattr(part, kind).items():
                 into.setdefault(name, []).append(new[values] if name == "source" else values)
+        for name, found in part.functions.items():
+            functions.setdefault(name, []).append(found)
         whole.prompts |= part.prompts
         whole.samples += part.samples
         whole.rows += part.rows
@@ -121,6 +127,10 @@ def merge(parts: Iterable[Partial]) -> Partial:
         # Each part kept those of its own first steps: only the first of all can be of the base.
         late = ~_early(whole.blocks["step"], whole.blocks["source"])
         whole.blocks["tallies"][late] = [{} for _ in range(int(late.sum()))]
+    whole.functions = {
+        name: {key: np.concatenate([one[key] for one in found]) for key in found[0]}
+        for name, found in functions.items()
+    }
     whole.sources = list(sources)
     whole.prompts = dict(sorted(whole.prompts.items())[:MAX_PROMPTS])
     return whole
@@ -177,6 +187,7 @@ def _count_rows(rows: pa.Table, settings: Settings) -> Partial:
     part.groups = _group_columns(
         rows, read, step, evaluation, prompt, source, group, grouped, reward, success, missing, non_finite, modes
     )
+    part.functions = _function_columns(rows, step, ~evaluation)
     train = ~evaluation & (read.mode >= 0)
     if train.any():
         kernels = _kernels(read, success == 1.0)
@@ -297,6 +308,26 @@ def rewards_by_function(rows: pa.Table, names: Sequence[str] | None = None) -> d
     return columns
 
 
+def _function_columns(rows: pa.Table, step: Ints, train: Bools) -> dict[str, dict[str, NDArray[Any]]]:
+    found = {}
+    steps, at = np.unique(step[train], return_inverse=True)
+    for name, column_ in rewards_by_function(rows).items():
+        values = column_[train]
+        scored = np.abs(values) <= LARGEST
+        least, most = np.full(steps.size, np.inf), np.full(steps.size, -np.inf)
+        np.minimum.at(least, at[scored], values[scored])
+        np.maximum.at(most, at[scored], values[scored])
+        found[str(name)[:80]] = {
+            "step": steps,
+            "rows": np.bincount(at, minlength=steps.size).astype(np.float64),
+            "scored": np.bincount(at, weights=scored, minlength=steps.size).astype(np.float64),
+            "sum": np.bincount(at[scored], weights=values[scored], minlength=steps.size).astype(np.float64),
+            "min": least,
+            "max": most,
+        }
+    return found
+
+
 def _group_columns(
     rows: pa.Table,
     read: Features,
@@ -380,6 +411,9 @@ def _group_columns(
         "answers_correct": _effective(read.answer, group, (read.answer >= 0) & success, count),
         "templates": _effective(read.template, group, read.template >= 0, count),
         "templates_correct": _effective(read.template, group, (read.template >= 0) & success, count),
+        "identical": _identical(read.text, group, count),
+        "empty": total(read.empty == 1.0),
+        "empty_known": total(np.isfinite(read.empty)),
         "characters": total(characters, np.isfinite(characters)),
         "characters_correct": total(characters, np.isfinite(characters) & success),
         "tokens": total(tokens, np.isfinite(tokens)),
@@ -387,6 +421,15 @@ def _group_columns(
         "truncated": total(truncated, np.isfinite(truncated)),
         "truncated_known": total(np.isfinite(truncated)),
     }
+
+
+def _identical(text: Ints, group: Ints, count: int) -> Floats:
+    """1 where all completions of a group are one text, 0 where not, NaN where fewer than two are known, [G]."""
+    known = text >= 0
+    rows = np.bincount(group[known], minlength=count)
+    distinct = np.unique(np.stack([group[known], text[known]]), axis=1)[0]
+    kinds = np.bincount(distinct, minlength=count)
+    return np.where(rows >= 2, (kinds == 1).astype(np.float64), np.nan)
 
 
 def _effective(value: Ints, group: Ints, keep: Bools, count: int) -> Floats:

@@ -14,7 +14,7 @@ from rlmon.audit.case import Fold, Live
 from rlmon.audit.features import Floats
 from rlmon.audit.partial import Partial
 from rlmon.audit.run import OpenedRun
-from rlmon.audit.timeline import Timeline, group_total
+from rlmon.audit.timeline import Timeline, group_total, rewards_by_function
 from rlmon.detectors import DetectorState
 from rlmon.errors import ConfigError
 from rlmon.metrics.formats import BUILT_IN_MODES, ModeSet
@@ -61,6 +61,7 @@ def replay(run: OpenedRun, counted: Partial, mode_names: Sequence[str]) -> tuple
         steps.append(record.step)
         shed = record.shed_rows
     line = _timeline(np.array(steps, dtype=np.int64), series)
+    line = dataclasses.replace(line, series={**rewards_by_function(counted, line.steps), **line.series})
     live = log.findings
     differences = [] if anew else _finding_differences(live, findings)
     differences += _row_differences(line, counted, mode_names)

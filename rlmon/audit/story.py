@@ -14,6 +14,7 @@ from rlmon.acts import ROW_KNOBS, Act, fold
 from rlmon.audit import aliases, incidents, verdict
 from rlmon.audit.case import Case
 from rlmon.audit.checks import Judged, prompt_halves
+from rlmon.audit.clauses import clause
 from rlmon.audit.examples import Samples
 from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.result import (
@@ -94,12 +95,11 @@ def _headline(
     if reached == "insufficient":
         return verdict.unsure(covered, read)
     if reached == "pass":
-        noted = [
-            f"{check.id}{'' if check.first_step is None else f' since step {check.first_step}'}"
-            for check in checks
-            if check.status == "note"
-        ]
-        cost = f" A note on compute: {', '.join(noted)}." if noted else ""
+        notes = [check for check in checks if check.status == "note"]
+        since = [f"{check.id} since step {check.first_step}" for check in notes if check.first_step is not None]
+        cost = f" A note on compute: {', '.join(since)}." if since else ""
+        stood = [clause(check) for check in notes if check.first_step is None]
+        cost += f" Noted: {'; '.join(stood)}." if stood else ""
         seen = "" if covered.outputs else "Pass (curves only: outputs not seen). "
         return f"{seen}Nothing passed its damage line in {read}.{cost}"
     happened = incidents.among(checks, stories, metrics, (int(case.line.steps[0]), int(case.line.steps[-1])))

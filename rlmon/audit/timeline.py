@@ -145,6 +145,7 @@ def _of_rows(
         series["rlmon/format/js_to_base"] = np.array(
             [np.nan if (d := js_distance(now, base)) is None else d for now in mode_counts]
         )
+    series |= rewards_by_function(partial, steps)
     shares = {mode: ratio(mode_counts[:, code], known) for code, mode in enumerate(modes)}
     shares = {mode: values for mode, values in shares.items() if np.nansum(values) > 0}
     for mode, values in shares.items():
@@ -152,6 +153,20 @@ def _of_rows(
     if partial.steps:
         series |= _pairs(partial, steps)
     return {name: values for name, values in series.items() if np.isfinite(values).any()}, shares, steps
+
+
+def rewards_by_function(partial: Partial, steps: Ints) -> dict[str, Floats]:
+    """Mean of every reward function at ``steps`` [S] (``rewards/<function>``), NaN where it scored nothing."""
+    series = {}
+    for name, parts in partial.functions.items():
+        mine = np.isin(parts["step"], steps)
+        at = np.searchsorted(steps, parts["step"][mine])
+        top, bottom = (
+            np.bincount(at, weights=parts[column][mine], minlength=steps.size).astype(np.float64)
+            for column in ("sum", "scored")
+        )
+        series[f"rewards/{name}"] = ratio(top, bottom)
+    return series
 
 
 def _pairs(partial: Partial, steps: Ints) -> dict[str, Floats]:

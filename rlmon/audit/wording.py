@@ -55,9 +55,17 @@ class Wording:
     """Rows of the sample and words that the budget covered."""
 
 
-def wording(samples: pa.Table, base: pa.Table | None, steps: Ints, windows: Windows | None, alpha: float) -> Wording:
+def wording(
+    samples: pa.Table,
+    base: pa.Table | None,
+    steps: Ints,
+    windows: Windows | None,
+    alpha: float,
+    sources: frozenset[str] | None = None,
+) -> Wording:
     """``samples``: the uniform sample of the training rows, by step and rank; ``base``: that of another run, where one
-    is the base. ``alpha``: error rate of one interval."""
+    is the base. ``alpha``: error rate of one interval. ``sources``: those that the ends are compared in, all by
+    default."""
     at = np.searchsorted(steps, samples["step"].to_numpy())
     parts = min(BINS, max(1, steps.size))
     part = at * parts // max(1, steps.size)
@@ -79,7 +87,11 @@ def wording(samples: pa.Table, base: pa.Table | None, steps: Ints, windows: Wind
     if windows is not None:
         own = samples["step"].to_numpy()
         first = base if base is not None else samples.filter(pa.array(np.isin(own, windows.base)))
-        ends = _ends(first, samples.filter(pa.array(np.isin(own, windows.last))), alpha)
+        last = samples.filter(pa.array(np.isin(own, windows.last)))
+        if sources is not None:
+            named = pa.array(sorted(sources), pa.string())
+            first, last = (end.filter(pc.is_in(end["source"], named)) for end in (first, last))
+        ends = _ends(first, last, alpha)
     return Wording(
         steps=steps[ends_of_parts],
         series={name: values for name, values in series.items() if np.isfinite(values).any()},

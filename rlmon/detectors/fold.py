@@ -249,6 +249,8 @@ def status(state: DetectorState) -> list[dict[str, Any]]:
                 reason += ": no groups, or a critic in the place of their mean"
             if sources and all(row["baseline_done"] for row in sources):
                 reason = "no block came after the baseline"
+                if not reachable:
+                    reason = "the values moved too far while the baseline was taken: no line can be drawn from it"
         elif word == "ok" and not reachable:
             word = "cannot"
             reason = "the lines lie beyond what the statistic can reach: the base is too narrow or its sample too small"

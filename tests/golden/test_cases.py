@@ -34,7 +34,6 @@ def alarms(found: Audit, *statuses: str) -> str:
     return "\n".join(f"{c.id}: {c.message} {c.advice}" for c in found.checks if c.status in wanted)
 
 
-@pending(reason="not said yet")
 def test_all_completions_identical() -> None:
     found = told("all-completions-identical")
     assert found.verdict in ("warn", "fail")
@@ -44,7 +43,6 @@ def test_all_completions_identical() -> None:
     assert found.run.coverage["duplicate_rows"] == 0
 
 
-@pending(reason="not said yet")
 def test_always_truncated() -> None:
     assert check(told("always-truncated"), "truncation").status in ("warn", "fail")
     assert told("always-truncated").verdict in ("warn", "fail")
@@ -71,7 +69,6 @@ def test_two_reward_columns_are_no_choice_of_ours() -> None:
         assert max(value for value in reward if value is not None) > 1.0
 
 
-@pending(reason="not said yet")
 def test_a_curriculum_is_no_collapse() -> None:
     found = told("curriculum-8-prompts-source")
     assert found.verdict != "fail"
@@ -79,7 +76,6 @@ def test_a_curriculum_is_no_collapse() -> None:
         assert check(found, check_id).status not in ("warn", "fail")
 
 
-@pending(reason="not said yet")
 def test_a_dead_run() -> None:
     found = told("dead-run-from-step-1")
     assert found.verdict == "fail"
@@ -92,7 +88,6 @@ def test_round_robin_order() -> None:
     assert check(found, "silent-groups-bad").status in ("warn", "fail")
 
 
-@pending(reason="not said yet")
 def test_a_constant_distance_is_no_drift() -> None:
     found = told("kl-constant-from-step-1")
     drift = check(found, "kl-drift")
@@ -100,7 +95,6 @@ def test_a_constant_distance_is_no_drift() -> None:
     assert "drift" not in found.headline
 
 
-@pending(reason="not said yet")
 def test_history_of_wandb_as_csv() -> None:
     found = told("rllm116-history-csv")
     assert check(found, "entropy-explosion").status == "fail"
@@ -132,7 +126,6 @@ def test_columns_of_lists() -> None:
     assert found.run.group_size == 4
 
 
-@pending(reason="not said yet")
 def test_lines_of_a_trainer_under_any_name() -> None:
     found = told("swift4800-logging-jsonl")
     assert check(found, "length-collapse").status == "fail"
@@ -166,7 +159,6 @@ def test_old_keys_of_ppo() -> None:
     assert "rlmon/health/reward_mean" in found.series
 
 
-@pending(reason="not said yet")
 def test_all_groups_silent_from_the_first_step() -> None:
     found = told("trl3857-all-groups-silent")
     assert found.verdict in ("warn", "fail")
@@ -183,7 +175,6 @@ def test_entropy_that_falls_within_its_baseline() -> None:
     assert check(told("verl5953-entropy-fast"), "entropy-collapse").status in ("warn", "fail")
 
 
-@pending(reason="not said yet")
 def test_empty_answers_in_an_unchanged_format() -> None:
     found = told("visualrft176-empty-answer-same-format")
     assert found.verdict in ("warn", "fail")

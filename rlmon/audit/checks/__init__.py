@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlmon.audit.case import Case
+from rlmon.audit.checks.answers import empty_answers, identical_completions
 from rlmon.audit.checks.diversity import (
     answer_diversity,
     correct_diversity,
@@ -19,12 +20,13 @@ from rlmon.audit.checks.diversity import (
     sentence_openings,
     word_diversity,
 )
-from rlmon.audit.checks.folds import FOLDS, onset
+from rlmon.audit.checks.folds import FOLDS, SECOND_LOOKS, onset
 from rlmon.audit.checks.formats import format_winner, mode_extinction
 from rlmon.audit.checks.length import length_growth, truncation
 from rlmon.audit.checks.log import monitor_faults, replay, rows_complete
 from rlmon.audit.checks.own_word import agreement
 from rlmon.audit.checks.question import Ends, Question
+from rlmon.audit.checks.reward import gradient, reward_functions, reward_loss, reward_missing, reward_signal
 from rlmon.audit.checks.solving import (
     eval_gap,
     forgotten_prompts,
@@ -37,6 +39,7 @@ from rlmon.audit.checks.solving import (
 )
 from rlmon.audit.contrast import Contrast
 from rlmon.audit.result import Check
+from rlmon.audit.strata import strata
 from rlmon.audit.timeline import trailing_mean
 from rlmon.audit.wording import Wording, usable, wording
 from rlmon.records import WORST_FIRST
@@ -63,6 +66,13 @@ HINDSIGHT: tuple[Question, ...] = (
     truncation,
     length_growth,
     eval_gap,
+    reward_signal,
+    reward_loss,
+    reward_functions,
+    reward_missing,
+    gradient,
+    empty_answers,
+    identical_completions,
 )
 """Their number shares out the error rate."""
 ABOUT_ROWS: tuple[Question, ...] = (rows_complete,)
@@ -86,19 +96,24 @@ def questions(case: Case) -> tuple[Question, ...]:
 
 def judge(case: Case) -> Judged:
     """Every check of the run, worst first. A check that fails itself is an ERROR and the others go on."""
-    alpha = HINDSIGHT_ALPHA / len(HINDSIGHT)
+    alpha = HINDSIGHT_ALPHA / (len(HINDSIGHT) + SECOND_LOOKS)
     groups, is_base, is_last = case.ends()
-    contrast = Contrast(groups["prompt"], is_base, is_last, alpha) if is_base.any() and is_last.any() else None
+    contrast = mixture = None
+    if is_base.any() and is_last.any():
+        mixture = strata(groups, case.sources, is_base, is_last)
+        contrast = Contrast(groups["prompt"], is_base, is_last, alpha, mixture.weight_G)
     texts = usable(case.counted.samples)
     words = None
     if texts is not None:
         base = usable(case.base.samples) if case.base is not None else None
-        words = wording(texts, base, case.line.steps, case.windows, alpha)
-    ends = Ends(case=case, groups=groups, contrast=contrast, wording=words, alpha=alpha)
+        sources = mixture.names if mixture is not None and mixture.moved else None
+        words = wording(texts, base, case.line.steps, case.windows, alpha, sources)
+    ends = Ends(case=case, groups=groups, contrast=contrast, wording=words, strata=mixture, alpha=alpha)
     found = [asked.ask(ends) for asked in questions(case)]
     if (own := agreement(case, found)) is not None:
         found.append(own)
-    found.sort(key=lambda check: WORST_FIRST.index(check.status))
+    # Where numbers are not numbers, that comes first: what follows from it is no finding of its own.
+    found.sort(key=lambda check: (WORST_FIRST.index(check.status), check.id != "non-finite"))
     return Judged(checks=found, wording=words, correction=_correction(case, alpha))
 
 
@@ -107,7 +122,9 @@ def _correction(case: Case, alpha: float) -> str:
         f"Detectors looked at {case.fold.looks} steps each; theirs is a betting e-process at level "
         f"{case.fold.alpha:g} over all looks, split over the detectors: measured, not proved, at most that share of "
         "runs has a false FAIL while it stays at .8 of its base or above. "
-        f"The {len(HINDSIGHT)} hindsight checks look once; their intervals have level "
+        f"The {len(HINDSIGHT)} hindsight checks and {SECOND_LOOKS} second looks at what the detectors saw look once; "
+        "their intervals have level "
         f"{1 - alpha:.3%} each, so that the chance of any false FAIL, WARN or NOTE among them is at most "
-        f"{HINDSIGHT_ALPHA:g} (Bonferroni), as far as a bootstrap over prompts holds its level."
+        f"{HINDSIGHT_ALPHA:g} (Bonferroni), as far as a bootstrap over prompts (for curves: an autoregressive noise of "
+        "order 1) holds its level."
     )

@@ -46,7 +46,7 @@ def answer_diversity(ask: Question, ends: Ends) -> Check:
 
 
 def _as_pass(check: Check, message: str) -> Check:
-    return dataclasses.replace(check, status="pass", message=message, advice="")
+    return dataclasses.replace(check, status="pass", message=message, advice="", threshold=None)
 
 
 @question("near-duplicates", "Do completions to different prompts differ?", needs=("completions",))

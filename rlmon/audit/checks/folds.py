@@ -12,8 +12,10 @@ import numpy as np
 
 from rlmon.audit.case import Case
 from rlmon.audit.checks.question import Ends, Question
+from rlmon.audit.checks.reward import nothing_ever_differed
 from rlmon.audit.clauses import clause
 from rlmon.audit.contrast import BASE_STEPS
+from rlmon.audit.curves import Move, smooth_since
 from rlmon.audit.features import Floats
 from rlmon.audit.result import Check, Core
 from rlmon.audit.run import Lack
@@ -25,14 +27,23 @@ from rlmon.records import SEVERITIES, Finding
 _SPECS: Mapping[str, DetectorSpec] = {spec.id: spec for spec in DETECTORS}
 ONSET_NOISE = 3.0
 """Standard errors of the smoothed base that a change must exceed: a base of very diverse outputs is mostly noise."""
+STAYED = 1.5
+"""Times its first level: a distance below that has not moved away from where it began."""
 
 
 def _detector(ask: Question, ends: Ends, need: Lack | Literal["successes"]) -> Check:
     case, spec = ends.case, _SPECS[ask.id]
     row = next(row for row in case.fold.status if row["id"] == spec.id)
+    if spec.id == "silent-groups-good" and nothing_ever_differed(ends):
+        return ask.skip(
+            "rewards never differed inside any group, from the first step on: whether anything was learned cannot be "
+            "told from that (reward-signal says more)"
+        )
     mine = [finding for finding in case.fold.findings if finding.detector == spec.id]
     if mine:
-        return _alarmed(ask, case, spec, row, mine)
+        return _alarmed(ask, ends, spec, row, mine)
+    if (found := _second_look(ask, ends, spec, waiting=row["status"] == "waiting")) is not None:
+        return found
     if row["status"] in ("waiting", "cannot"):
         return ask.skip(_why_silent(case, need, row), metric=spec.metrics[0], unit=spec.unit)
     if spec.rule == "immediate":
@@ -42,26 +53,100 @@ def _detector(ask: Question, ends: Ends, need: Lack | Literal["successes"]) -> C
         )  # fmt: skip
     worst = _nearest(spec, row)
     value, base, line = (_unit(spec, worst.get(key)) for key in ("now", "baseline", "warn_line"))
-    return ask.says(
-        status="pass",
-        metric=worst.get("metric", spec.metrics[0]),
-        unit=_named_unit(case, spec),
-        value=value,
-        baseline=base,
-        threshold=line,
-        source=worst.get("source") if len(case.counted.sources) > 1 else None,
-        message=_passed(value, base, line),
-        evidence={"log_evidence_over_threshold": row["evidence"], "bets": row["bets"]},
-    )
+    facts: dict[str, Any] = {
+        "metric": worst.get("metric", spec.metrics[0]),
+        "unit": _named_unit(case, spec),
+        "value": value,
+        "baseline": base,
+        "threshold": line,
+        "source": worst.get("source") if len(case.counted.sources) > 1 else None,
+        "evidence": {"log_evidence_over_threshold": row["evidence"], "bets": row["bets"]},
+    }
+    # The detector's own level is that of a few blocks; a whole window that stands on the good side outweighs it.
+    window = ends.move(facts["metric"], relative=True) if _is_looked_at_twice(spec) and ends.same_data else None
+    levels = [value] if window is None else [value, window.last]
+    if line is not None and all(
+        level is not None and (level < line if _falls(spec) else level > line) for level in levels
+    ):
+        why = "one signal only" if spec.every else "it has not been there for long enough to be sure"
+        return ask.says(status="unsure", message=_passed(value, base, line), reason=why, **facts)
+    return ask.says(status="pass", message=_passed(value, base, line), **facts)
 
 
-def _alarmed(ask: Question, case: Case, spec: DetectorSpec, row: Mapping[str, Any], mine: Sequence[Finding]) -> Check:
+def _falls(spec: DetectorSpec) -> bool:
+    """Whether damage is down in the unit of the metric: collisions go up, effective numbers down."""
+    return spec.direction == "down" or spec.rule == "effective"
+
+
+def _second_look(ask: Question, ends: Ends, spec: DetectorSpec, *, waiting: bool) -> Check | None:
+    """What the two ends of the curve say where the detector was silent; ``None`` where they add nothing.
+
+    A detector that bets against the base's own error has no line where the metric fell while the base was taken, or
+    fell too late for it. ``waiting``: it never bet, so that well separated ends are the only answer there is.
+    """
+    if not _is_looked_at_twice(spec) or not ends.same_data:
+        return None
+    case, falls = ends.case, _falls(spec)
+    seconds = [f.detector for f in case.fold.findings if _SPECS[f.detector].witness]
+    passed: Check | None = None
+    for metric in spec.metrics:
+        name = "completion characters" if _named_unit(case, spec) == "characters" else metric
+        found = ends.move(name, relative=True)
+        if found is None:
+            continue
+        lines = {"fail": _line(spec, found.base, spec.fail, spec.fail_floor),
+                 "warn": _line(spec, found.base, spec.warn, spec.warn_floor)}  # fmt: skip
+        if spec.agreement and not seconds:
+            del lines["fail"]
+        facts: dict[str, Any] = {
+            "method": "hindsight", "metric": name, "unit": _named_unit(case, spec), "value": found.last,
+            "baseline": found.base, "interval": (found.low, found.high),
+        }  # fmt: skip
+        values = case.line.series[name]
+        for status, line in lines.items():
+            if not (found.high < line if falls else found.low > line):
+                continue
+            seen = ask.says(
+                status=status, threshold=line, advice=spec.advice, message="",
+                first_step=smooth_since(case.line.steps, values, lines["warn"], upward=not falls), **facts,
+            )  # fmt: skip
+            reach = f"first points against the last window, interval {said(found.low)} to {said(found.high)}"
+            return dataclasses.replace(seen, message=f"{clause(seen)} (line {said(line)}; {reach}).")
+        clear = found.low > lines["warn"] if falls else found.high < lines["warn"]
+        if waiting and clear and passed is None:
+            passed = ask.says(status="pass", threshold=lines["warn"], message=found.within(), **facts)
+    return passed
+
+
+def _is_looked_at_twice(spec: DetectorSpec) -> bool:
+    return spec.rule in ("ratio", "effective") and spec.per_source != "only"
+
+
+def _line(spec: DetectorSpec, base: float, level: float | None, floor: float) -> float:
+    """A rung's line in the unit of the metric; out of reach where the detector has no such rung."""
+    if level is None:
+        return 0.0 if _falls(spec) else math.inf
+    if spec.rule == "effective":
+        return min(base * level, 1.0 / floor if floor else math.inf)
+    return max(base * level, floor) if spec.direction == "up" else base * level
+
+
+def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, Any], mine: Sequence[Finding]) -> Check:
+    case = ends.case
     status = max((finding.severity for finding in mine), key=SEVERITIES.index)
     first = next(finding for finding in mine if finding.severity == status)
     shown = next(finding for finding in reversed(mine) if finding.severity == status)
     now = next((r for r in row["sources"] if r["metric"] == shown.metric and shown.source in (None, r["source"])), None)
     value = shown.value if now is None or now["now"] is None else _unit(spec, now["now"])
     recovered = row["status"] == "ok" and spec.rule != "immediate"
+    if spec.id == "kl-drift" and (began := _began_there(ends, spec, shown)) is not None:
+        return ask.says(
+            status="note", metric=shown.metric, unit=_named_unit(case, spec), value=began.last, baseline=began.base,
+            message=f"the policy was {said(began.base)} nats from its reference at the first steps already, and is "
+            f"{said(began.last)} now: the run began at this distance and did not move away from there",
+            advice="Where that is not meant: the reference is another model than the one that training began from (an "
+            "adapter of an earlier stage that the reference lacks, or another checkpoint).",
+        )  # fmt: skip
     found = ask.says(
         status=status,
         metric=shown.metric,
@@ -105,6 +190,15 @@ def _told(
         yield f"The FAIL line is passed too; FAIL needs a second signal{absent}."
     if found.evidence["recovered"]:
         yield "It has recovered since."
+
+
+def _began_there(ends: Ends, spec: DetectorSpec, shown: Finding) -> Move | None:
+    """The ends of a distance that was past its WARN line from the first points on and did not grow since; ``None``
+    where it drifted."""
+    found = ends.move(shown.metric, relative=True)
+    if found is None or spec.warn is None or found.base < spec.absolute_level(_statistic(spec, shown), spec.warn):
+        return None
+    return found if found.last < STAYED * found.base or found.low < found.base else None
 
 
 def onset(case: Case, spec: DetectorSpec, finding: Finding) -> int | None:
@@ -222,6 +316,10 @@ def _passed(value: float | None, base: float | None, line: float | None) -> str:
 
 def said(value: float | None) -> str:
     return "not known" if value is None else f"{value:.3g}"
+
+
+SECOND_LOOKS = sum(len(spec.metrics) for spec in DETECTORS if _is_looked_at_twice(spec))
+"""Intervals of the second looks, which take their part of the error rate of hindsight checks."""
 
 
 def _fold(check_id: str, title: str, need: Lack | Literal["successes"], core: Core | None = None) -> Question:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from rlmon.audit.checks.question import Ends, Question, between, question, sizes
+from rlmon.audit.curves import known, smooth_since
 from rlmon.audit.result import Check
 from rlmon.records import Status
+
+ALWAYS = 0.9
+"""Share of completions, and of steps: with more than this cut off in more than this many steps, all are."""
 
 
 @question("truncation", "Do completions end by themselves?", core="length")
@@ -16,11 +20,29 @@ def truncation(ask: Question, ends: Ends) -> Check:
     base, last = ends.case.base_mean(name), ends.case.last_mean(name)
     if base is None or last is None:
         return ask.skip("truncation was logged at one end of the run only")
+    shares = known(ends.case.series(name))
     status: Status = "pass"
     if last - base > 0.1:
         status = "fail" if last > 0.5 else "warn" if last > 0.25 else "pass"
+    elif last > ALWAYS and float((shares > ALWAYS).mean()) > ALWAYS:
+        return ask.says(
+            status="warn", metric=name, unit="share", value=last, baseline=base, threshold=ALWAYS,
+            message=f"{last:.0%} of all completions are cut off by the token limit, from the first step on: what is "
+            "rewarded are beginnings",
+            advice="Raise max_completion_length, or ask for shorter answers; check that the model can end at all (the "
+            "chat template's end token as eos_token).",
+        )  # fmt: skip
+    elif last > 0.25:
+        return ask.says(
+            status="note", metric=name, unit="share", value=last, baseline=base, threshold=0.25,
+            message=f"{last:.0%} of all completions are cut off by the token limit, as at the start ({base:.0%})",
+            advice="Raise max_completion_length, or set mask_truncated_completions=True.",
+        )  # fmt: skip
     return ask.says(
         status=status, metric="rlmon/health/truncated", unit="share",
+        first_step=None if status == "pass" else smooth_since(
+            ends.case.line.steps, ends.case.line.series[name], base + 0.1, upward=True
+        ),
         value=last, baseline=base, threshold=0.5 if status == "fail" else 0.25,
         message=f"cut off by the token limit: {base:.3f} -> {last:.3f} of all completions",
         advice="" if status == "pass" else "Raise max_completion_length, or set mask_truncated_completions=True; look "

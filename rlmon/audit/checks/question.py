@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from rlmon.audit.case import Case
 from rlmon.audit.contrast import Contrast, Difference
+from rlmon.audit.curves import Move, known, move
+from rlmon.audit.features import Floats, Ints
 from rlmon.audit.result import Check, Core, Method
 from rlmon.audit.run import Lack
+from rlmon.audit.strata import Strata
+from rlmon.audit.timeline import ratio
 from rlmon.audit.wording import Wording
 
 Need = Lack | Literal["successes", "keys"]
@@ -30,8 +37,54 @@ class Ends:
     groups: Mapping[str, Any]
     contrast: Contrast | None
     wording: Wording | None
+    strata: Strata | None
+    """What of the data is at both ends; ``None`` without completions."""
     alpha: float
     """Error rate of one interval of a hindsight check (two-sided)."""
+
+    @property
+    def same_data(self) -> bool:
+        """The data did not change on the way, as far as its sources tell: curves of the whole run can be compared."""
+        return self.strata is None or not self.strata.moved
+
+    def move(self, name: str, *, relative: bool) -> Move | None:
+        """The ends of a curve; ``None`` where it was not logged or has too few points."""
+        given = self.case.base_line
+        base = None if given is None else known(given.series.get(name))
+        return move(known(self.case.series(name)), self.alpha, relative=relative, base=base)
+
+    def over_steps(self, top_G: Floats, bottom_G: Floats) -> tuple[Ints, Floats]:
+        """The steps of training with groups [S], and the ratio of two sums over the groups of each [S]."""
+        train = ~self.case.counted.groups["eval"]
+        # Groups of another run that is the base come first.
+        top, bottom = (values[-train.size :][train] for values in (top_G, bottom_G))
+        steps, at = np.unique(self.case.counted.groups["step"][train], return_inverse=True)
+        return steps, ratio(
+            np.bincount(at, weights=top, minlength=steps.size).astype(np.float64),
+            np.bincount(at, weights=bottom, minlength=steps.size).astype(np.float64),
+        )
+
+    def move_of(self, values: Floats, *, relative: bool, looks: int = 1) -> Move | None:
+        """The ends of these values, whose error is shared out over so many looks."""
+        return move(values, self.alpha / looks, relative=relative)
+
+    def honest(self, found: Check) -> Check:
+        """The answer, with what was left out of it: sources that are not at both ends.
+
+        A value past its line is no pass: where the evidence does not suffice for more, nobody knows. (A detector's own
+        value is that of a few blocks: it looks at its line itself.)
+        """
+        if found.status == "pass" and found.method != "fold" and past_line(found):
+            return dataclasses.replace(
+                found,
+                status="unsure",
+                reason=f"past its line of {found.threshold:.3g}, but the run holds too little to be sure that this is "
+                "not chance",
+            )
+        if self.same_data or self.strata is None or found.method != "hindsight" or found.status in ("skip", "error"):
+            return found
+        compared = f"{self.strata.said}: only those at both ends are compared"
+        return dataclasses.replace(found, message=f"{found.message}; {compared}")
 
     def absent(self, *needs: Need) -> str | None:
         """Why nothing can be said at all, ``None`` where the run has what is needed."""
@@ -44,6 +97,8 @@ class Ends:
                 return lacks.get("completions", "there are no completions")
             if self.contrast is None:
                 return "the run has fewer than two steps with completions"
+            if self.strata is not None and not self.strata.names:
+                return f"{self.strata.said}: no source is at both ends of the run, so nothing there can be compared"
             if need == "successes" and not self.groups["known"].any():
                 return f"it is not known what counts as a success: {self.case.success} (--success)"
             live = self.case.fold.live
@@ -72,7 +127,7 @@ class Question:
         """The answer; an ERROR where the check itself fails, which must not cost the others."""
         try:
             reason = ends.absent(*self.needs)
-            return self.judge(self, ends) if reason is None else self.skip(reason)
+            return ends.honest(self.judge(self, ends)) if reason is None else self.skip(reason)
         except Exception as error:
             return self.says(
                 status="error",
@@ -103,6 +158,16 @@ def question(
         return Question(id=check_id, title=title, core=core, needs=needs, method=method, judge=judge)
 
     return of
+
+
+def past_line(found: Check) -> bool:
+    """Whether the value lies past the line, which lies on the bad side of the base; never where the line is the base
+    itself."""
+    if found.value is None or found.threshold is None or found.threshold == found.baseline:
+        return False
+    if found.baseline is not None and found.threshold < found.baseline:
+        return found.value < found.threshold
+    return found.value > found.threshold
 
 
 def between(found: Difference, unit: str = "") -> str:

@@ -114,6 +114,9 @@ def _top_answer(ends: Ends) -> tuple[float, float, float, int] | None:
         mine = (answer >= 0) & (rank >= 0)
         if not (end == "base" and ends.case.base is not None):
             mine &= np.isin(step, window)
+        if not ends.same_data and ends.strata is not None:
+            named = np.concatenate([np.array(part["source"].to_pylist(), dtype=object) for part in source.samples])
+            mine &= np.isin(named, list(ends.strata.names))
         answer, prompt = answer[mine], prompt[mine]
         prompts = np.unique(prompt)
         if prompts.size < 30:

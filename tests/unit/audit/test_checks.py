@@ -116,6 +116,37 @@ def sometimes_nan(rng: Rng, t: float, prompt: int, text: str) -> float:
     return math.nan if t > 0.5 and rng.random() < 0.01 else float(rng.random() < 0.5)
 
 
+def lost_reward(rng: Rng, t: float, prompt: int, text: str) -> float:
+    return float(rng.random() < 0.7 - 0.6 * ramp(t))
+
+
+def no_spread_at_last(rng: Rng, t: float, prompt: int, text: str) -> float:
+    """Half of the completions right; from the middle on every prompt is right or wrong as a whole."""
+    return float(prompt % 2) if t >= 0.5 else float(rng.random() < 0.5)
+
+
+def with_holes(rng: Rng, t: float, prompt: int, text: str) -> float | None:
+    return None if t >= 0.3 and rng.random() < 0.25 else float(rng.random() < 0.5)
+
+
+def left_out(rng: Rng, t: float, prompt: int, text: str) -> float | None:
+    """A third of the prompts is left out as a whole: that is a choice, not a hole."""
+    return None if prompt % 3 == 0 else float(rng.random() < 0.5)
+
+
+def functions(second: Callable[[Rng], float]) -> Any:
+    return lambda rng, t, prompt, text: {"rewards": {"right": float(rng.random() < 0.5), "form": second(rng)}}
+
+
+def empty_in_its_tags(rng: Rng, t: float, prompt: int) -> str:
+    answer = "" if rng.random() < ramp(t) else str(prompt % 97)
+    return f"<think>{prose(rng, prompt % 97)}</think><answer>{answer}</answer>"
+
+
+def without_chance(rng: Rng, t: float, prompt: int) -> str:
+    return prose(np.random.default_rng(prompt), prompt % 97)
+
+
 def with_evaluations(falling: bool) -> pa.Table:
     """Training reward from .3 to .8; twelve evaluations that follow it, or fall to .05."""
 
@@ -125,7 +156,7 @@ def with_evaluations(falling: bool) -> pa.Table:
     def evaluated(rng: Rng, t: float, prompt: int, text: str) -> float:
         return float(rng.random() < (0.3 - 0.25 * ramp(t, 0.0, 0.9) if falling else 0.3 + 0.5 * t))
 
-    train, evaluation = draw(1, score=trained, steps=48), draw(2, score=evaluated, steps=12)
+    train, evaluation = draw(1, score=trained, steps=48), draw(2, score=evaluated, steps=12, prompts=32)
     step = pc.multiply(evaluation["step"], 4)
     split = pa.array(["eval"] * evaluation.num_rows)
     return pa.concat_tables([train, evaluation.set_column(0, "step", step).set_column(1, "split", split).cast(ROWS)])
@@ -159,6 +190,15 @@ RUNS: dict[str, Callable[[], pa.Table]] = {
     "evaluation falls": lambda: with_evaluations(falling=True),
     "evaluation follows": lambda: with_evaluations(falling=False),
     "NaN rewards": run(score=sometimes_nan),
+    "reward lost": run(score=lost_reward),
+    "no spread": run(score=no_spread_at_last),
+    "holes": run(score=with_holes),
+    "left out": run(score=left_out),
+    "dead function": run(columns=functions(lambda rng: 0.0)),
+    "constant function": run(columns=functions(lambda rng: 1.0)),
+    "two functions": run(columns=functions(lambda rng: float(rng.random() < 0.3))),
+    "empty answers": run(write=empty_in_its_tags),
+    "without chance": run(write=without_chance),
     "nothing solved": run(score=chance(0.005)),
     "all solved": run(score=chance(0.995)),
 }
@@ -200,6 +240,13 @@ def audit_of(name: str) -> Audit:
         ("non-finite", "fail", "NaN rewards", "healthy"),
         ("silent-groups-bad", "fail", "nothing solved", "healthy"),
         ("silent-groups-good", "note", "all solved", "healthy"),
+        ("reward-loss", "fail", "reward lost", "healthy"),
+        ("reward-signal", "fail", "no spread", "healthy"),
+        ("reward-missing", "warn", "holes", "left out"),
+        ("reward-functions", "warn", "dead function", "two functions"),
+        ("reward-functions", "note", "constant function", "two functions"),
+        ("empty-answers", "fail", "empty answers", "all prose"),
+        ("identical-completions", "fail", "without chance", "all prose"),
     ],
 )
 def test_what_goes_wrong_is_told_and_the_twin_passes(check_id: str, status: str, damaged: str, twin: str) -> None:
@@ -213,7 +260,7 @@ def test_what_goes_wrong_is_told_and_the_twin_passes(check_id: str, status: str,
 
 def test_every_check_of_rows_is_shown_to_fire() -> None:
     fired = {check_id for name in RUNS for check_id in spoken(audit_of(name))}
-    assert {asked.id for asked in checks.HINDSIGHT} <= fired
+    assert {asked.id for asked in checks.HINDSIGHT} - {"gradient"} <= fired
 
 
 def test_a_healthy_run_passes_and_skips_say_why() -> None:
@@ -223,11 +270,11 @@ def test_a_healthy_run_passes_and_skips_say_why() -> None:
     assert audit.verdict == "insufficient"
     for one in audit.checks:
         assert (one.status == "skip") == (one.reason is not None)
-    # Nothing in rows says these; twelve hindsight checks and the detectors of rows can speak.
+    # Nothing in rows says these; the other hindsight checks and the detectors of rows can speak.
     silent = {one.id for one in audit.checks if one.status == "skip"}
     assert silent == {
         "move-collapse", "entropy-collapse", "entropy-explosion", "kl-drift", "lone-success",
-        "forgotten-prompts", "impossible-prompts", "truncation", "eval-gap",
+        "forgotten-prompts", "impossible-prompts", "truncation", "eval-gap", "reward-functions", "gradient",
     }  # fmt: skip
 
 
@@ -281,14 +328,15 @@ def test_a_check_that_raises_is_an_error_and_the_others_go_on(monkeypatch: pytes
 
 def test_checks_come_worst_first() -> None:
     statuses = [one.status for one in audit_of("one format lives").checks]
-    order = ["fail", "warn", "error", "note", "pass", "skip"]
+    order = ["fail", "warn", "error", "unsure", "note", "pass", "skip"]
     assert statuses == sorted(statuses, key=order.index)
     assert statuses[0] == "fail"
 
 
 def test_the_error_rate_is_shared_out_over_the_checks() -> None:
-    # Bonferroni: .01 over the hindsight checks, two-sided; the sentence names that level.
-    alpha = 0.01 / len(checks.HINDSIGHT)
+    # Bonferroni: .01 over the hindsight checks and the second looks, two-sided; the sentence names that level. Looked
+    # at twice are entropy (down and up) and length, and formats, templates and moves across and within prompts: 3 + 6.
+    alpha = 0.01 / (len(checks.HINDSIGHT) + 9)
     assert f"{1 - alpha:.3%}" in audit_of("healthy").correction
 
 
@@ -328,9 +376,13 @@ def unchanging(seed: int) -> pa.Table:
 @pytest.mark.slow
 def test_runs_in_which_nothing_changes_are_left_alone() -> None:
     # Detectors and hindsight checks are each allowed one false run in a hundred; of 60 runs, two such are 1 in 8.
-    said = {seed: spoken(audited(unchanging(seed))) for seed in range(60)}
+    audits = {seed: audited(unchanging(seed)) for seed in range(60)}
+    said = {seed: {one for one in spoken(audit).items() if one[1] != "unsure"} for seed, audit in audits.items()}
     assert sum(bool(one) for one in said.values()) <= 2, said
-    assert not any("fail" in one.values() for one in said.values()), said
+    assert not any(status == "fail" for one in said.values() for _, status in one), said
+    # A core question is left open by few of them.
+    doubts = {seed: [c.id for c in audit.checks if c.core and c.status == "unsure"] for seed, audit in audits.items()}
+    assert sum(bool(one) for one in doubts.values()) <= 2, doubts
 
 
 # --- onset --------------------------------------------------------------------------------------------------------

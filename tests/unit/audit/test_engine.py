@@ -176,7 +176,7 @@ def test_curves_are_summed_up_against_the_base_that_was_given() -> None:
         return lambda rng, t, prompt, text: {"truncated": bool(rng.random() < share)}
 
     often, seldom = draw(1, steps=40, columns=cut(0.7)), draw(2, steps=40, columns=cut(0.02))
-    assert check(audited(often), "truncation").status == "pass", "it was so from the start"
+    assert check(audited(often), "truncation").status == "note", "it was so from the start"
     against = audited(opened(often), baseline=opened(seldom))
     found = check(against, "truncation")
     assert found.status == "fail"

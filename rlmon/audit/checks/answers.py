@@ -1,0 +1,72 @@
+"""Is something answered, and do the completions of one prompt differ at all?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rlmon.audit.checks.question import Ends, Question, between, question, sizes
+from rlmon.audit.curves import LEAST_POINTS, last_points, smooth_since
+from rlmon.audit.result import Check
+from rlmon.records import Status
+
+
+@question("empty-answers", "Is there an answer in every completion?", needs=("completions",))
+def empty_answers(ask: Question, ends: Ends) -> Check:
+    assert ends.contrast is not None
+    groups = ends.groups
+    if not groups["empty_known"].any():
+        return ask.skip("the text of the completions was not stored; store it (rlmon_store_text: full)")
+    found = ends.contrast.ratio(groups["empty"], groups["empty_known"])
+    if found is None:
+        return ask.skip("an end of the run has fewer than two prompts")
+    low = found.last - found.change + found.low
+    status: Status = "fail" if found.low > 0.5 else "warn" if found.low > 0.1 or low > 0.5 else "pass"
+    steps, share = ends.over_steps(groups["empty"], groups["empty_known"])
+    line = found.base + 0.1 if found.low > 0.1 else 0.5
+    return ask.says(
+        status=status, metric="share of empty answers", unit="share", value=found.last, baseline=found.base,
+        threshold=found.base + 0.5 if status == "fail" else line if status == "warn" else found.base + 0.1,
+        interval=(low, found.base + found.high), evidence=sizes(found),
+        first_step=None if status == "pass" else smooth_since(steps, share, line, upward=True),
+        message=("an empty answer (no text, or its tags with nothing between them) took over: "
+        if found.low > 0.1 else "empty answers: ") + between(found),
+        advice="" if status == "pass" else "Look at them with `rlmon show`, and at what the reward function pays for "
+        "an empty string: it must pay nothing. Then raise beta, or go back to a checkpoint from before.",
+    )  # fmt: skip
+
+
+IDENTICAL = 0.9
+"""Of the groups: with more than this many of identical completions, sampling gives nothing to compare."""
+
+
+@question("identical-completions", "Do the completions of one prompt differ?", needs=("completions",))
+def identical_completions(ask: Question, ends: Ends) -> Check:
+    groups = ends.groups
+    known = np.isfinite(groups["identical"])
+    if not known.any():
+        return ask.skip("no group has two completions whose text is known")
+    steps, share = ends.over_steps(np.where(known, groups["identical"], 0.0), known.astype(np.float64))
+    right = ends.over_steps(groups["all_good"].astype(np.float64), groups["classified"].astype(np.float64))[1]
+    last = last_points(steps.size)
+    now, first = float(np.nanmean(share[-last:])), float(np.nanmean(share[: min(3, share.size)]))
+    facts: dict[str, Any] = {
+        "metric": "share of groups whose completions are all identical", "unit": "share of groups", "value": now,
+        "baseline": first, "evidence": {"steps": int(steps.size), "groups": int(known.sum())},
+    }  # fmt: skip
+    if steps.size < LEAST_POINTS:
+        return ask.skip(f"{steps.size} steps have groups; {LEAST_POINTS} are needed", **facts)
+    if now < IDENTICAL:
+        return ask.says(status="pass", message=f"in {now:.0%} of the groups all completions are one text", **facts)
+    always = first >= IDENTICAL
+    solved = float(np.nan_to_num(right[-last:]).mean())
+    said = f"in {now:.0%} of the groups all completions are identical"
+    return ask.says(
+        status="fail" if now > 0.99 and solved < 0.5 else "warn", threshold=IDENTICAL,
+        first_step=None if always else smooth_since(steps, share, IDENTICAL, upward=True),
+        message=f"{said}, from the first step on: they are sampled without chance, so that no group can teach"
+        if always else f"{said} ({first:.0%} at the start): a group has nothing left to compare",
+        advice="Sample with temperature=1.0 (0 or do_sample=False gives one text), and look at top_k and top_p."
+        if always else "Raise temperature or beta; use_adaptive_entropy=True keeps some chance in sampling.", **facts,
+    )  # fmt: skip

@@ -1,0 +1,380 @@
+"""Is there a reward, does it hold, and do rewards differ so that something can be learned from them?
+
+A group whose rewards are all equal gives no gradient. Where all groups are like that, nothing is learned, whatever the
+curves look like; where that is so from the first step, nothing ever was.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlmon.audit.checks.question import Ends, Question, between, question, sizes
+from rlmon.audit.curves import LEAST_POINTS, known, last_points, since, smooth_since
+from rlmon.audit.features import Bools, Floats, Ints
+from rlmon.audit.result import Check
+from rlmon.audit.timeline import SMOOTHING_STEPS, ratio, trailing_mean
+from rlmon.records import Status
+
+REWARD = "rlmon/health/reward_mean"
+SILENT_SHARE = 0.9
+"""Of the groups: with more than this many silent, hardly anything is learned."""
+SOLVED = 0.8
+"""Share of groups that are right as a whole from which silence is that of solved prompts."""
+MOST_STEPS = 0.95
+"""Share of the steps that is called all of them: a single odd step does not bring a dead run to life."""
+SAME = 1e-9
+"""Rewards that differ by less, relative to their size, are the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silence:
+    """The steps at which rewards did not differ inside groups."""
+
+    steps: Ints
+    silent: Bools
+    share: Floats
+    """Share of silent groups at each of the steps."""
+    metric: str
+    """What says so."""
+
+    @property
+    def always(self) -> bool:
+        """From the first step to the last."""
+        return self.steps.size >= LEAST_POINTS and float(self.silent.mean()) >= MOST_STEPS and bool(self.silent[0])
+
+
+def silence(ends: Ends) -> Silence | None:
+    """Where rewards did not differ, by the best of what was logged; ``None`` where nothing tells."""
+    for name in ("rlmon/group/silent", "rlmon/group/reward_std", "reward_std", "grad_norm"):
+        values = ends.case.series(name)
+        at = np.zeros(0, dtype=np.int64) if values is None else np.flatnonzero(np.isfinite(values))
+        if values is None or not at.size:
+            continue
+        share = values[at] if name == "rlmon/group/silent" else (np.abs(values[at]) <= SAME).astype(np.float64)
+        found = Silence(steps=ends.case.line.steps[at], silent=share >= SILENT_SHARE, share=share, metric=name)
+        # A gradient that lives tells of no group; one that is exactly zero tells enough.
+        if name != "grad_norm" or found.always:
+            return found
+    reward = ends.case.series(REWARD)
+    if reward is not None and _constant(known(reward)) is not None and known(reward).size >= LEAST_POINTS:
+        at = np.flatnonzero(np.isfinite(reward))
+        every = np.ones(at.size)
+        return Silence(steps=ends.case.line.steps[at], silent=every > 0, share=every, metric=REWARD)
+    return None
+
+
+def _constant(values: Floats) -> float | None:
+    """The one value of a curve, ``None`` where it has several or none."""
+    if not values.size or np.ptp(values) > SAME * max(1.0, float(np.abs(values).max())):
+        return None
+    return float(values[0])
+
+
+@question("reward-signal", "Do rewards differ, so that something can be learned?", core="groups")
+def reward_signal(ask: Question, ends: Ends) -> Check:
+    found = silence(ends)
+    if found is None:
+        lacks = ends.case.run.lacks
+        return ask.skip(
+            lacks.get("rewards", "neither the share of groups without reward spread nor the spread itself was logged "
+            "(TRL: frac_reward_zero_std, reward_std)")
+        )  # fmt: skip
+    last = last_points(found.steps.size)
+    now, first = float(found.share[-last:].mean()), float(found.share[:3].mean())
+    facts: dict[str, Any] = {
+        "metric": found.metric, "unit": "share of groups without reward spread", "value": now, "baseline": first,
+        "evidence": {"steps": int(found.steps.size), "silent_steps": int(found.silent.sum())},
+    }  # fmt: skip
+    if found.steps.size < LEAST_POINTS:
+        return ask.skip(f"rewards of {found.steps.size} steps are known; {LEAST_POINTS} are needed", **facts)
+    if found.always:
+        return _never(ask, ends, found, facts)
+    start = since(found.steps, found.silent)
+    if now < SILENT_SHARE or start is None or int((found.steps >= start).sum()) < min(5, last):
+        return ask.says(status="pass", message=f"rewards differ in {1.0 - now:.0%} of the groups at the end", **facts)
+    where = "in every group" if now > 0.99 else f"in {now:.0%} of the groups"
+    facts |= {"threshold": SILENT_SHARE, "first_step": start}
+    reward = ends.case.series(REWARD)
+    levels = known(reward)
+    level = "" if reward is None or not levels.size else f"; the reward is {float(levels[-last:].mean()):.3g}"
+    if _solved(ends, start):
+        # Where groups are known to be right as a whole, silent-groups-good says so, once.
+        told = any(f.detector == "silent-groups-good" for f in ends.case.fold.findings)
+        return ask.says(
+            **facts | ({"threshold": None, "first_step": None} if told else {}), status="pass" if told else "note",
+            message=f"all completions of a group earn the same {where}{level}, the best of the run: it is learned, and "
+            "what is left teaches nothing",
+            advice="" if told else "Move to harder prompts, drop solved ones, or stop.",
+        )  # fmt: skip
+    return ask.says(
+        status="fail" if now > 0.99 else "warn",
+        message=f"all completions of a group earn the same {where}{level}: from there on nothing is learned, or next "
+        "to nothing",
+        advice=_ADVICE, **facts,
+    )  # fmt: skip
+
+
+_ADVICE = (
+    "Look at what reward_funcs returns for a few completions (a parser that rejects everything, or a constant, looks "
+    "like this); raise num_generations or temperature; drop prompts that are never or always solved."
+)
+
+
+def _solved(ends: Ends, start: int) -> bool:
+    """Whether the silence is that of solved prompts: the reward stands at the top of what it ever was, above where it
+    began."""
+    steps = ends.case.line.steps
+    good = ends.case.series("rlmon/group/all_good")
+    if good is not None and np.isfinite(good[steps >= start]).any():
+        return bool(np.nanmean(good[steps >= start]) > SOLVED)
+    reward = ends.case.series(REWARD)
+    if reward is None or not np.isfinite(reward[steps >= start]).any():
+        return False
+    level, begin = float(np.nanmean(reward[steps >= start])), float(known(reward)[:3].mean())
+    best = float(known(reward).max())
+    return level > begin and best - level <= 0.1 * max(best - begin, SAME)
+
+
+def _never(ask: Question, ends: Ends, found: Silence, facts: dict[str, Any]) -> Check:
+    """No step at which rewards differed inside groups."""
+    rewards = known(ends.case.series(REWARD))
+    one = _constant(rewards)
+    gradient = known(ends.case.series("grad_norm"))
+    still = " The gradient was exactly 0." if gradient.size and not np.abs(gradient).max() > 0 else ""
+    facts |= {"threshold": SILENT_SHARE}
+    steps = f"in all {found.steps.size} steps" if found.silent.all() else f"in nearly all of {found.steps.size} steps"
+    if one == 1.0:
+        return ask.says(
+            status="warn", message=f"the reward is 1 for every completion {steps}: all of it was solved before the run "
+            f"began, or the reward cannot fail; either way nothing can be learned.{still}",
+            advice="Check that a wrong completion earns less; if it does, take harder prompts.", **facts,
+        )  # fmt: skip
+    what = "all completions of a group earn the same"
+    if one is not None:
+        what = f"the reward is {one:.6g} for every completion" if one else "the reward is 0 for every completion"
+    elif found.metric == "grad_norm":
+        what, still = "the gradient was exactly 0", ""
+    return ask.says(status="fail", message=f"{what} {steps}: nothing can be learned.{still}", advice=_ADVICE, **facts)
+
+
+# --- its level ----------------------------------------------------------------------------------------------------
+
+LOST_WARN = 0.3
+LOST_FAIL = 0.6
+"""Share of the reward that is lost at the end."""
+
+
+@question("reward-loss", "Does the reward hold?", core="reward")
+def reward_loss(ask: Question, ends: Ends) -> Check:
+    values = ends.case.series(REWARD)
+    if values is None:
+        return ask.skip(ends.case.run.lacks.get("rewards", "no reward was logged"), metric=REWARD)
+    facts: dict[str, Any] = {"metric": REWARD, "unit": "reward"}
+    rows = ends.contrast.ratio(ends.groups["reward"], ends.groups["scored"]) if ends.contrast is not None else None
+    if rows is not None:
+        base, last, high = rows.base, rows.last, rows.base + rows.high
+        facts |= {"interval": (rows.base + rows.low, high), "evidence": sizes(rows)}
+        told = between(rows)
+    else:
+        if not ends.same_data and ends.strata is not None:
+            return ask.skip(f"{ends.strata.said}: no source is at both ends of the run", **facts)
+        found = ends.move(REWARD, relative=False)
+        if found is None:
+            return ask.skip(f"the reward of {known(values).size} steps is known; {LEAST_POINTS} are needed", **facts)
+        base, last, high = found.base, found.last, found.high
+        facts |= {"interval": (found.low, high)}
+        told = found.within()
+    scale = _scale(ends, values, base)
+    facts |= {"value": last, "baseline": base, "threshold": base - LOST_WARN * scale}
+    steps = ends.case.line.steps
+    for status, lost in (("fail", LOST_FAIL), ("warn", LOST_WARN)):
+        if scale > 0 and high < base - lost * scale:
+            return ask.says(
+                **facts | {"threshold": base - lost * scale}, status=status, message=f"the reward fell: {told}",
+                first_step=smooth_since(steps, values, base - LOST_WARN * scale, upward=False), advice=_FALLEN,
+            )  # fmt: skip
+    if (peak := _lost_again(ends, values)) is not None:
+        best, at, now, status = peak
+        line = best - LOST_WARN * _scale(ends, values, best)
+        return ask.says(
+            **facts | {"threshold": line}, status=status, advice=_FALLEN,
+            first_step=smooth_since(steps, values, line, upward=False),
+            message=f"the reward rose to {best:.3g} by step {at} and was lost again: {now:.3g} at the end",
+        )  # fmt: skip
+    return ask.says(status="pass", message=told, **facts)
+
+
+_FALLEN = (
+    "Go back to a checkpoint from before the fall. Lower learning_rate, raise beta or set max_grad_norm; if the data "
+    "became harder there, compare like with like (log a task or source column)."
+)
+
+
+def _scale(ends: Ends, values: Floats, level: float) -> float:
+    """What a reward of this level has to lose: itself where rewards are never negative, else their spread too."""
+    if known(values).min() >= 0 and not any(part["min"].min() < 0 for part in ends.case.counted.functions.values()):
+        return abs(level)
+    spread = [known(ends.case.series(name)) for name in ("rlmon/group/reward_std", "reward_std")]
+    return max(abs(level), *(float(one.mean()) if one.size else 0.0 for one in spread))
+
+
+def _lost_again(ends: Ends, values: Floats) -> tuple[float, int, float, Status] | None:
+    """A level that was reached and is lost for good: best mean of a window, its last step, level now, and how bad."""
+    at = np.flatnonzero(np.isfinite(values))
+    window = last_points(at.size)
+    if at.size < 2 * LEAST_POINTS or not ends.same_data:
+        return None
+    smooth = trailing_mean(values[at], window)
+    top = int(smooth[window - 1 :].argmax()) + window - 1
+    # The best of many windows is the best by chance too: what is compared is the curve from there on, and the error
+    # is shared out over the windows that do not overlap.
+    rest = values[at[max(0, top - window + 1) :]]
+    found = ends.move_of(rest, relative=False, looks=max(1, at.size // window))
+    if found is None:
+        return None
+    best, now = float(smooth[top]), float(smooth[-1])
+    scale = _scale(ends, values, best)
+    for status, lost in (("fail", LOST_FAIL), ("warn", LOST_WARN)):
+        if scale > 0 and max(found.high, now) < best - lost * scale:
+            return best, int(ends.case.line.steps[at[top]]), now, "fail" if status == "fail" else "warn"
+    return None
+
+
+# --- reward functions ---------------------------------------------------------------------------------------------
+
+
+@question("reward-functions", "Does every reward function tell completions apart?")
+def reward_functions(ask: Question, ends: Ends) -> Check:
+    means = {
+        name.removeprefix("rewards/"): values
+        for name, values in ends.case.line.series.items()
+        if name.startswith("rewards/") and not name.endswith("/std")
+    }
+    means = {name: values for name, values in means.items() if known(values).size >= LEAST_POINTS}
+    if not means:
+        return ask.skip(
+            "no reward function was logged by itself; with TRL each one is (rewards/<function>/mean)", unit="functions"
+        )
+    dead: list[tuple[str, float]] = []
+    still: list[tuple[str, float]] = []
+    lost: list[tuple[str, float]] = []
+    for name, values in sorted(means.items()):
+        one = _constant(known(values))
+        if one is not None and not _spreads(ends, name):
+            (still if one else dead).append((name, one))
+        elif one is None and _died(ends, values):
+            lost.append((name, float(known(values)[:3].mean())))
+    said = [f"{name!r} gives 0 to every completion in every step: it is dead" for name, _ in dead[:5]]
+    said += [f"{name!r} fell from {level:.3g} to nothing" for name, level in lost[:5]]
+    said += [f"{name!r} gives {one:.6g} to every completion: it teaches nothing" for name, one in still[:5]]
+    status: Status = "warn" if dead or lost else "note" if still else "pass"
+    return ask.says(
+        status=status, metric="reward functions that are dead or constant", unit=f"of {len(means)}",
+        value=float(len(dead) + len(lost) + len(still)), baseline=0.0,
+        message="; ".join(said) or f"{len(means)} reward functions: each one varies",
+        evidence={"dead": [name for name, _ in dead], "constant": [name for name, _ in still],
+                  "lost": [name for name, _ in lost]},
+        advice="" if status == "pass" else "Call it on a few completions of `rlmon show`: a parser that looks for "
+        "another format, or a threshold nobody reaches, looks like this. Take it out, or give it a graded reward.",
+    )  # fmt: skip
+
+
+def _spreads(ends: Ends, name: str) -> bool:
+    """Whether single completions differ where the mean does not."""
+    parts = ends.case.counted.functions.get(name)
+    if parts is not None:
+        seen = parts["scored"] > 0
+        return bool(seen.any() and parts["max"][seen].max() - parts["min"][seen].min() > SAME)
+    spread = known(ends.case.series(f"rewards/{name}/std"))
+    return bool(spread.size and spread.max() > SAME)
+
+
+def _died(ends: Ends, values: Floats) -> bool:
+    """A function that gave something and gives nothing in all of the last window."""
+    found = ends.move_of(known(values), relative=False)
+    window = last_points(known(values).size)
+    return found is not None and found.base > 0 and found.high < 0.5 * found.base and not known(values)[-window:].any()
+
+
+# --- completions without a reward ---------------------------------------------------------------------------------
+
+
+@question("reward-missing", "Does every completion get a reward?", method="exact", needs=("completions",))
+def reward_missing(ask: Question, ends: Ends) -> Check:
+    groups = ends.case.counted.groups
+    train = ~groups["eval"]
+    if not groups["scored"][train].any():
+        return ask.skip(ends.case.run.lacks.get("rewards", "no completion has a reward"), metric="rewards missing")
+    lacking = groups["missing"] + np.where(groups["missing"] > 0, 0.0, groups["non_finite"])
+    # A group that is left out as a whole was left out on purpose; a hole in a group never is.
+    holes = np.where((lacking > 0) & (lacking < groups["rows"]), lacking, 0.0)
+    steps, at = np.unique(groups["step"][train], return_inverse=True)
+
+    def total(values: Any) -> Floats:
+        return np.bincount(at, weights=values[train], minlength=steps.size).astype(np.float64)
+
+    share = ratio(total(holes), total(groups["rows"]))
+    whole = float((lacking - holes)[train].sum() / groups["rows"][train].sum())
+    overall = float(holes[train].sum() / groups["rows"][train].sum())
+    worst = float(np.nanmax(trailing_mean(share, SMOOTHING_STEPS)))
+    began = np.flatnonzero(share > 0)
+    start = int(steps[began[0]]) if began.size else None
+    status: Status = "fail" if worst > 0.5 else "warn" if overall > 0.001 else "pass"
+    left_out = f"; {whole:.1%} more are of groups that were left out as a whole" if whole else ""
+    return ask.says(
+        status=status, metric="completions without a reward in groups that have some", unit="share", value=worst,
+        baseline=float(share[0]), threshold=0.5 if status == "fail" else 0.001 if status == "warn" else None,
+        first_step=start if status != "pass" else None,
+        message=f"up to {worst:.0%} of the completions of a step got no reward (NaN or None)"
+        f"{left_out}" if status != "pass" else f"all but {overall:.2%} of the completions got one{left_out}",
+        evidence={"missing": float(holes[train].sum()), "rows": float(groups["rows"][train].sum())},
+        advice="" if status == "pass" else "A reward function returned NaN or None for them: find the completions with "
+        "`rlmon show` and return a number (0.0 for what cannot be parsed), or None for the whole group.",
+    )  # fmt: skip
+
+
+# --- the gradient -------------------------------------------------------------------------------------------------
+
+
+@question("gradient", "Does a gradient of a sane size arrive?")
+def gradient(ask: Question, ends: Ends) -> Check:
+    name = "grad_norm"
+    values = ends.case.series(name)
+    if values is None or known(values).size < LEAST_POINTS:
+        return ask.skip("the gradient norm was not logged (grad_norm, with logging_steps=1)", metric=name)
+    at = np.flatnonzero(np.isfinite(values))
+    steps, zero = ends.case.line.steps[at], values[at] == 0.0
+    facts: dict[str, Any] = {"metric": name, "unit": "norm", "value": float(values[at][-last_points(at.size) :].mean())}
+    if zero.mean() >= MOST_STEPS:
+        return ask.says(
+            status="fail", threshold=0.0, baseline=0.0, advice=_ADVICE, **facts,
+            message=f"the gradient was exactly 0 in {int(zero.sum())} of {at.size} steps: nothing can be learned",
+        )  # fmt: skip
+    start = since(steps, zero)
+    if start is not None and int((steps >= start).sum()) >= max(5, last_points(at.size)):
+        return ask.says(
+            status="note" if _solved(ends, start) else "warn", first_step=start, advice=_ADVICE,
+            message="the gradient is exactly 0: nothing is learned from there on", **facts,
+        )  # fmt: skip
+    found = ends.move(name, relative=True)
+    if found is None:
+        return ask.skip("the gradient norm is 0 at an end of the run", **facts)
+    facts |= {"value": found.last, "baseline": found.base, "threshold": 10.0 * found.base,
+              "interval": (found.low, found.high)}  # fmt: skip
+    status: Status = "warn" if found.low > 10.0 * found.base else "pass"
+    onset = smooth_since(ends.case.line.steps, values, 10.0 * found.base, upward=True)
+    return ask.says(
+        status=status, message=found.within(), first_step=None if status == "pass" else onset, **facts,
+        advice="" if status == "pass" else "Set max_grad_norm (0.1 to 1), lower learning_rate; a rising norm is often "
+        "the first sign of sampler and trainer drifting apart.",
+    )  # fmt: skip
+
+
+def nothing_ever_differed(ends: Ends) -> bool:
+    """Rewards were the same inside every group from the first step on: whoever says "learned" is wrong."""
+    found = silence(ends)
+    return found is not None and found.always and not math.isnan(float(found.share.mean()))
