@@ -31,73 +31,80 @@ def inferred(step: Ints, evaluation: Bools, prompt: Ints, group_size: int | None
     is ambiguous where a prompt has a multiple of the rows of the others: it may have been drawn twice.
     """
     order = np.lexsort((np.arange(step.size), evaluation, step))
-    ordered = codes_of(prompt)[order]
+    ordered, side = codes_of(prompt)[order], evaluation[order].astype(np.int64)
     fresh = np.ones(step.size, dtype=bool)
-    fresh[1:] = (step[order][1:] != step[order][:-1]) | (evaluation[order][1:] != evaluation[order][:-1])
-    starts = np.flatnonzero(fresh)
-    ends = np.append(starts[1:], step.size)
-    stretch = np.cumsum(fresh) - 1
+    fresh[1:] = (step[order][1:] != step[order][:-1]) | (side[1:] != side[:-1])
     change = fresh.copy()
     change[1:] |= ordered[1:] != ordered[:-1]
-    orderly = _orderly(change, stretch)
-    usual = _usual_rows(step, evaluation, codes_of(prompt))
-    code = np.empty(step.size, dtype=np.int64)
-    ambiguous = np.zeros(step.size, dtype=bool)
-    used = 0
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        rows = order[start:end]
-        size = group_size if group_size and group_size > 1 else usual[int(evaluation[rows[0]])]
-        told = bool(group_size and group_size > 1)
-        own, doubtful = _of_step(ordered[start:end], change[start:end], size, told, orderly)
-        code[rows], ambiguous[rows] = own + used, doubtful
-        used += int(own.max()) + 1
-    return code, ambiguous
-
-
-def _orderly(change: Bools, stretch: Ints) -> bool:
-    """Whether nearly all steps are runs of one length; rows that were dealt out are that by chance only."""
+    stretch, run = np.cumsum(fresh) - 1, np.cumsum(change) - 1
     begins = np.flatnonzero(change)
-    length, of = np.diff(np.append(begins, change.size)), stretch[begins]
+    lengths = np.diff(np.append(begins, step.size))
+    told = bool(group_size and group_size > 1)
+    size = np.full(2, group_size) if told else _usual_rows(stretch, side, ordered)
+    several = (size[side[begins]] > 1) & (lengths % size[side[begins]] == 0)
+    # Runs of neighbours. A prompt may be drawn twice in a row; a group has no more rows than the trainer samples.
+    cut = change | ((several | told)[run] & ((np.arange(step.size) - begins[run]) % size[side] == 0))
+    ordered_code = np.cumsum(cut) - 1
+    ambiguous = np.zeros(step.size, dtype=bool)
+    # Elsewhere prompts recur after others: one step after the other is looked at.
+    runs = np.bincount(stretch[begins])
+    prompts = np.bincount(np.unique(np.stack([stretch, ordered]), axis=1)[0])
+    orderly = _orderly(lengths, stretch[begins])
+    starts = np.flatnonzero(fresh)
+    ends = np.append(starts[1:], step.size)
+    for at in np.flatnonzero(runs != prompts).tolist():
+        rows = slice(int(starts[at]), int(ends[at]))
+        mine = run[rows.start], run[rows.stop - 1] + 1
+        found = _of_step(
+            ordered[rows], lengths[slice(*mine)], several[slice(*mine)], int(size[side[rows.start]]), told, orderly
+        )
+        if found is not None:
+            ordered_code[rows], ambiguous[rows] = step.size + rows.start + found[0], found[1]
+    code = np.empty(step.size, dtype=np.int64)
+    code[order] = codes_of(ordered_code)
+    doubtful = np.empty(step.size, dtype=bool)
+    doubtful[order] = ambiguous
+    return code, doubtful
+
+
+def _orderly(lengths: Ints, stretch: Ints) -> bool:
+    """Whether nearly all steps are runs of one length; rows that were dealt out are that by chance only."""
     count = int(stretch[-1]) + 1 if stretch.size else 0
-    least, most = np.full(count, change.size), np.zeros(count, dtype=np.int64)
-    np.minimum.at(least, of, length)
-    np.maximum.at(most, of, length)
+    least, most = np.full(count, np.iinfo(np.int64).max), np.zeros(count, dtype=np.int64)
+    np.minimum.at(least, stretch, lengths)
+    np.maximum.at(most, stretch, lengths)
     return count > 0 and float(np.mean((least == most) & (least > 1))) >= ORDERLY
 
 
-def _usual_rows(step: Ints, evaluation: Bools, prompt: Ints) -> tuple[int, int]:
+def _usual_rows(stretch: Ints, side: Ints, prompt: Ints) -> Ints:
     """How many rows of a prompt a step usually has, the smaller of two; of training and of evaluation."""
-    _, first, rows = np.unique(np.stack([step, evaluation, prompt]), axis=1, return_index=True, return_counts=True)
-    found = []
-    for side in (False, True):
-        mine = rows[evaluation[first] == side]
-        found.append(int(np.bincount(mine).argmax()) if mine.size else 1)
-    return found[0], found[1]
+    _, first, rows = np.unique(np.stack([stretch, prompt]), axis=1, return_index=True, return_counts=True)
+    mine = [rows[side[first] == one] for one in (0, 1)]
+    return np.array([int(np.bincount(rows).argmax()) if rows.size else 1 for rows in mine])
 
 
-def _of_step(prompt: Ints, change: Bools, size: int, told: bool, orderly: bool) -> tuple[Ints, Bools]:
-    """Codes of the rows of one step and side; ``size``: rows of a group, as ``told`` or as a prompt usually has."""
+def _of_step(
+    prompt: Ints, lengths: Ints, several: Bools, size: int, told: bool, orderly: bool
+) -> tuple[Ints, Bools] | None:
+    """Codes of the rows of one step and side in which prompts recur, and whether they are ambiguous.
+
+    ``None``: its runs are groups. ``size``: rows of a group, as ``told`` or as a prompt usually has; ``several``: runs
+    that are as long as that, or a multiple.
+    """
     count = prompt.size
-    certain = np.zeros(count, dtype=bool)
-    begins = np.flatnonzero(change)
-    lengths = np.diff(np.append(begins, count))
     _, distinct, rows_of = np.unique(prompt, return_inverse=True, return_counts=True)
-    run = np.cumsum(change) - 1
-    together = begins.size == rows_of.size
-    several = lengths % size == 0 if size > 1 else np.zeros(lengths.size, dtype=bool)
     even = bool((rows_of == rows_of[0]).all())
-    neighbours = orderly and bool((lengths == lengths[0]).all())
-    neighbours |= (together or not even) and bool(lengths[several].sum() >= NEIGHBOURS * count)
-    if together or neighbours:
-        # A prompt may be drawn twice in a row; a group has no more rows than the trainer samples.
-        cut = (several | told)[run] & ((np.arange(count) - begins[run]) % size == 0)
-        return np.cumsum(change | cut) - 1, certain
+    if orderly and bool((lengths == lengths[0]).all()):
+        return None
+    if not even and bool(lengths[several].sum() >= NEIGHBOURS * count):
+        return None
     turn = _turn(prompt)
     if turn and count // turn == size:
-        return np.arange(count) % turn, certain
+        return np.arange(count) % turn, np.zeros(count, dtype=bool)
     least = size if told else int(rows_of.min())
     twice = (rows_of > least) & (rows_of % least == 0) if least > 1 else np.zeros(rows_of.size, dtype=bool)
-    return np.asarray(distinct, dtype=np.int64).reshape(-1), twice[np.asarray(distinct).reshape(-1)]
+    of_prompt = np.asarray(distinct, dtype=np.int64).reshape(-1)
+    return of_prompt, twice[of_prompt]
 
 
 def _turn(prompt: Ints) -> int:

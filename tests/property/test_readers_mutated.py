@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_rows import SHAPES
 
 from rlmon.audit.readers import open_source
 from rlmon.audit.run import ROWS
@@ -123,6 +128,26 @@ def test_damaged_curves(name: str, choice: int, changes: list[Mutation]) -> None
 @given(changes=st.lists(mutations, min_size=1, max_size=3))
 def test_damaged_files(name: str, mapping: dict[str, str], changes: list[Mutation]) -> None:
     check(GOLDEN / "foreign" / "plain" / name, 0, changes, mapping)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(shape=st.sampled_from(sorted(SHAPES)), changes=st.lists(mutations, max_size=3))
+def test_damaged_shapes(suffix: str, shape: str, changes: list[Mutation]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / f"rows.{suffix}"
+        records = SHAPES[shape]
+        if suffix == "parquet":
+            pq.write_table(pa.Table.from_pylist(records), path)
+        elif suffix == "csv":
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(records[0]))
+                writer.writeheader()
+                writer.writerows(records)
+        else:
+            lines = [json.dumps(record) for record in records]
+            path.write_text("\n".join(lines) if suffix == "jsonl" else f"[{','.join(lines)}]")
+        check(path, 0, changes)
 
 
 @pytest.mark.parametrize("first", [b"null\n", b"null", b"{}null", b"[]\n", b"\n\n", b" "])
