@@ -136,6 +136,8 @@ def _recognised_run(path: Path) -> OpenedRun:
             failed.append(problem)
             notes.append(f"{module.NAME} was here too, but: {problem}")
             continue
+        if module is trl:
+            notes += _trained_into_before(found)
         others = [f"{other.NAME} ({_relative(path, where)})" for other, where in found if other is not module]
         if others and not failed:
             notes.append(f"Also here, to be read with --reader: {', '.join(others)}.")
@@ -201,6 +203,17 @@ def _settings_beside(found: Sequence[tuple[ModuleType, Path]]) -> Mapping[str, A
                 if config:
                     return config
     return {}
+
+
+def _trained_into_before(found: Sequence[tuple[ModuleType, Path]]) -> Iterator[str]:
+    """What a tracker in an output folder knows of other runs into it, whose completions TRL overwrites by step."""
+    for module, place in found:
+        if module is tensorboard and (runs := tensorboard.runs_at(place)):
+            yield (
+                f"{len(runs)} separate runs were trained into this folder, by its event files. TRL names completions "
+                "by the step alone: those of an earlier run are overwritten as far as the newest went, and mixed in "
+                "beyond. Give each run an output_dir of its own."
+            )
 
 
 def _by_name(path: Path, reader: str) -> OpenedRun:

@@ -7,6 +7,7 @@ one run of a table that holds several.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
 from collections import Counter
@@ -32,7 +33,7 @@ NO_TEXT_IN_HISTORY = (
     "a downloaded history holds numbers only; audit the offline run directory (wandb/offline-run-*), or download the "
     "run's artifacts of type run_table, or keep TRL's completions/*.parquet (log_completions=True)"
 )
-STEPS = (*STEP_KEYS, "global_step/max_steps", "Step", "iteration", "iter", "update", BAR, "_step")
+STEPS = (*STEP_KEYS, "global_step/max_steps", "current_steps", "Step", "iteration", "iter", "update", BAR, "_step")
 """What counts steps, by descending claim."""
 MAX_FILES = 256
 _PEEKED = 400
@@ -207,7 +208,8 @@ def _step_key(calls: Sequence[Mapping[str, float]]) -> str:
         if not values or (len(values) > 1 and len(set(values)) == 1):
             continue
         # A bar is drawn when there is time to; one that lags would put several calls into one step.
-        if key == BAR and (len(values) < len(calls) or len(set(values)) < 0.8 * len(values)):
+        lags = sum(a == b for a, b in itertools.pairwise(values)) > 0.2 * len(values)
+        if key == BAR and (len(values) < len(calls) or lags):
             continue
         return key
     return _ROWS
@@ -215,12 +217,16 @@ def _step_key(calls: Sequence[Mapping[str, float]]) -> str:
 
 def _folded(calls: Sequence[Mapping[str, float]], step_key: str) -> History:
     history = History(step_key=None if step_key == _ROWS else step_key)
-    row = 0
+    epochs: list[float] = []
     for call in calls:
         numbers = {key: value for key, value in call.items() if key not in STEPS or key == step_key}
-        of_training = any(aliases.says_something(key) and not key.startswith("eval") for key in numbers)
-        row += of_training
-        history.add(numbers, max(row, 1))
+        if any(aliases.says_something(key) and not key.startswith("eval") for key in numbers):
+            epoch = call.get("epoch", epochs[-1] if epochs else 0.0)
+            if epochs and epoch < epochs[-1]:
+                # A restart: where nothing counts the steps, the epoch says from where.
+                del epochs[bisect.bisect_left(epochs, epoch) :]
+            epochs.append(epoch)
+        history.add(numbers, max(len(epochs), 1))
     return history
 
 

@@ -14,7 +14,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -44,6 +44,8 @@ _JSON = re.compile(r'\s*(?:\[\s*[\[{]|\{\s*["}])')
 _EXPORTED = re.compile(r"(.+) - (.+?)(__MIN|__MAX)?", re.DOTALL)
 """A column of the table that W&B's web page saves: name of the run, key."""
 _CONTAINERS = frozenset({"data", "metrics", "logs", "log", "scalars", "values"})
+_NAMES = ("key", "tag", "metric", "name")
+"""Columns of the key in a table with a row a value."""
 _INDEX = re.compile(r"\d{1,9}")
 _DEPTH = 4
 
@@ -102,7 +104,7 @@ def recognised(path: Path) -> LogFile | None:
     delimiter = max(",\t;", key=head.count)
     with contextlib.suppress(csv.Error):
         names = next(csv.reader([head], delimiter=delimiter), [])
-        known = frozenset(filter(aliases.says_something, map(_plain, names)))
+        known = frozenset(filter(aliases.says_something, map(_plain, [*names, *_keys_below(text, names, delimiter)])))
         if known and (len(names) > 1 or len(text.split("\n")) > 2) and "{" not in head:
             return LogFile(
                 path=path, kind="csv", packed=packed, encoding=encoding, delimiter=delimiter, columns=tuple(names),
@@ -148,6 +150,7 @@ def log_calls(file: LogFile, damage: Damage) -> Iterator[Mapping[str, Any]]:
 
 def run_and_key(column: str) -> tuple[str, str]:
     """Run and key of a column that W&B's web page saved; no run, and the key itself, of any other."""
+    column = column.replace(" / ", "/")  # as tables in notebooks show them
     match = _EXPORTED.fullmatch(column)
     if match is None or not (aliases.says_something(match[2]) or "/" in match[2] or match[2].startswith("_")):
         return "", column.strip("\ufeff \t")
@@ -156,6 +159,19 @@ def run_and_key(column: str) -> tuple[str, str]:
 
 def _plain(column: str) -> str:
     return run_and_key(column)[1]
+
+
+def _keys_below(text: str, names: Sequence[str], delimiter: str) -> list[str]:
+    """The keys in the rows of a table with a row a value."""
+    at = _place_of_key(names)
+    if at is None:
+        return []
+    return [row[at] for row in csv.reader(text.split("\n")[1:], delimiter=delimiter) if len(row) == len(names)]
+
+
+def _place_of_key(names: Sequence[str]) -> int | None:
+    lower = [name.strip("\ufeff \t").lower() for name in names]
+    return next((lower.index(name) for name in _NAMES if name in lower and "value" in lower), None)
 
 
 def _split(text: str) -> list[str]:
@@ -232,9 +248,14 @@ def _of_lines(lines: Iterator[str], damage: Damage) -> Iterator[Mapping[str, Any
 def _of_csv(lines: Iterator[str], delimiter: str, damage: Damage) -> Iterator[Mapping[str, Any]]:
     rows = csv.reader(lines, delimiter=delimiter)
     header = [name.strip("\ufeff \t") for name in next(rows, [])]
+    at = _place_of_key(header)
+    value = next((i for i, name in enumerate(header) if name.lower() == "value"), 0)
     for row in rows:
-        if len(row) == len(header):
-            yield {name: value for name, value in zip(header, row, strict=True) if value.strip()}
+        if len(row) == len(header) and at is not None:
+            shared = {name: row[i] for i, name in enumerate(header) if i not in (at, value)}
+            yield {**shared, row[at]: row[value]}
+        elif len(row) == len(header):
+            yield {name: cell for name, cell in zip(header, row, strict=True) if cell.strip()}
         elif row:
             damage.lines += 1
 

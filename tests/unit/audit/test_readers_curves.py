@@ -263,6 +263,37 @@ def test_steps_that_go_back_are_told(tmp_path: Path) -> None:
     assert any("were sorted" in note for note in run.notes)
 
 
+def test_a_restart_without_steps_is_known_by_its_epoch_or_its_bar(tmp_path: Path) -> None:
+    epochs = [(0.0, row / 10) for row in range(1, 11)] + [(1.0, row / 10) for row in range(6, 13)]
+    (tmp_path / "x").write_text("\n".join(str({"reward": attempt, "epoch": epoch}) for attempt, epoch in epochs))
+    bars = [
+        f" {step}%|█  | {step}/12 [00:05<1]\r{{'reward': {attempt}, 'loss': 0.5}}"
+        for attempt, steps in ((0.0, range(1, 11)), (1.0, range(6, 13)))
+        for step in steps
+    ]
+    (tmp_path / "y").write_text("\n".join(bars))
+    for name in "xy":
+        run = open_source(tmp_path / name)
+        assert run.scalars["reward"] == [(step, 0.0 if step < 6 else 1.0) for step in range(1, 13)]
+        assert any("after step 10 it goes on at 6" in note for note in run.notes)
+
+
+def test_a_table_with_a_row_a_value(tmp_path: Path) -> None:
+    rows = [f"{key},{entry[key]},{entry['step']},1700000000" for entry in LOGGED for key in SERIES]
+    (tmp_path / "x").write_text("\n".join(["key,value,step,timestamp", *rows]))
+    run = open_source(tmp_path / "x")
+    assert {key: run.scalars[key] for key in SERIES} == SERIES
+
+
+def test_a_table_of_a_notebook(tmp_path: Path) -> None:
+    rows = [f"{step}\t{-step / 8}\t{step / 16}" for step in (10, 20, 30)]
+    (tmp_path / "x").write_text("\n".join(["Step\tTraining Loss\trewards / exact match / mean", *rows]))
+    assert aliases.canonical(open_source(tmp_path / "x").scalars) == {
+        "loss": [(10, -1.25), (20, -2.5), (30, -3.75)],
+        "rewards/exact match": [(10, 0.625), (20, 1.25), (30, 1.875)],
+    }
+
+
 def test_of_checkpoints_the_newest_counts(tmp_path: Path) -> None:
     for step in (9, 10):
         folder = tmp_path / f"checkpoint-{step}"

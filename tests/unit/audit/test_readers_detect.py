@@ -161,3 +161,13 @@ def test_a_mapping_goes_before_recognition(tmp_path: Path) -> None:
 
 def test_names_are_unique() -> None:
     assert len(names()) == len(set(names()))
+
+
+def test_an_output_folder_that_was_trained_into_twice_says_so(tmp_path: Path) -> None:
+    shutil.copytree(FOREIGN / "trl", tmp_path / "out")
+    runs = FOREIGN.parent / "cases" / "tb-several-runs-one-folder" / "logs"
+    for number, file in enumerate(sorted(runs.iterdir()), start=1):
+        (tmp_path / "out" / "runs" / f"Nov29_1{number}-00-00_host").mkdir(parents=True)
+        shutil.copy(file, tmp_path / "out" / "runs" / f"Nov29_1{number}-00-00_host" / file.name)
+        told = [note for note in open_source(tmp_path / "out").notes if "trained into this folder" in note]
+        assert [note[:15] for note in told] == ["2 separate runs"] * (number - 1)
