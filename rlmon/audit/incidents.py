@@ -190,11 +190,14 @@ def _sentence(
     modes: Sequence[ModeStory],
     metrics: Mapping[str, MetricSummary],
 ) -> str:
-    parts = [_replaced(checks, modes) or clause(checks[0])] if kind == "narrowing" else [clause(checks[0])]
+    replaced = _replaced(checks, modes) if kind == "narrowing" else None
+    parts = [replaced or clause(checks[0])]
     if kind == "narrowing":
         parts += _reward(metrics)
-    told = "; ".join(parts)
-    return (f"From step {began} {told}" if began is not None else f"{told[:1].upper()}{told[1:]}").rstrip(".") + "."
+    told = "; ".join(parts).rstrip(".") + "."
+    if began is None:
+        return f"{told[:1].upper()}{told[1:]}"
+    return f"From step {began} {told}" if replaced else f"From step {began}: {told}"
 
 
 def _replaced(checks: Sequence[Check], modes: Sequence[ModeStory]) -> str | None:

@@ -80,6 +80,16 @@ class Check:
         return f"<Check {one_line(self.id, 60)}: {self.status.upper()}{since}, {one_line(said, 120)}>"
 
 
+def ends(text: str, left_out: int, head: int, tail: int) -> tuple[str, int, str]:
+    """The first ``head`` characters of a text, how many are left out, and the last ``tail``; all of it and an empty
+    tail where it is no longer than that. ``left_out``: how many are missing after its first 1,200 already."""
+    if len(text) <= head + tail and not left_out:
+        return text, 0, ""
+    if left_out:
+        head, tail = min(head, EXAMPLE_HEAD), min(tail, len(text) - EXAMPLE_HEAD)
+    return text[:head], left_out + len(text) - head - tail, text[len(text) - tail :]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
     """One completion. Hostile text: renderers must escape it."""
@@ -103,14 +113,8 @@ class Example:
     """Characters left out of the middle of ``completion``."""
 
     def ends(self, head: int = EXAMPLE_HEAD, tail: int = EXAMPLE_CHARACTERS - EXAMPLE_HEAD) -> tuple[str, int, str]:
-        """The first ``head`` characters of the completion, how many are left out, and the last ``tail``; all of it and
-        an empty tail where it is no longer than that."""
-        text = self.completion or ""
-        if len(text) <= head + tail and not self.left_out:
-            return text, 0, ""
-        if self.left_out:
-            head, tail = min(head, EXAMPLE_HEAD), min(tail, len(text) - EXAMPLE_HEAD)
-        return text[:head], self.left_out + len(text) - head - tail, text[len(text) - tail :]
+        """Both ends of the completion, see ``ends``."""
+        return ends(self.completion or "", self.left_out, head, tail)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

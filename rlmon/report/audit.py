@@ -6,19 +6,20 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rlmon.acts import entries, fold, summary
-from rlmon.audit.result import Audit, Check, Event, Example
+from rlmon.audit.incidents import incidents
+from rlmon.audit.result import EXAMPLE_CHARACTERS, EXAMPLE_HEAD, Audit, Check, Event, Example, ends
 from rlmon.errors import RLMonError
 from rlmon.metrics.catalog import lookup
 from rlmon.printable import one_line
 from rlmon.report import phrases
 from rlmon.report.figure import OTHER_COLOUR, Shares, colours, draw_order
 from rlmon.report.page import HERE, fill, json_for_html, render
+from rlmon.report.still import still
 
 CHART_POINTS = 2_000
 """Points of a curve at most; of a longer one the extremes of each bucket are kept."""
@@ -37,20 +38,34 @@ TEXT_CUTS = (4_000, 2_500, 1_600, 1_000, 600, 350, 200)
 HEAT_PROMPT_CHARACTERS = 160
 
 Title = tuple[str, str, tuple[tuple[str, str], ...]]
+VARIED = "as varied as so many equally common ones"
 CHARTS: Sequence[Title] = (
     (
-        "Effective formats",
-        "e to the entropy of format shares",
+        "Formats in use",
+        VARIED,
+        (
+            ("rlmon/collision/mode_across_effective", "across prompts"),
+            ("rlmon/collision/mode_within_effective", "same prompt"),
+            ("rlmon/collision/mode_correct_across_effective", "rewarded"),
+        ),
+    ),
+    (
+        "Formats in use",
+        "e to the entropy of their shares",
         (("rlmon/format/effective", "all"), ("rlmon/format/effective_correct", "rewarded")),
     ),
     ("Largest format", "share of completions", (("rlmon/format/top_share", "share"),)),
     ("Reward", "mean", (("rlmon/health/reward_mean", "reward"),)),
-    ("Token entropy", "nats", (("rlmon/entropy/mean", "entropy"),)),
+    ("Token entropy", "nats per token", (("rlmon/entropy/mean", "entropy"),)),
     ("KL to the base", "nats per token", (("rlmon/kl/mean", "KL"),)),
     (
-        "Groups without signal",
+        "Groups that teach nothing",
         "share of groups",
-        (("rlmon/group/silent", "silent"), ("rlmon/group/all_good", "all good"), ("rlmon/group/all_bad", "all bad")),
+        (
+            ("rlmon/group/silent", "equal rewards"),
+            ("rlmon/group/all_good", "all good"),
+            ("rlmon/group/all_bad", "all bad"),
+        ),
     ),
     ("Completion length", "tokens", (("rlmon/health/length_mean", "mean"),)),
     ("Completion length", "characters", (("completion characters", "mean"),)),
@@ -69,22 +84,25 @@ CHARTS: Sequence[Title] = (
         (("rlmon/text/near_duplicate_within", "same prompt"), ("rlmon/text/near_duplicate_across", "across prompts")),
     ),
     (
-        "Effective templates",
-        "1 / chance that two completions share one",
+        "Templates in use",
+        VARIED,
         (
             ("rlmon/collision/template_across_effective", "across prompts"),
             ("rlmon/collision/template_within_effective", "same prompt"),
         ),
     ),
     (
-        "Effective formats, by pairs",
-        "1 / chance that two completions agree",
-        (
-            ("rlmon/collision/mode_across_effective", "across prompts"),
-            ("rlmon/collision/mode_within_effective", "same prompt"),
-        ),
+        "Ways to begin a sentence",
+        VARIED,
+        (("rlmon/moves/effective_across", "across prompts"), ("rlmon/moves/effective_within", "same prompt")),
     ),
-    ("Weight of lone successes", "share of |advantage|", (("rlmon/group/lone_success_weight", "weight"),)),
+    (
+        "Templates of correct answers",
+        "to one prompt",
+        (("rlmon/text/effective_templates_within_correct", "templates"),),
+    ),
+    ("Different answers", "to one prompt", (("rlmon/text/effective_answers_within", "answers"),)),
+    ("Weight of lucky one-offs", "share of |advantage|", (("rlmon/group/lone_success_weight", "weight"),)),
     ("Truncated", "share of completions", (("rlmon/health/truncated", "truncated"),)),
     ("Distance to the base's formats", "Jensen-Shannon", (("rlmon/format/js_to_base", "distance"),)),
     ("Critic: explained variance", "share of the returns' variance", (("rlmon/value/explained_variance", "share"),)),
@@ -104,7 +122,7 @@ CHARTS: Sequence[Title] = (
         ),
     ),
     ("Policy: KL penalty", "beta", (("rlmon/intervention/beta", "beta"),)),
-    ("Policy: hold on the modes", "kappa", (("rlmon/intervention/kappa", "kappa"),)),
+    ("Policy: hold on the formats", "strength (kappa)", (("rlmon/intervention/kappa", "strength"),)),
     (
         "Policy: rows and prompts set aside",
         "share",
@@ -123,6 +141,7 @@ def build_page(audit: Audit) -> str:
         "verdict_word": phrases.verdict(audit),
         "missing": phrases.missing(audit),
         "headline": _line(audit.headline),
+        "incidents": _incidents(audit, texts),
         "checks": [_check(check, texts) for check in audit.checks],
         "steps": [audit.steps[0], audit.steps[-1]] if audit.steps else None,
         **_charts(audit),
@@ -130,7 +149,11 @@ def build_page(audit: Audit) -> str:
         "events": [dataclasses.asdict(event) for event in _chosen_events(audit.events)],
         "events_total": len(audit.events),
         "modes": [
-            {**_fields(story), "examples": [texts.example(example) for example in story.examples]}
+            {
+                **_fields(story),
+                "became": phrases.fate(story),
+                "examples": [texts.example(example) for example in story.examples],
+            }
             for story in audit.modes
         ],
         "heat": _heat(audit),
@@ -144,14 +167,14 @@ def build_page(audit: Audit) -> str:
     data["text_cut"], data["texts"] = texts.cut()
     body = fill(
         (HERE / "assets" / "audit.html").read_text(encoding="utf-8"),
-        {"verdict": escape(phrases.verdict(audit)), "headline": escape(one_line(audit.headline))},
+        {"still": still(audit)},
     )
     return render(
         title=f"rlmon audit: {phrases.verdict(audit)}, {one_line(audit.run.id, 60)}",
         body=body,
         data=_plain(data),
         styles=("vendor/uPlot.min.css", "assets/page.css", "assets/audit.css"),
-        scripts=("vendor/uPlot.iife.min.js", "assets/page.js", "assets/audit.js"),
+        scripts=("vendor/uPlot.iife.min.js", "assets/page.js", "assets/figure.js", "assets/audit.js"),
     )
 
 
@@ -173,22 +196,25 @@ class _Texts:
     """Prompts and completions, each kept once; examples hold their index."""
 
     def __init__(self) -> None:
-        self._index: dict[str, int] = {}
+        self._index: dict[tuple[str, int], int] = {}
 
-    def add(self, text: str | None) -> int | None:
-        return None if text is None else self._index.setdefault(text, len(self._index))
+    def add(self, text: str | None, left_out: int = 0) -> int | None:
+        return None if text is None else self._index.setdefault((text, left_out), len(self._index))
 
     def example(self, example: Example) -> dict[str, Any]:
         fields = {**_fields(example), "template": example.template[:ITEM_CHARACTERS]}
-        return {**fields, "prompt": self.add(example.prompt), "completion": self.add(example.completion)}
+        completion = self.add(example.completion, example.left_out)
+        return {**fields, "prompt": self.add(example.prompt), "completion": completion}
 
     def cut(self) -> tuple[int, list[list[Any]]]:
-        """The characters that each text was cut to, and ``[text, characters cut off]`` by index."""
-        limit = TEXT_CUTS[-1]
+        """The characters that each text was cut to, and ``[head, characters left out, tail]`` by index."""
+        limit, cut = 0, []
         for limit in TEXT_CUTS:
-            if sum(len(json_for_html(text[:limit])) for text in self._index) <= TEXT_BUDGET_BYTES:
+            head = limit * EXAMPLE_HEAD // EXAMPLE_CHARACTERS
+            cut = [list(ends(text, left_out, head, limit - head)) for text, left_out in self._index]
+            if sum(len(json_for_html(text)) for text in cut) <= TEXT_BUDGET_BYTES:
                 break
-        return limit, [[text[:limit], max(0, len(text) - limit)] for text in self._index]
+        return limit, cut
 
 
 def _fields(record: Any) -> dict[str, Any]:
@@ -212,6 +238,24 @@ def _run(audit: Audit) -> dict[str, Any]:
 def _check(check: Check, texts: _Texts) -> dict[str, Any]:
     examples = [texts.example(example) for example in check.examples]
     return {**_fields(check), "examples": examples, "evidence": _pairs(check.evidence)}
+
+
+def _incidents(audit: Audit, texts: _Texts) -> list[dict[str, Any]]:
+    """What happened, with the places of its checks among all of them."""
+    place = {id(check): at for at, check in enumerate(audit.checks)}
+    return [
+        {
+            "kind": incident.kind,
+            "severity": incident.severity,
+            "sentence": _line(incident.sentence),
+            "began": incident.began,
+            "confirmed": incident.confirmed,
+            "setting": _line(incident.setting),
+            "checks": [place[id(check)] for check in incident.checks],
+            "pair": [texts.example(example) for example in incident.pair],
+        }
+        for incident in incidents(audit)
+    ]
 
 
 def _pairs(mapping: Mapping[Any, Any]) -> list[list[Any]]:
@@ -291,10 +335,12 @@ def _charts(audit: Audit) -> dict[str, Any]:
     """``charts``: the important ones and those that a check complains about. ``further``: one for each other series."""
     series = {name: values for name, values in audit.series.items() if any(value is not None for value in values)}
     complained = {check.metric for check in audit.checks if check.status not in ("pass", "skip") and check.metric}
-    charts, taken = [], set()
+    charts: list[dict[str, Any]] = []
+    taken: set[str] = set()
     for title, unit, curves in CHARTS:
         here = [(name, label) for name, label in curves if name in series]
-        if here:
+        # Of two measures of one thing the first is drawn here, the other further down.
+        if here and title not in {chart["title"] for chart in charts}:
             # One curve alone has no legend, so its label goes beside the unit.
             alone = f", {here[0][1]}" if len(here) == 1 < len(curves) else ""
             charts.append(_chart(audit, title, unit + alone, here, CHART_POINTS))

@@ -550,7 +550,7 @@ def html(result: Comparison) -> str:
         body=body,
         data=plain({"word": word, **_data(result)}),
         styles=("vendor/uPlot.min.css", "assets/page.css", "assets/audit.css", "assets/compare.css"),
-        scripts=("vendor/uPlot.iife.min.js", "assets/page.js", "assets/compare.js"),
+        scripts=("vendor/uPlot.iife.min.js", "assets/page.js", "assets/figure.js", "assets/compare.js"),
     )
 
 

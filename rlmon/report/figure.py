@@ -8,11 +8,24 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-COLOURS = ("#e4572e", "#4f83cc", "#8e7cc3", "#e6a532", "#3fa796", "#c76da2", "#7f8c5a", "#5aa9c9")
-"""Given to formats in the order of drawing; the first belongs to the format that won."""
+COLOURS: Mapping[str, str] = {
+    "python": "#285ed9",
+    "boxed": "#d87008",
+    "prose": "#21abf5",
+    "json": "#e4d432",
+    "xml": "#970870",
+    "list": "#72e0ec",
+    "steps": "#21de9f",
+    "bare": "#6f5310",
+    "fenced": "#bd5d61",
+}
+"""One colour for a format, in every figure. Chosen so that any two, and the grey of others, are at least 16 apart
+(CIEDE2000) for normal sight, protanopia and deuteranopia alike."""
 OTHER_COLOUR = "#8a8f98"
 SMOOTHING_ROUNDS = 5
 PANEL_WIDTH, PANEL_HEIGHT = 350.0, 230.0
+STEP_ROOM = 34.0
+"""Of the word that names the axis of steps."""
 
 _LANE_LABEL, _LANE_HEIGHT, _LANE_GAP = 15.0, 20.0, 7.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 38.0, 10.0, 42.0, 24.0
@@ -48,10 +61,12 @@ def trailing_mean(values: Sequence[float], window: int = SMOOTHING_ROUNDS) -> li
 
 
 def colours(order: Sequence[str]) -> dict[str, str]:
-    """A colour for every mode in ``order``; ``other`` is always grey."""
-    named = [mode for mode in order if mode != "other"]
-    result = {mode: COLOURS[index % len(COLOURS)] for index, mode in enumerate(named)}
-    return {**result, "other": OTHER_COLOUR}
+    """A colour for every mode in ``order``: its own for those that are known, for the others what is left, in turn;
+    ``other`` is always grey."""
+    strange = [mode for mode in order if mode not in COLOURS and mode != "other"]
+    free = [colour for mode, colour in COLOURS.items() if mode not in order] or list(COLOURS.values())
+    given = {mode: free[at % len(free)] for at, mode in enumerate(strange)}
+    return {mode: COLOURS.get(mode) or given[mode] for mode in order if mode != "other"} | {"other": OTHER_COLOUR}
 
 
 def draw_order(runs: Sequence[Shares]) -> list[str]:
@@ -103,8 +118,9 @@ def panel(run: Shares, order: Sequence[str], *, width: float = PANEL_WIDTH, heig
             if share in (0.0, 0.5, 1.0):
                 parts.append(_label(_LEFT - 6, y(share) + 4, "axis", "end", f"{share:.0%}"))
         for step in _ticks(last):
-            if step >= first:
+            if step >= first and x(step) < right - STEP_ROOM:
                 parts.append(_label(x(step), bottom + 16, "axis", "middle", str(step)))
+        parts.append(_label(right, bottom + 16, "axis", "end", "step"))
         for severity, step in run.marks:
             kind, dash, word = _STYLE[severity]
             at = x(step)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -98,12 +101,15 @@ def test_verdict_comes_first(visit: Any, pages: dict[str, Path]) -> None:
     assert page.locator("#verdict-word").inner_text() == "FAIL"
     assert page.locator("h1").inner_text().replace("\u00a0", " ") == make_audit.collapsed().headline
     assert page.locator("#counts li").all_inner_texts() == ["2\nFAIL", "1\nWARN", "1\nERROR", "2\nPASS", "2\nSKIP"]
-    assert page.locator("#checks-bad .check").count() == 4
+    assert page.locator("#incidents .check").count() == 3
+    assert page.locator("#checks-bad .check").count() == 1, "the check that failed itself"
     facts = page.locator("#facts").inner_text()
     for said in ("11,520", "960 prompts, groups of 8", "1 to 180", "early rounds", "32 prompts", "trl"):
         assert said in facts
     tall = page.locator("#verdict").bounding_box()
     assert tall["y"] + tall["height"] < 900
+    assert not page.locator("#checks-skip .skips").is_visible()
+    page.locator("#checks-skip summary").click()
     skipped = page.locator("#checks-skip").inner_text()
     assert "log with RLMon(trainer) next time" in skipped
 
@@ -129,7 +135,7 @@ def test_a_note_is_calm_and_stands_apart(visit: Any, pages: dict[str, Path], sch
     assert len(own) > 20
     assert not [one for one in own if set(loud) & set(one.evaluate(TONES))]
     # The same look finds what is loud.
-    bad = visit(pages["collapsed"], scheme=scheme).page.locator("#checks-bad .badge.fail").first
+    bad = visit(pages["collapsed"], scheme=scheme).page.locator("#happened .badge.fail").first
     assert set(loud) & set(bad.evaluate(TONES))
 
 
@@ -177,7 +183,7 @@ def test_tables_behind_the_figures_hold_the_numbers(visit: Any, pages: dict[str,
     page.locator("#metrics-table tbody tr").first.wait_for()
     last = page.locator("#charts .chart").first.locator("tbody tr").last.all_inner_texts()[0].split("\t")
     assert numbers(last[0]) == [180]
-    value = audit.series["rlmon/format/effective"][-1]
+    value = audit.series["rlmon/collision/mode_within_effective"][-1]
     assert value is not None
     assert float(last[1]) == pytest.approx(value, rel=5e-3)
     assert page.locator("#timeline-table tbody tr").count() == len(audit.events)
@@ -261,7 +267,7 @@ def test_keyboard_moves_one_cursor_over_all_figures(visit: Any, pages: dict[str,
     page.keyboard.press("ArrowLeft")
     assert numbers(page.locator("#charts .now").first.inner_text())[0] == 179
     page.keyboard.press("Escape")
-    assert page.locator("#charts .now").first.inner_text().startswith("end")
+    assert page.locator("#charts .now").first.inner_text().startswith("now")
     page.locator("#timeline-drawing").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
@@ -369,5 +375,92 @@ def test_without_scripts_the_verdict_is_still_there(chromium: Any, pages: dict[s
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(pages["collapsed"].as_uri())
-    assert "FAIL: This run lost 4 of 6 answer formats" in page.locator("noscript").inner_text()
+    still = page.locator(".still")
+    assert still.locator("h1").inner_text().startswith("FAIL: This run lost 4 of 6 answer formats")
+    assert still.locator("svg polygon").count() >= 5
+    assert still.locator("tbody tr").count() == len(make_audit.collapsed().checks)
+    assert not page.locator("#main").is_visible()
     context.close()
+
+
+def test_an_address_leads_to_a_check_or_a_step(visit: Any, pages: dict[str, Path]) -> None:
+    page = visit(pages["collapsed"]).page
+    folded = page.locator("#check-format-collapse")
+    assert not folded.is_visible()
+    page.evaluate("location.hash = '#check-format-collapse'")
+    folded.wait_for(state="visible")
+    passed = next(check.id for check in make_audit.collapsed().checks if check.status == "pass")
+    page.evaluate(f"location.hash = '#check-{passed}'")
+    page.locator(f"#check-{passed}").wait_for(state="visible")
+    page.evaluate("location.hash = '#step-53'")
+    now = page.locator("#charts .now").first
+    page.wait_for_timeout(100)
+    assert now.inner_text().startswith("step 53 ")
+    # It stays while the pointer comes and goes, and a click keeps another.
+    figure = page.locator("#shares-drawing")
+    figure.hover()
+    page.mouse.move(5, 5)
+    assert now.inner_text().startswith("step 53 ")
+    figure.click()
+    kept = page.evaluate("location.hash")
+    assert re.fullmatch(r"#step-\d+", kept)
+    assert kept != "#step-53"
+    assert now.inner_text().startswith(kept[1:].replace("-", " "))
+
+
+def test_the_scheme_is_remembered_where_that_is_allowed(visit: Any, pages: dict[str, Path]) -> None:
+    opened = visit(pages["healthy"])
+    opened.page.locator("#theme").click()
+    opened.page.locator("#theme").click()
+    opened.page.reload()
+    opened.page.locator("#nav a").last.wait_for()
+    assert opened.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    opened.page.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new Error('no'); } })")
+    opened.page.reload()
+    opened.page.locator("#nav a").last.wait_for()
+    assert opened.page.evaluate("document.documentElement.dataset.theme") is None
+    opened.page.locator("#theme").click()
+    assert opened.page.evaluate("document.documentElement.dataset.theme") == "light"
+    assert opened.complaints() == []
+
+
+@pytest.mark.parametrize("name", ["collapsed", "hostile"])
+def test_each_figure_can_be_saved_as_a_picture_and_as_numbers(visit: Any, pages: dict[str, Path], name: str) -> None:
+    opened = visit(pages[name])
+    page = opened.page
+    for figure in ("#shares", "#timeline", "#charts .chart", "#heat"):
+        buttons = page.locator(f"{figure} .save")
+        with page.expect_download() as picture:
+            buttons.nth(0).click()
+        data = Path(picture.value.path()).read_bytes()
+        assert data.startswith(b"\x89PNG")
+        assert len(data) > 4_000, "not blank"
+        with page.expect_download() as numbers_of:
+            buttons.nth(1).click()
+        assert re.fullmatch(r"rlmon-[a-z0-9-]+\.csv", numbers_of.value.suggested_filename)
+        rows = list(csv.reader(io.StringIO(Path(numbers_of.value.path()).read_text(encoding="utf-8"))))
+        assert len(rows) > 3
+        assert len({len(row) for row in rows}) == 1
+        # What a spreadsheet would run is text.
+        assert not [cell for row in rows for cell in row if re.match(r"[=+@\t\r]|-[^\d]", cell)]
+        if figure == "#shares":
+            shares = BUILDERS[name]().mode_shares.values()
+            assert len(rows) - 1 == sum(any(at is not None for at in step) for step in zip(*shares, strict=True))
+            assert all(sum(map(float, row[1:])) == pytest.approx(1, abs=0.01) for row in rows[1:])
+    assert opened.complaints() == []
+
+
+def test_the_end_of_a_long_answer_is_on_the_page(visit: Any, tmp_path: Path) -> None:
+    audit = make_audit.collapsed()
+    lines = "\n".join(f"line {i} of the reasoning, which goes on and on" for i in range(80))
+    text = f"<think>{lines}</think>\n\\boxed{{42}}"
+    sample = dataclasses.replace(audit.samples[0], completion=text)
+    page = visit(write_page(dataclasses.replace(audit, samples=[sample]), tmp_path / "long.html")).page
+    shown = page.locator("#samples-list .text").last
+    assert "<think>line 0" in shown.inner_text()
+    assert shown.inner_text().endswith("\\boxed{42}")
+    assert re.search(r"… [\d,]+ characters left out …", shown.inner_text())
+    box = shown.bounding_box()
+    assert box["height"] < 420
+    page.locator("#samples-list .more").click()
+    assert page.locator("#samples-list .text").last.inner_text().replace("\u00a0", " ") == text

@@ -20,9 +20,14 @@ from rlmon.report.page import HERE
 
 
 def test_hostile_text_adds_no_markup() -> None:
-    plain, hostile = Tags(build_page(make_audit.collapsed())), Tags(build_page(make_audit.hostile()))
+    steps = len(make_audit.hostile().steps)
+    plain, hostile = Tags(build_page(make_audit.collapsed(steps))), Tags(build_page(make_audit.hostile()))
     assert hostile.tags == plain.tags
-    assert hostile.attributes == plain.attributes
+    # Without scripts formats are drawn in the colours of their names.
+    drawn = ("style", "fill", "points")
+    assert [a for a in hostile.attributes if a[0] not in drawn] == [a for a in plain.attributes if a[0] not in drawn]
+    values = {value or "" for name, value in hostile.attributes if name in drawn}
+    assert all(re.fullmatch(r"color:#[0-9a-f]{6}|#[0-9a-f]{6}|[\d., ]+", value) for value in values)
     assert not [name for name, _ in hostile.attributes if name.startswith("on")]
 
 
@@ -35,7 +40,7 @@ def test_hostile_text_arrives_unchanged_as_data() -> None:
     data = data_of(build_page(make_audit.hostile()))
     assert data["headline"] == make_audit.HOSTILE
     sample = data["samples"][1]
-    assert data["texts"][sample["completion"]] == [make_audit.HOSTILE, 0]
+    assert data["texts"][sample["completion"]] == [make_audit.HOSTILE, 0, ""]
     assert {story["mode"] for story in data["modes"]} == set(make_audit.HOSTILE_NAMES)
     # A mapping whose keys a run may have chosen is a list of pairs, never an object of the page.
     assert ["__proto__", make_audit.HOSTILE] in data["checks"][0]["evidence"]
@@ -52,14 +57,18 @@ def test_page_loads_nothing() -> None:
     page.encode("utf-8")
 
 
-@pytest.mark.parametrize("name", ["page.js", "audit.js", "compare.js", "demo.js"])
+@pytest.mark.parametrize("name", ["page.js", "figure.js", "audit.js", "compare.js", "demo.js"])
 def test_scripts_never_write_markup(name: str) -> None:
     script = (HERE / "assets" / name).read_text(encoding="utf-8")
     for way in (
         "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "fetch(",
-        "createContextualFragment", "DOMParser", "setHTML", "XMLHttpRequest", "localStorage",
+        "createContextualFragment", "DOMParser", "setHTML", "XMLHttpRequest",
     ):  # fmt: skip
         assert way not in script
+    # A browser may forbid a file to remember anything.
+    assert len(re.findall("localStorage", script)) == len(
+        re.findall(r"try \{ (return )?localStorage[^}]+\} catch", script)
+    )
 
 
 @pytest.mark.parametrize("build", [make_audit.long_run, make_audit.hostile, make_audit.collapsed])
@@ -79,8 +88,9 @@ def test_texts_are_cut_to_their_budget() -> None:
     assert len(page) < 3_000_000
     # 1,000 texts x 200 characters x 6 bytes = 1.2 MB fits into 1.5 MB; 350 characters would be 2.1 MB.
     assert data["text_cut"] == 200
-    shown, missing = data["texts"][data["samples"][7]["completion"]]
-    assert shown == "7" + "\x02" * 199
+    head, missing, tail = data["texts"][data["samples"][7]["completion"]]
+    # Three tenths of what is kept are from the beginning.
+    assert (head, tail) == ("7" + "\x02" * 59, "\x02" * 140)
     assert missing == 3_991 - 200
 
 
@@ -140,14 +150,19 @@ def test_important_curves_first_complained_ones_beside_them_and_the_rest_behind_
     titles = [chart["title"] for chart in data["charts"]]
     # First these two, then what a check fails, then what it warns of, then the rest in the order of CHARTS.
     assert titles[:6] == [
-        "Effective formats",
+        "Formats in use",
         "Largest format",
         "trainer/grad norm",
-        "Groups without signal",
+        "Groups that teach nothing",
         "Reward",
         "Token entropy",
     ]
-    assert [chart["title"] for chart in data["further"]] == ["trainer/learning rate", "text/repetition"][::-1]
+    assert [chart["title"] for chart in data["further"]] == [
+        "format/effective",
+        "format/effective correct",
+        "text/repetition",
+        "trainer/learning rate",
+    ]
     assert data["never"] == ["rlmon/moves/effective_across"]
     drawn = [line["name"] for chart in data["charts"] + data["further"] for line in chart["lines"]]
     assert sorted(drawn + data["never"]) == sorted(audit.series)
@@ -216,3 +231,24 @@ def test_acts_are_joined_and_those_on_rows_are_one_entry() -> None:
     rows = data["acts"][-1]
     assert (rows["first_step"], rows["count"]) == (1, len(range(1, data["acts"][0]["step"] - 1, 3)))
     assert data["acts_total"] == 4
+
+
+def test_one_event_is_one_story_with_both_ends_of_a_long_answer() -> None:
+    audit = make_audit.collapsed()
+    long = dataclasses.replace(audit.samples[0], completion=f"{'a' * 3_000}</think> 7", label="now")
+    checks = [
+        dataclasses.replace(check, examples=[dataclasses.replace(long, label="base", step=1), long])
+        for check in audit.checks
+    ]
+    data = data_of(build_page(dataclasses.replace(audit, checks=checks)))
+    bad = {at for at, check in enumerate(audit.checks) if check.status in ("fail", "warn")}
+    assert {at for one in data["incidents"] for at in one["checks"]} == bad
+    assert len(data["incidents"]) < len(bad)
+    first, now = data["incidents"][0]["pair"]
+    assert (first["label"], now["label"]) == ("base", "now")
+    assert data["texts"][now["completion"]][0].endswith("</think> 7")
+    # And where scripts are blocked.
+    still = build_page(dataclasses.replace(audit, checks=checks)).partition("</noscript>")[0]
+    assert "… 1,810 characters left out …" in still
+    assert "&lt;/think&gt; 7</pre>" in still
+    assert all(check.id in still for check in audit.checks)

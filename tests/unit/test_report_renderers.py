@@ -119,7 +119,9 @@ def test_an_event_says_what_was_seen_and_what_to_do() -> None:
     shown = [dataclasses.replace(long, label="base"), dataclasses.replace(sample("x\ny"), label="now")]
     bad = check(first_step=66, alarm_step=88, advice="Set beta above 0; or wait.", examples=shown)
     lines = [line.rstrip() for line in screen(with_checks(bad), 80).split("\n")]
-    at = next(i for i, line in enumerate(lines) if line.startswith("FAIL From step 66 fell from 4.84 to 1.11; reward "))
+    at = next(
+        i for i, line in enumerate(lines) if line.startswith("FAIL From step 66: fell from 4.84 to 1.11; reward ")
+    )
     assert lines[at + 1] == "  began at step 66, confirmed at step 88, seen by format-collapse"
     at = lines.index("  base, step 1, prose, reward 1")
     assert lines[at + 1 : at + 7] == [

@@ -3,8 +3,8 @@
 (() => {
   const { data, $, el, svg, table, css, swatch, show, scroll, lazyTable } = page;
   const { number, count, plural, share, shareBar, UNSEEN, HARMLESS, escaped, line } = page;
-  const { LEFT, RIGHT, view, cursors, drawings, point, steerable, hoverable, ticks, scaleX, place, drawing, nearest, evenly, stacked } = page;
-  const { undelta, valueAt, numbersTable, curve, mountCurves } = page;
+  const { LEFT, RIGHT, view, cursors, drawings, point, steerable, hoverable, scaleX, place, drawing, nearest, evenly, stacked } = page;
+  const { undelta, valueAt, numbersTable, curve, mountCurves, stepAxis, named, savers, linesTable } = page;
   const SAMPLES_PER_PAGE = 8;
   const WORDS = { fail: "FAIL", warn: "WARN", note: "NOTE", pass: "PASS", skip: "SKIP", error: "ERROR", unsure: "UNSURE" };
   const word = (status) => (Object.hasOwn(WORDS, status) ? WORDS[status] : "?");
@@ -57,7 +57,7 @@
   $("headline").textContent = prose(data.headline, 1200);
   if (data.headline.length > 180) $("headline").classList.add("long");
   const byStatus = (...statuses) => data.checks.map((check, index) => ({ ...check, index })).filter((check) => statuses.includes(check.status));
-  for (const [status, target] of [["fail", "checks-bad"], ["warn", "checks-bad"], ["error", "checks-bad"], ["note", "checks-note"], ["pass", "checks-pass"], ["unsure", "checks-skip"], ["skip", "checks-skip"]]) {
+  for (const [status, target] of [["fail", data.incidents.length ? "happened" : "checks-bad"], ["warn", data.incidents.length ? "happened" : "checks-bad"], ["error", "checks-bad"], ["note", "checks-note"], ["pass", "checks-pass"], ["unsure", "checks-skip"], ["skip", "checks-skip"]]) {
     const amount = byStatus(status).length;
     if (amount) $("counts").append(el("li", {}, el("a", { href: `#${target}` }, el("b", {}, amount), word(status))));
   }
@@ -75,21 +75,28 @@
   $("notes").append(...[...data.missing, ...run.notes].map((note) => el("li", {}, line(note, 600))));
 
   // ---- texts
+  // Of a long text both ends: what a model answers stands at the end. The rest is a button away.
+  const HEAD = 260, TAIL = 520, HEAD_LINES = 4, TAIL_LINES = 9;
   function text(index, search) {
-    const [shown, missing] = data.texts[index];
-    const box = el("pre", { class: "text", dir: "auto" }, rich(shown, search), missing ? el("span", { class: "ctl" }, `… ${count(missing)} more characters`) : "");
-    const more = el("button", { type: "button", class: "more", hidden: true, "aria-expanded": "false" }, "Show all");
+    const [head, missing, tail] = data.texts[index];
+    const box = el("pre", { class: "text", dir: "auto" }), whole = [head, tail];
+    const gap = (amount, said) => el("span", { class: "gap" }, `… ${count(amount)} ${said} …`);
+    const parts = head.slice(0, HEAD).split("\n"), first = parts.length > HEAD_LINES ? `${parts.slice(0, HEAD_LINES).join("\n")}\n` : head.slice(0, HEAD);
+    const rest = missing ? tail : head, ends = rest.slice(-TAIL).split("\n"), last = ends.length > TAIL_LINES ? ends.slice(-TAIL_LINES).join("\n") : rest.slice(-TAIL);
+    const hidden = head.length + tail.length + missing - first.length - last.length;
+    const full = () => box.replaceChildren(...rich(whole[0], search), ...(missing ? [gap(missing, "characters were not kept here"), ...rich(whole[1], search)] : []));
+    const short = () => box.replaceChildren(...rich(first, ""), gap(hidden, "characters left out"), ...rich(last, ""));
+    if (search || hidden < 120) { full(); return [box]; }
+    short();
+    const more = el("button", { type: "button", class: "more", "aria-expanded": "false" }, "Show all");
     more.addEventListener("click", () => {
-      const open = box.classList.toggle("open");
+      const open = more.getAttribute("aria-expanded") !== "true";
+      if (open) full(); else short();
       more.textContent = open ? "Show less" : "Show all";
       more.setAttribute("aria-expanded", String(open));
     });
-    unclipped.observe(box);
     return [box, more];
   }
-  const unclipped = new ResizeObserver((entries) => {
-    for (const { target } of entries) if (!target.classList.contains("open")) target.nextElementSibling.hidden = target.scrollHeight <= target.clientHeight + 4;
-  });
   const metaOf = (example) => el("ul", { class: "meta" },
     example.label ? el("li", {}, el("b", {}, line(example.label, 40))) : "",
     el("li", {}, "step ", el("b", {}, count(example.step))),
@@ -101,8 +108,8 @@
     const meta = metaOf(example);
     if (full) meta.append(el("li", {}, line(example.split, 20)), el("li", {}, "source ", line(example.source, 60)), el("li", {}, "prompt ", line(example.prompt_id, 60)), el("li", {}, "template ", line(example.template, 60)));
     return el("div", { class: "example" }, meta,
-      example.prompt === null ? (full ? el("div", { class: "prompt" }, el("h4", {}, "Prompt"), el("p", { class: "dim" }, "not kept")) : "") : el("div", { class: "prompt" }, el("h4", {}, "Prompt"), text(example.prompt, promptSearch)),
-      el("div", {}, el("h4", {}, "Completion"), example.completion === null ? el("p", { class: "dim" }, "not kept") : text(example.completion, textSearch)));
+      example.prompt === null ? (full ? el("div", { class: "prompt" }, el("p", { class: "cap" }, "Prompt"), el("p", { class: "dim" }, "not kept")) : "") : el("div", { class: "prompt" }, el("p", { class: "cap" }, "Prompt"), text(example.prompt, promptSearch)),
+      el("div", {}, el("p", { class: "cap" }, "Completion"), example.completion === null ? el("p", { class: "dim" }, "not kept") : text(example.completion, textSearch)));
   }
 
   // ---- checks
@@ -127,24 +134,27 @@
     parts.push(svg("circle", { class: `now ${check.status}`, cx: x(value), cy: 34, r: 7 }), label(value, 18, number(value), "now-text"));
     return svg("svg", { class: "gauge", viewBox: "0 0 330 76", role: "img", "aria-label": `now ${number(value)}, base ${number(baseline)}, line ${number(threshold)}` }, ...parts);
   }
+  const stepLink = (step) => el("a", { href: `#step-${step}` }, count(step));
+  // Ids are kebab-case; of one that is not, its place is taken.
+  const anchor = (check) => `check-${/^[a-z0-9-]{1,60}$/.test(check.id) ? check.id : check.index}`;
   function checkCard(check) {
     const meta = [];
     const item = (name, value) => meta.push(el("li", {}, `${name} `, el("b", {}, value)));
-    if (check.first_step !== null) item("past its line from step", count(check.first_step));
-    if (check.alarm_step !== null) item("evidence complete at step", count(check.alarm_step));
+    if (check.first_step !== null) item("began at step", stepLink(check.first_step));
+    if (check.alarm_step !== null) item("confirmed at step", stepLink(check.alarm_step));
     if (check.source !== null) item("mostly in source", line(check.source, 60));
     if (check.interval !== null) item("interval", `${number(check.interval[0])} to ${number(check.interval[1])}`);
     if (check.metric !== null) item("metric", `${line(check.metric, 80)}${check.unit ? `, ${line(check.unit, 40)}` : ""}`);
     item("method", Object.hasOwn(METHODS, check.method) ? METHODS[check.method] : "–");
-    return el("article", { class: `check ${check.status}`, id: `check-${check.index}` },
-      el("div", { class: "check-head" }, badge(check.status), el("h3", {}, line(check.title, 200)), el("span", { class: "mono" }, line(check.id, 80))),
+    return el("article", { class: `check ${check.status}`, id: anchor(check) },
+      el("div", { class: "check-head" }, badge(check.status), el("h3", {}, line(check.title, 200)), el("a", { class: "mono quieter", href: `#${anchor(check)}` }, line(check.id, 80))),
       el("div", { class: "check-body" },
         el("div", {}, el("p", {}, prose(check.message, 700)),
           check.reason ? el("p", {}, line(check.reason, 700)) : "",
           el("ul", { class: "meta" }, ...meta),
           check.advice ? el("p", { class: "advice" }, el("b", {}, "What to do"), line(check.advice, 900)) : ""),
         el("div", {}, gauge(check))),
-      el("div", { class: "behind" }, check.examples.length ? el("details", {}, el("summary", {}, plural(check.examples.length, "completion that shows it", "completions that show it")), el("div", { class: "side" }, ...check.examples.map((example) => exampleCard(example)))) : "",
+      el("div", { class: "behind" }, check.examples.length && !told.has(check.index) ? el("details", {}, el("summary", {}, plural(check.examples.length, "completion that shows it", "completions that show it")), el("div", { class: "side" }, ...check.examples.map((example) => exampleCard(example)))) : "",
       check.evidence.length ? el("details", {}, el("summary", {}, "Evidence"), evidence(check.evidence)) : ""));
   }
   function evidence(items) {
@@ -152,19 +162,51 @@
     pairs(list, items);
     return list;
   }
+  // ---- what happened: one story for all checks that saw it
+  const told = new Set(data.incidents.flatMap((one) => one.checks));
+  const indexed = data.checks.map((check, index) => ({ ...check, index }));
+  const pictures = [];
+  function incidentCard(one, place) {
+    const checks = one.checks.map((index) => indexed[index]);
+    const facts = [];
+    if (one.began !== null) facts.push(el("li", {}, "began at step ", el("b", {}, stepLink(one.began))));
+    if (one.confirmed !== null) facts.push(el("li", {}, "confirmed at step ", el("b", {}, stepLink(one.confirmed))));
+    const same = one.pair.length === 2 && one.pair[0].prompt_id === one.pair[1].prompt_id;
+    const side = { base: "Before: a completion of the base", now: same ? "Now: the same prompt" : "Now: a completion of the end" };
+    const pair = one.pair.map((example) => el("div", { class: "then" }, el("h3", {}, side[example.label] || line(example.label, 40)), exampleCard({ ...example, label: "" })));
+    const picture = el("div", { class: "charts" });
+    const chart = data.charts.find((chart) => chart.checks.includes(one.checks[0]));
+    // The shares above are the picture of a narrowing; another event has its own curve.
+    if (chart && !(data.shares && one.kind === "narrowing")) pictures.push([picture, chart]);
+    return el("article", { class: `incident ${one.severity}`, id: `incident-${place + 1}` },
+      // The headline says it already where nothing else happened.
+      data.incidents.length > 1 ? el("div", { class: "check-head" }, badge(one.severity), el("h3", {}, prose(one.sentence, 900))) : "",
+      facts.length ? el("ul", { class: "meta" }, ...facts) : "",
+      picture,
+      pair.length ? el("div", { class: "side" }, ...pair) : "",
+      one.setting ? el("p", { class: "advice" }, el("b", {}, "Change first"), line(one.setting, 900)) : "",
+      el("details", { class: "fold" }, el("summary", {}, plural(checks.length, "check saw it", "checks saw it"), ": ", checks.map((check) => line(check.id, 60)).join(", ")),
+        el("div", { class: "cards" }, ...checks.map(checkCard))));
+  }
+  if (!data.incidents.length) $("h-happened").textContent = "Answer formats";
+  else {
+    show("happened");
+    $("incidents").append(...data.incidents.map(incidentCard));
+  }
   if (data.checks.length) {
     show("checks");
-    const bad = byStatus("fail", "warn", "error"), noted = byStatus("note"), passed = byStatus("pass"), skipped = byStatus("unsure", "skip");
+    const bad = byStatus("fail", "warn", "error").filter((check) => !told.has(check.index)), noted = byStatus("note"), passed = byStatus("pass"), skipped = byStatus("unsure", "skip");
     $("checks-bad").append(...bad.map(checkCard));
     if (noted.length) {
       show("checks-note");
       $("checks-note").append(el("div", { class: "cards" }, ...noted.map(checkCard)));
     }
+    const fold = (id, words) => show(id).querySelector("summary").append(words);
     if (passed.length) {
-      const rows = passed.map((check) => ({ cells: [el("span", {}, badge("pass"), ` ${line(check.title, 200)}`), el("span", {}, prose(check.message, 500), check.evidence.length ? el("details", {}, el("summary", {}, "Evidence"), evidence(check.evidence)) : ""),
+      const rows = passed.map((check) => ({ id: anchor(check), cells: [el("span", {}, badge("pass"), ` ${line(check.title, 200)} `, el("small", { class: "mono dim" }, line(check.id, 80))), el("span", {}, prose(check.message, 500), check.evidence.length ? el("details", {}, el("summary", {}, "Evidence"), evidence(check.evidence)) : ""),
         number(check.baseline), number(check.value), number(check.threshold), line(check.unit || "", 40)] }));
-      $("checks-pass").append(el("h3", { class: "group" }, plural(passed.length, "check passed", "checks passed")),
-        scroll("Checks that passed", table(el("table"), ["check", "what was seen", "base", "now", "line", "unit"], rows, new Set([2, 3, 4]))));
+      fold("checks-pass", plural(passed.length, "check passed", "checks passed"));
+      $("checks-pass").append(scroll("Checks that passed", table(el("table"), ["check", "what was seen", "base", "now", "line", "unit"], rows, new Set([2, 3, 4]))));
     }
     if (skipped.length) {
       const reasons = new Map();
@@ -172,13 +214,15 @@
         const reason = check.status === "unsure" ? `${check.message}: ${check.reason}` : check.reason || "no reason was given";
         reasons.set(reason, [...(reasons.get(reason) || []), check]);
       }
-      $("checks-skip").append(el("h3", { class: "group" }, plural(skipped.length, "check could not be made", "checks could not be made")),
-        el("ul", { class: "skips" }, ...[...reasons].map(([reason, checks]) => el("li", {}, badge(checks[0].status), " ", el("b", {}, checks.map((check) => line(check.title, 200)).join(" · ")), el("p", {}, line(reason, 700))))));
+      const unsure = skipped.filter((check) => check.status === "unsure").length;
+      fold("checks-skip", plural(skipped.length, "check could not be judged", "checks could not be judged"));
+      $("checks-skip").open = unsure > 0;
+      $("checks-skip").append(el("ul", { class: "skips" }, ...[...reasons].map(([reason, checks]) => el("li", {}, badge(checks[0].status), " ", el("b", {}, checks.flatMap((check, i) => [i ? " · " : "", el("span", { id: anchor(check) }, line(check.title, 200))])), el("p", {}, line(reason, 700))))));
     }
   }
 
   // ---- timeline
-  const KINDS = { onset: "past its line from here", finding: "alarm", action: "intervention", fault: "fault of the monitor", note: "note" };
+  const KINDS = { onset: "began", finding: "confirmed", action: "intervention", fault: "fault of the monitor", note: "note" };
   const kindOf = (event) => (Object.hasOwn(KINDS, event.kind) ? event.kind : "note");
   const severityOf = (event) => (["fail", "warn", "note"].includes(event.severity) ? event.severity : "info");
   function markOf(kind, severity, x, y, r = 5) {
@@ -207,12 +251,13 @@
     $("timeline-legend").append(...Object.keys(KINDS).filter((kind) => kinds.includes(kind)).map((kind) =>
       el("li", {}, svg("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, markOf(kind, gravest(kind), 6, 6, 5)), named(kind))));
     const holder = $("timeline-drawing"), HEIGHT = 38;
+    $("timeline").querySelector("figcaption").append(savers("Timeline", () => holder.firstChild, () => [["step", "what", "level", "check", "text"], ...data.events.map((event) => [event.step, KINDS[kindOf(event)], severityOf(event), event.check, event.text])]));
     holder.setAttribute("aria-label", `Timeline of ${plural(data.events_total, "event", "events")}. ` + laneList.map(([key, lane]) =>
       `${line(key, 60)}: ${lane.events.length ? lane.events.slice(0, 4).map((event) => `${kindOf(event)} at step ${event.step}`).join(", ") : `from step ${lane.from}`}`).join("; ").slice(0, 1500));
     let rule = null, width = 0;
     const draw = (wide) => {
       width = wide;
-      const x = scaleX(wide), height = laneList.length * HEIGHT + 22;
+      const x = scaleX(wide), height = laneList.length * HEIGHT + 34;
       const parts = [];
       laneList.forEach(([key, lane], i) => {
         const y = i * HEIGHT + 25;
@@ -228,8 +273,8 @@
           if (x(event.step) - 12 > busy && x(event.step) + 40 < wide) { parts.push(svg("text", { x: x(event.step) - 3, y: y - 11 }, words)); busy = x(event.step) + 7 * words.length; }
         }
       });
-      for (const step of ticks(wide)) parts.push(svg("text", { x: x(step), y: height - 4, "text-anchor": "middle" }, count(step)));
-      rule = svg("line", { class: "cursor", y1: 0, y2: height - 18 });
+      parts.push(...stepAxis(wide, height - 30));
+      rule = svg("line", { class: "cursor", y1: 0, y2: height - 30 });
       holder.replaceChildren(svg("svg", { width: wide, height }, ...parts, rule));
     };
     drawing(holder, draw);
@@ -242,7 +287,7 @@
     if (data.events_total > data.events.length) $("timeline").append(el("p", { class: "dim small" }, `The gravest ${data.events.length} of ${count(data.events_total)} events are shown.`));
   }
   const bySeverity = (kind, severity) => data.events.filter((event) => event.kind === kind && event.severity === severity).map((event) => event.step);
-  const firstAlarm = Math.min(...bySeverity("finding", "fail")), firstOnset = Math.min(...bySeverity("onset", "fail"));
+  const firstAlarm = Math.min(...bySeverity("finding", "fail"));
 
   // ---- acts of the policy
   if (data.acts.length) {
@@ -263,7 +308,7 @@
 
   // ---- stacked shares
   if (data.shares) {
-    show("story"); show("shares");
+    show("happened"); show("shares");
     const { steps, rows, pooled_steps: pooled } = data.shares;
     $("shares-note").textContent = pooled > 1 ? `means of up to ${pooled} steps` : "of the completions of a step";
     const outputs = rows.map((row) => {
@@ -271,7 +316,10 @@
       $("shares-legend").append(el("li", {}, swatch(row.colour), line(row.mode, 40), output));
       return output;
     });
-    const holder = $("shares-drawing"), HEIGHT = 240, TOP = 16, BOTTOM = 22;
+    const holder = $("shares-drawing"), caption = $("shares").querySelector("figcaption");
+    caption.append(savers("Share of each answer format", () => holder.firstChild, () => linesTable(rows.map((row) => row.mode), rows.map((row) => ({ steps, values: row.values })))));
+    const HEIGHT = 250, TOP = 16, BOTTOM = 34;
+    const narrow = data.incidents.find((one) => one.kind === "narrowing"), [begun, sure] = narrow ? [narrow.began, narrow.confirmed] : [null, null];
     holder.setAttribute("aria-label", "Share of each answer format over steps. " + rows.map((row) => `${line(row.mode, 40)} from ${share(row.values[0])} to ${share(row.values.at(-1))}`).join("; ").slice(0, 1500) + ".");
     let rule = null, width = 0;
     drawing(holder, (wide) => {
@@ -285,12 +333,12 @@
         parts.push(svg("line", { class: "grid", x1: LEFT, x2: wide - RIGHT, y1: y(v), y2: y(v) }));
         if (v !== 0.25 && v !== 0.75) parts.push(svg("text", { x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, `${100 * v} %`));
       }
-      for (const [step, name] of [[firstOnset, "onset"], [firstAlarm, "FAIL"]]) {
-        if (!isFinite(step) || step < from || step > to || (name === "onset" && Math.abs(x(firstAlarm) - x(step)) < 50)) continue;
-        parts.push(svg("line", { class: "halo", x1: x(step), x2: x(step), y1: TOP - 3, y2: y(0) }), svg("line", { class: "at", x1: x(step), x2: x(step), y1: TOP - 3, y2: y(0), "stroke-dasharray": name === "onset" ? "4 3" : null }),
+      for (const [step, name] of [[begun, "began"], [sure, "confirmed"]]) {
+        if (step === null || step < from || step > to || (name === "began" && sure !== null && Math.abs(x(sure) - x(step)) < 90)) continue;
+        parts.push(svg("line", { class: "halo", x1: x(step), x2: x(step), y1: TOP - 3, y2: y(0) }), svg("line", { class: "at", x1: x(step), x2: x(step), y1: TOP - 3, y2: y(0), "stroke-dasharray": name === "began" ? "4 3" : null }),
           svg("text", { x: x(step), y: TOP - 6, "text-anchor": "middle" }, `${name} ${step}`));
       }
-      for (const step of ticks(wide)) parts.push(svg("text", { x: x(step), y: HEIGHT - 5, "text-anchor": "middle" }, count(step)));
+      parts.push(...named(rows, places, x, y), ...stepAxis(wide, HEIGHT - BOTTOM));
       rule = svg("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM });
       holder.replaceChildren(svg("svg", { width: wide, height: HEIGHT }, ...parts, rule));
     });
@@ -307,7 +355,7 @@
 
   // ---- curves
   const COLOURS = ["--accent", "--c2", "--c3"], ALARMS = { fail: "--bad", warn: "--warn", note: "--accent" };
-  function chartCard(chart) {
+  function chartCard(chart, place = "") {
     const lines = chart.lines.map((one) => ({ ...one, steps: undelta(one.steps) }));
     const checks = chart.checks.map((index) => ({ ...data.checks[index], index })).filter((check) => check.status !== "skip");
     const title = line(chart.title, 80), unit = line(chart.unit, 60);
@@ -319,13 +367,15 @@
     }).join("; ") + ".");
     const legend = el("ul", { class: "legend" }, unit ? el("li", { class: "unit" }, unit) : "");
     if (lines.length > 1) lines.forEach((one, i) => legend.append(el("li", {}, swatch(`var(${COLOURS[i % 3]})`), one.label)));
+    const heads = lines.map((one) => (lines.length > 1 ? one.label : title));
     const details = el("details", {}, el("summary", {}, "Numbers"));
-    const card = el("figure", { class: "chart" }, el("figcaption", {}, el("h3", {}, title, worst ? el("a", { class: `badge ${worst.status}`, href: `#check-${worst.index}` }, word(worst.status)) : ""), shown), legend, plot, details);
-    lazyTable(details, () => details.append(numbersTable(title, lines.map((one) => (lines.length > 1 ? one.label : title)), lines)));
+    const card = el("figure", { class: "chart" }, el("figcaption", {}, el("h3", {}, title, worst ? el("a", { class: `badge ${worst.status}`, href: `#${anchor(worst)}` }, word(worst.status)) : ""), shown), legend, plot, el("div", { class: "below" }, details, savers(title, () => plot.querySelector("canvas"), () => linesTable(heads, lines))));
+    lazyTable(details, () => details.append(numbersTable(title + place, heads, lines)));
     const say = (step) => lines.map((one) => `${lines.length > 1 ? `${one.label} ` : ""}${number(valueAt(one, step))}`).join(" · ");
     const rest = () => {
-      const last = lines.map((one) => one.values.findLast((v) => v !== null));
-      shown.replaceChildren("end ", el("b", {}, last.map(number).join(" · ")));
+      // One number for one thing: what the check says of the end, where there is one.
+      const last = lines.map((one) => (checks.find((check) => check.metric === one.name && typeof check.value === "number") || { value: one.values.findLast((v) => v !== null) }).value);
+      shown.replaceChildren("now ", el("b", {}, last.map(number).join(" · ")));
     };
     rest();
     const now = (step) => { if (step === null) rest(); else shown.replaceChildren(`step ${count(step)} `, el("b", {}, say(step))); };
@@ -371,9 +421,14 @@
     show("curves");
     for (const [dash, colour, name] of [["3 2", "--dim", "base"], ["2 2", "--bad", "line"]])
       $("curves-legend").append(el("li", {}, svg("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, svg("line", { x1: 0, x2: 14, y1: 6, y2: 6, "stroke-width": 1.6, "stroke-dasharray": dash, style: `stroke:var(${colour})` })), name));
-    for (const [dash, name] of [["3 2", "past its line from here"], [null, "alarm"]])
+    for (const [dash, name] of [["3 2", "began"], [null, "confirmed"]])
       $("curves-legend").append(el("li", {}, svg("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, svg("line", { x1: 6, x2: 6, y1: -1, y2: 13, "stroke-width": 2, "stroke-dasharray": dash, style: "stroke:var(--bad)" })), name));
     mountCurves(chartCard);
+    for (const [holder, chart] of pictures) {
+      const [card, start] = chartCard(chart, ", of what happened");
+      holder.append(card);
+      start();
+    }
     if (data.never.length) $("never").textContent = `Never measured in this run: ${data.never.map((name) => line(name, 80)).join(", ")}.`;
     lazyTable($("metrics-table").closest("details"), () => table($("metrics-table"), ["metric", "unit", "base", "first", "last", "min", "max"],
       data.summary.map(([name, unit, ...values]) => ({ cells: [line(name, 100), line(unit, 40), ...values.map(number)] })), new Set([2, 3, 4, 5, 6])));
@@ -398,16 +453,18 @@
   }
 
   // ---- modes
-  const FATES = { extinct: "fail", shrunk: "warn", steady: "", grown: "", newborn: "" };
-  const fateBadge = (fate) => el("span", { class: `badge ${Object.hasOwn(FATES, fate) ? FATES[fate] : ""}` }, Object.hasOwn(FATES, fate) ? fate : "–");
+  const colourOf = new Map((data.shares ? data.shares.rows : []).map((row) => [row.mode, row.colour]));
+  const inColour = (mode) => (colourOf.has(mode) ? el("span", { class: "key" }, swatch(colourOf.get(mode))) : "");
+  const FATES = { gone: "fail", "nearly gone": "fail", fewer: "warn" };
+  const fateBadge = (fate) => el("span", { class: `badge ${Object.hasOwn(FATES, fate) ? FATES[fate] : ""}` }, fate);
   if (data.modes.length) {
     show("modes");
-    table($("modes-table"), ["format", "fate", "share, base", "share, end", "reward, base", "reward, end", "last seen at step"],
-      data.modes.map((story) => ({ cells: [line(story.mode, 60), fateBadge(story.fate), shareBar(story.base_share), shareBar(story.last_share), number(story.base_reward), number(story.last_reward), story.last_seen_step === null ? "–" : count(story.last_seen_step)] })), new Set([4, 5, 6]));
+    table($("modes-table"), ["format", "now", "share, base", "share, end", "reward, base", "reward, end", "last seen at step"],
+      data.modes.map((story) => ({ cells: [el("span", {}, inColour(story.mode), line(story.mode, 60)), fateBadge(story.became), shareBar(story.base_share), shareBar(story.last_share), number(story.base_reward), number(story.last_reward), story.last_seen_step === null ? "–" : count(story.last_seen_step)] })), new Set([4, 5, 6]));
     for (const story of data.modes.filter((one) => one.fate === "extinct" || one.fate === "shrunk" || one.fate === "newborn")) {
       if (!story.examples.length) continue;
       $("modes-cards").append(el("article", { class: "mode" },
-        el("div", { class: "mode-head" }, el("h3", {}, line(story.mode, 60)), fateBadge(story.fate), el("p", {}, `${share(story.base_share)} of completions at the base, ${share(story.last_share)} at the end`)),
+        el("div", { class: "mode-head" }, el("h3", {}, inColour(story.mode), line(story.mode, 60)), fateBadge(story.became), el("p", {}, `${share(story.base_share)} of completions at the base, ${share(story.last_share)} at the end`)),
         el("div", { class: "side" }, ...story.examples.map((example) => exampleCard(example)))));
     }
   }
@@ -492,6 +549,7 @@
       shown = fate < 0 ? rows : rows.filter((row) => row.fate === fates[fate]);
       at = null; label(); draw(); read();
     });
+    $("heat-legend").after(savers("Prompts over time", () => canvas, () => [["prompt", "became", "source", "attempts", ...bins.map(([first, last]) => `steps ${first} to ${last}`)], ...rows.map((row) => [words(row), row.fate, row.source, row.attempts, ...row.rates])]));
     label();
     drawings.push(draw);
     new ResizeObserver(draw).observe($("heat-scroll"));
@@ -526,7 +584,7 @@
     fields.order = el("select", { name: "order" }, ...["step", "reward, lowest first", "reward, highest first"].map((one, i) => el("option", { value: i }, one)));
     form.append(el("label", {}, "Order", fields.order), el("button", { type: "reset", class: "quiet" }, "Clear filters"));
     let at = 0;
-    const textOf = (index) => (index === null ? "" : data.texts[index][0]);
+    const textOf = (index) => (index === null ? "" : data.texts[index][0] + data.texts[index][2]);
     const inside = (v, [low, high]) => (low.value === "" && high.value === "") || (typeof v === "number" && (low.value === "" || v >= Number(low.value)) && (high.value === "" || v <= Number(high.value)));
     const chosen = () => {
       const want = fields.text.value.toLowerCase(), prompt = fields.prompt.value.toLowerCase();
@@ -582,8 +640,9 @@
   if (run.config.length) { show("config"); pairs($("config-pairs"), run.config); }
 
   // ---- sections, colours, printing
-  page.navigate([["checks", "Checks"], ["story", "What happened when"], ["acts", "Policy"], ["curves", "Curves"], ["modes", "Formats"], ["heat", "Prompts"], ["samples", "Completions"], ["details", "How it was judged"]]);
+  page.navigate([["happened", data.incidents.length ? "What happened" : "Answer formats"], ["checks", "Checks"], ["story", "When"], ["acts", "Policy"], ["curves", "Curves"], ["modes", "Formats one by one"], ["heat", "Prompts"], ["samples", "Completions"], ["details", "How it was judged"]]);
   page.themes();
+  page.permalinks(() => ["shares", "timeline", "charts"].map($).find((one) => one.clientHeight));
   const opened = [];
   addEventListener("beforeprint", () => document.querySelectorAll(".check details:not([open]), .mode details:not([open])").forEach((one) => { one.open = true; opened.push(one); }));
   addEventListener("afterprint", () => opened.splice(0).forEach((one) => { one.open = false; }));

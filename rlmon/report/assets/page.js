@@ -26,7 +26,7 @@ const page = (() => {
     const body = el("tbody");
     for (const row of rows) {
       const cells = row.cells.map((cell, i) => (i === 0 ? el("th", { scope: "row" }, cell) : el("td", side(i), cell)));
-      body.append(el("tr", row.class ? { class: row.class } : {}, ...cells));
+      body.append(el("tr", { class: row.class, id: row.id }, ...cells));
     }
     target.append(body);
     return target;
@@ -89,18 +89,19 @@ const page = (() => {
   const data = JSON.parse($("data").textContent);
   const [FIRST, LAST] = data.steps || [0, 1];
   // The steps that are drawn, and the one that is pointed at.
-  const view = { from: FIRST, to: Math.max(LAST, FIRST + 1), step: null };
+  const view = { from: FIRST, to: Math.max(LAST, FIRST + 1), step: null, pinned: null };
   // Cursors are called with each step that is pointed at, null for none; drawings when the view or the colours change.
   const cursors = [], drawings = [];
   const redraw = () => drawings.forEach((again) => again());
-  function point(step) {
+  function point(to) {
+    const step = to === null ? view.pinned : to;
     view.step = step === null ? null : Math.round(Math.min(view.to, Math.max(view.from, step)));
     cursors.forEach((cursor) => cursor(view.step));
   }
   function steerable(node, stops, title, words) {
     // Arrow keys visit the steps that this figure has values for.
     node.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") { point(null); return; }
+      if (event.key === "Escape") { view.pinned = null; point(null); return; }
       const here = stops.filter((step) => step >= view.from && step <= view.to), tenth = Math.ceil(here.length / 10);
       const stride = { ArrowLeft: -1, ArrowRight: 1, PageUp: -tenth, PageDown: tenth, Home: -Infinity, End: Infinity }[event.key];
       if (!stride || !here.length) return;
@@ -119,6 +120,15 @@ const page = (() => {
       point(view.from + ((view.to - view.from) * (at - LEFT)) / (width() - LEFT - RIGHT));
     });
     node.addEventListener("pointerleave", () => point(null));
+    keepable(node);
+  }
+  // A click keeps the step that is pointed at, in the address too; another on the same one lets it go.
+  function keepable(node) {
+    node.addEventListener("click", () => {
+      if (view.step === null) return;
+      view.pinned = view.pinned === view.step ? null : view.step;
+      try { history.replaceState(null, "", view.pinned === null ? " " : `#step-${view.pinned}`); } catch { /* an address that cannot change */ }
+    });
   }
   const ticks = (room) => {
     const widths = [1, 10, 100, 1000, 10000, 100000, 1000000].flatMap((p) => [p, 2 * p, 5 * p]);
@@ -184,7 +194,7 @@ const page = (() => {
       if (u) u.destroy();
       const axis = { ...axisStyle(), ticks: { show: false } };
       u = new uPlot({
-        width: wide, height: 180, padding: [8, 20, 0, 0],
+        width: wide, height: 196, padding: [8, 20, 0, 0],
         cursor: { drag: { x: false, y: false }, y: false, points: { size: 6 } }, legend: { show: false },
         scales: {
           x: { time: false, range: () => [view.from, view.to] },
@@ -196,7 +206,7 @@ const page = (() => {
             return [bottom, high + 0.08 * (high - bottom || 1)];
           } },
         },
-        axes: [{ ...axis, size: 26, values: (_, marks) => marks.map((v) => (Number.isInteger(v) ? count(v) : "")) }, { ...axis, size: LEFT, values: (_, marks) => marks.map(number) }],
+        axes: [{ ...axis, size: 24, label: "step", labelSize: 16, labelGap: 0, labelFont: axis.font, values: (_, marks) => marks.map((v) => (Number.isInteger(v) ? count(v) : "")) }, { ...axis, size: LEFT, values: (_, marks) => marks.map(number) }],
         series: [{}, ...series()],
         hooks: {
           draw: [mark],
@@ -213,12 +223,13 @@ const page = (() => {
     }
     cursors.push(follow);
     plot.addEventListener("pointerleave", () => point(null));
+    keepable(plot);
     return () => drawing(plot, draw);
   }
   // All curves of the page; those further down only when they are opened. card(chart) is an element and what starts it.
   function mountCurves(card) {
     const mount = (target, charts) => {
-      const cards = charts.filter((chart) => chart.lines.some((one) => one.values.length)).map(card);
+      const cards = charts.filter((chart) => chart.lines.some((one) => one.values.length)).map((chart) => card(chart));
       target.append(...cards.map(([element]) => element));
       // Only now: a card has its final width when all cards are there.
       cards.forEach(([, start]) => start());
@@ -236,15 +247,23 @@ const page = (() => {
     for (const [id, title] of sections) if (!$(id).hidden) $("nav").append(el("a", { href: `#${id}` }, title));
   }
   function themes() {
-    const THEMES = [["", "◐ auto", "automatic"], ["light", "☀ light", "light"], ["dark", "☾ dark", "dark"]];
-    let theme = 0;
-    $("theme").addEventListener("click", () => {
-      theme = (theme + 1) % THEMES.length;
-      const [name, sign, spoken] = THEMES[theme];
+    const THEMES = [["", "◐ auto"], ["light", "☀ light"], ["dark", "☾ dark"]], KEY = "rlmon-theme";
+    // A browser may forbid a file to remember anything.
+    const remembered = () => { try { return localStorage.getItem(KEY); } catch { return null; } };
+    const remember = (name) => { try { localStorage.setItem(KEY, name); } catch { /* then not */ } };
+    let theme = Math.max(0, THEMES.findIndex(([name]) => name === remembered()));
+    const apply = () => {
+      const [name, sign] = THEMES[theme];
       if (name) document.documentElement.dataset.theme = name; else delete document.documentElement.dataset.theme;
       $("theme").textContent = sign;
-      $("theme").setAttribute("aria-label", `Colour scheme: ${spoken}`);
+      $("theme").setAttribute("aria-label", `${sign}: colour scheme`);
       redraw();
+    };
+    if (theme) apply();
+    $("theme").addEventListener("click", () => {
+      theme = (theme + 1) % THEMES.length;
+      remember(THEMES[theme][0]);
+      apply();
     });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   }

@@ -107,7 +107,7 @@ def test_without_a_format_that_took_over_the_lead_tells_what_it_saw() -> None:
     )  # fmt: skip
     (one,) = told([template], [mode("prose", "steady", 1.0, 1.0)])
     assert one.sentence.startswith(
-        "From step 21 the completions of one prompt followed over 100 templates, now about 1.2; reward "
+        "From step 21: the completions of one prompt followed over 100 templates, now about 1.2; reward "
     )
     (unknown,) = told([found("a-new-check", "warn", metric="brand/new")])
     assert (unknown.kind, unknown.sentence, unknown.setting) == ("other", "A-new-check was seen.", "")

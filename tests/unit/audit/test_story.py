@@ -40,7 +40,7 @@ def test_the_headline_tells_what_happened_and_since_when(changed: Audit) -> None
     worst = changed.checks[0]
     (what, *_) = incidents.incidents(changed)
     assert worst in what.checks
-    assert changed.headline.startswith(f"From step {what.began} this format is no longer written: json (was ")
+    assert changed.headline.startswith(f"From step {what.began}: this format is no longer written: json (was ")
     narrowed = audited(
         draw(2, steps=40, write=mixed(narrowing), prompts=16, score=lambda rng, t, prompt, text: float(t > 0.5))
     )

@@ -1,0 +1,78 @@
+"""The audit's page without its scripts: what happened, in markup that is readable where scripts are blocked."""
+
+from __future__ import annotations
+
+from html import escape
+
+from rlmon.audit.incidents import Incident, incidents
+from rlmon.audit.result import Audit, Check, Example
+from rlmon.printable import one_line
+from rlmon.report import phrases
+from rlmon.report.figure import FIGURE_STYLE, Shares, colours, draw_order, inline_svg
+
+STEPS_DRAWN = 300
+FORMATS_DRAWN = 9
+HEAD_CHARACTERS, TAIL_CHARACTERS = 400, 800
+
+
+def still(audit: Audit) -> str:
+    """Trusted markup: verdict, events with their examples, the format shares and a table of the checks. Every text of
+    the run in it is escaped, and none is part of an attribute but as the name of a format in a label."""
+    parts = [f"<h1>{_text(phrases.verdict(audit))}: {_text(audit.headline)}</h1>"]
+    parts += [f"<p>{_text(line)}</p>" for line in (*phrases.missing(audit), phrases.run_line(audit))]
+    parts.append(_shares(audit))
+    parts += [_incident(incident) for incident in incidents(audit)]
+    parts.append(_checks(audit))
+    parts += [f"<p>{_text(note)}</p>" for note in audit.run.notes]
+    return "".join(parts)
+
+
+def _text(text: str, limit: int = 2_000) -> str:
+    return escape(one_line(text, limit))
+
+
+def _shares(audit: Audit) -> str:
+    """The picture of a collapse; nothing where no format is known."""
+    known = [at for at in range(len(audit.steps)) if any(v[at] is not None for v in audit.mode_shares.values())]
+    every = max(1, -(-len(known) // STEPS_DRAWN))
+    taken = known[::every]
+    if len(taken) < 2:
+        return ""
+    shares = {mode: [values[at] or 0.0 for at in taken] for mode, values in audit.mode_shares.items()}
+    run = Shares(title="Share of each answer format", steps=[audit.steps[at] for at in taken], shares=shares)
+    order = draw_order([run])[:FORMATS_DRAWN]
+    palette = colours(order)
+    names = " ".join(f'<span style="color:{palette[mode]}">■</span> {_text(mode, 40)}' for mode in order)
+    return (
+        f"<style>{FIGURE_STYLE}</style>{inline_svg(run, order, 'Share of each answer format over steps')}"
+        f"<p>From below: {names}</p>"
+    )
+
+
+def _incident(incident: Incident) -> str:
+    parts = [f"<h2>{_text(incident.sentence)}</h2><p>{_text(phrases.seen_by(incident))}</p>"]
+    if incident.setting:
+        parts.append(f"<p>Change first: {_text(incident.setting)}</p>")
+    parts += [_example(example) for example in incident.pair]
+    return "".join(parts)
+
+
+def _example(example: Example) -> str:
+    head, characters, tail = example.ends(HEAD_CHARACTERS, TAIL_CHARACTERS)
+    shown = head if not characters else f"{head}\n{phrases.left_out(characters)}\n{tail}"
+    if example.completion is None:
+        shown = "the text was not stored"
+    lines = "\n".join(_text(line) for line in shown.split("\n"))
+    return f"<p>{_text(phrases.example_head(example))}</p><pre>{lines}</pre>"
+
+
+def _checks(audit: Audit) -> str:
+    heads = "".join(f"<th>{head}</th>" for head in ("", "check", "base → now", "line", "began", "what was seen"))
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(map(_row, audit.checks))}</tbody></table>"
+
+
+def _row(check: Check) -> str:
+    line = "" if check.threshold is None else phrases.number(check.threshold)
+    cells = (check.status.upper(), check.id, phrases.base_to_now(check), line, phrases.step(check.first_step),
+             phrases.said(check))  # fmt: skip
+    return f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>"
