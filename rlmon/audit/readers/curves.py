@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ NO_TEXT_IN_HISTORY = (
 STEPS = (*STEP_KEYS, "global_step/max_steps", "current_steps", "Step", "iteration", "iter", "update", BAR, "_step")
 """What counts steps, by descending claim."""
 MAX_FILES = 256
+TEXT_CHARACTERS = 40
+"""Mean length from which what a column holds is writing."""
 _PEEKED = 400
 _ROWS = "row"
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})", re.ASCII)
@@ -70,6 +73,12 @@ def open_run(path: Path) -> OpenedRun:
     step_key = _step_key(calls[:_PEEKED])
     history = _folded(calls, step_key)
     _refuse_rows(history, place)
+    written = [key for key, length in texts.items() if length >= TEXT_CHARACTERS]
+    if written and step_key == _ROWS:
+        raise ReadError(
+            f"{str(place)!r} has texts under {', '.join(map(repr, written[:4]))} and nothing that counts steps: these "
+            f"look like rows of completions. Name their columns: --map completion={written[0]},reward=...,step=..."
+        )
     scalars, evals, notes = history.series()
     tracker = any(key.startswith(("_timestamp", "_runtime")) for call in calls[:_PEEKED] for key in call)
     rest = [file.path.name for file in found if file not in chosen]
@@ -81,7 +90,7 @@ def open_run(path: Path) -> OpenedRun:
         scalars=scalars,
         eval_scalars=evals,
         lacks=beside_curves(no_completions(NO_TEXT_IN_HISTORY if tracker else NO_TEXT), scalars, evals),
-        notes=[*_notes(chosen, place, step_key, damage), *notes, *_others(rest)],
+        notes=[*_notes(chosen, place, step_key, damage), *notes, *_others(rest), *_unread(written)],
         passed_over=sorted(texts),
     )
 
@@ -149,10 +158,10 @@ def _exported(file: LogFile) -> bool:
 
 def _runs(
     files: Sequence[LogFile], damage: log_files.Damage, place: Path
-) -> tuple[dict[str, list[dict[str, float]]], set[str]]:
-    """The numbers of every log call by run (empty: the file names none), and the keys that hold something else."""
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, float]]:
+    """The numbers of every log call by run (empty: the file names none), and the mean length of what else keys hold."""
     runs: dict[str, list[dict[str, float]]] = {}
-    texts: set[str] = set()
+    texts: dict[str, list[int]] = {}
     numeric: set[str] = set()
     for file in files:
         for call in log_files.log_calls(file, damage):
@@ -163,7 +172,7 @@ def _runs(
                 number = _number(value)
                 if number is None:
                     if value not in (None, "", []):
-                        texts.add(key)
+                        texts.setdefault(key, []).append(len(value) if isinstance(value, str) else 0)
                 elif key:
                     numeric.add(key)
                     (own.setdefault(run, {}) if run else shared)[key] = number
@@ -171,7 +180,7 @@ def _runs(
                 runs.setdefault(run, []).append({**shared, **numbers})
     if not runs and damage.torn:
         raise ReadError(f"{str(place)!r} cannot be read: {damage.torn}.")
-    return runs or {"": []}, texts - numeric
+    return runs or {"": []}, {key: statistics.fmean(texts[key]) for key in texts if key not in numeric}
 
 
 def _number(value: Any) -> float | None:
@@ -202,14 +211,15 @@ def _wanted(runs: Mapping[str, Sequence[Any]], wanted: str, place: Path) -> str:
 
 
 def _step_key(calls: Sequence[Mapping[str, float]]) -> str:
-    """What counts the steps; where nothing does, the rows."""
+    """What counts the steps in most of the calls that have a curve; where nothing does, the rows."""
+    told = [call for call in calls if any(map(aliases.says_something, call))] or calls
     for key in STEPS:
-        values = [call[key] for call in calls if key in call]
-        if not values or (len(values) > 1 and len(set(values)) == 1):
+        values = [call[key] for call in told if key in call]
+        if 2 * len(values) < max(1, len(told)) or (len(values) > 1 and len(set(values)) == 1):
             continue
         # A bar is drawn when there is time to; one that lags would put several calls into one step.
         lags = sum(a == b for a, b in itertools.pairwise(values)) > 0.2 * len(values)
-        if key == BAR and (len(values) < len(calls) or lags):
+        if key == BAR and (len(values) < len(told) or lags):
             continue
         return key
     return _ROWS
@@ -263,6 +273,11 @@ def _notes(chosen: Sequence[LogFile], place: Path, step_key: str, damage: log_fi
         yield f"{damage.lines} damaged lines were passed over"
     if damage.torn:
         yield f"not read to the end: {damage.torn}"
+
+
+def _unread(texts: Sequence[str]) -> Iterator[str]:
+    if texts:
+        yield f"texts under {', '.join(map(repr, texts[:4]))} were not read; --map completion={texts[0]},... reads them"
 
 
 def _others(names: Sequence[str]) -> Iterator[str]:

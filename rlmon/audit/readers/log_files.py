@@ -251,6 +251,8 @@ def _of_csv(lines: Iterator[str], delimiter: str, damage: Damage) -> Iterator[Ma
     at = _place_of_key(header)
     value = next((i for i, name in enumerate(header) if name.lower() == "value"), 0)
     for row in rows:
+        if delimiter == ";":  # where a comma parts the whole from its fraction
+            row = [cell if "." in cell else cell.replace(",", ".", 1) for cell in row]
         if len(row) == len(header) and at is not None:
             shared = {name: row[i] for i, name in enumerate(header) if i not in (at, value)}
             yield {**shared, row[at]: row[value]}

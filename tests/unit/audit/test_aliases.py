@@ -41,6 +41,7 @@ def test_every_trainer_of_the_list_is_there() -> None:
         "prime-rl",
         "slime",
         "areal",
+        "by hand",
     }
 
 

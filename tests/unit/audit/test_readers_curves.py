@@ -54,6 +54,7 @@ FORMS: Mapping[str, Callable[[], str]] = {
     "lines with a damaged one first": lambda: '{"step": 0, "rew\n' + as_lines(LOGGED),
     "CSV": lambda: as_csv(LOGGED),
     "CSV with semicolons": lambda: as_csv(LOGGED, ";"),
+    "CSV with commas in numbers": lambda: as_csv(LOGGED, ";").replace(".", ","),
     "CSV of a spreadsheet": lambda: "\ufeff" + as_csv(LOGGED).replace("\n", "\r\n"),
     "printed": lambda: "\n".join(map(str, LOGGED)),
     "printed as strings": lambda: "\n".join(str({k: str(v) for k, v in entry.items()}) for entry in LOGGED),
@@ -237,6 +238,24 @@ def test_which_column_counts_the_steps(keys: Sequence[str], taken: str, tmp_path
     run = open_source(tmp_path / "x")
     assert run.scalars == {"reward": [(row * 10 + len(taken), 0.5) for row in range(4)]}
     assert any(repr(taken) in note for note in run.notes)
+
+
+def test_a_summary_at_the_end_counts_no_steps(tmp_path: Path) -> None:
+    rows = [{"reward": step / 8, "global_step/max_steps": f"{step}/9"} for step in range(1, 10)]
+    summary = {"last_model_checkpoint": "x", "global_step": 9, "train_runtime": 5.0, "log_history": [{"loss": 1}]}
+    (tmp_path / "x").write_text(as_lines([*rows, summary]))
+    assert open_source(tmp_path / "x").scalars == {"reward": [(step, step / 8) for step in range(1, 10)]}
+
+
+def test_texts_are_no_curves_but_may_stand_beside_them(tmp_path: Path) -> None:
+    rows = [{"written": "word " * 20, "reward": 0.5} for _ in range(5)]
+    (tmp_path / "x.jsonl").write_text(as_lines(rows))
+    with pytest.raises(ReadError, match="--map completion=written"):
+        open_source(tmp_path / "x.jsonl")
+    (tmp_path / "x.jsonl").write_text(as_lines([{"step": step, **row} for step, row in enumerate(rows)]))
+    run = open_source(tmp_path / "x.jsonl")
+    assert len(run.scalars["reward"]) == 5
+    assert any("--map completion=written" in note for note in run.notes)
 
 
 def test_a_step_that_never_moves_counts_nothing(tmp_path: Path) -> None:
