@@ -700,6 +700,20 @@ def test_a_large_binary_file_is_no_run(audit: Audit, tmp_path: Path) -> None:
     assert audit(tmp_path).code == 2
 
 
+def test_a_folder_of_hostile_runs(audit: Audit, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    for name in ("\x1b[31m[bold]x", "::error::y", "broken", "=cmd|' A0"):
+        (folder / name).mkdir(parents=True)
+        calls = "".join(json.dumps({"step": step, "reward": 0.5, "entropy": 0.5}) + "\n" for step in range(9))
+        (folder / name / "m.jsonl").write_text(calls)
+    os.symlink("/", folder / "out")
+    os.symlink(folder, folder / "again")
+    left = audit(folder)
+    assert "4 runs" in left.out
+    assert unprintable(left.out) == set()
+    assert len(json.loads(audit(folder, "--format", "json", "--fail-on", "never").out)) == 4
+
+
 # ---- trackers
 
 

@@ -107,11 +107,12 @@ def _runs_below(path: Path, depth: int, of_files: bool) -> list[Path]:
 
 
 def _subfolders(path: Path) -> list[Path]:
+    """Folders in order of name; what a link names lies elsewhere, or is here twice."""
     try:
-        found = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        found = [entry for entry in path.iterdir() if entry.is_dir() and not entry.is_symlink()]
     except OSError:
         return []
-    return [entry for entry in found if inside(path, entry)]
+    return sorted(entry for entry in found if not entry.name.startswith("."))
 
 
 def names() -> list[str]:

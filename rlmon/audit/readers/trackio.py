@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,9 @@ def runs_at(path: Path) -> list[Path]:
     found = []
     for file in [] if wanted else _data_bases(place):
         with contextlib.suppress(*DAMAGE), contextlib.closing(_connect(file)) as base:
-            found += [Path(f"{file}::{run.name}") for run in _runs(base)]
+            runs = _runs(base)
+            names = Counter(run.name for run in runs)
+            found += [Path(f"{file}::{run.name if names[run.name] == 1 else run.id}") for run in runs]
     return found if len(found) > 1 else []
 
 

@@ -132,6 +132,14 @@ def test_several_runs_are_listed_and_chosen_by_name(tmp_path: Path) -> None:
     for given in (f"{path}::new run", f"{tmp_path}::new run"):
         assert trackio.recognises(Path(given))
         assert trackio.open_run(Path(given)).scalars == {"loss": [(0, 2.0), (1, 3.0)]}
+    assert [str(place) for place in trackio.runs_at(path)] == [f"{path}::old", f"{path}::new run"]
+    with changing(path) as base:
+        base.execute("UPDATE metrics SET run_name = 'one'")
+    assert [str(place) for place in trackio.runs_at(path)] == [f"{path}::id-old", f"{path}::id-new run"]
+    assert trackio.open_run(trackio.runs_at(path)[0]).scalars == {"loss": [(0, 1.0)]}
+    assert trackio.runs_at(Path(f"{path}::id-old")) == []
+    with changing(path) as base:
+        base.execute("UPDATE metrics SET run_name = substr(run_id, 4)")
     with pytest.raises(ReadError, match="no run 'third'; it has 'old'"):
         trackio.open_run(Path(f"{path}::third"))
     write(tmp_path / "q.db", [{"loss": 1.0}])
