@@ -110,7 +110,6 @@ def test_messages_as_json_strings() -> None:
     assert "boxed" in " ".join(mode.mode for mode in found.modes if mode.fate == "grown")
 
 
-@pending(reason="not said yet")
 def test_groups_of_one_are_told() -> None:
     found = told("searchr1-88-uid-per-row")
     assert found.verdict != "pass"

@@ -22,6 +22,7 @@ from rlmon.audit.checks.diversity import (
 )
 from rlmon.audit.checks.folds import FOLDS, SECOND_LOOKS, onset
 from rlmon.audit.checks.formats import format_winner, mode_extinction
+from rlmon.audit.checks.groups import groups_known
 from rlmon.audit.checks.length import length_growth, truncation
 from rlmon.audit.checks.log import monitor_faults, replay, rows_complete
 from rlmon.audit.checks.own_word import agreement
@@ -75,7 +76,7 @@ HINDSIGHT: tuple[Question, ...] = (
     identical_completions,
 )
 """Their number shares out the error rate."""
-ABOUT_ROWS: tuple[Question, ...] = (rows_complete,)
+ABOUT_ROWS: tuple[Question, ...] = (rows_complete, groups_known)
 ABOUT_THE_MONITOR: tuple[Question, ...] = (replay, monitor_faults)
 """Only an rlmon log allows these."""
 
