@@ -318,6 +318,7 @@ def audit(
     3 unsure: nothing bad was seen, and too little to call it a pass; only with --strict.
     """
     from rlmon.audit.readers import runs_at
+    from rlmon.report import phrases
 
     columns = _mapping(mapping)
     if reader is None and columns is None:
@@ -337,11 +338,9 @@ def audit(
             code = USAGE_OR_UNREADABLE
             continue
         audits.append(found)
-        if found.verdict == "insufficient" and (len(paths) == 1 or verbose or form is not AuditFormat.rich):
-            from rlmon.report import phrases
-
-            _note(f"rlmon: {path}: unsure, {found.coverage}. {' '.join(phrases.missing(found))}")
         code = min(code, _exit_code(found, fail_on, strict), key=WORST_FIRST.index)
+    for line in phrases.unsure(audits, each=len(paths) == 1 or verbose or form is not AuditFormat.rich):
+        _note(line)
     if page is not None:
         _write_page(page, audits[0])
     if form is AuditFormat.rich:

@@ -35,7 +35,7 @@ class Line:
     values: Sequence[float]
     """Its measured values in order of step."""
     said: str
-    """The gravest event in one sentence, or what keeps the run from a pass; empty for a pass."""
+    """The gravest event in one sentence, what keeps the run from a pass, or what a pass does not speak of."""
 
 
 def overview(audits: Sequence[Audit]) -> list[Line]:
@@ -52,6 +52,8 @@ def _line(audit: Audit, name: str) -> Line:
     said = told[0].sentence if told else ""
     if audit.verdict == "insufficient":
         said = f"No answer about {', '.join(QUESTIONS[core] for core in audit.coverage.missing)}."
+    elif audit.verdict == "pass" and not audit.coverage.outputs:
+        said = "Curves only: outputs not seen."
     return Line(
         audit=audit,
         name=name,

@@ -38,6 +38,14 @@ def missing(audit: Audit) -> list[str]:
     return [one_line(f"No answer about {QUESTIONS[core]}: {reason}") for core, reason in audit.coverage.missing.items()]
 
 
+def unsure(audits: Sequence[Audit], *, each: bool) -> list[str]:
+    """What is said beside the results, where a pass was not earned: a line for each run, or one for all."""
+    found = [audit for audit in audits if audit.verdict == "insufficient"]
+    if found and not each:
+        return [f"rlmon: {len(found)} of {len(audits)} runs are unsure; --verbose says what is missing"]
+    return [f"rlmon: {audit.run.source}: unsure, {audit.coverage}. {' '.join(missing(audit))}" for audit in found]
+
+
 def number(value: float | None) -> str:
     """Three significant digits, thousands set apart, ``-`` for not measured."""
     if value is None:

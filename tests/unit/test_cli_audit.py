@@ -73,9 +73,8 @@ def audits(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def with_verdict(verdict: Verdict) -> Audit:
-    return dataclasses.replace(
-        make_audit.one_step() if verdict == "insufficient" else make_audit.healthy(), verdict=verdict
-    )
+    found = make_audit.one_step() if verdict == "insufficient" else make_audit.healthy()
+    return dataclasses.replace(found, verdict=verdict, run=dataclasses.replace(found.run, source=verdict))
 
 
 UNSURE = "unsure, 3 of 5 judged. No answer about entropy: one step is no baseline"
@@ -107,7 +106,7 @@ def subprocess_of(*arguments: object, **environment: str) -> subprocess.Complete
 def test_exit_codes(rlmon: Rlmon, audits: dict[str, Any], verdict: Verdict, options: list[str], code: int) -> None:
     audits["run"] = with_verdict(verdict)
     left = rlmon("audit", "run", *options)
-    assert (left.code, left.err) == (code, f"rlmon: run: {UNSURE}\n" if verdict == "insufficient" else "")
+    assert (left.code, left.err) == (code, f"rlmon: insufficient: {UNSURE}\n" if verdict == "insufficient" else "")
     assert left.out
 
 
@@ -124,6 +123,10 @@ def test_of_several_runs_the_worst_counts(rlmon: Rlmon, audits: dict[str, Any], 
     assert [one["verdict"] for one in json.loads(left.out)] == [name for name in names.split() if name != "broken"]
     said = {"broken": "rlmon: nothing at 'broken'\n", "insufficient": f"rlmon: insufficient: {UNSURE}\n"}
     assert left.err == "".join(said.get(name, "") for name in names.split())
+    # The overview has the word; one line beside it for all.
+    overview = rlmon("audit", *names.split(), "--strict")
+    assert ("UNSURE" in overview.out) == ("insufficient" in names)
+    assert ("1 of 2 runs are unsure; --verbose says what is missing" in overview.err) == ("insufficient" in names)
 
 
 def test_several_that_cannot_be_read_are_still_an_array(rlmon: Rlmon, audits: dict[str, Any]) -> None:
