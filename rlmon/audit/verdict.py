@@ -40,8 +40,6 @@ def _missing(checks: Sequence[Check], core: Core) -> str | None:
     """Why a core question has no answer, ``None`` where it has one. A value that may be past its line leaves it open,
     whatever else was found to be well."""
     asked = [check for check in checks if check.core == core]
-    if core == "reward" and not asked:
-        return None  # nothing asks for it yet
     if doubts := [check for check in asked if check.status == "unsure"]:
         return "; ".join(f"{check.id}: {check.message}: {check.reason}" for check in doubts)
     if any(check.status in JUDGED for check in asked):

@@ -64,13 +64,25 @@ def _detector(ask: Question, ends: Ends, need: Lack | Literal["successes"]) -> C
     }
     # The detector's own level is that of a few blocks; a whole window that stands on the good side outweighs it.
     window = ends.move(facts["metric"], relative=True) if _is_looked_at_twice(spec) and ends.same_data else None
-    levels = [value] if window is None else [value, window.last]
-    if line is not None and all(
-        level is not None and (level < line if _falls(spec) else level > line) for level in levels
-    ):
-        why = "one signal only" if spec.every else "it has not been there for long enough to be sure"
-        return ask.says(status="unsure", message=_passed(value, base, line), reason=why, **facts)
-    return ask.says(status="pass", message=_passed(value, base, line), **facts)
+    if not _past(spec, value, line):
+        return ask.says(status="pass", message=_passed(value, base, line), **facts)
+    if window is not None and not _past(spec, window.last, line):
+        return ask.says(status="pass", message=_passed(window.last, base, line), **facts | {"value": window.last})
+    others = [one for one in row["sources"] if one["metric"] != facts["metric"]]
+    alone = spec.every and not all(_past(spec, one["now"], one["warn_line"]) for one in others)
+    return ask.says(
+        status="unsure",
+        message=_passed(value, base, line),
+        reason="one signal only" if alone else "it has not been there for long enough to be sure",
+        # What can at most become a note leaves no core question open.
+        core=None if spec.rungs == ("note",) else ask.core,
+        **facts,
+    )
+
+
+def _past(spec: DetectorSpec, value: float | None, line: float | None) -> bool:
+    """Whether a value in the unit of the metric is on the bad side of its line."""
+    return value is not None and line is not None and (value < line if _falls(spec) else value > line)
 
 
 def _falls(spec: DetectorSpec) -> bool:

@@ -61,7 +61,10 @@ def length_growth(ask: Question, ends: Ends) -> Check:
         return ask.skip("the length of the completions is not known")
     # Longer chains are how reasoning grows: what is lost by them (cut off, repeated, wrong) has checks of its own.
     status: Status = "note" if found.low > 2.0 * found.base else "pass"
+    # As it can at most become a note, a doubt about it leaves no core question open.
+    doubtful = status == "pass" and found.last > 3.0 * found.base
     return ask.says(
+        core=None if doubtful else ask.core,
         status=status, metric=f"completion {unit}", unit=unit,
         value=found.last, baseline=found.base, threshold=3.0 * found.base,
         interval=(found.base + found.low, found.base + found.high), message=between(found, f" {unit}")
