@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_rows import SHAPES
 
-from rlmon.audit.readers import open_source
+from rlmon.audit.readers import open_source, runs_at
 from rlmon.audit.run import ROWS
 from rlmon.errors import RLMonError
 
@@ -98,6 +98,7 @@ def check(original: Path, choice: int, changes: list[Mutation], mapping: dict[st
             raw = change(raw) if raw else raw
         target.write_bytes(raw)
         started = time.process_time()
+        assert all(isinstance(place, Path) for place in runs_at(copy))
         with contextlib.suppress(RLMonError):
             read_to_the_end(copy, mapping)
         assert time.process_time() - started < SECONDS

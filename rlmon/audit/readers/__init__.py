@@ -70,15 +70,18 @@ def runs_at(path: Path) -> list[Path]:
     """The runs at ``path``, in order of name or time, where it holds several; else none. Each can be opened.
 
     Several are: runs of one tracker with different ids, runs that share a TensorBoard folder, a table with columns of
-    several runs, console logs beside each other, and folders below it that each hold a run.
+    several runs, console logs beside each other, and folders below it that each hold a run. Raises nothing: what
+    cannot be read is told by whoever opens it.
     """
-    try:
+    with contextlib.suppress(RLMonError, OSError, ValueError):
         if path.is_file():
             return trackio.runs_at(path) or [Path(f"{path}::{name}") for name in curves.runs_at(path)]
-        if not path.is_dir():
-            return []
-    except (OSError, ValueError):
-        return []
+        if path.is_dir():
+            return _runs_in(path)
+    return []
+
+
+def _runs_in(path: Path) -> list[Path]:
     module, place = next(((m, place) for m in READERS[:-2] if (place := _place(m, path)) is not None), (None, path))
     if module is not None and not (module is tensorboard and tensorboard.only_below(path)):
         return module.runs_at(place) if module in (wandb, trackio, tensorboard) else []
@@ -123,12 +126,22 @@ def names() -> list[str]:
 def _recognised_run(path: Path) -> OpenedRun:
     """The run of the most informative reader that can read ``path``."""
     found = [(module, place) for module in READERS[:-2] if (place := _place(module, path)) is not None]
+    below = [] if found or not path.is_dir() else _runs_below(path, DEPTH, of_files=False)
+    if len(below) > 1:
+        shown = ", ".join(repr(str(run.relative_to(path))) for run in below[:8])
+        raise ReadError(
+            f"{str(path)!r} holds {len(below)} runs: {shown}{', ...' if len(below) > 8 else ''}. Give one of them; "
+            f"`rlmon audit {path}` shows them all."
+        )
+    if below:
+        run = _recognised_run(below[0])
+        return dataclasses.replace(run, notes=[*run.notes, f"the one run of the folder was read, in {str(below[0])!r}"])
     failed: list[RLMonError] = []
     notes: list[str] = []
     for module, place in found or _of_any_tool(path):
         try:
             # TRL's own files do not hold its settings; a logger beside them does.
-            run: OpenedRun = trl.open_run(place, _settings_beside(found)) if module is trl else module.open_run(place)
+            run = trl.open_run(place, _settings_beside(found)) if module is trl else module.open_run(place)
             if module is mapped:
                 run = _with_curves(run, path)
             elif not run.shards:

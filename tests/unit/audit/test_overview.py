@@ -17,6 +17,7 @@ from rlmon.audit import engine
 from rlmon.audit.overview import overview
 from rlmon.audit.readers import open_source, runs_at
 from rlmon.audit.result import Audit
+from rlmon.errors import ReadError
 from rlmon.report.overview import render
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
@@ -48,6 +49,17 @@ def test_a_folder_of_runs_is_its_runs(tmp_path: Path) -> None:
     for path in found:
         assert open_source(path)
         assert runs_at(path) == []
+
+
+def test_runs_are_never_thrown_together(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "foreign" / "trl", tmp_path / "seeds" / "0")
+    alone = open_source(tmp_path)
+    assert alone.reader == "trl"
+    assert alone.scalars == open_source(tmp_path / "seeds" / "0").scalars
+    assert "the one run of the folder" in alone.notes[-1]
+    shutil.copytree(GOLDEN / "foreign" / "trl", tmp_path / "seeds" / "1")
+    with pytest.raises(ReadError, match=r"holds 2 runs: 'seeds/0', 'seeds/1'. Give one of them; `rlmon audit "):
+        open_source(tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (GOLDEN / "foreign").iterdir()))
