@@ -1,4 +1,5 @@
-"""What trainers print, as log calls: dicts of TRL and transformers, and verl's lines of ``step:1 - key:value``.
+"""What trainers print, as log calls: dicts of TRL, transformers and OpenRLHF, verl's lines of ``step:1 - key:value``,
+and what own loops print, as ``step 10 | loss: 0.5, reward=0.25``.
 
 A console log holds much else: progress bars, colours, prefixes of workers, tables. Nothing of it is evaluated.
 """
@@ -10,6 +11,8 @@ from collections.abc import Iterable, Iterator
 
 from rlmon.audit import aliases
 
+LINE_CHARACTERS = 4_096
+"""Of a line of an own loop, at most."""
 BAR = "progress bar"
 """Key of the step that the progress bar before a dict stood at."""
 _NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|inf(?:inity)?|nan)"
@@ -21,6 +24,9 @@ _PAIR = re.compile(
 )
 _STEP_LINE = re.compile(r"\bstep:\s*(\d{1,15}) - (?=\S+:)")
 _STEP_PAIR = re.compile(rf"(\S[^:]{{0,199}}(?::[^:]{{1,99}}){{0,3}}?):\s*{_WRAPPED}\s*", re.IGNORECASE)
+_STEP_BEFORE = re.compile(r"\bstep\s*[:=#]?\s*(\d{1,15})\b[\s\])}|,;:>-]*\Z", re.IGNORECASE)
+_STEP_WORD = re.compile(r"\b(?:global_|train_)?step\s*[:=#]?\s*(\d{1,15})\b", re.IGNORECASE)
+_PLAIN_PAIR = re.compile(rf"(?<![\w/.])([A-Za-z_][\w/.@]{{0,99}})\s*[:=]\s*{_WRAPPED}(?![\w.])", re.IGNORECASE)
 _COLOUR = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _BAR = re.compile(r"\s*\d{1,3}%\|[^|]{0,200}\|\s*(\d{1,12})/(\d{1,12})\s*\[")
 
@@ -38,10 +44,13 @@ def log_calls(lines: Iterable[str]) -> Iterator[dict[str, float]]:
         position = 0
         if "{" in line:
             for match in _DICT.finditer(line):
-                total, at = _bar(line[position : match.start()], total, at)
+                before = line[position : match.start()]
+                total, at = _bar(before, total, at)
                 position = match.end()
                 call = {one or two: _parsed(value) for one, two, value in _PAIR.findall(match[0])}
                 if any(map(aliases.says_something, call)):
+                    if "step" not in call and (named := _STEP_BEFORE.search(before[-80:])) is not None:
+                        call["step"] = float(named[1])
                     yield call if at is None else {**call, BAR: float(at)}
         total, at = _bar(line[position:], total, at)
         if (start := _STEP_LINE.search(line)) is not None:
@@ -49,6 +58,10 @@ def log_calls(lines: Iterable[str]) -> Iterator[dict[str, float]]:
             call = {pair[1]: _parsed(pair[2]) for pair in pairs if pair is not None}
             if call:
                 yield {"step": float(start[1]), **call}
+        elif not position and (word := _STEP_WORD.search(line[:LINE_CHARACTERS])) is not None:
+            call = {key: _parsed(value) for key, value in _PLAIN_PAIR.findall(line[:LINE_CHARACTERS])}
+            if any(map(aliases.says_something, call)):
+                yield {**call, "step": float(word[1])}
 
 
 def _bar(text: str, total: str | None, at: int | None) -> tuple[str | None, int | None]:
