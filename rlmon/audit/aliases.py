@@ -113,7 +113,9 @@ def functions(scalars: Mapping[str, Points]) -> dict[tuple[str, str], str]:
 def taken(scalars: Mapping[str, Points]) -> dict[str, str]:
     """The run's own keys that checks read, to their canonical names."""
     own = {key: key.removeprefix("train/") for key in scalars if _OWN.fullmatch(key.removeprefix("train/"))}
-    rewards = {key: f"rewards/{function}" for (function, _), key in functions(scalars).items()}
+    rewards = {
+        key: f"rewards/{function}{'/std' * (part == 'std')}" for (function, part), key in functions(scalars).items()
+    }
     return own | rewards | {key: name for name, (_, key) in chosen(scalars).items()}
 
 

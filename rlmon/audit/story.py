@@ -131,9 +131,9 @@ def _facts(case: Case, judged: Judged, source: str) -> RunFacts:
     if case.run.scalars:
         judged_as = aliases.taken(case.run.scalars)
         coverage["columns"] = {
-            "judged_as": judged_as,
+            "judged": judged_as,
             "kept": sorted(case.run.scalars.keys() - judged_as.keys()),
-            "no_numbers": list(case.run.passed_over),
+            "without_numbers": list(case.run.passed_over),
         }
     evaluated = int(groups["rows"][groups["eval"]].sum()) if groups else 0
     base: dict[str, Any] = {"kind": case.baseline_kind, "prompts": 0, "completions": 0, "steps": []}

@@ -107,6 +107,8 @@ def baseline_line(audit: Audit) -> str:
 def coverage_line(audit: Audit) -> str:
     """What the numbers rest on; what is zero or empty is left out, but never all of it."""
     facts = {key: value for key, value in audit.run.coverage.items() if value not in (None, 0, "", [], {}, ())}
+    if isinstance(columns := facts.get("columns"), Mapping):
+        facts["columns"] = ", ".join(f"{len(names)} {facts_key(how)}" for how, names in columns.items() if names)
     shown = facts or dict(list(audit.run.coverage.items())[:1])
     return ", ".join(f"{facts_key(key)} {facts_value(value)}" for key, value in shown.items())
 

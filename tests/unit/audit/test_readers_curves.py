@@ -17,8 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlmon.audit import aliases
+from rlmon.audit.engine import audit
 from rlmon.audit.readers import console_log, curves, log_files, open_source
 from rlmon.errors import ReadError
+from rlmon.report import phrases
+
+CASES = Path(__file__).resolve().parents[2] / "golden" / "cases"
 
 STEPS = range(1, 31)
 LOGGED = [
@@ -376,3 +380,17 @@ def test_what_holds_no_numbers_is_listed(tmp_path: Path) -> None:
     rows = [{"step": step, "reward": 0.5, "elapsed": "4m 52s", "note": None, "other": "x"} for step in (1, 2)]
     (tmp_path / "x").write_text(as_lines(rows))
     assert open_source(tmp_path / "x").passed_over == ["elapsed", "other"]
+
+
+def test_each_column_is_listed_once_in_the_audit() -> None:
+    found = audit(CASES / "swift4800-logging-jsonl")
+    columns = found.run.coverage["columns"]
+    assert columns["judged"]["completions/mean_length"] == "rlmon/health/length_mean"
+    assert columns["judged"]["rewards/QualityORM/std"] == "rewards/QualityORM/std"
+    assert columns["kept"] == ["completions/max_length", "completions/min_length", "memory(GiB)", "train_speed(iter/s)"]
+    assert columns["without_numbers"] == ["elapsed_time", "percentage", "remaining_time"]
+    first = json.loads((CASES / "swift4800-logging-jsonl" / "logging.jsonl").read_text().splitlines()[0])
+    listed = [*columns["judged"], *columns["kept"], *columns["without_numbers"]]
+    # What counts the steps is in the note about the steps; the clock is no curve.
+    assert sorted(listed) == sorted(first.keys() - {"global_step/max_steps", "epoch"})
+    assert f"{len(columns['judged'])} judged, 4 kept, 3 without numbers" in phrases.coverage_line(found)
