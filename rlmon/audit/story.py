@@ -47,7 +47,7 @@ def tell(case: Case, judged: Judged, source: str, timing: Mapping[str, float]) -
     samples = Samples(case)
     stories = _mode_stories(case, judged.checks, samples)
     checks = samples.shown(judged.checks, stories)
-    covered = verdict.coverage(checks, outputs=case.counted.rows > 0)
+    covered = verdict.coverage(checks, outputs=case.counted.rows > 0, lacks=case.run.lacks.values())
     reached = verdict.reached(checks, covered)
     steps = case.line.steps
     series = {name: _values(values) for name, values in sorted(case.line.series.items())}
@@ -91,7 +91,10 @@ def _headline(
     stories: Sequence[ModeStory],
     metrics: Mapping[str, MetricSummary],
 ) -> str:
-    read = f"{case.line.steps.size:,} steps" + (f" and {case.counted.rows:,} completions" if covered.outputs else "")
+    steps = case.line.steps.size
+    read = f"{steps:,} step{'s' if steps != 1 else ''}" + (
+        f" and {case.counted.rows:,} completions" if covered.outputs else ""
+    )
     if reached == "insufficient":
         return verdict.unsure(covered, read)
     if reached == "pass":

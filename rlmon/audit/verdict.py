@@ -6,7 +6,7 @@ nothing bad there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rlmon.audit.result import Check, Core, Coverage, Verdict
 from rlmon.records import Status, verdict
@@ -22,12 +22,19 @@ QUESTIONS: Mapping[Core, str] = {
 """The core questions, in words."""
 OF_OUTPUTS: frozenset[Core] = frozenset({"formats"})
 """Asked only where completions were read."""
+BY_CURVE: Mapping[Core, str] = {
+    "reward": "reward",
+    "groups": "reward_std or frac_reward_zero_std",
+    "length": "completions/mean_length or completions/clipped_ratio",
+}
+"""The curves that answer a question where there are no completions, by TRL's names."""
 JUDGED: frozenset[Status] = frozenset({"pass", "note", "warn", "fail"})
 
 
-def coverage(checks: Sequence[Check], outputs: bool) -> Coverage:
-    """How much of what is asked has an answer; ``outputs``: whether completions were read."""
-    missing = {core: _missing(checks, core) for core in QUESTIONS if outputs or core not in OF_OUTPUTS}
+def coverage(checks: Sequence[Check], *, outputs: bool, lacks: Collection[str] = ()) -> Coverage:
+    """How much of what is asked has an answer; ``outputs``: whether completions were read, ``lacks``: what the reader
+    said of what the source does not hold."""
+    missing = {core: _missing(checks, core, outputs, lacks) for core in QUESTIONS if outputs or core not in OF_OUTPUTS}
     return Coverage(
         judged=sum(check.status in JUDGED for check in checks),
         checks=len(checks),
@@ -36,7 +43,7 @@ def coverage(checks: Sequence[Check], outputs: bool) -> Coverage:
     )
 
 
-def _missing(checks: Sequence[Check], core: Core) -> str | None:
+def _missing(checks: Sequence[Check], core: Core, outputs: bool, lacks: Collection[str]) -> str | None:
     """Why a core question has no answer, ``None`` where it has one. A value that may be past its line leaves it open,
     whatever else was found to be well."""
     asked = [check for check in checks if check.core == core]
@@ -44,8 +51,13 @@ def _missing(checks: Sequence[Check], core: Core) -> str | None:
         return "; ".join(f"{check.id}: {check.message}: {check.reason}" for check in doubts)
     if any(check.status in JUDGED for check in asked):
         return None
-    reasons = dict.fromkeys(check.reason or check.message for check in asked)
-    return " Or: ".join(reasons) or "no check asks for it"
+    reasons = list(dict.fromkeys((check.reason or check.message).rstrip(".") for check in asked))
+    # What was logged and does not suffice says more than what might have been logged.
+    if told := [reason for reason in reasons if reason not in {lack.rstrip(".") for lack in lacks}]:
+        return "; ".join(told)
+    if not outputs and core in BY_CURVE:
+        return f"it was not logged; log {BY_CURVE[core]} (TRL's names, those of other trainers are known too)"
+    return "; ".join(reasons) or "no check asks for it"
 
 
 def reached(checks: Sequence[Check], covered: Coverage) -> Verdict:

@@ -35,7 +35,10 @@ def missing(audit: Audit) -> list[str]:
     """What keeps an unsure run from a pass, a line each: the question, and what to log or to wait for."""
     if audit.verdict != "insufficient":
         return []
-    return [one_line(f"No answer about {QUESTIONS[core]}: {reason}") for core, reason in audit.coverage.missing.items()]
+    lines = [
+        f"No answer about {QUESTIONS[core]}: {reason.rstrip('.')}." for core, reason in audit.coverage.missing.items()
+    ]
+    return [one_line(line) for line in lines]
 
 
 def unsure(audits: Sequence[Audit], *, each: bool) -> list[str]:

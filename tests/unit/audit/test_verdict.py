@@ -13,6 +13,8 @@ from audit_rows import audited, check, draw, opened
 from rich.console import Console
 
 from rlmon.audit.checks.question import past_line
+from rlmon.audit.readers.history import beside_curves
+from rlmon.audit.readers.tables import no_completions
 from rlmon.audit.result import Audit, Check
 from rlmon.audit.verdict import QUESTIONS, coverage, reached, unsure
 from rlmon.report import github, junit, markdown, terminal
@@ -118,9 +120,14 @@ CURVES = {
     ],
 )
 def test_curves_pass_only_where_all_that_matters_was_logged(left_out: tuple[str, ...], missing: set[str]) -> None:
-    found = audited(opened(scalars={name: values for name, values in CURVES.items() if name not in left_out}))
+    logged = {name: values for name, values in CURVES.items() if name not in left_out}
+    found = audited(opened(scalars=logged, lacks=beside_curves(no_completions("no completions here"), logged, {})))
     assert set(found.coverage.missing) == missing
     assert found.verdict == ("insufficient" if missing else "pass")
+    # How to have it next time, by the name of a curve that would do.
+    named = {"groups": "log reward_std", "reward": "log reward ", "length": "log completions/mean_length",
+             "entropy": "TRL 0.18"}  # fmt: skip
+    assert all(named[core] in reason for core, reason in found.coverage.missing.items())
     printed = [json.dumps(found.to_json()), markdown.render(found), junit.render(found), github.render(found),
                drawn(found), build_page(found)]  # fmt: skip
     for text in printed:
