@@ -77,7 +77,7 @@ def with_verdict(verdict: Verdict) -> Audit:
     return dataclasses.replace(found, verdict=verdict, run=dataclasses.replace(found.run, source=verdict))
 
 
-UNSURE = "unsure, 3 of 5 judged. No answer about entropy: one step is no baseline"
+UNSURE = "unsure, 3 of 5 judged. No answer about entropy: one step is no baseline."
 """What stderr says where the verdict is unsure, in one line."""
 
 
