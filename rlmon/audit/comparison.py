@@ -18,8 +18,8 @@ steps, 7 % and 36 % with 30.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,7 @@ from rlmon import student
 from rlmon.audit.contrast import LAST_SHARE, LAST_STEPS
 from rlmon.audit.features import Floats, Ints
 from rlmon.audit.result import Audit
+from rlmon.audit.settings import SettingDifference, differing_settings
 from rlmon.errors import ConfigError
 from rlmon.metrics.summary import js_distance
 from rlmon.records import WORST_FIRST
@@ -47,12 +48,12 @@ ENOUGH_STEPS = 90
 LEAST_STAY = 0.1
 """It must last for this share of the common steps."""
 FIRST_METRICS = (
+    "rlmon/collision/mode_across_effective",
     "rlmon/format/effective",
     "rlmon/format/top_share",
     "rlmon/health/reward_mean",
     "rlmon/entropy/mean",
     "rlmon/kl/mean",
-    "rlmon/collision/mode_across_effective",
     "rlmon/collision/template_across_effective",
     "rlmon/text/effective_templates_within_correct",
     "rlmon/text/effective_answers_within",
@@ -63,20 +64,23 @@ FIRST_METRICS = (
 """Shown first, in this order, and tested as a family of their own: what one compares runs for should not pay for fifty
 other curves."""
 _LEFT_OUT = ("rlmon/format/share/", "rlmon/format/reward/", "rlmon/entropy/mode/", "rlmon/kl/mode/", "rlmon/moves/")
-_NOISE = (
-    "output_dir", "run_name", "seed", "data_seed", "logging_dir", "report_to", "project", "trackio_space_id",
-    "hub_model_id", "hub_token", "push_to_hub", "local_rank", "process_index", "device", "rlmon_dir",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SettingDifference:
-    """A setting that is not the same on both sides."""
-
-    key: str
-    a: Sequence[str]
-    """The distinct values of A's runs as JSON text; empty where none of them has the setting."""
-    b: Sequence[str]
+TOTAL_REWARD = "rlmon/health/reward_mean"
+OF_FUNCTIONS = "rewards/"
+_IN_USE = ("rlmon/collision/mode_across_effective", "rlmon/format/effective")
+"""Formats in use: what the audit tells, or the nearest to it."""
+_FAMILIES: Sequence[tuple[str, str]] = (
+    (r"rlmon/(format|collision/mode)", "formats"),
+    (r"rlmon/(collision/template|text/effective_templates|collision/opening)", "templates"),
+    (r"rlmon/(collision/answer|text/(effective_answers|answer))", "answers"),
+    (r"rlmon/(collision/(similarity|moves)|moves/|text/(similarity|near_dup))|sentence openings|exact dup", "likeness"),
+    (r"rlmon/(text|wording)/", "wording"),
+    (r"rlmon/entropy/", "entropy"),
+    (r"rlmon/kl/", "distance"),
+    (r"rlmon/health/length|completion characters", "length"),
+    (r"rlmon/group/", "groups"),
+    (r"rlmon/health/reward|reward", "reward"),
+)
+"""Metrics that say nearly the same, by the beginning of their names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +150,7 @@ class SideFacts:
     steps: Sequence[int]
     completions: Sequence[int]
     kept_formats: float | None
-    """Effective formats at the end over those of the base, mean over runs."""
+    """Formats in use at the end over those of the base, mean over runs."""
     format_distance: float | None
     """Jensen-Shannon distance of the format shares at the end to those of the base, mean over runs, in [0, 1]."""
 
@@ -203,7 +207,7 @@ def compare(
     if not a or not b:
         raise ConfigError("rlmon compare needs at least one run on each side: rlmon compare A B.")
     metrics = _holm([found for name in _metric_names(a, b) if (found := _metric(name, a, b)) is not None])
-    settings, other, note = _settings(a, b)
+    settings, other, note = differing_settings(a, b)
     sides = tuple(_side(name, runs, base) for name, runs in zip(names, (a, b), strict=True))
     same = bool(metrics) and all(_equal(name, a, b) for name in _metric_names(a, b))
     steps = _common_steps([*a, *b])
@@ -223,9 +227,9 @@ def compare(
             "With one run on a side the intervals cover the noise of sampling, not that of seeds: give several seeds "
             "(A1,A2 B1,B2) to know whether a difference would come back."
         )
-    first = sum(row.name in FIRST_METRICS for row in metrics)
+    first = sum(matters(row.name) for row in metrics)
     return Comparison(
-        headline=_headline(names, same, metrics, sides),
+        headline=_headline(names, same, metrics, (a, b)),
         same=same,
         a=sides[0],
         b=sides[1],
@@ -253,8 +257,45 @@ def _metric_names(a: Sequence[Audit], b: Sequence[Audit]) -> list[str]:
     """Metrics that every run has, the important ones first."""
     shared = set.intersection(*(set(run.series) for run in (*a, *b)))
     kept = [name for name in shared if not name.startswith(_LEFT_OUT)]
-    rank = {name: place for place, name in enumerate(FIRST_METRICS)}
+    if any(alone(a, b)):
+        kept = [name for name in kept if name != TOTAL_REWARD]  # a sum of other things on either side
+    rank: dict[str, float] = {name: place for place, name in enumerate(FIRST_METRICS)}
+    of_functions = rank[TOTAL_REWARD] + 0.5
+    rank |= {name: of_functions for name in kept if matters(name)} | rank
     return sorted(kept, key=lambda name: (rank.get(name, len(rank)), name))
+
+
+def matters(name: str) -> bool:
+    """Whether a metric is one of those that one compares runs for: ``FIRST_METRICS`` and each reward function."""
+    return name in FIRST_METRICS or (name.startswith(OF_FUNCTIONS) and not name.endswith("/std"))
+
+
+def family(name: str) -> str:
+    """What a metric is about: of one family, metrics say nearly the same. A reward function is a family of its own."""
+    if name.startswith(OF_FUNCTIONS):
+        return name
+    return next((found for start, found in _FAMILIES if re.match(start, name)), name)
+
+
+def _functions(runs: Sequence[Audit]) -> list[set[str]]:
+    """The reward functions of each run, as far as they were logged."""
+    return [
+        {
+            name.removeprefix(OF_FUNCTIONS)
+            for name, values in run.series.items()
+            if name.startswith(OF_FUNCTIONS) and matters(name) and any(value is not None for value in values)
+        }
+        for run in runs
+    ]
+
+
+def alone(a: Sequence[Audit], b: Sequence[Audit]) -> tuple[list[str], list[str]]:
+    """Reward functions that only runs of A, and that only runs of B have; none where a run has logged none."""
+    known = _functions(a), _functions(b)
+    if not all(functions for side in known for functions in side):
+        return [], []
+    left, right = set.union(*known[0]), set.union(*known[1])
+    return sorted(left - right), sorted(right - left)
 
 
 def _common_steps(runs: Sequence[Audit]) -> Ints:
@@ -380,9 +421,9 @@ def _p(difference: float, error: float | None, degrees: int) -> float | None:
 def _holm(found: Sequence[MetricDifference]) -> list[MetricDifference]:
     """The same metrics with ``distinct`` set by Holm's step-down procedure at .05, in each of the two families."""
     distinct = set()
-    for family in (True, False):
+    for important in (True, False):
         tested = sorted(
-            (row.p, at) for at, row in enumerate(found) if row.p is not None and (row.name in FIRST_METRICS) is family
+            (row.p, at) for at, row in enumerate(found) if row.p is not None and matters(row.name) is important
         )
         for rank, (p, at) in enumerate(tested):
             if p > (1.0 - LEVEL) / (len(tested) - rank):
@@ -421,43 +462,6 @@ def departure(steps: Ints, gap: Floats) -> int | None:
 # --- settings, modes, checks --------------------------------------------------------------------------------------
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{name}.")
-        else:
-            flat[name] = _text(value)
-    return flat
-
-
-def _text(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=True)
-    return text if len(text) <= 300 else text[:299] + "…"
-
-
-def _settings(a: Sequence[Audit], b: Sequence[Audit]) -> tuple[list[SettingDifference], list[SettingDifference], str]:
-    flats = [[_flat(run.run.config) for run in side] for side in (a, b)]
-    if not any(flats[0]) or not any(flats[1]):
-        without = "A" if not any(flats[0]) else "B"
-        both = not any(flats[0]) and not any(flats[1])
-        who = "Neither side" if both else f"Side {without}"
-        note = f"{who} left its settings behind (W&B, trackio and rlmon logs hold them), so they cannot be compared."
-        return [], [], note if both else note.replace("left its settings", "did not leave its settings")
-    keys = sorted({key for side in flats for flat in side for key in flat})
-    differing: list[SettingDifference] = []
-    noise: list[SettingDifference] = []
-    for key in keys:
-        values = [sorted({flat[key] for flat in side if key in flat}) for side in flats]
-        if values[0] == values[1]:
-            continue
-        found = SettingDifference(key=key[:200], a=values[0][:8], b=values[1][:8])
-        leaf = key.rsplit(".", 1)[-1]
-        (noise if leaf in _NOISE or leaf.endswith(("_dir", "_path", "_time")) else differing).append(found)
-    return differing, noise, f"{len(keys)} settings compared"
-
-
 def _base_shares(run: Audit, base: Audit | None) -> dict[str, float]:
     return {story.mode: story.base_share for story in (run if base is None else base).modes}
 
@@ -475,10 +479,11 @@ def _side(name: str, runs: Sequence[Audit], base: Audit | None) -> SideFacts:
     kept: list[float | None] = []
     distances: list[float | None] = []
     for run in runs:
-        reference = (base or run).metrics.get("rlmon/format/effective")
-        own = run.metrics.get("rlmon/format/effective")
-        if reference is not None and own is not None and reference.base and own.last is not None:
-            kept.append(own.last / reference.base)
+        for metric in _IN_USE:
+            reference, own = (base or run).metrics.get(metric), run.metrics.get(metric)
+            if reference is not None and own is not None and reference.base and own.last is not None:
+                kept.append(own.last / reference.base)
+                break
         first, last = _base_shares(run, base), _last_shares(run)
         modes = sorted({*first, *last})
         if modes:
@@ -545,7 +550,10 @@ def _curves(a: Sequence[Audit], b: Sequence[Audit], names: tuple[str, str]) -> C
 
 
 def _headline(
-    names: tuple[str, str], same: bool, metrics: Sequence[MetricDifference], sides: Sequence[SideFacts]
+    names: tuple[str, str],
+    same: bool,
+    metrics: Sequence[MetricDifference],
+    runs: tuple[Sequence[Audit], Sequence[Audit]],
 ) -> str:
     left, right = names
     if same:
@@ -553,17 +561,19 @@ def _headline(
             f"No difference: every metric that both sides have is equal at every common step ({len(metrics)} metrics)."
         )
     by_name = {row.name: row for row in metrics}
-    formats, reward = by_name.get("rlmon/format/effective"), by_name.get("rlmon/health/reward_mean")
+    formats = next((by_name[name] for name in _IN_USE if name in by_name), None)
+    reward = by_name.get(TOTAL_REWARD)
     parts = []
     if formats is not None and formats.distinct:
         wide, narrow = (right, left) if formats.difference > 0 else (left, right)
         most, least = max(formats.last_a, formats.last_b), min(formats.last_a, formats.last_b)
         base = _mean([formats.base_a, formats.base_b])
         part = f"they part at step {formats.departure_step}" if formats.departure_step is not None else None
-        parts.append(f"{wide} ends with {most:.2f} of {base:.2f} effective formats where {narrow} has {least:.2f}")
+        parts.append(f"{wide} ends with {most:.2f} of {base:.2f} formats in use where {narrow} has {least:.2f}")
         parts += [part] if part else []
     elif formats is not None:
-        parts.append(f"Effective formats cannot be told apart ({formats.last_a:.2f} and {formats.last_b:.2f})")
+        parts.append(f"Formats in use cannot be told apart ({formats.last_a:.2f} and {formats.last_b:.2f})")
+    parts += _rewards(names, by_name, runs)
     if reward is not None:
         word = "" if reward.distinct else ", which may be noise"
         parts.append(f"{right}'s reward ends {reward.difference:+.3f} from {left}'s{word}")
@@ -576,3 +586,36 @@ def _headline(
         )
     # A side's name is left as it is, also where the sentence begins with it.
     return "; ".join(parts) + "."
+
+
+def _rewards(
+    names: tuple[str, str],
+    by_name: Mapping[str, MetricDifference],
+    runs: tuple[Sequence[Audit], Sequence[Audit]],
+) -> list[str]:
+    """Rewards that are sums of different functions are no measure of a difference: those that both have are, and the
+    others are named. Nothing where both sides have the same."""
+    extra = alone(*runs)
+    said = []
+    for name, other, side, functions in zip(names, reversed(names), runs, extra, strict=True):
+        ends = [_mean([_end(run, f"{OF_FUNCTIONS}{one}") for run in side]) for one in functions]
+        told = [
+            one if end is None else f"{one} ({end:.3g} at the end)" for one, end in zip(functions, ends, strict=True)
+        ]
+        if told:
+            said.append(f"{name}'s reward has what {other}'s has not: {', '.join(told)}")
+    if not said:
+        return []
+    both = [(key.removeprefix(OF_FUNCTIONS), row) for key, row in by_name.items() if key.startswith(OF_FUNCTIONS)]
+    for one, row in both:
+        if not matters(row.name):
+            continue
+        word = "lower" if row.difference < 0 else "higher"
+        ends_in = f"ends {word} in {names[1]}" if row.distinct else "cannot be told apart"
+        said.append(f"{one}, which both have, {ends_in} ({row.last_a:.3g} and {row.last_b:.3g})")
+    return said
+
+
+def _end(run: Audit, name: str) -> float | None:
+    summary = run.metrics.get(name)
+    return None if summary is None else summary.last

@@ -17,13 +17,17 @@ from rich.table import Table
 from rich.text import Text
 
 from rlmon.audit.comparison import (
-    FIRST_METRICS,
+    OF_FUNCTIONS,
+    TOTAL_REWARD,
     CheckDifference,
     Comparison,
     MetricDifference,
-    SettingDifference,
     SideFacts,
+    family,
+    matters,
 )
+from rlmon.audit.incidents import listed
+from rlmon.audit.settings import SettingDifference
 from rlmon.metrics.catalog import lookup
 from rlmon.printable import one_line
 from rlmon.records import WORST_FIRST
@@ -107,6 +111,11 @@ def _short(name: str) -> str:
     return one_line(name.removeprefix("rlmon/"), 60)
 
 
+def _said(name: str) -> str:
+    """The title of a metric, as charts have it."""
+    return one_line(_title(name), 60)
+
+
 def _signed(value: float) -> str:
     return f"{'+' if value > 0 else ''}{phrases.number(value)}"
 
@@ -178,30 +187,48 @@ def _values(values: Sequence[str], limit: int = 60) -> str:
 
 
 def _chosen(result: Comparison) -> tuple[list[MetricDifference], list[MetricDifference]]:
-    """The metrics for the table, and the others: the important ones first, then the distinct ones by their effect."""
-    first = [row for row in result.metrics if row.name in FIRST_METRICS]
-    others = [row for row in result.metrics if row.name not in FIRST_METRICS]
+    """The metrics for the table, and the others: of each family the one that matters most, the important families
+    first, then those that are distinct by their effect."""
+    important = [row for row in result.metrics if matters(row.name)]
+    others = [row for row in result.metrics if not matters(row.name)]
     others.sort(key=lambda row: (not row.distinct, -abs(row.effect or 0.0)))
-    ordered = [*first, *others]
-    return ordered[:METRICS_SHOWN], ordered[METRICS_SHOWN:]
+    one_function = sum(row.name.startswith(OF_FUNCTIONS) for row in important) == 1
+    total = any(row.name == TOTAL_REWARD for row in important)
+    shown: dict[str, MetricDifference] = {}
+    for row in [*important, *others]:
+        # One function alone is the total under another name.
+        alike = one_function and total and row.name.startswith(OF_FUNCTIONS)
+        if not alike and (matters(row.name) or row.difference != 0.0):
+            shown.setdefault(family(row.name), row)
+    first = list(shown.values())[:METRICS_SHOWN]
+    names = {row.name for row in first}
+    return first, [row for row in [*important, *others] if row.name not in names]
 
 
 def _rest(rows: Sequence[MetricDifference]) -> list[tuple[str, str]]:
-    """The metrics outside the table in words."""
+    """The metrics outside the table in words: of those that differ the strongest of each family."""
     distinct = [row for row in rows if row.distinct]
     equal = [row for row in rows if row.difference == 0.0 and not row.distinct]
     noise = [row for row in rows if row.difference != 0.0 and not row.distinct]
     said = []
-    for title, part in (("Also distinct", distinct), ("Not distinct", noise), ("Same mean", equal)):
+    if distinct:
+        kinds: dict[str, list[MetricDifference]] = {}
+        for row in distinct:
+            kinds.setdefault(family(row.name), []).append(row)
+        alike = [f" and {len(found) - 1} like it" if len(found) > 1 else "" for found in kinds.values()]
+        strongest = [max(found, key=lambda row: abs(row.effect or 0.0)) for found in kinds.values()]
+        names = [f"{_named(row)}{more}" for row, more in zip(strongest, alike, strict=True)]
+        said.append((f"Also distinct ({len(distinct)})", ", ".join(names[:ITEMS_SHOWN])))
+    for title, part in (("Not distinct", noise), ("Same mean", equal)):
         if part:
-            names = ", ".join(_named(row) if part is distinct else _short(row.name) for row in part[:ITEMS_SHOWN])
-            said.append((f"{title} ({len(part)})", names))
+            kinds_of = listed(list(dict.fromkeys(_short(family(row.name)) for row in part)), len(part))
+            said.append((f"{title} ({len(part)})", f"metrics of {kinds_of}"))
     return said
 
 
 def _named(row: MetricDifference) -> str:
     place = "" if row.departure_step is None else f" from step {row.departure_step}"
-    return f"{_short(row.name)} {phrases.number(row.last_a)} / {phrases.number(row.last_b)}{place}"
+    return f"{_said(row.name)} {phrases.number(row.last_a)} / {phrases.number(row.last_b)}{place}"
 
 
 def _agreeing(checks: Sequence[CheckDifference]) -> list[tuple[str, str]]:
@@ -377,7 +404,7 @@ def _metrics(rows: Sequence[MetricDifference], width: int) -> Table:
     table = _table(["", *(heads[at] for at in kept)], frozenset(range(1, len(kept) + 1)))
     for row, numbers in zip(rows, cells, strict=True):
         name = Text("* " if row.distinct else "  ", style="bold yellow")
-        name.append("\n  ".join(_broken(_short(row.name), room)), style=_weight(row))
+        name.append("\n  ".join(_broken(_said(row.name), room)), style=_weight(row))
         # The values that a difference is made of are plain; the difference says by its weight whether it counts.
         table.add_row(name, *(Text(numbers[at], style=_weight(row) if at in (2, 3) else "") for at in kept))
     return table
@@ -506,7 +533,7 @@ def _metric_rows(rows: Sequence[MetricDifference]) -> list[str]:
     cells = [
         [
             "\\*" if row.distinct else "",
-            escape(_short(row.name)),
+            escape(_said(row.name)),
             phrases.number(row.last_a),
             phrases.number(row.last_b),
             _difference(row),
@@ -572,6 +599,7 @@ def _data(result: Comparison) -> dict[str, Any]:
         "further_total": len(further),
         "runs_left_out": max(0, len(result.a.runs) - RUNS_DRAWN) + max(0, len(result.b.runs) - RUNS_DRAWN),
         "metrics": [_metric(row) for row in [*chosen, *rest][:ITEMS_SHOWN]],
+        "metrics_first": len(chosen),
         "metrics_total": len(result.metrics),
         "modes": [[row.mode[:ITEM_CHARACTERS], row.base, row.last_a, row.last_b] for row in result.modes[:ITEMS_SHOWN]],
         "shares": _shares(result),

@@ -189,7 +189,6 @@ def test_a_run_that_was_resumed_into_two_folders() -> None:
     assert 28 <= collapse.first_step <= 36
 
 
-@pending(reason="not said yet")
 def test_gain_of_a_reward_function_that_only_one_run_has() -> None:
     a, b = (told("compare-extra-reward-func", side) for side in ("a", "b"))
     said = compare([a], [b]).headline

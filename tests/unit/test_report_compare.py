@@ -20,7 +20,7 @@ from page_parts import DATA, Tags, data_of
 from rich.cells import cell_len
 from rich.console import Console
 
-from rlmon.audit.comparison import Comparison, MetricDifference
+from rlmon.audit.comparison import Comparison, MetricDifference, family
 from rlmon.audit.comparison import compare as compared
 from rlmon.audit.result import Audit
 from rlmon.report import compare
@@ -170,9 +170,14 @@ def test_the_result_comes_first_and_everything_that_differs_is_there(width: int)
     assert places == sorted(places)
     assert "beta 0.0 0.1" in flat
     assert result.correction.split(":")[0] in flat
-    joined = text.replace("\n  ", "")
-    for metric in result.metrics:
-        assert metric.name.removeprefix("rlmon/")[:12] in joined
+    # A line for each family of metrics; the others are folded into what they are about.
+    chosen, rest = compare._chosen(result)
+    for metric in chosen:
+        assert re.split("[ /]", compare._title(metric.name))[0] in flat
+    assert len(chosen) == len({family(metric.name) for metric in chosen})
+    assert sum(int(found) for found in re.findall(r"(?:Also distinct|Not distinct|Same mean) \((\d+)\)", flat)) == len(
+        rest
+    )
     for check in result.checks:
         assert check.id in flat
 
@@ -181,8 +186,9 @@ def test_a_metrics_line_holds_both_ends_the_difference_and_where_they_part() -> 
     result = one_each()
     found = result.metrics[0]
     assert found.distinct
-    [line] = [line for line in screen(result, 120).split("\n") if line.startswith("* format/effective  ")]
-    cells = line[2:].split()
+    [line] = [line for line in screen(result, 120).split("\n") if line.startswith("* Formats in use  ")]
+    cells = line.removeprefix("* Formats in use").split()
+    cells.insert(0, "")
     assert cells[1:3] == [f"{found.last_a:.3g}", f"{found.last_b:.3g}"]
     assert " ".join(cells[3:6]) == compare._difference(found)
     assert cells[6:] == [f"{found.effect:+.1f}", str(found.departure_step)]

@@ -69,7 +69,8 @@ def open_run(path: Path) -> OpenedRun:
         run_id=log.run_id,
         path=log.path,
         shards=_shards(log.path, log.row_files()),
-        config=dict(header.trainer_config),
+        # What steers a run is a setting of it, as much as its learning rate.
+        config={**header.trainer_config, **({} if header.policy is None else {"policy": dict(header.policy)})},
         group_size=header.group_size,
         notes=[*([] if store_text == "full" else [NO_TEXT.format(store_text)]), *_about_attempts(log)],
     )

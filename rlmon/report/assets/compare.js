@@ -2,14 +2,14 @@
 // Every string of a run reaches the page through textContent (el and svg in page.js); nothing here writes markup.
 (() => {
   const { data, $, el, svg, table, css, swatch, show, scroll, lazyTable, number, count, plural, share, shareBar } = page;
-  const { LEFT, RIGHT, view, cursors, steerable, hoverable, ticks, scaleX, place, drawing, nearest, evenly, stacked } = page;
-  const { undelta, valueAt, numbersTable, curve, mountCurves } = page;
+  const { LEFT, RIGHT, view, cursors, steerable, hoverable, scaleX, place, drawing, nearest, evenly, stacked } = page;
+  const { undelta, valueAt, numbersTable, curve, mountCurves, stepAxis, named, savers, linesTable } = page;
   const SIDES = ["a", "b"];
 
   const line = (text, limit) => page.line(text, limit, page.exact);
   const STATUSES = new Set(["fail", "warn", "error", "unsure", "note", "pass", "skip"]);
   const statuses = (parts) => el("span", { class: "statuses" }, ...parts.map(([status, words]) => el("span", { class: `badge ${STATUSES.has(status) ? status : ""}` }, line(words, 80))));
-  const named = (side) => {
+  const sideName = (side) => {
     const { letter, name } = data.sides[side];
     return el("span", { class: `of-${SIDES[side]}` }, el("span", { class: "letter" }, letter), name === letter ? "" : line(name, 40));
   };
@@ -50,7 +50,7 @@
       const places = steps.length === 1 ? [[view.from, 0], [view.to, 0]] : steps.map((step, i) => [step, i]);
       const parts = stacked(modes.map(([mode, colour], k) => [line(mode, 60), colour, values[k]]), places, x, y);
       for (const v of [0, 0.5, 1]) parts.push(svg("line", { class: "grid", x1: LEFT, x2: wide - RIGHT, y1: y(v), y2: y(v) }), svg("text", { x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, `${100 * v} %`));
-      for (const step of ticks(wide)) parts.push(svg("text", { x: x(step), y: HEIGHT - 4, "text-anchor": "middle" }, count(step)));
+      parts.push(...named(modes.map(([mode, colour], k) => ({ mode, colour, values: values[k] })), places, x, y), ...stepAxis(wide, HEIGHT - BOTTOM));
       rule = svg("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM });
       holder.replaceChildren(svg("svg", { width: wide, height: HEIGHT }, ...parts, rule));
     });
@@ -64,7 +64,7 @@
     steerable(holder, steps, title, () => words(nearest(steps, view.step)));
     lazyTable(details, () => details.append(scroll(title, table(el("table"), ["step", ...modes.map(([mode]) => line(mode, 40))],
       evenly(steps.length).map((i) => ({ cells: [count(steps[i]), ...modes.map((_, k) => share(values[k][i]))] })), new Set([0, ...modes.map((_, k) => k + 1)])))));
-    return el("figure", { class: `run-figure of-${SIDES[run.side]}` }, el("figcaption", {}, el("h3", {}, el("span", { class: "letter" }, data.sides[run.side].letter), title), said), holder, details);
+    return el("figure", { class: `run-figure of-${SIDES[run.side]}` }, el("figcaption", {}, el("h3", {}, el("span", { class: "letter" }, data.sides[run.side].letter), title), said), holder, el("div", { class: "below" }, details, savers(`Format shares of ${title}`, () => holder.firstChild, () => linesTable(modes.map(([mode]) => mode), modes.map((_, k) => ({ steps, values: values[k] }))))));
   }
   if (data.shares) {
     show("formats");
@@ -76,7 +76,7 @@
     show("formats");
     const bar = (value, side) => shareBar(value, { class: `of-${SIDES[side]}` });
     const points = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${number(Math.abs(100 * value))}`;
-    table($("formats-table"), ["format", "base", el("span", {}, named(0), " at the end"), el("span", {}, named(1), " at the end"), "B − A, points"],
+    table($("formats-table"), ["format", "base", el("span", {}, sideName(0), " at the end"), el("span", {}, sideName(1), " at the end"), "B − A, points"],
       data.modes.map(([mode, base, a, b]) => ({ cells: [line(mode, 60), share(base), bar(a, 0), bar(b, 1), points(b - a)] })), new Set([1, 4]));
   }
 
@@ -91,13 +91,15 @@
     const shown = el("p", { class: "now" }), plot = el("div", { class: "plot", role: "img", tabindex: "0" });
     const course = (one) => { const known = one.values.filter((v) => v !== null); return known.length ? `from ${number(known[0])} to ${number(known.at(-1))}` : "not measured at common steps"; };
     plot.setAttribute("aria-label", `${title}${unit ? ` (${unit})` : ""} over steps. ${means.map((one, side) => `${spoken(side)} ${course(one)}`).join("; ")}.${chart.departure === null ? "" : ` They part at step ${chart.departure}.`}`);
+    const heads = () => {
+      const runs = [0, 0];
+      return lines.map((one) => `${data.sides[one.side].letter}${one.mean ? " mean" : ` ${++runs[one.side]}`}`);
+    };
     const details = el("details", {}, el("summary", {}, "Numbers"));
     const card = el("figure", { class: "chart" },
       el("figcaption", {}, el("h3", {}, title, chart.distinct ? el("span", { class: "star", title: "distinct after correction" }, " *") : "", chart.departure === null ? "" : el("span", { class: "part" }, `they part at ${count(chart.departure)}`)), shown),
-      el("ul", { class: "legend" }, unit ? el("li", { class: "unit" }, unit) : ""), plot, details);
-    const runs = [0, 0];
-    const heads = lines.map((one) => `${data.sides[one.side].letter}${one.mean ? " mean" : ` ${++runs[one.side]}`}`);
-    lazyTable(details, () => details.append(numbersTable(title, heads, lines)));
+      el("ul", { class: "legend" }, unit ? el("li", { class: "unit" }, unit) : ""), plot, el("div", { class: "below" }, details, savers(title, () => plot.querySelector("canvas"), () => linesTable(heads(), lines))));
+    lazyTable(details, () => details.append(numbersTable(title, heads(), lines)));
     const tell = (values) => values.flatMap((v, side) => [side ? " · " : "", el("b", { class: SIDES[side] }, number(v))]);
     const rest = () => shown.replaceChildren("end ", ...tell(chart.last));
     rest();
@@ -125,7 +127,7 @@
     const several = data.sides.some((side) => side.runs.length > 1);
     for (const side of [0, 1]) {
       const many = data.sides[side].runs.length > 1;
-      $("curves-legend").append(el("li", { class: `of-${SIDES[side]}` }, el("span", { class: "line-key" }), named(side), many ? ", mean" : ""));
+      $("curves-legend").append(el("li", { class: `of-${SIDES[side]}` }, el("span", { class: "line-key" }), sideName(side), many ? ", mean" : ""));
       if (many) $("curves-legend").append(el("li", { class: `of-${SIDES[side]}` }, el("span", { class: "line-key thin" }), `its ${count(data.sides[side].runs.length)} runs`));
     }
     $("curves-legend").append(el("li", {}, el("span", { class: "line-key dashed" }), "they part"), el("li", {}, el("span", { class: "star" }, "* "), "distinct after correction"));
@@ -144,19 +146,19 @@
   if (data.metrics.length) {
     show("metrics");
     const widest = Math.max(1, ...data.metrics.filter((row) => row.scaled).map((row) => Math.abs(row.scaled[0])));
-    const head = ["metric", el("span", {}, named(0)), el("span", {}, named(1)), "B − A, 95 %", "A higher · B higher", "effect", "p", "they part at"];
+    const head = ["metric", el("span", {}, sideName(0)), el("span", {}, sideName(1)), "B − A, 95 %", "A higher · B higher", "effect", "p", "they part at"];
     const rows = (items) => items.map((row) => ({ class: row.distinct ? null : "unclear", cells: [
       el("span", {}, row.distinct ? el("span", { class: "star" }, "* ") : "", line(row.title, 80), el("small", {}, `${line(row.name, 100)}${row.unit ? ` · ${line(row.unit, 40)}` : ""}`)), number(row.last[0]), number(row.last[1]),
       line(row.difference, 40), row.scaled ? forest(row, widest) : "", row.effect === null ? "–" : number(Number(row.effect.toFixed(1))), row.p === null ? "–" : row.p < 0.0001 ? "< .0001" : row.p.toFixed(4).replace(/^0/, ""), row.departure === null ? "–" : count(row.departure)] }));
     const numeric = new Set([1, 2, 3, 5, 6, 7]);
-    const early = data.metrics.filter((row, i) => i < 12 || row.distinct), late = data.metrics.filter((row) => !early.includes(row));
+    const early = data.metrics.slice(0, data.metrics_first), late = data.metrics.filter((row) => !early.includes(row));
     $("metrics-note").textContent = "Effect: the difference in units of one step's noise at the base, drawn with its interval on a scale that is tighter further out. p is before, * after the correction.";
     table($("metrics-table"), head, rows(early), numeric);
     if (late.length) {
       show("metrics-rest");
       const hidden = data.metrics_total - data.metrics.length;
-      $("metrics-summary").textContent = plural(late.length + hidden, "further metric, not distinct", "further metrics, none of them distinct") + (hidden ? `, ${late.length} of them shown` : "");
-      lazyTable($("metrics-rest"), () => table($("metrics-more"), ["metric", el("span", {}, named(0)), el("span", {}, named(1)), ...head.slice(3)], rows(late), numeric));
+      $("metrics-summary").textContent = plural(late.length + hidden, "further metric", "further metrics") + (hidden ? `, ${late.length} of them shown` : "");
+      lazyTable($("metrics-rest"), () => table($("metrics-more"), ["metric", el("span", {}, sideName(0)), el("span", {}, sideName(1)), ...head.slice(3)], rows(late), numeric));
     }
   }
 
@@ -164,23 +166,24 @@
   const differ = data.checks.filter((check) => check.differs), alike = data.checks.filter((check) => !check.differs);
   const checkRows = (checks) => checks.map((check) => ({ cells: [el("span", {}, line(check.title, 200), el("small", {}, line(check.id, 80))), statuses(check.sides[0]), statuses(check.sides[1])] }));
   if (data.checks.length) show("checks");
-  if (differ.length) { show("checks-differ"); table($("checks-table"), ["check", named(0), named(1)], checkRows(differ)); }
+  if (differ.length) { show("checks-differ"); table($("checks-table"), ["check", sideName(0), sideName(1)], checkRows(differ)); }
   if (alike.length) {
     show("checks-alike");
     $("checks-summary").textContent = plural(alike.length, "check says the same of both", "checks say the same of both");
-    lazyTable($("checks-alike"), () => table($("checks-rest"), ["check", named(0), named(1)], checkRows(alike)));
+    lazyTable($("checks-alike"), () => table($("checks-rest"), ["check", sideName(0), sideName(1)], checkRows(alike)));
   }
   const values = (list) => (list.length ? el("code", {}, list.map((one) => line(one, 200)).join(" | ")) : el("span", { class: "dim" }, "not set"));
   const settingRows = (rows) => rows.map(([key, a, b]) => ({ cells: [el("code", {}, line(key, 120)), values(a), values(b)] }));
   $("settings-note").textContent = line(data.settings_note, 600);
-  if (data.settings.length) { show("settings-differ"); table($("settings-table"), ["setting", named(0), named(1)], settingRows(data.settings)); }
+  if (data.settings.length) { show("settings-differ"); table($("settings-table"), ["setting", sideName(0), sideName(1)], settingRows(data.settings)); }
   if (data.other_settings.length) {
     show("settings-other");
     $("settings-summary").textContent = plural(data.other_settings.length, "further setting differs, no reason for a difference", "further settings differ, no reasons for a difference");
-    lazyTable($("settings-other"), () => table($("settings-rest"), ["setting", named(0), named(1)], settingRows(data.other_settings)));
+    lazyTable($("settings-other"), () => table($("settings-rest"), ["setting", sideName(0), sideName(1)], settingRows(data.other_settings)));
   }
 
   // ---- sections and colours
   page.navigate([["formats", "Formats"], ["curves", "Curves"], ["metrics", "Metrics"], ["checks", "Checks"], ["settings", "Settings"], ["details", "How it was judged"]]);
   page.themes();
+  page.permalinks(() => ["formats", "curves"].map($).find((one) => one.clientHeight));
 })();

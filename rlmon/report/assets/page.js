@@ -21,7 +21,9 @@ const page = (() => {
   const SVG = "http:/" + "/www.w3.org/2000/svg";
   const svg = (tag, props = {}, ...children) => make(document.createElementNS(SVG, tag), props, children);
   function table(target, head, rows, numeric = new Set()) {
-    const side = (i) => (numeric.has(i) ? { class: "n" } : {});
+    // Where the window is narrow the head of a column stands beside each of its cells.
+    const said = head.map((h) => (h instanceof Node ? h.textContent : String(h)));
+    const side = (i) => ({ class: numeric.has(i) ? "n" : null, "data-head": said[i] || null });
     target.append(el("thead", {}, el("tr", {}, ...head.map((h, i) => el("th", { scope: "col", ...side(i) }, h)))));
     const body = el("tbody");
     for (const row of rows) {

@@ -356,7 +356,7 @@ def test_the_headline_names_the_wider_side_and_the_step() -> None:
     assert found.metrics[0].departure_step == pytest.approx(52, abs=2)
     step = found.metrics[0].departure_step
     assert found.headline.startswith("kl ends with 4.")
-    assert re.search(r"effective formats where plain has (1\.0|0\.9)", found.headline)
+    assert re.search(r"formats in use where plain has (1\.0|0\.9)", found.headline)
     assert f"they part at step {step}" in found.headline
     swapped = compare(fallen, flat, names=("plain", "kl"))
     assert swapped.headline == found.headline
@@ -397,6 +397,51 @@ def test_settings_that_were_not_logged(a: Any, b: Any, said: str) -> None:
     found = compare(settings(a), settings(b))
     assert (found.settings, found.other_settings) == ([], [])
     assert found.settings_note.startswith(said)
+
+
+def policy(**kappas: float) -> dict[str, Any]:
+    rules = {
+        name: {"when": "always", "do": {"action": "mode_marginal", "kappa": kappa}} for name, kappa in kappas.items()
+    }
+    return {"beta": 0.0, "policy": {"dry_run": False, "rules": rules}}
+
+
+def test_a_policy_is_a_setting() -> None:
+    """One row where only one side has it, its knobs where both have, its action where one has a rule more."""
+
+    def rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, list[str], list[str]]]:
+        return [(row.key, list(row.a), list(row.b)) for row in compare(settings(a), settings(b)).settings]
+
+    assert rows({"beta": 0.0}, policy(hold=0.3, near=0.1)) == [("policy", [], ["hold, near"])]
+    assert rows(policy(hold=0.3), policy(hold=0.3)) == []
+    assert rows(policy(hold=0.3), policy(hold=0.5)) == [("policy.rules.hold.do.kappa", ["0.3"], ["0.5"])]
+    assert rows(policy(hold=0.3, near=0.1), policy(hold=0.3)) == [("policy.rules.near", ['"mode_marginal"'], [])]
+
+
+# --- rewards ------------------------------------------------------------------------------------------------------
+
+
+def rewarded(seed: int, total: float, **functions: float) -> Audit:
+    noise = np.random.default_rng(seed)
+    curves = {"rlmon/health/reward_mean": total} | {f"rewards/{name}": level for name, level in functions.items()}
+    return run({name: (level + 0.01 * noise.standard_normal(100)).tolist() for name, level in curves.items()})
+
+
+def test_what_only_one_side_is_rewarded_for_is_no_gain() -> None:
+    a = rewarded(0, 0.3, correct=0.3)
+    found = compare([a], [rewarded(1, 1.25, correct=0.25, language=1.0)], names=("a", "b"))
+    assert re.fullmatch(
+        r"b's reward has what a's has not: language; correct, which both have, ends lower in b \(0\.\d+ and 0\.\d+\).",
+        found.headline,
+    )
+    assert "rlmon/health/reward_mean" not in {row.name for row in found.metrics}
+    # The same functions on both sides: their sum is a measure, and each of them too.
+    same = compare([a], [rewarded(1, 0.5, correct=0.5)], names=("a", "b"))
+    assert "b's reward ends +0.2" in same.headline
+    assert {row.name for row in same.metrics if row.distinct} == {"rlmon/health/reward_mean", "rewards/correct"}
+    # Nothing is known of the functions of one side: no claim about them.
+    bare = compare([run({"rlmon/health/reward_mean": [0.3] * 100})], [rewarded(1, 0.5, correct=0.5)])
+    assert "which both have" not in bare.headline
 
 
 def test_hostile_and_huge_settings() -> None:
