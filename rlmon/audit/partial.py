@@ -384,6 +384,7 @@ def _group_columns(
         "prompt": prompt[first],
         "source": source[first],
         "grouped": grouped[first],
+        "prompts": np.bincount(np.unique(np.stack([group, prompt]), axis=1)[0], minlength=count),
         "rows": total(np.ones(group.size)),
         "scored": n_scored,
         "missing": total(missing),

@@ -53,6 +53,16 @@ def groups_known(ask: Question, ends: Ends) -> Check:
             f"before the id is made). If it only numbers rows, {WITHOUT}.",
             **facts,
         )  # fmt: skip
+    mixed = named & (groups["prompts"][train] > 1)
+    if mixed.mean() >= MOST:
+        held = int(np.median(groups["prompts"][train][mixed]))
+        return ask.says(
+            status="note",
+            message=f"most groups hold several prompts ({held} is usual): what names them may be no group of "
+            "completions of one prompt",
+            advice=f"If that is another kind of group, {WITHOUT}.",
+            **facts,
+        )  # fmt: skip
     if doubtful.mean() >= SOME:
         return ask.says(
             status="unsure", message=f"{doubtful.mean():.0%} of the groups could be several",

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from rlmon.audit.readers import columns, episodes, messages, shapes
+from rlmon.audit.readers import columns, episodes, messages, parsing, shapes
 from rlmon.audit.readers.parsing import single, walk
 from rlmon.audit.run import Lack, RowBatch
 from rlmon.errors import ReadError
@@ -60,6 +60,8 @@ class Spec:
     """The rows that are nested in one record are a group."""
     folded: bool = False
     """Records hold several rows, nested or as lists: none is parsed column by column."""
+    written: tuple[str, ...] = ()
+    """Keys of objects that were written out as text, as CSV has them."""
     files: str = ""
     """Regular expression for names of files relative to the run; empty: every file of a known format."""
     keys: tuple[str, ...] = ()
@@ -282,7 +284,7 @@ def _expands(part: Part, limit: int) -> str:
 
 
 def record_of(line: bytes) -> dict[str, Any] | None:
-    """A line as an object; ``None`` for what is none."""
+    """A line as an object; ``None`` for what is none. A list of objects is one that holds them as ``rows``."""
     line = line.strip().removeprefix(b"\xef\xbb\xbf")
     if not line:
         return None
@@ -291,6 +293,8 @@ def record_of(line: bytes) -> dict[str, Any] | None:
         value = columns.loads(line.decode("utf-8", "replace"))
     except (ValueError, RecursionError, MemoryError, ReadError):
         return None
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        return {"rows": value}
     return value if isinstance(value, dict) else None
 
 
@@ -362,7 +366,7 @@ def csv_batches(part: Part, spec: Spec | None) -> Iterator[tuple[pa.Table, int]]
         header = [name.removeprefix("\ufeff") for name in next(rows, [])]
     except csv.Error as problem:
         raise ReadError(f"has no header that can be read: {problem}") from None
-    wanted = None if spec is None else {*spec.paths.values(), spec.eval_key}
+    wanted = None if spec is None else {*spec.paths.values(), *spec.written, spec.eval_key}
     kept = {name: index for index, name in enumerate(header) if wanted is None or name in wanted}
     held: list[list[str]] = []
     size = 0
@@ -396,7 +400,7 @@ def json_records(part: Part, packed: str) -> list[dict[str, Any]]:
         raw = stream.read(limit + 1)
     if len(raw) > limit:
         raise ReadError(f"has more than {limit >> 20} MiB; write a JSON object a line (.jsonl)")
-    value = columns.loads(raw.decode("utf-8", "replace"))
+    value = columns.loads(raw.decode("utf-8", "replace").removeprefix("\ufeff"))
     if isinstance(value, dict) and isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):
         names = [str(name) for name in value["columns"]]
         return [dict(zip(names, row, strict=False)) for row in value["data"] if isinstance(row, list)]
@@ -406,7 +410,12 @@ def json_records(part: Part, packed: str) -> list[dict[str, Any]]:
 
 
 def _of_one_object(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows in an object: objects by key, the only list of objects that it holds, or the object itself."""
+    """The rows in an object: by step, by key, the only list of objects that it holds, or the object itself."""
+    steps = [re.fullmatch(r"(?:global_)?(?:step|iteration|iter)?[_ -]?(\d{1,15})", key) for key in value]
+    if value and all(steps):
+        named = zip(steps, value.values(), strict=True)
+        by_step = [(int(match[1]), rows if isinstance(rows, list) else [rows]) for match, rows in named if match]
+        return [{"step": step, **row} for step, rows in by_step for row in rows if isinstance(row, dict)]
     if len(value) > 1 and all(isinstance(row, dict) for row in value.values()):
         orders = {tuple(row) for row in list(value.values())[:8]}
         if len(orders) == 1 and not (orders & {tuple(value)}) and all(key.isdecimal() for key in next(iter(orders))):
@@ -462,6 +471,8 @@ def _rows_of_record(record: Mapping[str, Any], spec: Spec, before: _Before) -> I
     many = paths.get("completion", "").rpartition(".")[2] in shapes.MANY
     characters = 0
     for place, flat in shapes.flattened(record, spec.within):
+        if spec.written:
+            flat |= {name: parsing.literal(value) for name in spec.written if isinstance(value := flat.get(name), str)}
         row = {name: walk(flat, path) for name, path in paths.items()}
         if whole:
             row["prompt"], row["completion"] = messages.split(row["completion"])

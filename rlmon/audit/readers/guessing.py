@@ -11,6 +11,7 @@ from rlmon.audit.readers import shapes
 from rlmon.audit.readers.columns import number
 from rlmon.audit.readers.files import CANONICAL
 from rlmon.audit.readers.messages import conversation, written
+from rlmon.audit.readers.parsing import literal
 from rlmon.audit.readers.tables import reward_weights
 from rlmon.errors import ReadError
 
@@ -24,7 +25,10 @@ GUESSES: Mapping[str, tuple[str, ...]] = {
         "output_response", "model_output", "model_outputs", "model_response", "generated_text", "completion_text",
         "response_text", "candidates", "samples", "solution_str", "text", "message", "answer",
     ),
-    "step": ("step", "global_step", "train_step", "training_step", "rollout_step", "iteration", "update", "gen_step"),
+    "step": (
+        "step", "global_step", "global_steps", "train_step", "training_step", "trainer_step", "rollout_step",
+        "current_step", "train/global_step", "training/global_step", "iteration", "update", "gen_step", "step_idx",
+    ),
     "group": ("group", "group_id", "group_idx", "uid"),
     "advantage": ("advantage", "advantages"),
     "source": ("task", "data_source", "dataset", "source", "language"),
@@ -45,6 +49,12 @@ TOTALS = (
 """Names of a reward that needs no summing."""
 INNER_TOTALS = ("total", "reward", "total_reward", "sum", "final", "score", "overall")
 _REWARD_LIKE = re.compile(r"reward|(?:^|[_/. -])scores?(?:$|[_/. -])", re.IGNORECASE)
+_GRADED = re.compile(
+    r"(?:^|[_/. -])(?:accuracy|acc|correct|correctness|is_correct|passed|success|solved|format|penalty|cosine|language|"
+    r"repetition|helpfulness|safety)(?:$|[_/. -])",
+    re.IGNORECASE,
+)
+"""What graders are called where no column is called a reward."""
 _OF_REWARDS = re.compile(
     r"(?:^|[_/. -])(?:std|var|min|max|mean|weights?|id|idx|model|name)(?:$|[_/. -])", re.IGNORECASE
 )
@@ -66,6 +76,8 @@ class Guess:
     """Columns of single rewards and their weights: their sum where ``columns`` has no ``reward``, else parts of it."""
     within: tuple[str, ...] = ()
     """Keys of the lists that the rows are nested in."""
+    written: tuple[str, ...] = ()
+    """Keys of objects of rewards that were written out as text."""
     question: str = ""
     """What has to be asked since several rewards can be put together in several ways."""
     notes: tuple[str, ...] = ()
@@ -89,9 +101,16 @@ def guessed(records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -
         if whole is None:
             return None
         columns |= {"prompt": whole, "completion": whole}
-    guess = with_rewards(Guess(columns=columns, within=within), rows, settings)
+    written_out = tuple({key: None for row in rows for key, value in row.items() if _is_written_reward(key, value)})
+    rows = [row | {key: literal(row[key]) for key in written_out if isinstance(row.get(key), str)} for row in rows]
+    guess = with_rewards(Guess(columns=columns, within=within, written=written_out), rows, settings)
     guess = replace(guess, columns={name: guess.columns[name] for name in CANONICAL if name in guess.columns})
     return guess if guess.rewards or guess.question or {"prompt", "reward"} & guess.columns.keys() else None
+
+
+def _is_written_reward(key: str, value: Any) -> bool:
+    """Whether it is an object of rewards that was written out as text, as CSV has it."""
+    return bool(_REWARD_LIKE.search(key)) and isinstance(value, str) and isinstance(literal(value), Mapping)
 
 
 def _is_answered(value: Any) -> bool:
@@ -122,7 +141,8 @@ def with_rewards(guess: Guess, rows: Sequence[Mapping[str, Any]], settings: Mapp
         given = isinstance(settings.get("reward_weights"), list) and weights == settings["reward_weights"]
         why = "reward_weights as the settings beside have them" if given else "weights of 1, the default of its trainer"
         return _of_parts(guess, dict(zip(parts, weights, strict=True)), summed=True, why=why)
-    return _of_parts(guess, dict.fromkeys(like, 1.0), summed=False, why="")
+    graded = [name for name in scores if _GRADED.search(name) and not _OF_REWARDS.search(name)]
+    return _of_parts(guess, dict.fromkeys(like or graded, 1.0), summed=False, why="")
 
 
 def _of_parts(guess: Guess, parts: Mapping[str, float], *, summed: bool, why: str) -> Guess:

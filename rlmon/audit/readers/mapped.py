@@ -243,7 +243,8 @@ def _chosen(
         lacks = {"rewards": best.question}
     held_out = [bool(re.search(EVAL_FILE, part.name)) for part in chosen]
     spec = Spec(
-        name=NAME, columns=best.columns, rewards=best.rewards, within=best.within, notes=tuple(notes), lacks=lacks,
+        name=NAME, columns=best.columns, rewards=best.rewards, within=best.within, written=best.written,
+        notes=tuple(notes), lacks=lacks,
         eval_from_name=EVAL_FILE if any(held_out) and not all(held_out) else "",
     )  # fmt: skip
     spec = _with_step(spec, chosen)
@@ -397,7 +398,7 @@ def _folded(spec: Spec, records: Sequence[Mapping[str, Any]], notes: list[str]) 
     whole = spec.columns.get("prompt") is not None and spec.columns["prompt"] == spec.columns.get("completion")
     return dataclasses.replace(
         spec,
-        folded=bool(spec.within or several or whole),
+        folded=bool(spec.within or spec.written or several or whole),
         grouped=bool(spec.within) and bool(prompt) and not any(prompt in item for item in inner),
     )
 

@@ -33,7 +33,10 @@ def _message(value: Any) -> Mapping[str, Any] | None:
     if not isinstance(value, Mapping):
         return None
     if isinstance(value.get("role"), str) and any(field in value for field in SPOKEN):
-        return {**value, "tool_calls": _calls(value["tool_calls"])} if "tool_calls" in value else value
+        calls = [*_calls(value.get("tool_calls")), *_calls_in(value.get("content"))]
+        return {**value, "tool_calls": calls} if calls or "tool_calls" in value else value
+    if value.get("type") == "function_call" and "name" in value:  # an item of OpenAI's Responses
+        return {"role": "assistant", "tool_calls": [value]}
     if isinstance(value.get("from"), str) and "value" in value:
         return {"role": SHAREGPT_ROLES.get(value["from"], value["from"]), "content": value["value"]}
     return None
@@ -44,6 +47,13 @@ def _calls(value: Any) -> list[Any]:
     calls = literal(value) if isinstance(value, str) else value
     calls = [calls] if isinstance(calls, Mapping) else calls if isinstance(calls, list) else []
     return [literal(call) or call if isinstance(call, str) else call for call in calls]
+
+
+def _calls_in(content: Any) -> list[Any]:
+    """Tool calls among the parts of a content, as Anthropic has them."""
+    parts = content if isinstance(content, list) else []
+    found = [part for part in parts if isinstance(part, Mapping) and part.get("type") == "tool_use"]
+    return [{"name": part.get("name"), "arguments": part.get("input")} for part in found]
 
 
 def written(text: str) -> list[Mapping[str, Any]] | None:

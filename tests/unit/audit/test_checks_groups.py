@@ -53,6 +53,11 @@ def test_an_id_for_each_row(tmp_path: Path) -> None:
     )
 
 
+def test_a_name_that_several_prompts_share(tmp_path: Path) -> None:
+    found = answer(tmp_path, rows(group="algebra"))
+    assert (found.status, found.message[:47]) == ("note", "most groups hold several prompts (4 is usual): ")
+
+
 def test_one_completion_a_prompt(tmp_path: Path) -> None:
     alone = rows()[::SIZE]
     found = answer(tmp_path, alone)

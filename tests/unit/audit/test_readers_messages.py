@@ -103,6 +103,8 @@ def test_tool_calls_are_part_of_what_was_written(tmp_path: Path, late: bool, suf
         {"role": "assistant", "content": "", "tool_calls": json.dumps([CALL])},
         {"role": "assistant", "content": "", "tool_calls": CALL},
         {"role": "assistant", "function_call": CALL["function"]},
+        {"role": "assistant", "content": [{"type": "tool_use", "name": "add", "input": {"a": 1, "b": 2}}]},
+        {"type": "function_call", "call_id": "c", "name": "add", "arguments": '{"a": 1, "b": 2}'},
     ],
 )
 def test_dialects_of_tool_calls(message: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_rows import DRAWS, EXPECTED, PROMPTS, REWARDS, SHAPES, messages, per_prompt, per_step
+from made_rows import DRAWS, EXPECTED, PROMPTS, REWARDS, SHAPES, STEPS, messages, per_prompt, per_step
 
 from rlmon.audit.readers import files, mapped, runs_at, shapes
 from rlmon.audit.run import OpenedRun, RowBatch
@@ -71,6 +71,52 @@ def test_a_table_of_pandas_as_json(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(columns))
     assert [(r["step"], r["prompt"], r["completion"], r["reward"]) for r in rows_of(mapped.open_run(path))] == EXPECTED
+
+
+def flat() -> list[dict[str, Any]]:
+    return [
+        {"step": step, "prompt": prompt, "completion": text, "reward": reward}
+        for step, prompt, text, reward in EXPECTED
+    ]
+
+
+def of_step(step: int) -> list[dict[str, Any]]:
+    return [{name: row[name] for name in ("prompt", "completion", "reward")} for row in flat() if row["step"] == step]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {f"step_{step}": of_step(step) for step in range(STEPS)},
+        {str(step): {"rollouts": of_step(step)} for step in range(STEPS)},
+        {"run": "x", "steps": [{"step": step, "rollouts": of_step(step)} for step in range(STEPS)]},
+        {"model": "x", "results": flat()},
+        {f"id{at}": row for at, row in enumerate(flat())},
+    ],
+)
+def test_all_steps_in_one_object(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "rows.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(value).encode())
+    assert [(r["step"], r["prompt"], r["completion"], r["reward"]) for r in rows_of(mapped.open_run(path))] == EXPECTED
+
+
+def test_a_line_of_several_objects(tmp_path: Path) -> None:
+    path = lines(tmp_path / "rows.jsonl", [[{"step": step, **row} for row in of_step(step)] for step in range(STEPS)])
+    assert [(r["step"], r["prompt"], r["completion"], r["reward"]) for r in rows_of(mapped.open_run(path))] == EXPECTED
+
+
+def test_rewards_in_cells_of_csv(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["step", "prompt", "completion", "rewards"])
+        writer.writeheader()
+        writer.writerow(ROW | {"rewards": {"accuracy": 1.0, "total": 1.5}})
+        writer.writerow(ROW | {"rewards": '{"accuracy": 0.0, "total": 0.5}'})
+    rows = rows_of(mapped.open_run(path))
+    assert [(row["reward"], dict(row["rewards"])) for row in rows] == [
+        (1.5, {"accuracy": 1.0}),
+        (0.5, {"accuracy": 0.0}),
+    ]
 
 
 def test_lists_that_do_not_fit_are_damaged_and_their_neighbours_are_read(tmp_path: Path) -> None:
@@ -187,6 +233,7 @@ ROW = {"step": 1, "prompt": "p", "completion": "c"}
         ({"rewards": {"accuracy": 1.0, "format": 0.5, "total": 1.5}}, 1.5, {"accuracy": 1.0, "format": 0.5}),
         ({"rewards": {"accuracy": 1.0}}, 1.0, None),
         ({"format_reward": 0.5}, 0.5, None),
+        ({"correct": True, "length": 30}, 1.0, None),
         # A completions table of TRL: the functions stand before the advantage, and their sum is documented.
         ({"right": 1.0, "short": 0.5, "advantage": 0.1, "entropy": 3.0}, 1.5, {"right": 1.0, "short": 0.5}),
         # verifiers writes a weight with each score.
@@ -208,12 +255,19 @@ def test_which_columns_are_the_reward(
     assert (dict(row["rewards"]) if row.get("rewards") else None) == parts
 
 
-@pytest.mark.parametrize("record", [{"accuracy_reward": 1.0, "format_reward": 0.5}, {"rewards": {"a": 1.0, "b": 0.5}}])
+QUESTIONS = [
+    {"accuracy_reward": 1.0, "format_reward": 0.5},
+    {"accuracy": 1.0, "format": 0.5},
+    {"rewards": {"a": 1.0, "b": 0.5}},
+]
+
+
+@pytest.mark.parametrize("record", QUESTIONS)
 def test_several_rewards_without_a_total_are_a_question(tmp_path: Path, record: dict[str, Any]) -> None:
     path = lines(tmp_path / "rows.jsonl", [ROW | record])
     run = mapped.open_run(path)
     assert rows_of(run)[0].get("reward") is None
-    first, second = ("accuracy_reward", "format_reward") if "rewards" not in record else ("rewards.a", "rewards.b")
+    first, second = list(record) if "rewards" not in record else ("rewards.a", "rewards.b")
     for said in (run.lacks["rewards"], " ".join(run.notes)):
         assert f"--map reward={first}+{second}" in said
         assert f"--map reward={first} for one" in said
