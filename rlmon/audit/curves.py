@@ -89,6 +89,42 @@ def move(values: Floats, alpha: float, *, relative: bool, base: Floats | None = 
     )
 
 
+def heading(values: Floats, alpha: float, ahead: int) -> tuple[float, float] | None:
+    """Upper and lower end of the interval of where a positive curve will be ``ahead`` points after its end if it goes
+    on as in its second half, an exponential; ``None`` where that half has fewer than eight points or is not positive.
+    """
+    half = values[values.size // 2 :]
+    if half.size < LEAST_POINTS or not half.min() > 0:
+        return None
+    level = np.log(half)
+    size = level.size
+    time = np.arange(size) - (size - 1) / 2.0
+    slope = float(time @ level) / float(time @ time)
+    rest = level - level.mean() - slope * time
+    variance, phi = _noise(rest)
+    # The effective number of independent points of such noise.
+    inflation = (1.0 + phi) / (1.0 - phi)
+    distance = (size - 1) / 2.0 + ahead
+    error = math.sqrt(variance * inflation * (1.0 / size + distance**2 / float(time @ time)))
+    freedom = int(max(_LEAST_FREEDOM, min(size - 2, size / inflation - 2)))
+    reach = student.quantile(1.0 - alpha / 2.0, freedom) * error
+    there = float(level.mean()) + slope * distance
+    return math.exp(min(there + reach, 700.0)), math.exp(there - reach)
+
+
+def _noise(rest: Floats) -> tuple[float, float]:
+    """Variance and correlation of neighbours of what a straight line left over.
+
+    A line takes noise of long memory along: both are estimated too small, and are corrected for that.
+    """
+    size, square = rest.size, float(rest @ rest)
+    if square <= 1e-24 * size:
+        return 0.0, 0.0
+    phi = float(rest[1:] @ rest[:-1]) / square
+    phi = min(0.95, max(0.0, phi + (1.0 + 3.0 * phi) / size))
+    return square / (size - 2) / max(0.2, 1.0 - 2.0 * (1.0 + phi) / (1.0 - phi) / size), phi
+
+
 def _error_of_mean(values: Floats, window: int) -> tuple[float, int]:
     """Standard error of the mean of ``window`` neighbouring values like these, and its degrees of freedom."""
     size = values.size
@@ -97,13 +133,9 @@ def _error_of_mean(values: Floats, window: int) -> tuple[float, int]:
     time = np.arange(size) - (size - 1) / 2.0
     centred = values - values.mean()
     rest = centred - (time @ centred) / (time @ time) * time
-    square = float(rest @ rest)
-    if square <= 1e-24 * max(1.0, float(values @ values)):
+    variance, phi = _noise(rest)
+    if not variance:
         return 0.0, size - 2
-    # A line takes noise of long memory along: both the correlation and the variance are estimated too small.
-    phi = float(rest[1:] @ rest[:-1]) / square
-    phi = min(0.95, max(0.0, phi + (1.0 + 3.0 * phi) / size))
-    variance = square / (size - 2) / max(0.2, 1.0 - 2.0 * (1.0 + phi) / (1.0 - phi) / size)
     lags = np.arange(1, window)
     inflation = 1.0 + 2.0 * float(((1.0 - lags / window) * phi**lags).sum())
     freedom = int(max(_LEAST_FREEDOM, min(size - 2, size * (1.0 - phi) / (1.0 + phi) - 2)))

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from rlmon.audit.case import Case
 from rlmon.audit.checks.answers import empty_answers, identical_completions
 from rlmon.audit.checks.diversity import (
@@ -26,7 +28,7 @@ from rlmon.audit.checks.groups import groups_known
 from rlmon.audit.checks.length import length_growth, truncation
 from rlmon.audit.checks.log import monitor_faults, replay, rows_complete
 from rlmon.audit.checks.own_word import agreement
-from rlmon.audit.checks.question import Ends, Question
+from rlmon.audit.checks.question import LEAST_PROMPTS, Ends, Question
 from rlmon.audit.checks.reward import gradient, reward_functions, reward_loss, reward_missing, reward_signal
 from rlmon.audit.checks.solving import (
     eval_gap,
@@ -100,7 +102,7 @@ def judge(case: Case) -> Judged:
     alpha = HINDSIGHT_ALPHA / (len(HINDSIGHT) + SECOND_LOOKS)
     groups, is_base, is_last = case.ends()
     contrast = mixture = None
-    if is_base.any() and is_last.any():
+    if min(np.unique(groups["prompt"][end]).size if groups else 0 for end in (is_base, is_last)) >= LEAST_PROMPTS:
         mixture = strata(groups, case.sources, is_base, is_last)
         contrast = Contrast(groups["prompt"], is_base, is_last, alpha, mixture.weight_G)
     texts = usable(case.counted.samples)

@@ -22,11 +22,16 @@ from rlmon.audit.run import Lack
 from rlmon.audit.stand_ins import NEXT_BEST
 from rlmon.audit.timeline import SMOOTHING_STEPS, trailing_mean
 from rlmon.detectors import DETECTORS, DetectorSpec
+from rlmon.printable import one_line
 from rlmon.records import SEVERITIES, Finding
 
 _SPECS: Mapping[str, DetectorSpec] = {spec.id: spec for spec in DETECTORS}
 ONSET_NOISE = 3.0
 """Standard errors of the smoothed base that a change must exceed: a base of very diverse outputs is mostly noise."""
+ON_THE_WAY = 0.65
+"""Of its base: what fell further, and is certain to pass its line if it goes on, is told before it has."""
+NAMED = 4
+"""Numbers that are named in a message; of the others it says how many there are."""
 STAYED = 1.5
 """Times its first level: a distance below that has not moved away from where it began."""
 
@@ -103,6 +108,8 @@ def _second_look(ask: Question, ends: Ends, spec: DetectorSpec, *, waiting: bool
     passed: Check | None = None
     for metric in spec.metrics:
         name = "completion characters" if _named_unit(case, spec) == "characters" else metric
+        if case.series(name) is None and metric in NEXT_BEST:
+            name = NEXT_BEST[metric]
         found = ends.move(name, relative=True)
         if found is None:
             continue
@@ -124,6 +131,12 @@ def _second_look(ask: Question, ends: Ends, spec: DetectorSpec, *, waiting: bool
             )  # fmt: skip
             reach = f"first points against the last window, interval {said(found.low)} to {said(found.high)}"
             return dataclasses.replace(seen, message=f"{clause(seen)} (line {said(line)}; {reach}).")
+        if spec.rule == "ratio" and falls and found.last < ON_THE_WAY * found.base:
+            ahead = ends.heading(name, 3 * found.points // 4)
+            if ahead is not None and ahead < lines["warn"]:
+                seen = ask.says(status="warn", threshold=lines["warn"], advice=spec.advice, message="", **facts)
+                on = f"going on like that, it is past its line of {said(lines['warn'])} before the run has doubled"
+                return dataclasses.replace(seen, message=f"{clause(seen)}, and still falls: {on}.")
         clear = found.low > lines["warn"] if falls else found.high < lines["warn"]
         if waiting and clear and passed is None:
             passed = ask.says(status="pass", threshold=lines["warn"], message=found.within(), **facts)
@@ -169,7 +182,7 @@ def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, An
         first_step=first.step if spec.rule == "immediate" else onset(case, spec, shown),
         alarm_step=first.step,
         source=shown.source,
-        message=shown.message.removeprefix(spec.id + ": "),
+        message=_not_numbers(case) if spec.rule == "immediate" else shown.message.removeprefix(spec.id + ": "),
         evidence={
             "findings": [
                 {"step": f.step, "severity": f.severity, "value": f.value, "threshold": f.threshold} for f in mine[:50]
@@ -185,11 +198,34 @@ def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, An
     return dataclasses.replace(found, message=" ".join(_told(found, spec, row, mine, case)))
 
 
+def _not_numbers(case: Case) -> str:
+    """Which numbers are NaN or infinite, and in how many steps."""
+    bad: dict[str, set[int]] = {}
+    for key, points in case.run.scalars.items():
+        if wrong := {step for step, value in points if not math.isfinite(value)}:
+            bad[key] = wrong
+    rewards = case.series("rlmon/health/reward_non_finite")
+    if rewards is not None and (rewards > 0).any():
+        bad["rewards of completions"] = set(case.line.steps[rewards > 0].tolist())
+    if not bad:
+        counts = case.series("rlmon/health/non_finite")
+        bad["numbers of the run"] = set() if counts is None else set(case.line.steps[counts > 0].tolist())
+    named = [one_line(key, 60) for key in sorted(bad, key=lambda key: (-len(bad[key]), key))[:NAMED]]
+    more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    steps = len(set().union(*bad.values()))
+    where = f" in {steps} of {case.line.steps.size} steps" if steps else ""
+    return f"{', '.join(named)}{more}: NaN or infinite{where}"
+
+
 def _told(
     found: Check, spec: DetectorSpec, row: Mapping[str, Any], mine: Sequence[Finding], case: Case
 ) -> Iterator[str]:
     """The message: what was seen, with the numbers of the check itself, when it was sure, and what to know beside."""
-    line = "" if found.threshold is None or found.evidence["recovered"] else f" (line {said(found.threshold)})"
+    line = (
+        ""
+        if spec.rule == "immediate" or found.threshold is None or found.evidence["recovered"]
+        else f" (line {said(found.threshold)})"
+    )
     yield f"{clause(found)}{line}."
     steps = ", ".join(f"{finding.severity.upper()} at step {finding.step}" for finding in mine[:4])
     yield f"Confirmed: {steps}{' and more' if len(mine) > 4 else ''}."

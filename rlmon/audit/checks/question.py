@@ -11,7 +11,7 @@ import numpy as np
 
 from rlmon.audit.case import Case
 from rlmon.audit.contrast import Contrast, Difference
-from rlmon.audit.curves import Move, known, move
+from rlmon.audit.curves import Move, heading, known, move
 from rlmon.audit.features import Floats, Ints
 from rlmon.audit.result import Check, Core, Method
 from rlmon.audit.run import Lack
@@ -23,6 +23,10 @@ Need = Lack | Literal["successes", "keys"]
 """What a check cannot do without. ``successes``: rewards, and that it is known which of them are a success. ``keys``:
 templates and answers of the completions."""
 
+LEAST_PROMPTS = 4
+"""Fewer are drawn again and again as they are: their spread says nothing of the next ones."""
+STALE_STRIDES = 3
+"""Times the usual distance of two values: without one for longer, a metric has ended before the run."""
 WIDEN = (
     "Raise beta (kl_coef in PPO; 0.05 to 0.1), or use_adaptive_entropy=True with entropy_target near the base "
     "entropy; a lower learning_rate buys time."
@@ -47,11 +51,30 @@ class Ends:
         """The data did not change on the way, as far as its sources tell: curves of the whole run can be compared."""
         return self.strata is None or not self.strata.moved
 
+    def went_stale(self, metric: str | None) -> int | None:
+        """Last step with a finite value of a metric that was not finite, or not measured, from there to the end, after
+        numbers of the run ceased to be numbers; ``None`` where it has values up to the end."""
+        broken = [f.step for f in self.case.fold.findings if f.detector == "non-finite"]
+        values = None if metric is None else self.case.series(metric)
+        if not broken or values is None:
+            return None
+        steps = self.case.line.steps[np.isfinite(values)]
+        if steps.size < 2:
+            return None
+        stride = max(1.0, float(np.median(np.diff(steps))))
+        over = float(self.case.line.steps[-1] - steps[-1]) > STALE_STRIDES * stride
+        return int(steps[-1]) if over and self.case.line.steps[-1] >= broken[0] else None
+
     def move(self, name: str, *, relative: bool) -> Move | None:
         """The ends of a curve; ``None`` where it was not logged or has too few points."""
         given = self.case.base_line
         base = None if given is None else known(given.series.get(name))
         return move(known(self.case.series(name)), self.alpha, relative=relative, base=base)
+
+    def heading(self, name: str, ahead: int) -> float | None:
+        """The most that a curve can be so many points after its end if it goes on as in its second half."""
+        found = heading(known(self.case.series(name)), self.alpha, ahead)
+        return None if found is None else found[0]
 
     def over_steps(self, top_G: Floats, bottom_G: Floats) -> tuple[Ints, Floats]:
         """The steps of training with groups [S], and the ratio of two sums over the groups of each [S]."""
@@ -81,6 +104,14 @@ class Ends:
                 reason=f"past its line of {found.threshold:.3g}, but the run holds too little to be sure that this is "
                 "not chance",
             )
+        if found.status in ("pass", "note") and (last := self.went_stale(found.metric)) is not None:
+            return dataclasses.replace(
+                found,
+                status="unsure",
+                advice="",
+                reason=f"it was last measured at step {last}, and numbers of the run are NaN or infinite since: what "
+                "came after is not known",
+            )
         if self.same_data or self.strata is None or found.method != "hindsight" or found.status in ("skip", "error"):
             return found
         compared = f"{self.strata.said}: only those at both ends are compared"
@@ -96,7 +127,7 @@ class Ends:
             if not self.case.counted.groups:
                 return lacks.get("completions", "there are no completions")
             if self.contrast is None:
-                return "the run has fewer than two steps with completions"
+                return f"an end of the run has fewer than {LEAST_PROMPTS} prompts, too few to compare it with the other"
             if self.strata is not None and not self.strata.names:
                 return f"{self.strata.said}: no source is at both ends of the run, so nothing there can be compared"
             if need == "successes" and not self.groups["known"].any():

@@ -219,7 +219,8 @@ def _scale(ends: Ends, values: Floats, level: float) -> float:
     if known(values).min() >= 0 and not any(part["min"].min() < 0 for part in ends.case.counted.functions.values()):
         return abs(level)
     spread = [known(ends.case.series(name)) for name in ("rlmon/group/reward_std", "reward_std")]
-    return max(abs(level), *(float(one.mean()) if one.size else 0.0 for one in spread))
+    of_groups = max(float(one.mean()) if one.size else 0.0 for one in spread)
+    return max(abs(level), of_groups or float(np.ptp(known(values))))
 
 
 def _lost_again(ends: Ends, values: Floats) -> tuple[float, int, float, Status] | None:
@@ -351,7 +352,8 @@ def gradient(ask: Question, ends: Ends) -> Check:
     facts: dict[str, Any] = {"metric": name, "unit": "norm", "value": float(values[at][-last_points(at.size) :].mean())}
     if zero.mean() >= MOST_STEPS:
         return ask.says(
-            status="fail", threshold=0.0, baseline=0.0, advice=_ADVICE, **facts,
+            status="warn" if _constant(known(ends.case.series(REWARD))) == 1.0 else "fail", threshold=0.0, baseline=0.0,
+            advice=_ADVICE, **facts,
             message=f"the gradient was exactly 0 in {int(zero.sum())} of {at.size} steps: nothing can be learned",
         )  # fmt: skip
     start = since(steps, zero)
@@ -360,9 +362,9 @@ def gradient(ask: Question, ends: Ends) -> Check:
             status="note" if _solved(ends, start) else "warn", first_step=start, advice=_ADVICE,
             message="the gradient is exactly 0: nothing is learned from there on", **facts,
         )  # fmt: skip
-    found = ends.move(name, relative=True)
+    found = ends.move_of(values[at][~zero], relative=True)
     if found is None:
-        return ask.skip("the gradient norm is 0 at an end of the run", **facts)
+        return ask.skip(f"the gradient norm is above 0 at fewer than {LEAST_POINTS} steps", **facts)
     facts |= {"value": found.last, "baseline": found.base, "threshold": 10.0 * found.base,
               "interval": (found.low, found.high)}  # fmt: skip
     status: Status = "warn" if found.low > 10.0 * found.base else "pass"

@@ -71,6 +71,17 @@ def test_entropy_and_length_that_decay_at_any_pace_are_told(decay: int, points: 
         assert onset <= 12 + decay
 
 
+def test_what_is_certain_to_pass_its_line_is_told_before_it_has_and_what_settles_is_not() -> None:
+    # exp(-.6) = .55 of the base after 60 steps, exp(-.9) = .41 after 90.
+    time = np.arange(60)
+    falls = np.exp(-time / 100.0 + noise(np.random.default_rng(14), 60, 0.3, 0.01))
+    found = check(of_curves(entropy=falls), "entropy-collapse")
+    assert found.status == "warn"
+    assert "still falls" in found.message
+    settles = 0.6 + 0.4 * np.exp(-time / 8.0) + noise(np.random.default_rng(15), 60, 0.3, 0.01)
+    assert check(of_curves(entropy=settles), "entropy-collapse").status == "pass"
+
+
 def test_what_cannot_be_judged_is_not_said_to_be_without_blocks() -> None:
     # 12 points that fall twentyfold: nine come after the base, so "no block came after" was a lie.
     audit = of_curves(
@@ -206,6 +217,27 @@ def test_a_gradient_that_vanishes_or_explodes_is_told() -> None:
     )
     assert check(of_curves(**alive(rng, 100, grad_norm=grown)), "gradient").status == "warn"
     assert check(of_curves(**alive(rng, 100)), "gradient").status == "pass"
+
+
+# --- numbers that are no numbers ----------------------------------------------------------------------------------
+
+
+def test_what_turns_nan_leads_and_nothing_passes_on_what_was_before() -> None:
+    rng = np.random.default_rng(13)
+    gone = np.where(np.arange(100) < 39, 1.0, np.nan)
+    length = np.where(np.arange(100) < 45, 200.0, 20.0)
+    audit = of_curves(**alive(rng, 100, entropy=0.6 * gone, kl=0.01 * gone, loss=gone, length=length))
+    first = audit.checks[0]
+    assert (first.id, first.status, first.first_step) == ("non-finite", "fail", 40)
+    assert audit.headline.startswith("From step 40: entropy, kl, loss: NaN or infinite in 61 of 100 steps")
+    for check_id in ("entropy-collapse", "entropy-explosion", "kl-drift"):
+        found = check(audit, check_id)
+        assert found.status == "unsure", check_id
+        assert "last measured at step 39" in (found.reason or "")
+    assert check(audit, "reward-loss").status == "pass", "its values go on to the end"
+    assert check(audit, "length-collapse").status == "fail"
+    whole = of_curves(**alive(rng, 100, entropy=np.full(100, 0.6)))
+    assert check(whole, "entropy-collapse").status == "pass"
 
 
 # --- false alarms -------------------------------------------------------------------------------------------------
