@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from rlmon.audit.result import Check
@@ -19,8 +20,11 @@ _CLAUSES: Mapping[str, str] = {
     "sentence-openings": "sentences began in {base} ways, now in {now}",
     "correct-diversity": "correct answers to one prompt followed {base} templates, now {now}",
     "answer-diversity": "one prompt got {base} different answers, now {now}",
+    "reward-loss": "the reward fell from {base} to {now}",
 }
 """Of checks that look once, at both ends of the run."""
+_ASIDE = re.compile(r" \((change|interval)[^)]*\)")
+"""How sure a difference is, which is no part of what happened."""
 _COUNTED = ("in use", "effective number", "templates", "answers")
 """Units of numbers of equally common things."""
 
@@ -31,7 +35,7 @@ def clause(check: Check) -> str:
     counted = (check.unit or "").endswith(_COUNTED)
     unknown = check.baseline is None and not counted and "{base}" in (template or "")
     if template is None or check.value is None or unknown or check.evidence.get("recovered"):
-        return check.message[:CLAUSE_CHARACTERS].rstrip(".")
+        return _ASIDE.sub("", check.message)[:CLAUSE_CHARACTERS].rstrip(".")
     if check.unit == "characters":
         template = template.replace("tokens", "characters")
     return template.format(base=_in_unit(check, check.baseline), now=_in_unit(check, check.value))

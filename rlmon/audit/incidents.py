@@ -38,6 +38,8 @@ _KINDS: Mapping[str, Kind] = {
     "reward-loss": "reward",
     "reward-functions": "reward",
     "reward-missing": "reward",
+    "empty-answers": "narrowing",
+    "groups-known": "reward",
     "forgotten-prompts": "reward",
     "impossible-prompts": "reward",
     "eval-gap": "reward",

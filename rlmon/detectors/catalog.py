@@ -96,7 +96,7 @@ class DetectorSpec:
             return (" and " if self.every else " or ").join(parts)
         if self.rule == "effective":
             capped = f", and below {1 / floor:.3g}" if floor else ""
-            return f"effective number 1/C below {level:g} of base{capped}"
+            return f"number in use, 1/C, below {level:g} of base{capped}"
         sign = "above" if self.direction == "up" else "below"
         return f"{sign} {level:g} x base{f', and at least {floor:g}' if floor else ''}"
 
@@ -133,7 +133,7 @@ def _price(detector: str, rung: str) -> Mapping[str, Any] | None:
 
 
 _WIDEN = (
-    "Raise beta (kl_coef in PPO; start at 0.05 to 0.1; 0 means that nothing holds the policy near its base), or set "
+    "Raise beta (kl_coef in PPO; start at 0.05 to 0.1; 0 means that nothing holds the model near its base), or set "
     "use_adaptive_entropy=True with entropy_target near the base entropy; entropy_coef is the constant form. "
     "A lower learning_rate buys time."
 )
@@ -232,7 +232,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         warn_floor=0.1,
         fail_floor=0.2,
         told=("token entropy was {base} nats per token, now {now}",),
-        meaning="Token entropy is far above the base: the policy dissolves instead of narrowing.",
+        meaning="Token entropy is far above the base: the model dissolves instead of narrowing.",
         advice="Lower entropy_coef (or entropy_target), epsilon_high or learning_rate; a beta above 0 holds it too.",
     ),
     DetectorSpec(
@@ -250,7 +250,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
             "the model is {now} nats per token away from its base",
             "the model is {now} nats per completion away from its base",
         ),
-        meaning="The policy is far from its initial base, per token and per sequence (ten times the per-token line: "
+        meaning="The model is far from its initial base, per token and per sequence (ten times the per-token line: "
         "1 and 3 nats). Distance is not damage, it says how much of the base is left to lose.",
         advice="Raise beta (kl_coef in PPO; 0.05 to 0.1 holds small models near 0.025 nats per token), lower "
         "learning_rate or num_iterations; sync_ref_model=True moves the reference and hides this drift.",
@@ -298,7 +298,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         fail=0.3,
         prior=True,
         told=("lucky one-offs on hardly solvable prompts carry {now} of the gradient",),
-        meaning="Share of the gradient weight that single lucky completions carry on prompts which the policy almost "
+        meaning="Share of the gradient weight that single lucky completions carry on prompts which the model almost "
         "never solves; each gets the largest advantage there is, (G-1)/sqrt(G).",
         advice="Leave those prompts out (return None as their reward, or drop their source), raise num_generations to "
         'see whether they are solvable, or set scale_rewards="none" so that one success is not amplified.',

@@ -71,7 +71,7 @@ COLLAPSE_DETECTORS = ("format-collapse", "entropy-collapse")
 TOP_SHARE_LINE = 0.9
 LEAD_STEPS = 10
 KEPT_LINE = 0.85
-"""Least share of the base's effective formats that ``protect`` is to keep among correct answers."""
+"""Least share of the base's formats in use that ``protect`` is to keep among correct answers."""
 PRICE_POINTS = {"kl": 5, "protect": 3}
 """Most points of accuracy that an arm may end under the unprotected one."""
 OTHER_POINTS = 2
@@ -133,7 +133,7 @@ class ArmResult:
     top_share_over_0_9_step: int | None
     """First of two consecutive training rounds whose largest format has .9 of the completions or more."""
     narrowed_step: int | None
-    """First step at which the mean effective formats of the last 5 rounds are below .9 of the base's."""
+    """First step at which the mean formats in use of the last 5 rounds are below .9 of the base's."""
     cpu_seconds: float
     """Training, monitoring and evaluation; process time over all threads."""
     monitor_seconds: float | None
@@ -201,7 +201,7 @@ def _run_arms(out: Path, runs: Sequence[tuple[str, int]], screen: Screen) -> tup
     base_model = _load_base()
     base = evaluate(base_model, base_model, tokenizer, questions, parse)
     screen.note(
-        f"base: accuracy {base.accuracy:.3f}, {base.effective_formats:.2f} effective formats, "
+        f"base: accuracy {base.accuracy:.3f}, {base.effective_formats:.2f} formats in use, "
         f"top {base.top_format} {base.top_share:.2f}, entropy {base.entropy_nats:.3f} nats"
     )
     results = [
@@ -333,7 +333,7 @@ def first_sustained(records: Sequence[StepRecord], line: float) -> int | None:
 
 
 def first_narrowed(records: Sequence[StepRecord], line: float, window: int = 5) -> int | None:
-    """First step at which the mean effective formats of the last ``window`` rounds are below ``line``."""
+    """First step at which the mean formats in use of the last ``window`` rounds are below ``line``."""
     numbers = [(r.step, number) for r in records if (number := r.metrics.get("rlmon/format/effective")) is not None]
     for end in range(window, len(numbers) + 1):
         if sum(number for _, number in numbers[end - window : end]) / window < line:
@@ -415,9 +415,9 @@ def claims(results: Sequence[ArmResult], base: Evaluation) -> list[dict[str, Any
             claim(
                 r,
                 "collapses",
-                "ends on one format: above .9 of completions, under 1.5 effective formats",
+                "ends on one format: above .9 of completions, under 1.5 formats in use",
                 now.top_share > TOP_SHARE_LINE and now.effective_formats < 1.5,
-                f"{now.top_format} {now.top_share:.3f}, {now.effective_formats:.2f} effective formats",
+                f"{now.top_format} {now.top_share:.3f}, {now.effective_formats:.2f} formats in use",
             )
             claim(
                 r,
@@ -429,7 +429,7 @@ def claims(results: Sequence[ArmResult], base: Evaluation) -> list[dict[str, Any
             claim(
                 r,
                 "no-false-alarm",
-                "no FAIL before the 5-round mean of effective formats is below .9 of the base",
+                "no FAIL before the 5-round mean of formats in use is below .9 of the base",
                 fail is None or (r.narrowed_step is not None and r.narrowed_step <= fail),
                 f"FAIL {_at(fail)}, below .9 of base {_at(r.narrowed_step)}",
             )
@@ -438,7 +438,7 @@ def claims(results: Sequence[ArmResult], base: Evaluation) -> list[dict[str, Any
             claim(
                 r,
                 "kept",
-                "no collapse FAIL with KL, and at least .8 of the base's effective formats",
+                "no collapse FAIL with KL, and at least .8 of the base's formats in use",
                 fail is None and now.effective_formats >= 0.8 * base.effective_formats,
                 f"FAIL {_at(fail)}, {now.effective_formats:.2f} of {base.effective_formats:.2f}",
             )
@@ -447,7 +447,7 @@ def claims(results: Sequence[ArmResult], base: Evaluation) -> list[dict[str, Any
             claim(
                 r,
                 "kept",
-                f"no collapse FAIL, and {_point(KEPT_LINE)} or more of the base's effective formats in correct answers",
+                f"no collapse FAIL, and {_point(KEPT_LINE)} or more of the base's formats in use in correct answers",
                 fail is None and _reaches(kept["correct"], KEPT_LINE),
                 f"FAIL {_at(fail)}, {_two(now.effective_formats_correct)} of {_two(base.effective_formats_correct)}",
             )

@@ -84,7 +84,7 @@ class Screen:
             self._plain(
                 f"{name}  step {record.step}/{self._steps}"
                 f"  top {line.top_format} {self._value(line, 'format/top_share')}"
-                f"  effective formats {self._value(line, 'format/effective')}"
+                f"  formats in use {self._value(line, 'format/effective')}"
                 f"  entropy {self._value(line, 'entropy/mean', 3)}  KL {self._value(line, 'kl/mean', 3)}"
                 + (f"  {held}" if (held := self._held(line)) else "")
             )
@@ -95,7 +95,7 @@ class Screen:
         """Run ``name`` was evaluated."""
         self._lines[name].result = result
         self._show(
-            f"{name}  held out: accuracy {result.accuracy:.3f}, {result.effective_formats:.2f} effective formats, "
+            f"{name}  held out: accuracy {result.accuracy:.3f}, {result.effective_formats:.2f} formats in use, "
             f"top {result.top_format} {result.top_share:.3f}"
         )
 

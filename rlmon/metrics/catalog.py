@@ -121,7 +121,7 @@ def _collision() -> list[Metric]:
             formula = f"mean of k over pairs of completions of {pairs}; k: {meaning}"
             metrics.append(Metric(name, "share", 0, 1, "up", _LEINSTER, formula, kind, needs))
             metrics.append(
-                Metric(f"{name}_effective", "completions", 1, None, "down", _LEINSTER, "1 / the above", kind, needs)
+                Metric(f"{name}_effective", "in use", 1, None, "down", _LEINSTER, "1 / the above", kind, needs)
             )
     return metrics
 

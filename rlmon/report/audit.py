@@ -122,7 +122,7 @@ CHARTS: Sequence[Title] = (
         ),
     ),
     ("Policy: KL penalty", "beta", (("rlmon/intervention/beta", "beta"),)),
-    ("Policy: hold on the formats", "strength (kappa)", (("rlmon/intervention/kappa", "strength"),)),
+    ("Policy: hold on the formats", "strength", (("rlmon/intervention/kappa", "strength"),)),
     (
         "Policy: rows and prompts set aside",
         "share",

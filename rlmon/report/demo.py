@@ -127,7 +127,7 @@ def write_picture(out: Path, path: Path, seed: int | None = None) -> Path:
 
 def _caption(base: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str, str]:
     return (
-        f"effective formats {base['effective_formats']:.2f} to {run['effective_formats']:.2f}",
+        f"formats in use {base['effective_formats']:.2f} to {run['effective_formats']:.2f}",
         f"accuracy {base['accuracy']:.1%} to {run['accuracy']:.1%}, held out",
     )
 
@@ -136,7 +136,7 @@ def lanes_of(held: Mapping[str, Sequence[float | None]]) -> list[Lane]:
     """What a policy turned in one run, for ``figure.strip``. ``held``: as ``series_of`` gives it."""
     lanes: list[Lane] = []
     for name, label, top in (
-        ("kappa", "pull on the formats, kappa", _KAPPA_TOP),
+        ("kappa", "hold on the formats", _KAPPA_TOP),
         ("beta", "KL on every token, beta", _BETA_TOP),
     ):
         known = [value for value in held.get(name, ()) if value is not None]

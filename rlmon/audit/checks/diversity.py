@@ -34,7 +34,7 @@ def answer_diversity(ask: Question, ends: Ends) -> Check:
     right = ends.contrast.mean(ends.groups["answers_correct"])
     check = narrowing(
         ask, "rlmon/text/effective_answers_within", "answers", found, 0.6, None,
-        "The policy agrees with itself without being right more often: look at `rlmon show`, raise beta or "
+        "The model agrees with itself without being right more often: look at `rlmon show`, raise beta or "
         "temperature.",
         {"reward_change": None if reward is None else reward.change,
          "correct_only_base": None if right is None else right.base,

@@ -167,7 +167,7 @@ def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, An
     if spec.id == "kl-drift" and (began := _began_there(ends, spec, shown)) is not None:
         return ask.says(
             status="note", metric=shown.metric, unit=_named_unit(case, spec), value=began.last, baseline=began.base,
-            message=f"the policy was {said(began.base)} nats from its reference at the first steps already, and is "
+            message=f"the model was {said(began.base)} nats from its reference at the first steps already, and is "
             f"{said(began.last)} now: the run began at this distance and did not move away from there",
             advice="Where that is not meant: the reference is another model than the one that training began from (an "
             "adapter of an earlier stage that the reference lacks, or another checkpoint).",
@@ -381,7 +381,7 @@ FOLDS: tuple[Question, ...] = (
     _fold("move-collapse", "Does reasoning keep its moves?", "tokens"),
     _fold("entropy-collapse", "Does token entropy hold?", "entropy", "entropy"),
     _fold("entropy-explosion", "Does token entropy stay in bounds?", "entropy", "entropy"),
-    _fold("kl-drift", "Does the policy stay near its base?", "kl"),
+    _fold("kl-drift", "Does the model stay near its base?", "kl"),
     _fold("silent-groups-bad", "Are few groups failing as a whole?", "successes", "groups"),
     _fold("silent-groups-good", "Is there still something to learn in most groups?", "successes", "groups"),
     _fold("lone-success", "Do lucky one-offs carry little weight?", "advantages"),

@@ -43,7 +43,7 @@
       ? `Unprotected, ${winners.join(" or ")} ends with ${range(lost, "top_share")} of all completions. ` : "") +
     (kept.length
       ? `With a KL penalty (beta ${demo.arms.kl.beta}) accuracy still rises and ${range(kept, "effective_formats", 1)} ` +
-        `effective formats of ${fixed(base.effective_formats, 1)} stay. ` : "") +
+        `formats in use of ${fixed(base.effective_formats, 1)} stay. ` : "") +
     (guarded.length
       ? `With the policy ${demo.arms.protect.policy}, ${range(guarded, "effective_formats", 1)} stay ` +
         `(${percents(guarded.map((run) => run.kept.correct))} of the base’s among correct answers), at accuracy ${range(guarded, "accuracy", 3)}` +
@@ -58,13 +58,13 @@
 
   const tile = (kind, title, big, ...lines) =>
     $("tiles").append(el("div", { class: `tile ${kind}` }, el("h3", {}, title), el("div", { class: "big" }, big), lines.map((line) => el("p", {}, line))));
-  tile("", "base", fixed(base.effective_formats, 2), "effective formats", `accuracy ${fixed(base.accuracy)}`);
+  tile("", "base", fixed(base.effective_formats, 2), "formats in use", `accuracy ${fixed(base.accuracy)}`);
   if (lost.length)
-    tile("unprotected", "unprotected, after", range(lost, "effective_formats"), "effective formats", `accuracy ${range(lost, "accuracy", 3)}`);
+    tile("unprotected", "unprotected, after", range(lost, "effective_formats"), "formats in use", `accuracy ${range(lost, "accuracy", 3)}`);
   if (kept.length)
-    tile("kl", "with KL, after", range(kept, "effective_formats"), "effective formats", `accuracy ${range(kept, "accuracy", 3)}`);
+    tile("kl", "with KL, after", range(kept, "effective_formats"), "formats in use", `accuracy ${range(kept, "accuracy", 3)}`);
   if (guarded.length)
-    tile("protect", "with protect, after", range(guarded, "effective_formats"), "effective formats", `accuracy ${range(guarded, "accuracy", 3)}`);
+    tile("protect", "with protect, after", range(guarded, "effective_formats"), "formats in use", `accuracy ${range(guarded, "accuracy", 3)}`);
   const leads = lost.filter((r) => r.first_fail_step !== null && r.top_share_over_0_9_step !== null)
     .map((r) => r.top_share_over_0_9_step - r.first_fail_step);
   if (leads.length) {
@@ -120,12 +120,12 @@
 
   // ---- curves
   const CHARTS = [
-    ["effective", "Effective formats", "exp of the entropy of format shares", "effective_formats", 2, [1, null]],
+    ["effective", "Formats in use", "exp of the entropy of format shares", "effective_formats", 2, [1, null]],
     ["top_share", "Largest format's share", "", "top_share", 2, [0, 1]],
     ["entropy", "Token entropy", "nats", "entropy_nats", 3, [0, null]],
     ["kl", "KL to the base", "nats per token, exact", "kl_nats", 3, [0, null]],
     ["reward", "Reward", "share of correct completions in training", "accuracy", 3, [null, 1]],
-    ["within", "Effective formats within one prompt", "1 / chance that two completions agree", "effective_formats_within", 2, [1, null]],
+    ["within", "Formats in use within one prompt", "1 / chance that two completions agree", "effective_formats_within", 2, [1, null]],
   ];
   const smoothed = {};
   for (const run of demo.runs) {
