@@ -119,6 +119,7 @@ def taken(scalars: Mapping[str, Points]) -> dict[str, str]:
     return own | rewards | {key: name for name, (_, key) in chosen(scalars).items()}
 
 
+@functools.lru_cache(maxsize=4_096)
 def says_something(key: str) -> bool:
     """Whether a trainer logs a curve under this key, as far as the key alone can tell."""
     name = key.removeprefix("train/").removeprefix("eval_").removeprefix("eval/")

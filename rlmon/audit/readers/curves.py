@@ -10,9 +10,9 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +67,15 @@ def open_run(path: Path) -> OpenedRun:
     damage = log_files.Damage()
     runs, texts = _runs(chosen, damage, place)
     name = _wanted(runs, wanted, place)
-    calls = runs[name]
-    if not calls:
-        raise ReadError(f"{str(place)!r} has no number under a key that a trainer logs. {damage.torn}".rstrip())
-    step_key = _step_key(calls[:_PEEKED])
-    history = _folded(calls, step_key)
-    _refuse_rows(history, place)
+    run = runs[name]
+    _refuse_rows(run.history, place)
     written = [key for key, length in texts.items() if length >= TEXT_CHARACTERS]
-    if written and step_key == _ROWS:
+    if written and run.step_key == _ROWS:
         raise ReadError(
             f"{str(place)!r} has texts under {', '.join(map(repr, written[:4]))} and nothing that counts steps: these "
             f"look like rows of completions. Name their columns: --map completion={written[0]},reward=...,step=..."
         )
-    scalars, evals, notes = history.series()
-    tracker = any(key.startswith(("_timestamp", "_runtime")) for call in calls[:_PEEKED] for key in call)
+    scalars, evals, notes = run.history.series()
     rest = [file.path.name for file in found if file not in chosen]
     return OpenedRun(
         reader=NAME,
@@ -89,8 +84,8 @@ def open_run(path: Path) -> OpenedRun:
         shards=(),
         scalars=scalars,
         eval_scalars=evals,
-        lacks=beside_curves(no_completions(NO_TEXT_IN_HISTORY if tracker else NO_TEXT), scalars, evals),
-        notes=[*_notes(chosen, place, step_key, damage), *notes, *_others(rest), *_unread(written)],
+        lacks=beside_curves(no_completions(NO_TEXT_IN_HISTORY if run.of_tracker else NO_TEXT), scalars, evals),
+        notes=[*_notes(chosen, place, run.step_key, damage), *notes, *_others(rest), *_unread(written)],
         passed_over=sorted(texts),
     )
 
@@ -156,12 +151,51 @@ def _exported(file: LogFile) -> bool:
     return file.kind == "csv" and any(log_files.run_and_key(key)[0] for key in file.columns)
 
 
-def _runs(
-    files: Sequence[LogFile], damage: log_files.Damage, place: Path
-) -> tuple[dict[str, list[dict[str, float]]], dict[str, float]]:
-    """The numbers of every log call by run (empty: the file names none), and the mean length of what else keys hold."""
-    runs: dict[str, list[dict[str, float]]] = {}
-    texts: dict[str, list[int]] = {}
+@dataclass(slots=True)
+class _Run:
+    """The log calls of one run, folded as they come; the first are kept until it is known what counts the steps."""
+
+    history: History = field(default_factory=lambda: History(step_key=None))
+    step_key: str = ""
+    of_tracker: bool = False
+    first: list[dict[str, float]] = field(default_factory=list)
+    epochs: list[float] = field(default_factory=list)
+
+    def add(self, call: dict[str, float]) -> None:
+        if self.step_key:
+            self._fold(call)
+            return
+        self.first.append(call)
+        if len(self.first) == _PEEKED:
+            self.decide()
+
+    def decide(self) -> None:
+        """Takes the first calls by what counts their steps."""
+        if self.step_key:
+            return
+        self.step_key = _step_key(self.first)
+        self.of_tracker = any(key.startswith(("_timestamp", "_runtime")) for call in self.first for key in call)
+        self.history.step_key = None if self.step_key == _ROWS else self.step_key
+        for call in self.first:
+            self._fold(call)
+        self.first = []
+
+    def _fold(self, call: dict[str, float]) -> None:
+        numbers = {key: value for key, value in call.items() if key not in STEPS or key == self.step_key}
+        epochs = self.epochs
+        if any(aliases.says_something(key) and not key.startswith("eval") for key in numbers):
+            epoch = call.get("epoch", epochs[-1] if epochs else 0.0)
+            if epochs and epoch < epochs[-1]:
+                # A restart: where nothing counts the steps, the epoch says from where.
+                del epochs[bisect.bisect_left(epochs, epoch) :]
+            epochs.append(epoch)
+        self.history.add(numbers, max(len(epochs), 1))
+
+
+def _runs(files: Sequence[LogFile], damage: log_files.Damage, place: Path) -> tuple[dict[str, _Run], dict[str, float]]:
+    """The runs by name (empty: the file names none), and the mean length of what keys hold that are no numbers."""
+    runs: dict[str, _Run] = {}
+    texts: dict[str, tuple[int, int]] = {}
     numeric: set[str] = set()
     for file in files:
         for call in log_files.log_calls(file, damage):
@@ -172,15 +206,18 @@ def _runs(
                 number = _number(value)
                 if number is None:
                     if value not in (None, "", []):
-                        texts.setdefault(key, []).append(len(value) if isinstance(value, str) else 0)
+                        count, length = texts.get(key, (0, 0))
+                        texts[key] = count + 1, length + (len(value) if isinstance(value, str) else 0)
                 elif key:
                     numeric.add(key)
                     (own.setdefault(run, {}) if run else shared)[key] = number
             for run, numbers in (own or {"": {}}).items():
-                runs.setdefault(run, []).append({**shared, **numbers})
-    if not runs and damage.torn:
-        raise ReadError(f"{str(place)!r} cannot be read: {damage.torn}.")
-    return runs or {"": []}, {key: statistics.fmean(texts[key]) for key in texts if key not in numeric}
+                runs.setdefault(run, _Run()).add({**shared, **numbers})
+    if not runs:
+        raise ReadError(f"{str(place)!r} cannot be read: {damage.torn or 'it has no log call'}.")
+    for found in runs.values():
+        found.decide()
+    return runs, {key: length / count for key, (count, length) in texts.items() if key not in numeric}
 
 
 def _number(value: Any) -> float | None:
@@ -198,7 +235,7 @@ def _number(value: Any) -> float | None:
         return float(share[1]) if share else None
 
 
-def _wanted(runs: Mapping[str, Sequence[Any]], wanted: str, place: Path) -> str:
+def _wanted(runs: Mapping[str, _Run], wanted: str, place: Path) -> str:
     """The run that was asked for, or the only one."""
     if wanted in runs:
         return wanted
@@ -223,21 +260,6 @@ def _step_key(calls: Sequence[Mapping[str, float]]) -> str:
             continue
         return key
     return _ROWS
-
-
-def _folded(calls: Sequence[Mapping[str, float]], step_key: str) -> History:
-    history = History(step_key=None if step_key == _ROWS else step_key)
-    epochs: list[float] = []
-    for call in calls:
-        numbers = {key: value for key, value in call.items() if key not in STEPS or key == step_key}
-        if any(aliases.says_something(key) and not key.startswith("eval") for key in numbers):
-            epoch = call.get("epoch", epochs[-1] if epochs else 0.0)
-            if epochs and epoch < epochs[-1]:
-                # A restart: where nothing counts the steps, the epoch says from where.
-                del epochs[bisect.bisect_left(epochs, epoch) :]
-            epochs.append(epoch)
-        history.add(numbers, max(len(epochs), 1))
-    return history
 
 
 def _refuse_rows(history: History, place: Path) -> None:

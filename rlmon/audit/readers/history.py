@@ -124,10 +124,10 @@ def series(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     if _is_shuffled(points):
         return sorted(dict(points).items())
     kept: list[tuple[int, float]] = []
-    for step, value in points:
-        while kept and kept[-1][0] >= step:
+    for point in points:
+        while kept and kept[-1][0] >= point[0]:
             kept.pop()
-        kept.append((step, value))
+        kept.append(point)
     return kept
 
 

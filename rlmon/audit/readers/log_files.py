@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import gzip
 import io
 import itertools
@@ -29,8 +30,10 @@ from rlmon.audit.readers.tables import UnreadableTable, parse_json
 from rlmon.errors import ReadError
 
 SNIFFED_BYTES = 1 << 16
-MAX_BYTES = 256 << 20
+MAX_BYTES = 128 << 20
 """A larger file is not read, packed or not."""
+MAX_VALUES = 1 << 24
+"""Numbers of a Parquet file that are read, at most."""
 LINE_CHARACTERS = 4 << 20
 """A longer line is passed over."""
 
@@ -128,7 +131,7 @@ def log_calls(file: LogFile, damage: Damage) -> Iterator[Mapping[str, Any]]:
             return
         size = file.path.stat().st_size
         if size > MAX_BYTES:
-            raise ReadError(f"{str(file.path)!r} has more than {MAX_BYTES >> 20} MiB. Store it as Parquet, or cut it.")
+            raise ReadError(f"{str(file.path)!r} has more than {MAX_BYTES >> 20} MiB. Keep fewer keys or steps of it.")
         limit = size if file.packed is None else min(MAX_BYTES, max(FREE_BYTES, EXPANSION * size))
         with _opened(file) as text:
             if file.kind == "json":
@@ -148,6 +151,7 @@ def log_calls(file: LogFile, damage: Damage) -> Iterator[Mapping[str, Any]]:
         damage.torn = f"{type(problem).__name__}: {str(problem)[:200]}"
 
 
+@functools.lru_cache(maxsize=4_096)
 def run_and_key(column: str) -> tuple[str, str]:
     """Run and key of a column that W&B's web page saved; no run, and the key itself, of any other."""
     column = column.replace(" / ", "/")  # as tables in notebooks show them
@@ -265,6 +269,9 @@ def _of_csv(lines: Iterator[str], delimiter: str, damage: Damage) -> Iterator[Ma
 def _of_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     with pq.ParquetFile(path) as file:
         numeric = [field.name for field in file.schema_arrow if _is_numeric(field.type)]
+        values = len(numeric) * file.metadata.num_rows
+        if values > MAX_VALUES:
+            raise ReadError(f"{str(path)!r} has {values:,} numbers; at most {MAX_VALUES:,} are read.")
         for batch in file.iter_batches(batch_size=8_192, columns=numeric):
             yield from batch.to_pylist()
 

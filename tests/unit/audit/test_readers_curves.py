@@ -394,3 +394,14 @@ def test_each_column_is_listed_once_in_the_audit() -> None:
     # What counts the steps is in the note about the steps; the clock is no curve.
     assert sorted(listed) == sorted(first.keys() - {"global_step/max_steps", "epoch"})
     assert f"{len(columns['judged'])} judged, 4 kept, 3 without numbers" in phrases.coverage_line(found)
+
+
+def test_a_table_of_too_many_numbers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.Table.from_pylist(LOGGED), tmp_path / "x.parquet")
+    monkeypatch.setattr(log_files, "MAX_VALUES", 100)
+    with pytest.raises(ReadError, match="180 numbers; at most 100"):
+        open_source(tmp_path / "x.parquet")
+    (tmp_path / "y.jsonl").write_text(as_lines(LOGGED))
+    monkeypatch.setattr(log_files, "MAX_BYTES", 100)
+    with pytest.raises(ReadError, match="Keep fewer keys or steps"):
+        open_source(tmp_path / "y.jsonl")
