@@ -21,6 +21,7 @@ _CLAUSES: Mapping[str, str] = {
     "correct-diversity": "correct answers to one prompt followed {base} templates, now {now}",
     "answer-diversity": "one prompt got {base} different answers, now {now}",
     "reward-loss": "the reward fell from {base} to {now}",
+    "truncation": "{now} of all completions are cut off by the token limit, at the base {base}",
 }
 """Of checks that look once, at both ends of the run."""
 _ASIDE = re.compile(r" \((change|interval)[^)]*\)")
@@ -34,8 +35,12 @@ def clause(check: Check) -> str:
     template = _TOLD.get((check.id, check.metric or "")) or _CLAUSES.get(check.id)
     counted = (check.unit or "").endswith(_COUNTED)
     unknown = check.baseline is None and not counted and "{base}" in (template or "")
-    if template is None or check.value is None or unknown or check.evidence.get("recovered"):
-        return _ASIDE.sub("", check.message)[:CLAUSE_CHARACTERS].rstrip(".")
+    # What did not change since the base says so in its message.
+    still = check.id in _CLAUSES and check.value == check.baseline
+    still |= check.id == "truncation" and check.first_step is None
+    if template is None or check.value is None or unknown or still or check.evidence.get("recovered"):
+        said = _ASIDE.sub("", check.message.partition(" Confirmed: ")[0])
+        return said[:CLAUSE_CHARACTERS].rstrip(".")
     if check.unit == "characters":
         template = template.replace("tokens", "characters")
     return template.format(base=_in_unit(check, check.baseline), now=_in_unit(check, check.value))

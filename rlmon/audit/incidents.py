@@ -114,16 +114,25 @@ def among(
     clusters = [
         (kind, cluster) for kind in _RANK for cluster in _clusters([c for c in bad if kind_of(c) == kind], window)
     ]
-    # A narrowing moves the model away from its base: the distance is no second event.
+    broken = next((cluster for kind, cluster in clusters if kind == "numbers"), None)
     narrow = next((cluster for kind, cluster in clusters if kind == "narrowing"), None)
+
+    def belongs(kind: Kind, cluster: Sequence[Check]) -> Sequence[Check] | None:
+        """The event that this one is a part of."""
+        began = _began(cluster)
+        # Numbers that broke break what is written, and that moves everything else.
+        if broken is not None and cluster is not broken and kind != "record" and began is not None:
+            return broken if 0 <= began - (_began(broken) or 0) <= window else None
+        # A narrowing moves the model away from its base: the distance is no second event.
+        near = kind == "drift" and narrow is not None and _together(narrow, cluster, window)
+        return narrow if near else None
+
+    parts = [(belongs(kind, cluster), cluster) for kind, cluster in clusters]
     found = []
-    for kind, cluster in clusters:
-        with_it: list[Check] = []
-        if kind == "drift" and narrow is not None and _together(narrow, cluster, window):
-            continue
-        if cluster is narrow:
-            with_it = [c for k, other in clusters if k == "drift" and _together(cluster, other, window) for c in other]
-        found.append(_incident(kind, cluster, with_it, modes, metrics))
+    for (kind, cluster), (whole, _) in zip(clusters, parts, strict=True):
+        if whole is None:
+            with_it = [check for owner, other in parts if owner is cluster for check in other]
+            found.append(_incident(kind, cluster, with_it, modes, metrics))
     return sorted(found, key=lambda one: (one.severity != "fail", _RANK.index(one.kind)))
 
 
@@ -174,7 +183,7 @@ def _incident(
     metrics: Mapping[str, MetricSummary],
 ) -> Incident:
     def place(check: Check) -> tuple[bool, int]:
-        return check.status != "fail", _ORDERED.index(check.id) if check.id in _ORDERED else -1
+        return check.status != "fail", _ORDERED.index(check.id) if check.id in _ORDERED else len(_ORDERED)
 
     ordered = sorted(checks, key=place)
     began, severity = _began(checks), _severity([*checks, *with_it])
@@ -186,7 +195,7 @@ def _incident(
         checks=[*ordered, *with_it],
         began=began,
         confirmed=min(alarms, default=None),
-        sentence=_sentence(kind, ordered, began, modes, metrics),
+        sentence=_sentence(kind, ordered, with_it, began, modes, metrics),
         setting=first_choice(advised),
     )
 
@@ -194,12 +203,15 @@ def _incident(
 def _sentence(
     kind: Kind,
     checks: Sequence[Check],
+    with_it: Sequence[Check],
     began: int | None,
     modes: Sequence[ModeStory],
     metrics: Mapping[str, MetricSummary],
 ) -> str:
     replaced = _replaced(checks, modes) if kind == "narrowing" else None
     parts = [replaced or clause(checks[0])]
+    if kind == "numbers" and (took_over := _replaced(with_it, modes)):
+        parts.append(took_over)
     if kind == "narrowing":
         parts += _reward(metrics)
     told = "; ".join(parts).rstrip(".") + "."

@@ -87,7 +87,8 @@ def fence(example: Example) -> str:
 def _one(audit: Audit) -> str:
     parts = [_summary(audit)]
     parts += [_incident(incident) for incident in incidents(audit)]
-    parts += [_detail(check) for check in audit.checks if check.status in ("error", "unsure", "note")]
+    told = ("error", "note") if audit.verdict == "fail" else ("error", "unsure", "note")
+    parts += [_detail(check) for check in audit.checks if check.status in told]
     if audit.actions:
         parts.append(_acts(audit))
     parts.append(_table(audit))

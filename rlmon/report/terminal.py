@@ -58,7 +58,8 @@ def _parts(audit: Audit, width: int, page: str | None) -> Iterator[RenderableTyp
         yield from _incident(incident, audit, width)
         yield blank
     for check in audit.checks:
-        if check.status in ("error", "unsure", "note"):
+        # What may have gone wrong is of no interest where something has: it is in the table.
+        if check.status in ("error", "note") or (check.status == "unsure" and audit.verdict != "fail"):
             yield from _detail(check)
             yield blank
     if audit.actions:

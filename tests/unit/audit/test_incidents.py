@@ -100,6 +100,27 @@ def test_numbers_that_broke_lead_and_the_log_itself_comes_last() -> None:
     assert [one.severity for one in told(checks)] == ["fail", "warn"]
 
 
+def test_what_breaks_with_the_numbers_is_a_part_of_it() -> None:
+    broken = found(
+        "non-finite",
+        began=40,
+        metric="rlmon/health/non_finite",
+        message="NaN in 41 of 80 steps. Confirmed: FAIL at step 40.",
+    )
+    (one,) = told([FORMATS, found("length-collapse", "warn", 44, metric="rlmon/health/length_mean"), broken])
+    assert [check.id for check in one.checks] == ["non-finite", "format-collapse", "length-collapse"]
+    assert one.sentence == (
+        "From step 40: NaN in 41 of 80 steps; python replaced prose, boxed, json and 2 more formats: answers used "
+        "about 4.2 formats, now about 1."
+    )
+    # What had begun before, or much later, is an event of its own.
+    early = found("length-collapse", "warn", 10, metric="rlmon/health/length_mean")
+    assert [one.kind for one in told([early, broken])] == ["numbers", "length"]
+    assert [one.kind for one in told([FORMATS, found("non-finite", began=2, metric="rlmon/health/non_finite")])] == [
+        "numbers", "narrowing",
+    ]  # fmt: skip
+
+
 def test_without_a_format_that_took_over_the_lead_tells_what_it_saw() -> None:
     template = found(
         "template-collapse", began=21, metric="rlmon/collision/template_within_effective", unit="templates in use",
