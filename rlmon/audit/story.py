@@ -47,7 +47,7 @@ def tell(case: Case, judged: Judged, source: str, timing: Mapping[str, float]) -
     samples = Samples(case)
     stories = _mode_stories(case, judged.checks, samples)
     checks = samples.shown(judged.checks, stories)
-    covered = verdict.coverage(checks, outputs=case.counted.rows > 0, lacks=case.run.lacks.values())
+    covered = verdict.coverage(checks, outputs=case.counted.rows > 0, lacks=case.run.lacks)
     reached = verdict.reached(checks, covered)
     steps = case.line.steps
     series = {name: _values(values) for name, values in sorted(case.line.series.items())}

@@ -6,9 +6,11 @@ nothing bad there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from rlmon.audit.result import Check, Core, Coverage, Verdict
+from rlmon.audit.run import Lack
 from rlmon.records import Status, verdict
 
 QUESTIONS: Mapping[Core, str] = {
@@ -31,7 +33,7 @@ BY_CURVE: Mapping[Core, str] = {
 JUDGED: frozenset[Status] = frozenset({"pass", "note", "warn", "fail"})
 
 
-def coverage(checks: Sequence[Check], *, outputs: bool, lacks: Collection[str] = ()) -> Coverage:
+def coverage(checks: Sequence[Check], *, outputs: bool, lacks: Mapping[Lack, str] = MappingProxyType({})) -> Coverage:
     """How much of what is asked has an answer; ``outputs``: whether completions were read, ``lacks``: what the reader
     said of what the source does not hold."""
     missing = {core: _missing(checks, core, outputs, lacks) for core in QUESTIONS if outputs or core not in OF_OUTPUTS}
@@ -43,7 +45,7 @@ def coverage(checks: Sequence[Check], *, outputs: bool, lacks: Collection[str] =
     )
 
 
-def _missing(checks: Sequence[Check], core: Core, outputs: bool, lacks: Collection[str]) -> str | None:
+def _missing(checks: Sequence[Check], core: Core, outputs: bool, lacks: Mapping[Lack, str]) -> str | None:
     """Why a core question has no answer, ``None`` where it has one. A value that may be past its line leaves it open,
     whatever else was found to be well."""
     asked = [check for check in checks if check.core == core]
@@ -53,9 +55,9 @@ def _missing(checks: Sequence[Check], core: Core, outputs: bool, lacks: Collecti
         return None
     reasons = list(dict.fromkeys((check.reason or check.message).rstrip(".") for check in asked))
     # What was logged and does not suffice says more than what might have been logged.
-    if told := [reason for reason in reasons if reason not in {lack.rstrip(".") for lack in lacks}]:
+    if told := [reason for reason in reasons if reason not in {lack.rstrip(".") for lack in lacks.values()}]:
         return "; ".join(told)
-    if not outputs and core in BY_CURVE:
+    if not outputs and core in BY_CURVE and set(reasons) <= {lacks.get("completions", "").rstrip(".")}:
         return f"it was not logged; log {BY_CURVE[core]} (TRL's names, those of other trainers are known too)"
     return "; ".join(reasons) or "no check asks for it"
 

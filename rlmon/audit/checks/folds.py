@@ -46,7 +46,17 @@ def _detector(ask: Question, ends: Ends, need: Lack | Literal["successes"]) -> C
         )
     mine = [finding for finding in case.fold.findings if finding.detector == spec.id]
     if mine:
-        return _alarmed(ask, ends, spec, row, mine)
+        alarmed = _alarmed(ask, ends, spec, row, mine)
+        again = _second_look(ask, ends, spec, waiting=False) if alarmed.status == "warn" else None
+        if again is None or again.status != "fail" or alarmed.evidence.get("recovered"):
+            return alarmed
+        # It was sure of the WARN line; the two ends are of the FAIL line.
+        low, high = again.interval or (None, None)
+        reach = f"line {said(again.threshold)}, interval {said(low)} to {said(high)}"
+        return dataclasses.replace(
+            alarmed, status="fail", value=again.value, threshold=again.threshold,
+            message=f"{alarmed.message} FAIL by its first points against its last window ({reach}).",
+        )  # fmt: skip
     if (found := _second_look(ask, ends, spec, waiting=row["status"] == "waiting")) is not None:
         return found
     if row["status"] in ("waiting", "cannot"):
@@ -107,9 +117,7 @@ def _second_look(ask: Question, ends: Ends, spec: DetectorSpec, *, waiting: bool
     seconds = [f.detector for f in case.fold.findings if _SPECS[f.detector].witness]
     passed: Check | None = None
     for metric in spec.metrics:
-        name = "completion characters" if _named_unit(case, spec) == "characters" else metric
-        if case.series(name) is None and metric in NEXT_BEST:
-            name = NEXT_BEST[metric]
+        name = "completion characters" if _named_unit(case, spec) == "characters" else _told_by(case, metric)
         found = ends.move(name, relative=True)
         if found is None:
             continue
@@ -141,6 +149,11 @@ def _second_look(ask: Question, ends: Ends, spec: DetectorSpec, *, waiting: bool
         if waiting and clear and passed is None:
             passed = ask.says(status="pass", threshold=lines["warn"], message=found.within(), **facts)
     return passed
+
+
+def _told_by(case: Case, metric: str) -> str:
+    """The curve of a metric, or the one that stands in for it where only that was logged."""
+    return NEXT_BEST[metric] if case.series(metric) is None and metric in NEXT_BEST else metric
 
 
 def _is_looked_at_twice(spec: DetectorSpec) -> bool:
@@ -290,9 +303,7 @@ def _course(case: Case, spec: DetectorSpec, metric: str) -> Floats | None:
     if spec.rule != "effective":
         return case.series(metric)
     collision = case.series(metric.removesuffix("_effective")) if metric.endswith("_effective") else None
-    told = case.series(metric)
-    if told is None and metric in NEXT_BEST:
-        told = case.series(NEXT_BEST[metric])
+    told = case.series(_told_by(case, metric))
     if collision is not None or told is None:
         return collision
     with np.errstate(divide="ignore"):

@@ -27,7 +27,7 @@ def _of(case: Case) -> OwnWord | None:
 
 def agreement(case: Case, checks: Sequence[Check]) -> Check | None:
     """``None`` where the run says nothing of itself; WARN where its verdict is neither that of the detectors here nor
-    that of all checks.
+    that of all checks, and FAIL where it said FAIL.
 
     A monitor saw every completion of every step, a tracker's file holds a part: what it said is not overruled by what
     that file does not show.
@@ -44,10 +44,11 @@ def agreement(case: Case, checks: Sequence[Check]) -> Check | None:
     more = f" and {len(remarks) - REMARKS_SHOWN} more" if len(remarks) > REMARKS_SHOWN else ""
     itself = f"the run itself said {theirs.upper()}" + (f" ({said}{more})" if said else "")
     agrees = theirs in (ours, detectors)
+    graver = theirs == "fail" and not agrees
     return Check(
         id="own-verdict",
         title="Does what the run said of itself agree?",
-        status="pass" if agrees else "warn",
+        status="pass" if agrees else "fail" if graver else "warn",
         method="exact",
         message=itself if agrees else f"{itself}; what was read here comes to {ours.upper()}",
         evidence={

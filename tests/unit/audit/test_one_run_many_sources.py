@@ -168,10 +168,11 @@ HEALTHY = {"entropy": [(step, 0.5 + 0.01 * (step % 3)) for step in range(1, 61)]
     ("own", "status", "said"),
     [
         (OwnWord(verdict="pass"), "pass", "the run itself said PASS"),
-        (OwnWord(verdict="fail"), "warn", "the run itself said FAIL; what was read here comes to PASS"),
+        (OwnWord(verdict="warn"), "warn", "the run itself said WARN; what was read here comes to PASS"),
+        (OwnWord(verdict="fail"), "fail", "the run itself said FAIL; what was read here comes to PASS"),
         (
             OwnWord(verdict="fail", remarks=[Remark(detector="format-collapse", severity="fail", step=53)]),
-            "warn",
+            "fail",
             "the run itself said FAIL (format-collapse FAIL at step 53); what was read here comes to PASS",
         ),
         # What is a note today was a warning once.
@@ -186,7 +187,7 @@ def test_a_verdict_of_the_run_that_is_not_ours_is_a_finding(own: OwnWord, status
     found = audited(opened(scalars=HEALTHY, own_word=own))
     one = check(found, "own-verdict")
     assert (one.status, one.message) == (status, said)
-    assert found.verdict == ("warn" if status == "warn" else "insufficient")
+    assert found.verdict == ("insufficient" if status == "pass" else status)
     assert one.evidence["own_verdict"] == ("pass" if status == "pass" else own.verdict)
 
 
