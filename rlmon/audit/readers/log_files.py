@@ -30,6 +30,8 @@ from rlmon.audit.readers.tables import UnreadableTable, parse_json
 from rlmon.errors import ReadError
 
 SNIFFED_BYTES = 1 << 16
+UNPACKED_BYTES = 1 << 20
+"""Of what a packed file begins with: its end cannot be looked at."""
 MAX_BYTES = 128 << 20
 """A larger file is not read, packed or not."""
 MAX_VALUES = 1 << 24
@@ -198,11 +200,14 @@ def _unpacked(raw: bytes, packed: str) -> bytes:
     """The beginning of what some packed bytes hold."""
     if packed == "gzip":
         with contextlib.suppress(zlib.error):
-            return zlib.decompressobj(wbits=31).decompress(raw, SNIFFED_BYTES)
+            return zlib.decompressobj(wbits=31).decompress(raw, UNPACKED_BYTES)
         return b""
+    pieces: list[bytes] = []
+    # The end of the bytes is missing: what comes before the error counts.
     with contextlib.suppress(*columns.UNREADABLE), pa.CompressedInputStream(pa.BufferReader(raw), packed) as stream:
-        return cast(bytes, stream.read(SNIFFED_BYTES // 4))
-    return b""
+        while len(pieces) * 4_096 < UNPACKED_BYTES and (piece := stream.read(4_096)):
+            pieces.append(piece)
+    return b"".join(pieces)
 
 
 @contextlib.contextmanager

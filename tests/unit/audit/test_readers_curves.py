@@ -372,8 +372,12 @@ def test_of_a_large_file_the_ends_are_looked_at(tmp_path: Path, monkeypatch: pyt
     assert not curves.recognises(tmp_path)
     # Metrics may begin late in a log.
     late = tmp_path / "late.log"
-    late.write_text("engine started\n" * 30_000 + "\n".join(map(str, LOGGED)))
+    text = "engine started\n" * 30_000 + "\n".join(map(str, LOGGED))
+    late.write_text(text)
     assert open_source(late).scalars == SERIES
+    for pack in (gzip.compress, lambda raw: pa.compress(raw, codec="zstd", asbytes=True)):
+        late.write_bytes(pack(text.encode()))
+        assert open_source(late).scalars == SERIES
 
 
 def test_what_holds_no_numbers_is_listed(tmp_path: Path) -> None:
