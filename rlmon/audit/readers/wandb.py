@@ -115,7 +115,7 @@ def settings(path: Path) -> Mapping[str, Any]:
     """The trainer's settings that the one run at ``path`` was begun with, without reading what it logged; empty where
     there is no such run, or none to choose from."""
     files = _run_files(path)
-    file = files[0] if len(files) == 1 else _latest(files) if files else None
+    file = files[-1] if len(_by_id(files)) == 1 else _latest(files) if files else None
     config: dict[str, Any] = {}
     for record in _messages(file, Damage()) if file is not None else ():
         kind = record.WhichOneof("record_type")

@@ -545,8 +545,10 @@ def test_a_run_that_was_resumed_into_another_directory_is_one(tmp_path: Path) ->
     first = [made for step in range(1, 7) for made in call(step, step / 8)]
     again = [made for step in range(4, 9) for made in call(step, 2.0 + step / 8)]
     # A synced directory sorts behind an offline one by name, and was there before.
-    write_run(tmp_path / "wandb" / "run-20260101_1-x", first, {"num_generations": 4}, run_id="x")
-    later = write_run(tmp_path / "wandb" / "offline-run-20260102_1-x", again, run_id="x").parent
+    config = {"num_generations": 4}
+    write_run(tmp_path / "wandb" / "run-20260101_1-x", first, config, run_id="x")
+    later = write_run(tmp_path / "wandb" / "offline-run-20260102_1-x", again, config, run_id="x").parent
+    assert wandb.settings(tmp_path) == config
     expected = [(step, step / 8 if step < 4 else 2.0 + step / 8) for step in range(1, 9)]
     for given in (tmp_path, tmp_path / "wandb"):
         run = wandb.open_run(given)
