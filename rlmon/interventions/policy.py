@@ -251,7 +251,14 @@ def _extended(document: Document) -> Document:
         raise document.error((), f"is empty; a policy has rules:, or extends: {one_of(policy_file.preset_names())}.")
     if not isinstance(data, Mapping):
         raise document.error((), f"is {_came(data)}; a policy is a mapping with rules:, extends: or dry_run:.")
-    _known_keys(document, (), data, ("rules", "extends", "dry_run"), "a policy")
+    fields = ("rules", "extends", "dry_run")
+    if not any(name in data for name in fields) and any(nearest(str(key), fields) == "" for key in data):
+        keys = ", ".join(repr(str(key)[:40]) for key in list(data)[:3])
+        raise document.error(
+            (),
+            f"is no policy: it has {keys}, and neither rules nor extends. For the file of a trainer type: rlmon check.",
+        )
+    _known_keys(document, (), data, fields, "a policy")
     rules: dict[str, Any] = {}
     places: dict[Where, str] = {}
     dry_run: dict[str, Any] = {}

@@ -34,6 +34,8 @@ from rlmon.trl.ppo.config import PPOConfig
 from rlmon.trl.setting import lacks_checkpoints, setting_of
 
 PROBE = "rlmon.trl.probe"
+OF_TRL = ("reward_funcs", "reward_model_name_or_path", "dataset_name", "datasets")
+"""What only a script of its own reads, as that of ``trl grpo``: a file with one of them is meant for a command."""
 CONFIGS: Mapping[str, type[Any]] = {"grpo": GRPOConfig, "rloo": RLOOConfig, "ppo": PPOConfig}
 
 
@@ -136,21 +138,25 @@ def _unattached(path: Path, settings: Mapping[str, Any], environment: Mapping[st
     attaches nothing (and refuses settings of ours): such a run is watched by nobody."""
     unread = sorted(str(name) for name in environment if str(name).startswith("RLMON_"))
     lost = f"Nobody reads {', '.join(unread)} without the probe." if unread else ""
-    if any(str(name).startswith("rlmon_") for name in settings):
+    script = f"trainers/train_{trainer}.py"
+    if "workload" in settings or any(str(name).startswith("rlmon_") for name in settings):
         yield from [lost] * bool(lost)
         return
-    of_trl = [name for name in ("reward_funcs", "reward_model_name_or_path") if settings.get(name) is not None]
-    if of_trl or unread:
+    if unread or any(settings.get(name) is not None for name in OF_TRL):
         functions = [str(name) for name in _listed(settings.get("reward_funcs")) if name is not None]
+        misspelt = difflib.get_close_matches(PROBE, functions, n=1, cutoff=0.85)
+        functions = [name for name in functions if name not in misspelt]
+        hint = f" Did you mean {PROBE} by {misspelt[0]}?" if misspelt else ""
         weights = "" if settings.get("reward_weights") is None else " and one more weight, 0.0, to reward_weights"
+        told = " ".join(part for part in (f"{path} does not attach rlmon.{hint}", lost) if part)
         raise ConfigError(
-            f"Nothing would be captured: {path} does not attach rlmon. {lost} Add the probe: `reward_funcs: "
-            f"[{', '.join([*functions, PROBE])}]`{weights}. Or train with a script that attaches it (RLMon(trainer), "
-            f"trainers/train_{trainer}.py) and takes rlmon_* settings."
+            f"Nothing would be captured by `trl {trainer}`: {told} Add the probe: `reward_funcs: "
+            f"[{', '.join([*functions, PROBE])}]`{weights}. Or train with a script that attaches rlmon "
+            f"(RLMon(trainer), {script}), and say so by a setting of rlmon's in the file (rlmon_dir: runs/x)."
         )
     yield (
-        "Nothing in this file attaches rlmon: that is left to your script (RLMon(trainer)) or to "
-        f"trainers/train_{trainer}.py. For `trl {trainer}` add {PROBE} to reward_funcs."
+        f"Nothing in this file attaches rlmon: that is left to your script (RLMon(trainer)) or to {script}. For "
+        f"`trl {trainer}` add {PROBE} to reward_funcs."
     )
 
 

@@ -241,7 +241,9 @@ UNWATCHED = "model_name_or_path: base\nuse_cpu: true\nbf16: false\nreward_funcs:
         (UNWATCHED, "Add the probe: `reward_funcs: [accuracy_reward, rlmon.trl.probe]`. Or train"),
         (UNWATCHED + "reward_weights: [1.0]\n", "rlmon.trl.probe]` and one more weight, 0.0, to reward_weights."),
         (GOOD + "env: {RLMON_DIR: runs/x}\n", "Nobody reads RLMON_DIR without the probe. Add the probe"),
-        (GOOD + "reward_model_name_or_path: some/model\n", "Nothing would be captured"),
+        (GOOD + "reward_model_name_or_path: some/model\n", "Nothing would be captured by `trl grpo`"),
+        (GOOD + "dataset_name: some/data\n", "Nothing would be captured by `trl grpo`"),
+        (GOOD + "reward_funcs: [rlmon.trl.prob]\n", "Did you mean rlmon.trl.probe by rlmon.trl.prob?"),
         (
             GOOD + "env: {RLMON_POLICI: protect}\n",
             "Unknown environment variable RLMON_POLICI. Did you mean RLMON_POLICY?",
@@ -510,7 +512,14 @@ def test_policy_as_yaml_can_be_edited_and_as_json_says_all(
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [(None, "is neither a file nor a preset"), ("rules: {a: {when: always, do: stopp}}", "Did you mean stop?")],
+    [
+        (
+            "model_name_or_path: x\nbeta: 0.1\n",
+            "and neither rules nor extends. For the file of a trainer type: rlmon check.",
+        ),
+        (None, "is neither a file nor a preset"),
+        ("rules: {a: {when: always, do: stopp}}", "Did you mean stop?"),
+    ],
 )
 def test_policy_refuses_what_a_run_would(
     rlmon: Rlmon, config: Callable[[str], Path], text: str | None, said: str
