@@ -91,11 +91,13 @@ def guessed(records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -
     names = (*GUESSES["completion"], *CONVERSATIONS)
     within = next((path for record in records if (path := shapes.nested_in(record, names))), ())
     rows = [row for record in records for _, row in shapes.flattened(record, within)]
-    columns = {
-        canonical: name
-        for canonical, names in GUESSES.items()
-        if (name := next((name for name in names if any(row.get(name) is not None for row in rows)), None)) is not None
-    }
+    columns: dict[str, str] = {}
+    for canonical, known in GUESSES.items():
+        given = [name for name in known if any(row.get(name) is not None for row in rows)]
+        # A column of steps that are all missing is one too: its rows are damaged, not of step 0.
+        there = [name for name in known if any(name in row for row in rows)] if canonical == "step" else []
+        if given or there:
+            columns[canonical] = (given or there)[0]
     if "completion" not in columns:
         whole = next((name for name in CONVERSATIONS if any(_is_answered(row.get(name)) for row in rows)), None)
         if whole is None:
