@@ -548,6 +548,7 @@ def compare(
     """
     from rlmon.audit.comparison import compare as compared
     from rlmon.report import compare as compare_report
+    from rlmon.report import compare_page
 
     columns = _mapping(mapping)
     sides = [[*_paths(text), *(more or [])] for text, more in ((a, more_a), (b, more_b))]
@@ -559,7 +560,7 @@ def compare(
         compare_report.side_names(*sides),
     )
     if page is not None:
-        _write(page, compare_report.html(result))
+        _write(page, compare_page.html(result))
         _note(f"The page is {page}.")
     if form is CompareFormat.rich:
         from rich.console import Console

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape as escape_markup
-from itertools import pairwise, takewhile
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from json import dumps
 from pathlib import Path
-from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
@@ -27,14 +25,11 @@ from rlmon.audit.comparison import (
     matters,
 )
 from rlmon.audit.incidents import listed
-from rlmon.audit.settings import SettingDifference
-from rlmon.metrics.catalog import lookup
 from rlmon.printable import one_line
 from rlmon.records import WORST_FIRST
-from rlmon.report import page, phrases
+from rlmon.report import phrases
 from rlmon.report.as_json import plain
-from rlmon.report.audit import CHARTS, thin
-from rlmon.report.figure import OTHER_COLOUR, Shares, colours, draw_order
+from rlmon.report.audit import CHARTS
 from rlmon.report.markdown import MAX_CHARACTERS, STATUS_SIGNS, cut, escape
 from rlmon.report.terminal import STATUS_STYLES
 
@@ -48,16 +43,6 @@ STATUSES: tuple[str, ...] = (*WORST_FIRST, "absent")
 SIDE_STYLES = ("dark_orange", "dodger_blue1")
 EFFECT_WORDS = "effect: the difference in units of one step's noise at the base"
 
-CHART_POINTS = 60_000
-"""Points of the curves that come first, all together; of longer ones the extremes of each bucket are kept."""
-FURTHER_POINTS = 60_000
-LEAST_POINTS = 60
-FURTHER_CHARTS = 100
-RUNS_DRAWN = 8
-"""Runs of a side that are drawn; the mean is over all of them."""
-SHARE_POINTS = 2_400
-"""Points of the stacked shares of all runs together."""
-MODES_DRAWN = 9
 ITEMS_SHOWN = 300
 ITEM_CHARACTERS = 500
 
@@ -99,7 +84,7 @@ def json(result: Comparison) -> str:
 # --- words and numbers --------------------------------------------------------------------------------------------
 
 
-def _word(result: Comparison) -> str:
+def result_word(result: Comparison) -> str:
     if not result.metrics:
         return "NOTHING IN COMMON"
     if result.same:
@@ -113,14 +98,26 @@ def _short(name: str) -> str:
 
 def _said(name: str) -> str:
     """The title of a metric, as charts have it."""
-    return one_line(_title(name), 60)
+    return one_line(metric_title(name), 60)
+
+
+def metric_title(name: str) -> str:
+    """The title of the audit's chart of this metric, or its name in words."""
+    for title, _, curves in CHARTS:
+        for known, label in curves:
+            if known == name:
+                return title if len(curves) == 1 or label == "all" else f"{title}, {label}"
+    if not name.startswith("rlmon/"):
+        return name
+    words = name.removeprefix("rlmon/").replace("_", " ").replace("/", ": ", 1)
+    return words[:1].upper() + words[1:]
 
 
 def _signed(value: float) -> str:
     return f"{'+' if value > 0 else ''}{phrases.number(value)}"
 
 
-def _difference(row: MetricDifference) -> str:
+def difference_words(row: MetricDifference) -> str:
     """``+3.20 ± 0.33``: two digits of the interval's reach; the difference alone where there is no interval."""
     if row.low is None or row.high is None:
         return _signed(row.difference)
@@ -146,7 +143,7 @@ def _share(value: float | None) -> str:
     return f"{percent:.0f} %" if percent >= 9.95 or percent == 0.0 else f"{percent:.1f} %"
 
 
-def _each(values: Sequence[int]) -> str:
+def each_of(values: Sequence[int]) -> str:
     """``180``, ``180 each`` or ``180, 175``."""
     if len(set(values)) == 1:
         return f"{values[0]:,}" + (" each" if len(values) > 1 else "")
@@ -158,11 +155,11 @@ def _label(letter: str, side: SideFacts) -> str:
     return letter if side.name == letter else f"{letter} {one_line(side.name, 40)}"
 
 
-def _labels(result: Comparison) -> tuple[str, str]:
+def side_labels(result: Comparison) -> tuple[str, str]:
     return _label("A", result.a), _label("B", result.b)
 
 
-def _statuses(statuses: Sequence[str], onsets: Sequence[int | None]) -> list[tuple[str, str]]:
+def status_words(statuses: Sequence[str], onsets: Sequence[int | None]) -> list[tuple[str, str]]:
     """``[("fail", "2 FAIL at 53, 62"), ("pass", "1 PASS")]``, worst first; no counts for one run."""
     found = []
     for status in STATUSES:
@@ -176,9 +173,9 @@ def _statuses(statuses: Sequence[str], onsets: Sequence[int | None]) -> list[tup
     return found
 
 
-def _verdicts(side: SideFacts) -> list[tuple[str, str]]:
+def verdict_words(side: SideFacts) -> list[tuple[str, str]]:
     known = [verdict if verdict in WORST_FIRST else "skip" for verdict in side.verdicts]
-    found = _statuses(known, [None] * len(known))
+    found = status_words(known, [None] * len(known))
     return [(status, text.replace("SKIP", "UNSURE")) for status, text in found]
 
 
@@ -186,7 +183,7 @@ def _values(values: Sequence[str], limit: int = 60) -> str:
     return " | ".join(one_line(value, limit) for value in values) if values else "not set"
 
 
-def _chosen(result: Comparison) -> tuple[list[MetricDifference], list[MetricDifference]]:
+def chosen_metrics(result: Comparison) -> tuple[list[MetricDifference], list[MetricDifference]]:
     """The metrics for the table, and the others: of each family the one that matters most, the important families
     first, then those that are distinct by their effect."""
     important = [row for row in result.metrics if matters(row.name)]
@@ -241,7 +238,7 @@ def _agreeing(checks: Sequence[CheckDifference]) -> list[tuple[str, str]]:
     return [(status.upper(), ", ".join(groups[status])) for status in STATUSES if status in groups]
 
 
-def _settings_words(result: Comparison) -> str:
+def settings_words(result: Comparison) -> str:
     """What is said where no table of settings stands."""
     note = one_line(result.settings_note)
     none = not result.settings and note.endswith("compared")
@@ -265,7 +262,7 @@ def terminal(result: Comparison, *, width: int = 80) -> Group:
 def _screen(result: Comparison, width: int) -> Iterator[RenderableType]:
     blank = Text("")
     styles = {"DIFFERENT": "bold black on yellow", "EQUAL": "bold black on green"}
-    word = _word(result)
+    word = result_word(result)
     head = Table.grid(padding=(0, 2, 0, 0))
     head.add_column(no_wrap=True)
     head.add_column(overflow="fold")
@@ -279,7 +276,7 @@ def _screen(result: Comparison, width: int) -> Iterator[RenderableType]:
         yield _settings(result)
         yield blank
     if result.metrics and not result.same:
-        chosen, rest = _chosen(result)
+        chosen, rest = chosen_metrics(result)
         yield Text.assemble(("At the end", "bold"), ("  mean of the last tenth, 95 % intervals", "dim"))
         yield _metrics(chosen, width)
         yield Text(f"* distinct after correction · {EFFECT_WORDS}", style="dim")
@@ -304,7 +301,7 @@ def _closing(result: Comparison) -> list[tuple[str, Text]]:
         for at, (word, ids) in enumerate(_agreeing(result.checks))
     ]
     if not result.settings:
-        rows.append(("Settings", Text(_settings_words(result))))
+        rows.append(("Settings", Text(settings_words(result))))
     if result.other_settings:
         rows.append(("Not counted", Text(f"settings that are no reason for a difference: {_other_settings(result)}")))
     rows.append(("Base", Text(one_line(result.base, 200))))
@@ -336,7 +333,7 @@ def _table(heads: Sequence[Text | str], right: frozenset[int], *, fold: frozense
 
 
 def _heads(result: Comparison) -> list[Text]:
-    return [Text(label, style=f"bold {style}") for label, style in zip(_labels(result), SIDE_STYLES, strict=True)]
+    return [Text(label, style=f"bold {style}") for label, style in zip(side_labels(result), SIDE_STYLES, strict=True)]
 
 
 def _coloured(parts: Sequence[tuple[str, str]]) -> Text:
@@ -360,9 +357,9 @@ def _sides(result: Comparison) -> Table:
         table.add_row(Text(label, style="dim"), *cells)
 
     add("runs", *(Text("\n".join(_run_lines(side))) for side in sides))
-    add("verdict", *(_coloured(_verdicts(side)) for side in sides))
-    add("steps", *(Text(_each(side.steps)) for side in sides))
-    add("completions", *(Text(_each(side.completions)) for side in sides))
+    add("verdict", *(_coloured(verdict_words(side)) for side in sides))
+    add("steps", *(Text(each_of(side.steps)) for side in sides))
+    add("completions", *(Text(each_of(side.completions)) for side in sides))
     add("formats kept", *(Text(_share(side.kept_formats), style="bold") for side in sides))
     add("distance from base", *(Text(phrases.number(side.format_distance), style="bold") for side in sides))
     return table
@@ -391,7 +388,7 @@ def _metrics(rows: Sequence[MetricDifference], width: int) -> Table:
         [
             phrases.number(row.last_a),
             phrases.number(row.last_b),
-            _difference(row),
+            difference_words(row),
             _effect(row),
             phrases.step(row.departure_step),
         ]
@@ -457,8 +454,8 @@ def _checks(result: Comparison) -> Table:
         if check.differs:
             table.add_row(
                 Text(one_line(check.id, 40)),
-                _coloured(_statuses(check.a, check.onsets_a)),
-                _coloured(_statuses(check.b, check.onsets_b)),
+                _coloured(status_words(check.a, check.onsets_a)),
+                _coloured(status_words(check.b, check.onsets_b)),
             )
     return table
 
@@ -480,17 +477,17 @@ def _markdown_table(heads: Sequence[str], right: frozenset[int], rows: Sequence[
 
 
 def _summary(result: Comparison) -> Iterator[str]:
-    word = _word(result)
+    word = result_word(result)
     signs = {"DIFFERENT": "🟡", "EQUAL": "🟢"}
-    a, b = (escape(label) for label in _labels(result))
+    a, b = (escape(label) for label in side_labels(result))
     yield f"## {signs.get(word, '⚪')} rlmon compare: {word}"
     yield from ("", f"**{escape(result.headline)}**", "")
     rows = [
         ("runs", "<br>".join(escape(line, 200) for line in _run_lines(result.a)),
          "<br>".join(escape(line, 200) for line in _run_lines(result.b))),
-        ("verdict", *(", ".join(text for _, text in _verdicts(side)) for side in (result.a, result.b))),
-        ("steps", _each(result.a.steps), _each(result.b.steps)),
-        ("completions", _each(result.a.completions), _each(result.b.completions)),
+        ("verdict", *(", ".join(text for _, text in verdict_words(side)) for side in (result.a, result.b))),
+        ("steps", each_of(result.a.steps), each_of(result.b.steps)),
+        ("completions", each_of(result.a.completions), each_of(result.b.completions)),
         ("formats kept", _share(result.a.kept_formats), _share(result.b.kept_formats)),
         ("distance from base", phrases.number(result.a.format_distance), phrases.number(result.b.format_distance)),
     ]  # fmt: skip
@@ -506,7 +503,7 @@ def _summary(result: Comparison) -> Iterator[str]:
             ["setting", a, b], frozenset(), shown + ([[f"{more} more", "", ""]] if more > 0 else [])
         )
     if result.metrics and not result.same:
-        chosen, _ = _chosen(result)
+        chosen, _ = chosen_metrics(result)
         yield from ("**At the end** (mean of the last tenth; * distinct after correction)", "")
         yield from _metric_rows(chosen)
     moved = [row for row in result.modes if abs(row.last_b - row.last_a) >= LEAST_SHARE][:MODES_SHOWN]
@@ -526,7 +523,7 @@ def _summary(result: Comparison) -> Iterator[str]:
 
 def _signs(statuses: Sequence[str], onsets: Sequence[int | None]) -> str:
     signs = {status: sign.split()[0] for status, sign in STATUS_SIGNS.items()}
-    return ", ".join(f"{signs.get(status, '⚪')} {words}" for status, words in _statuses(statuses, onsets))
+    return ", ".join(f"{signs.get(status, '⚪')} {words}" for status, words in status_words(statuses, onsets))
 
 
 def _metric_rows(rows: Sequence[MetricDifference]) -> list[str]:
@@ -536,7 +533,7 @@ def _metric_rows(rows: Sequence[MetricDifference]) -> list[str]:
             escape(_said(row.name)),
             phrases.number(row.last_a),
             phrases.number(row.last_b),
-            _difference(row),
+            difference_words(row),
             _effect(row),
             phrases.step(row.departure_step),
         ]
@@ -546,12 +543,12 @@ def _metric_rows(rows: Sequence[MetricDifference]) -> list[str]:
 
 
 def _details(result: Comparison) -> Iterator[str]:
-    _, rest = _chosen(result)
+    _, rest = chosen_metrics(result)
     if rest and not result.same:
         yield from (f"<details><summary>{len(rest)} further metrics</summary>", "", *_metric_rows(rest[:ITEMS_SHOWN]))
         yield from ("</details>", "")
     facts = [(f"Alike, {word}", ids) for word, ids in _agreeing(result.checks)]
-    facts += [] if result.settings else [("Settings", _settings_words(result))]
+    facts += [] if result.settings else [("Settings", settings_words(result))]
     if result.other_settings:
         facts.append(("Settings that are no reason for a difference", _other_settings(result)))
     facts += [("Base", one_line(result.base, 200)), ("Effect", EFFECT_WORDS.partition(": ")[2])]
@@ -559,209 +556,3 @@ def _details(result: Comparison) -> Iterator[str]:
     for label, text in [*facts, *(("Note", note) for note in result.notes)]:
         yield f"{label}: {escape(text)}  "
     yield ""
-
-
-# --- page ---------------------------------------------------------------------------------------------------------
-
-
-def html(result: Comparison) -> str:
-    """The page as text, below 3 MB."""
-    word = _word(result)
-    a, b = _labels(result)
-    body = page.fill(
-        (page.HERE / "assets" / "compare.html").read_text(encoding="utf-8"),
-        {"word": escape_markup(word), "headline": escape_markup(one_line(result.headline))},
-    )
-    return page.render(
-        title=f"rlmon compare: {a} and {b}",
-        body=body,
-        data=plain({"word": word, **_data(result)}),
-        styles=("vendor/uPlot.min.css", "assets/page.css", "assets/audit.css", "assets/compare.css"),
-        scripts=("vendor/uPlot.iife.min.js", "assets/page.js", "assets/figure.js", "assets/compare.js"),
-    )
-
-
-def _data(result: Comparison) -> dict[str, Any]:
-    steps = [step for run in result.curves.steps.values() for step in run]
-    chosen, rest = _chosen(result)
-    charts, further = ([] if result.same else chosen), ([*chosen, *rest] if result.same else rest)
-    return {
-        "headline": result.headline[:2_000],
-        "same": result.same,
-        "base": result.base[:ITEM_CHARACTERS],
-        "sides": [_side(letter, side) for letter, side in (("A", result.a), ("B", result.b))],
-        "settings": _setting_rows(result.settings),
-        "other_settings": _setting_rows(result.other_settings),
-        "settings_note": _settings_words(result),
-        "steps": [min(steps), max(steps)] if steps else None,
-        "charts": _charts(result, charts, CHART_POINTS),
-        "further": _charts(result, further[:FURTHER_CHARTS], FURTHER_POINTS),
-        "further_total": len(further),
-        "runs_left_out": max(0, len(result.a.runs) - RUNS_DRAWN) + max(0, len(result.b.runs) - RUNS_DRAWN),
-        "metrics": [_metric(row) for row in [*chosen, *rest][:ITEMS_SHOWN]],
-        "metrics_first": len(chosen),
-        "metrics_total": len(result.metrics),
-        "modes": [[row.mode[:ITEM_CHARACTERS], row.base, row.last_a, row.last_b] for row in result.modes[:ITEMS_SHOWN]],
-        "shares": _shares(result),
-        "checks": [
-            {
-                "id": check.id[:ITEM_CHARACTERS],
-                "title": check.title[:ITEM_CHARACTERS],
-                "differs": check.differs,
-                "sides": [_statuses(check.a, check.onsets_a), _statuses(check.b, check.onsets_b)],
-            }
-            for check in result.checks
-        ],
-        "correction": result.correction,
-        "notes": [note[:ITEM_CHARACTERS] for note in result.notes],
-    }
-
-
-def _side(letter: str, side: SideFacts) -> dict[str, Any]:
-    return {
-        "letter": letter,
-        "name": side.name,
-        "runs": [run[:ITEM_CHARACTERS] for run in side.runs[:ITEMS_SHOWN]],
-        "readers": sorted(set(side.readers)),
-        "verdicts": _verdicts(side),
-        "steps": _each(side.steps),
-        "completions": _each(side.completions),
-        "kept": side.kept_formats,
-        "distance": side.format_distance,
-    }
-
-
-def _setting_rows(rows: Sequence[SettingDifference]) -> list[list[Any]]:
-    return [[row.key, list(row.a), list(row.b)] for row in rows[:ITEMS_SHOWN]]
-
-
-def _metric(row: MetricDifference) -> dict[str, Any]:
-    """What a table holds. ``scaled`` is the effect with its interval, where there are both."""
-    scaled = None
-    if row.effect is not None and row.low is not None and row.high is not None and row.difference != 0.0:
-        noise = row.difference / row.effect
-        scaled = [row.effect, row.low / noise, row.high / noise]
-    return {
-        "name": row.name[:ITEM_CHARACTERS],
-        "title": _title(row.name)[:ITEM_CHARACTERS],
-        "unit": row.unit[:ITEM_CHARACTERS],
-        "base": [row.base_a, row.base_b],
-        "last": [row.last_a, row.last_b],
-        "difference": _difference(row),
-        "scaled": scaled,
-        "effect": row.effect,
-        "p": row.p,
-        "distinct": row.distinct,
-        "departure": row.departure_step,
-    }
-
-
-def _title(name: str) -> str:
-    """The title of the audit's chart of this metric, or its name in words."""
-    for title, _, curves in CHARTS:
-        for known, label in curves:
-            if known == name:
-                return title if len(curves) == 1 or label == "all" else f"{title}, {label}"
-    if not name.startswith("rlmon/"):
-        return name
-    words = name.removeprefix("rlmon/").replace("_", " ").replace("/", ": ", 1)
-    return words[:1].upper() + words[1:]
-
-
-def _drawn(result: Comparison) -> list[tuple[int, str]]:
-    """Side (0, 1) and label of the runs that are drawn; the curves hold the runs of A first."""
-    labels = list(result.curves.steps)
-    sides = (labels[: len(result.a.runs)], labels[len(result.a.runs) :])
-    return [(side, label) for side, of_side in enumerate(sides) for label in of_side[:RUNS_DRAWN]]
-
-
-def _run_titles(result: Comparison) -> dict[str, str]:
-    """The last part of each run's path by its label, or the label where that does not tell the runs apart."""
-    labels = list(result.curves.steps)
-    last = [Path(run).name for run in (*result.a.runs, *result.b.runs)]
-    return dict(zip(labels, last if len(set(last)) == len(labels) and all(last) else labels, strict=True))
-
-
-def _charts(result: Comparison, rows: Sequence[MetricDifference], budget: int) -> list[dict[str, Any]]:
-    drawn = _drawn(result)
-    points = max(LEAST_POINTS, budget // max(1, len(rows) * (len(drawn) + 2)))
-    charts = []
-    for row in rows:
-        found = lookup(row.name)
-        charts.append(
-            {
-                "name": row.name[:ITEM_CHARACTERS],
-                "title": _title(row.name)[:ITEM_CHARACTERS],
-                "unit": row.unit[:ITEM_CHARACTERS],
-                "low": None if found is None else found.low,
-                "high": None if found is None else found.high,
-                "departure": row.departure_step,
-                "distinct": row.distinct,
-                "last": [row.last_a, row.last_b],
-                "lines": [
-                    _line(side, False, result.curves.steps[label], result.curves.series[row.name][label], points)
-                    for side, label in drawn
-                ]
-                + [_line(side, True, *_mean(result, row.name, side), points) for side in (0, 1)],
-            }
-        )
-    return charts
-
-
-def _line(side: int, mean: bool, steps: Sequence[int], values: Sequence[float | None], points: int) -> dict[str, Any]:
-    """One curve. Steps are differences to the one before, which is half the bytes."""
-    kept, thinned = thin(steps, values, points)
-    deltas = kept[:1] + [after - before for before, after in pairwise(kept)]
-    return {"side": side, "mean": mean, "steps": deltas, "values": thinned}
-
-
-def _mean(result: Comparison, name: str, side: int) -> tuple[list[int], list[float | None]]:
-    """Steps at which every run of a side was measured, and the mean over these runs."""
-    labels = list(result.curves.steps)
-    here = labels[: len(result.a.runs)] if side == 0 else labels[len(result.a.runs) :]
-    runs: list[Mapping[int, float]] = []
-    for label in here:
-        pairs = zip(result.curves.steps[label], result.curves.series[name][label], strict=True)
-        runs.append({step: value for step, value in pairs if value is not None})
-    common = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
-    return common, [math.fsum(run[step] for run in runs) / len(runs) for step in common]
-
-
-def _shares(result: Comparison) -> dict[str, Any] | None:
-    """Stacked shares of every run: means of buckets of steps, the same order and colours of formats for all."""
-    drawn = _drawn(result)
-    titles = _run_titles(result)
-    points = max(LEAST_POINTS, SHARE_POINTS // max(1, len(drawn)))
-    runs = [
-        (side, _bucketed(titles[label], result.curves.steps[label], result.curves.mode_shares[label], points))
-        for side, label in drawn
-    ]
-    order = draw_order([run for _, run in runs])
-    if not order:
-        return None
-    kept, pooled = order[:MODES_DRAWN], order[MODES_DRAWN:]
-    palette = colours(kept)
-    modes = [[mode[:ITEM_CHARACTERS], palette[mode]] for mode in kept]
-    if pooled:
-        modes.append([f"{len(pooled)} more", OTHER_COLOUR])
-    rows = []
-    for side, run in runs:
-        nothing = [0.0] * len(run.steps)
-        values = [[round(v, 4) for v in run.shares.get(mode, nothing)] for mode in kept]
-        if pooled:
-            rest = [run.shares.get(mode, nothing) for mode in pooled]
-            values.append([round(math.fsum(column), 4) for column in zip(*rest, strict=True)])
-        rows.append({"side": side, "label": run.title[:ITEM_CHARACTERS], "steps": list(run.steps), "values": values})
-    return {"modes": modes, "runs": rows}
-
-
-def _bucketed(title: str, steps: Sequence[int], shares: Mapping[str, Sequence[float | None]], points: int) -> Shares:
-    """The shares of one run as means over buckets of steps that have completions."""
-    present = [at for at in range(len(steps)) if any(values[at] is not None for values in shares.values())]
-    buckets = min(points, len(present))
-    parts = [present[len(present) * b // buckets : len(present) * (b + 1) // buckets] for b in range(buckets)]
-    means = {
-        mode: [math.fsum(values[at] or 0.0 for at in part) / len(part) for part in parts]
-        for mode, values in shares.items()
-    }
-    return Shares(title=title, steps=[steps[part[len(part) // 2]] for part in parts], shares=means)

@@ -14,7 +14,7 @@ import pytest
 
 from rlmon.audit.comparison import Comparison, compare
 from rlmon.audit.result import Audit
-from rlmon.report.compare import html
+from rlmon.report.compare_page import html
 
 
 def seed(audit: Audit, number: int) -> Audit:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rlmon.audit.comparison import Comparison, MetricDifference, family
 from rlmon.audit.comparison import compare as compared
 from rlmon.audit.result import Audit
-from rlmon.report import compare
+from rlmon.report import compare, compare_page
 
 
 def seed(audit: Audit, number: int) -> Audit:
@@ -116,14 +116,14 @@ def row(**changes: Any) -> MetricDifference:
 def test_a_difference_has_the_digits_that_its_interval_allows(
     difference: float, low: float | None, high: float | None, shown: str
 ) -> None:
-    assert compare._difference(row(difference=difference, low=low, high=high)) == shown
+    assert compare.difference_words(row(difference=difference, low=low, high=high)) == shown
 
 
 def test_statuses_are_counted_worst_first_with_their_onsets() -> None:
-    found = compare._statuses(["pass", "fail", "warn", "fail"], [None, 62, None, 53])
+    found = compare.status_words(["pass", "fail", "warn", "fail"], [None, 62, None, 53])
     assert found == [("fail", "2 FAIL at 53, 62"), ("warn", "1 WARN"), ("pass", "1 PASS")]
-    assert compare._statuses(["fail"], [7]) == [("fail", "FAIL at 7")]
-    assert compare._statuses(["absent"], [None]) == [("absent", "ABSENT")]
+    assert compare.status_words(["fail"], [7]) == [("fail", "FAIL at 7")]
+    assert compare.status_words(["absent"], [None]) == [("absent", "ABSENT")]
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ def test_the_result_comes_first_and_everything_that_differs_is_there(width: int)
     assert "beta 0.0 0.1" in flat
     assert result.correction.split(":")[0] in flat
     # A line for each family of metrics; the others are folded into what they are about.
-    chosen, rest = compare._chosen(result)
+    chosen, rest = compare.chosen_metrics(result)
     for metric in chosen:
-        assert re.split("[ /]", compare._title(metric.name))[0] in flat
+        assert re.split("[ /]", compare.metric_title(metric.name))[0] in flat
     assert len(chosen) == len({family(metric.name) for metric in chosen})
     assert sum(int(found) for found in re.findall(r"(?:Also distinct|Not distinct|Same mean) \((\d+)\)", flat)) == len(
         rest
@@ -190,7 +190,7 @@ def test_a_metrics_line_holds_both_ends_the_difference_and_where_they_part() -> 
     cells = line.removeprefix("* Formats in use").split()
     cells.insert(0, "")
     assert cells[1:3] == [f"{found.last_a:.3g}", f"{found.last_b:.3g}"]
-    assert " ".join(cells[3:6]) == compare._difference(found)
+    assert " ".join(cells[3:6]) == compare.difference_words(found)
     assert cells[6:] == [f"{found.effect:+.1f}", str(found.departure_step)]
 
 
@@ -208,7 +208,7 @@ def test_a_note_on_one_side_stands_between_what_went_wrong_and_what_passed() -> 
     assert "NOTE at 71" in screen(noted(), 120)
     assert "🔵 NOTE at 71" in compare.markdown(noted())
     # Of three seeds a side: worst first, the note after the error.
-    assert compare._statuses(["pass", "note", "error", "fail"], [None, 71, None, 5]) == [
+    assert compare.status_words(["pass", "note", "error", "fail"], [None, 71, None, 5]) == [
         ("fail", "1 FAIL at 5"), ("error", "1 ERROR"), ("note", "1 NOTE at 71"), ("pass", "1 PASS"),
     ]  # fmt: skip
 
@@ -307,14 +307,14 @@ def test_json_is_strict_and_whole(make: Maker) -> None:
 
 def test_hostile_text_adds_no_markup() -> None:
     named = dataclasses.replace(hostile(), a=dataclasses.replace(hostile().a, name=make_audit.HOSTILE))
-    plain, spoilt = Tags(compare.html(seeds())), Tags(compare.html(named))
+    plain, spoilt = Tags(compare_page.html(seeds())), Tags(compare_page.html(named))
     assert spoilt.tags == plain.tags
     assert spoilt.attributes == plain.attributes
-    assert Tags(compare.html(named).replace("</main>", make_audit.HOSTILE + "</main>")).tags != plain.tags
+    assert Tags(compare_page.html(named).replace("</main>", make_audit.HOSTILE + "</main>")).tags != plain.tags
 
 
 def test_the_page_needs_nothing_else() -> None:
-    page = compare.html(seeds())
+    page = compare_page.html(seeds())
     assert "://" not in DATA.sub("", page)
     assert "default-src 'none'; script-src 'sha256-" in page
     assert [value for name, value in Tags(page).attributes if name in ("src", "srcset", "action")] == []
@@ -322,7 +322,7 @@ def test_the_page_needs_nothing_else() -> None:
 
 def test_the_page_holds_the_curves() -> None:
     result = seeds()
-    data = data_of(compare.html(result))
+    data = data_of(compare_page.html(result))
     chart = data["charts"][0]
     assert chart["name"] == result.metrics[0].name == "rlmon/format/effective"
     assert [(line["side"], line["mean"]) for line in chart["lines"]] == [
@@ -354,18 +354,18 @@ def test_the_mean_line_has_the_steps_that_every_run_of_the_side_has() -> None:
     values: list[float | None] = [None if at in (3, 7) else 2.0 for at in range(30)]
     second = dataclasses.replace(first, steps=range(11, 41), series={name: values})
     first = dataclasses.replace(first, series={name: [1.0] * 30})
-    steps, means = compare._mean(compared([first, second], [first]), name, 0)
+    steps, means = compare_page._mean(compared([first, second], [first]), name, 0)
     # 11 to 30 are common; the second run has nothing at 14 and 18.
     assert steps == [step for step in range(11, 31) if step not in (14, 18)]
     assert means == [1.5] * 18
 
 
 def test_the_scaled_interval_is_the_interval_in_units_of_the_effect() -> None:
-    found = compare._metric(row(difference=4.0, low=3.0, high=5.0, effect=8.0))
+    found = compare_page._metric(row(difference=4.0, low=3.0, high=5.0, effect=8.0))
     assert found["scaled"] == [8.0, 6.0, 10.0]
-    assert compare._metric(row(difference=-4.0, low=-5.0, high=-3.0, effect=-8.0))["scaled"] == [-8.0, -10.0, -6.0]
+    assert compare_page._metric(row(difference=-4.0, low=-5.0, high=-3.0, effect=-8.0))["scaled"] == [-8.0, -10.0, -6.0]
     for change in ({"effect": None}, {"low": None, "high": None}, {"difference": 0.0, "effect": 0.0}):
-        assert compare._metric(row(**change))["scaled"] is None
+        assert compare_page._metric(row(**change))["scaled"] is None
 
 
 def test_three_seeds_a_side_of_two_thousand_steps_stay_below_three_megabytes() -> None:
@@ -374,14 +374,14 @@ def test_three_seeds_a_side_of_two_thousand_steps_stay_below_three_megabytes() -
     extra = {f"trainer/metric {number}": a[0].series["rlmon/entropy/mean"] for number in range(60)}
     a = [dataclasses.replace(run, series={**run.series, **extra}) for run in a]
     b = [dataclasses.replace(run, series={**run.series, **extra}) for run in b]
-    page = compare.html(compared(a, b))
+    page = compare_page.html(compared(a, b))
     assert 500_000 < len(page.encode()) < 3_000_000
 
 
 def test_of_many_runs_some_are_drawn_and_all_are_averaged() -> None:
     a = [seed(make_audit.collapsed(60), number) for number in range(12)]
     result = compared(a, [make_audit.healthy(60)])
-    data = data_of(compare.html(result))
+    data = data_of(compare_page.html(result))
     lines = data["charts"][0]["lines"]
     assert sum(line["side"] == 0 and not line["mean"] for line in lines) == 8
     assert data["runs_left_out"] == 4
@@ -395,6 +395,6 @@ def test_a_mode_beyond_the_drawn_ones_is_pooled() -> None:
     audit = make_audit.healthy(30)
     shares = {f"mode {number}": [1 / 12] * 30 for number in range(12)}
     audit = dataclasses.replace(audit, mode_shares=shares)
-    found = data_of(compare.html(compared([audit], [audit])))["shares"]
+    found = data_of(compare_page.html(compared([audit], [audit])))["shares"]
     assert [mode for mode, _ in found["modes"]][-1] == "3 more"
     assert found["runs"][0]["values"][-1] == pytest.approx([0.25] * 30, abs=1e-3)
