@@ -230,9 +230,8 @@ def _replaced(checks: Sequence[Check], modes: Sequence[ModeStory]) -> str | None
         return None
     if about is None and not named:
         return None
-    said = f"{winner.mode} replaced {listed([mode.mode for mode in lost])}" + (
-        " formats" if len(lost) > NAMED + 1 else ""
-    )
+    name = "text in no known format" if winner.mode == "other" else winner.mode
+    said = f"{name} replaced {listed([mode.mode for mode in lost])}" + (" formats" if len(lost) > NAMED + 1 else "")
     if about is not None and about.baseline is not None and about.value is not None:
         said += f": answers used {effective(about.baseline)} formats, now {effective(about.value)}"
     return said

@@ -267,3 +267,22 @@ def test_the_check_for_execution_can_fail(visit: Any, pages: dict[str, Path], tm
     opened = visit(spoilt, whole=False)
     # The page's policy stops it: it is seen as a violation, and nothing runs.
     assert opened.complaints() != []
+
+
+def test_no_column_is_lost_in_a_narrow_window(visit: Any, pages: dict[str, Path]) -> None:
+    page = visit(pages["seeds"], width=400).page
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    page.locator("#metrics-more tbody tr").first.wait_for()
+    for table in page.locator("table.stack").all():
+        for cell in [*table.locator("tbody td").all()[:40], *table.locator("tbody th").all()[:8]]:
+            box = cell.bounding_box()
+            assert box is not None
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= 400
+    said = (
+        page.locator("#metrics-table tbody tr")
+        .first.locator("td")
+        .evaluate_all("(cells) => cells.map((cell) => getComputedStyle(cell, '::before').content)")
+    )
+    assert len(said) == 7
+    assert all(len(one) > 2 for one in said), "each value has its head beside it"

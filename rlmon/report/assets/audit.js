@@ -216,7 +216,7 @@
       }
       const unsure = skipped.filter((check) => check.status === "unsure").length;
       fold("checks-skip", plural(skipped.length, "check could not be judged", "checks could not be judged"));
-      $("checks-skip").open = unsure > 0;
+      $("checks-skip").open = unsure > 0 && data.verdict !== "fail";
       $("checks-skip").append(el("ul", { class: "skips" }, ...[...reasons].map(([reason, checks]) => el("li", {}, badge(checks[0].status), " ", el("b", {}, checks.flatMap((check, i) => [i ? " · " : "", el("span", { id: anchor(check) }, line(check.title, 200))])), el("p", {}, line(reason, 700))))));
     }
   }
@@ -319,7 +319,7 @@
     const holder = $("shares-drawing"), caption = $("shares").querySelector("figcaption");
     caption.append(savers("Share of each answer format", () => holder.firstChild, () => linesTable(rows.map((row) => row.mode), rows.map((row) => ({ steps, values: row.values })))));
     const HEIGHT = 250, TOP = 16, BOTTOM = 34;
-    const narrow = data.incidents.find((one) => one.kind === "narrowing"), [begun, sure] = narrow ? [narrow.began, narrow.confirmed] : [null, null];
+    const narrow = data.incidents.find((one) => one.kind === "narrowing" || one.kind === "numbers"), [begun, sure] = narrow ? [narrow.began, narrow.confirmed] : [null, null];
     holder.setAttribute("aria-label", "Share of each answer format over steps. " + rows.map((row) => `${line(row.mode, 40)} from ${share(row.values[0])} to ${share(row.values.at(-1))}`).join("; ").slice(0, 1500) + ".");
     let rule = null, width = 0;
     drawing(holder, (wide) => {

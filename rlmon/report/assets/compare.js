@@ -11,7 +11,7 @@
   const statuses = (parts) => el("span", { class: "statuses" }, ...parts.map(([status, words]) => el("span", { class: `badge ${STATUSES.has(status) ? status : ""}` }, line(words, 80))));
   const sideName = (side) => {
     const { letter, name } = data.sides[side];
-    return el("span", { class: `of-${SIDES[side]}` }, el("span", { class: "letter" }, letter), name === letter ? "" : line(name, 40));
+    return el("span", { class: `of-${SIDES[side]}` }, el("span", { class: "letter" }, letter), name === letter ? "" : ` ${line(name, 40)}`);
   };
   const spoken = (side) => (data.sides[side].name === data.sides[side].letter ? data.sides[side].letter : `${data.sides[side].letter} (${line(data.sides[side].name, 40)})`);
 

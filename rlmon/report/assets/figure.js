@@ -126,7 +126,8 @@ Object.assign(page, (() => {
       target.scrollIntoView();
     };
     addEventListener("hashchange", go);
-    if (location.hash) go();
+    // Once the figures have their heights.
+    if (location.hash) requestAnimationFrame(() => requestAnimationFrame(go));
   }
   return { stepAxis, named, savers, linesTable, permalinks };
 })());

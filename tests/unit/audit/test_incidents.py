@@ -100,6 +100,12 @@ def test_numbers_that_broke_lead_and_the_log_itself_comes_last() -> None:
     assert [one.severity for one in told(checks)] == ["fail", "warn"]
 
 
+def test_what_no_parser_knows_is_no_format_of_that_name() -> None:
+    modes = [mode("prose", "extinct", 0.6, 0.0), mode("boxed", "shrunk", 0.4, 0.1), mode("other", "newborn", 0.0, 0.9)]
+    (one,) = told([FORMATS], modes)
+    assert one.sentence.startswith("From step 53 text in no known format replaced prose and boxed: ")
+
+
 def test_what_breaks_with_the_numbers_is_a_part_of_it() -> None:
     broken = found(
         "non-finite",
