@@ -45,7 +45,7 @@ demo: $(INSTALLED)
 	$(BIN)/rlmon demo $(DEMO_ARGS)
 
 experiments: $(INSTALLED)
-	$(BIN)/python -m rlmon.lab.experiments --jobs 2 $(EXPERIMENTS_ARGS)
+	$(BIN)/python -m studies.experiments --jobs 2 $(EXPERIMENTS_ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(PYTEST_ARGS)

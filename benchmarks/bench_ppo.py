@@ -25,11 +25,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlmon.lab.build_base import BASE_DIR
+from rlmon.lab.bases import BASE_DIR
 from rlmon.lab.demo import TRAINING, _load_base, _quiet_libraries
 from rlmon.lab.evaluate import MAX_NEW_TOKENS, evaluate, held_out_sample
-from rlmon.lab.frontier import interval
 from rlmon.lab.task import Question, reward_correct, split_questions
+from studies.frontier import interval
 
 ROUND_COMPLETIONS = 64
 ROUNDS: Mapping[str, int] = {"1 x 1": 180, "4 x 4": 60}

@@ -34,7 +34,7 @@ def run(kind: str, seed: int) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlmon.lab.build_base import BASE_DIR
+    from rlmon.lab.bases import BASE_DIR
     from rlmon.lab.task import reward_correct, split_questions
     from rlmon.trl import RLMon, RLMonConfig
 

@@ -58,7 +58,7 @@ def train(folder: Path, seed: int, settings: Mapping[str, Any], reporters: list[
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlmon.lab.build_base import BASE_DIR
+    from rlmon.lab.bases import BASE_DIR
 
     torch.set_num_threads(1)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlmon.errors import ConfigError
-from rlmon.lab.build_base import BASE_DIR, WEIGHTS, sha256
+from rlmon.lab.bases import BASE_DIR, WEIGHTS, sha256
 from rlmon.lab.evaluate import (
     EVALUATION_SEED,
     MAX_NEW_TOKENS,

@@ -57,7 +57,7 @@ ROOMS = {
     "report": Room(LANGUAGE | {"runlog", "metrics", "detectors", "audit"}, {"numpy", "pyarrow", "rich"}),
     "lab": Room(
         BELOW_MONITOR | {"monitor", "steering", "sinks", "trl", "report"},
-        TRAINING | {"pyarrow", "rich", "tokenizers", "safetensors", "reasoning_gym", "matplotlib"},
+        TRAINING | {"rich", "reasoning_gym"},
     ),
     "cli": Room(
         BELOW_MONITOR | {"monitor", "steering", "sinks", "trl", "audit", "report", "lab", "version"},

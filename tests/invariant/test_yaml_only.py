@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import rlmon
-from rlmon.lab.build_base import BASE_DIR
+from rlmon.lab.bases import BASE_DIR
 from rlmon.lab.task import split_questions
 from rlmon.steering import load_policy
 

@@ -11,10 +11,11 @@ import pytest
 
 from rlmon.errors import ConfigError
 from rlmon.lab import demo
-from rlmon.lab.build_base import BASE_DIR, WEIGHTS, Recipe, sha256
+from rlmon.lab.bases import BASE_DIR, WEIGHTS, sha256
 from rlmon.lab.evaluate import Evaluation
 from rlmon.lab.screen import Screen
 from rlmon.records import Action, Finding, StepRecord
+from studies.build_base import Recipe
 
 BASE = Evaluation(
     completions=1024,

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from rlmon.lab.build_base import base_dir
+from rlmon.lab.bases import base_dir
 from rlmon.lab.evaluate import (
     PROMPTS,
     SAMPLES_PER_PROMPT,

@@ -1,4 +1,4 @@
-"""PPO against GRPO at two completions a prompt, measured: ``python -m rlmon.lab.ppo_study``.
+"""PPO against GRPO at two completions a prompt, measured: ``python -m studies.ppo_study``.
 
 Both train the lab's arithmetic task on the same number of completions. First each gets its learning rate, from one
 grid and on seeds of its own; then both run on seeds that neither was tuned on, and are compared seed by seed. Finished
@@ -25,8 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlmon.lab import experiments
-from rlmon.lab.build_base import WEIGHTS, base_dir, sha256
+from rlmon.lab.bases import WEIGHTS, base_dir, sha256
 from rlmon.lab.demo import (
     COLLAPSE_DETECTORS,
     TOP_SHARE_LINE,
@@ -36,11 +35,15 @@ from rlmon.lab.demo import (
     first_sustained,
 )
 from rlmon.lab.evaluate import EVALUATION_SEED, evaluate
-from rlmon.lab.experiments import (
+from rlmon.lab.task import Question, reward_correct, split_questions
+from rlmon.metrics.formats import ModeSet
+from rlmon.runlog import open_run
+from studies import experiments
+from studies.arms import Arm, Task
+from studies.experiments import (
     KL_EVERY_STEPS,
     MAX_COMPLETION_TOKENS,
     Cell,
-    Task,
     _base,
     _judge,
     _load_model,
@@ -52,10 +55,7 @@ from rlmon.lab.experiments import (
     each_in_pool,
     stored,
 )
-from rlmon.lab.frontier import Interval, _compact, _markdown, interval
-from rlmon.lab.task import Question, reward_correct, split_questions
-from rlmon.metrics.formats import ModeSet
-from rlmon.runlog import open_run
+from studies.frontier import Interval, _compact, _markdown, interval
 
 if TYPE_CHECKING:
     from rlmon.records import StepRecord
@@ -81,7 +81,7 @@ _PARSE = ModeSet.build(None).parse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PairArm(experiments.Arm):
+class PairArm(Arm):
     """How it is trained on rounds of 32 prompts x 2 completions."""
 
     ppo: Mapping[str, Any] | None = field(default_factory=dict)
@@ -986,7 +986,7 @@ def _save(figure: Any, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m rlmon.lab.ppo_study", description="Trains PPO and GRPO on equal samples and compares them."
+        prog="python -m studies.ppo_study", description="Trains PPO and GRPO on equal samples and compares them."
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1), one thread each")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK.rounds} rounds a run: whether all of it works")
@@ -1019,7 +1019,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not by_seed(study.compared, "ppo").keys() & by_seed(study.compared, "grpo").keys():
         print("There is no seed yet that both arms have run: run it without --only-report.", file=sys.stderr)
         return 2
-    command = "python -m rlmon.lab.ppo_study" + (" --quick" if options.quick else "")
+    command = "python -m studies.ppo_study" + (" --quick" if options.quick else "")
     print(write_report(study, out, command))
     return 0
 

@@ -14,13 +14,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlmon import student
 from rlmon.interventions.mode_marginal import predicted_shares
-
-if TYPE_CHECKING:
-    from rlmon.lab.experiments import Task
+from studies.arms import Task
 
 SMOOTH_STEPS = 10
 """A point of a trajectory is the mean of what was measured at most this many steps before or after it."""

@@ -1,4 +1,4 @@
-"""Builds the tiny base models of the laboratory: ``python -m rlmon.lab.build_base --base NAME``.
+"""Builds the tiny base models of the laboratory: ``python -m studies.build_base --base NAME``.
 
 A Llama of 0.12M parameters learns the arithmetic task in six or seven formats by plain supervised training. The
 results are shipped with the package (``rlmon/lab/bases/NAME``, about 0.25 MB in bf16), so nothing else builds them.
@@ -9,14 +9,13 @@ results are shipped with the package (``rlmon/lab/bases/NAME``, about 0.25 MB in
   item. A tenth of the answers lean to it.
 
 Every random number comes from generators seeded here and training uses one thread, so two builds on one machine
-with one torch version give the same SHA-256: ``python -m rlmon.lab.build_base --check`` builds twice and compares
+with one torch version give the same SHA-256: ``python -m studies.build_base --check`` builds twice and compares
 (with each other, not with the shipped file: another processor or torch version may round differently).
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 import sys
@@ -28,7 +27,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rlmon.errors import ConfigError
+from rlmon.lab.bases import WEIGHTS, base_dir, sha256
 from rlmon.lab.task import (
     BY_PROMPT_FORMATS,
     FORMATS,
@@ -39,12 +38,6 @@ from rlmon.lab.task import (
     split_questions,
     write_answer,
 )
-
-BASES_DIR = Path(__file__).parent / "bases"
-BASE_DIR = BASES_DIR / "arithmetic"
-"""The shipped base of the demo."""
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,19 +238,8 @@ def build(out: Path, recipe: Recipe, *, progress: bool = False) -> str:
     return sha256(out / WEIGHTS)
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def base_dir(name: str) -> Path:
-    """Folder of a shipped base. Raises ``ConfigError`` for an unknown name."""
-    if name not in RECIPES:
-        raise ConfigError(f"There is no base {name!r}; the bases are {', '.join(RECIPES)}.")
-    return BASES_DIR / name
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rlmon.lab.build_base", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m studies.build_base", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--base", choices=list(RECIPES), default="arithmetic", help="which base (default: arithmetic)")
     parser.add_argument("--out", type=Path, default=None, help="where to write (default: the shipped base)")
     parser.add_argument("--check", action="store_true", help="build twice into scratch folders and compare SHA-256")
@@ -287,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "transformers": transformers.__version__,
         "threads": 1,
         "cpu_seconds": round(time.process_time() - started, 1),
-        "rebuild": f"python -m rlmon.lab.build_base --base {arguments.base} --check",
+        "rebuild": f"python -m studies.build_base --base {arguments.base} --check",
     }
     (out / "recipe.json").write_text(json.dumps(facts, indent=2) + "\n")
     print(f"{digest}  {out / WEIGHTS}")

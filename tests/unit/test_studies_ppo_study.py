@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlmon.lab import experiments, ppo_study
-from rlmon.lab.frontier import Interval
-from rlmon.lab.ppo_study import ARMS, QUICK, VARIATIONS, Plan, Run
 from rlmon.records import StepRecord
+from studies import experiments, ppo_study
+from studies.frontier import Interval
+from studies.ppo_study import ARMS, QUICK, VARIATIONS, Plan, Run
 
 PLAN = Plan()
 RUN = Run(task=PLAN.task(4e-4), arm=ARMS["ppo"], seed=0)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rlmon.lab import frontier
-from rlmon.lab.experiments import TASKS
+from studies import frontier
+from studies.experiments import TASKS
 
 
 def points(*rows: tuple[int, float, float | None]) -> list[dict[str, Any]]:

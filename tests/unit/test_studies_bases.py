@@ -10,9 +10,10 @@ from collections import Counter
 import pytest
 
 from rlmon.errors import ConfigError
-from rlmon.lab.build_base import RECIPES, WEIGHTS, Recipe, base_dir, sha256, training_pairs
+from rlmon.lab.bases import WEIGHTS, base_dir, sha256
 from rlmon.lab.task import Question, is_correct, is_held_out
 from rlmon.metrics.formats import ModeSet
+from studies.build_base import RECIPES, Recipe, training_pairs
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -26,7 +27,7 @@ def test_shipped_base_is_the_one_of_its_recipe(name: str) -> None:
 
 
 def test_unknown_base_is_refused() -> None:
-    with pytest.raises(ConfigError, match="arithmetic, seven, by-prompt"):
+    with pytest.raises(ConfigError, match="arithmetic, by-prompt, seven"):
         base_dir("eight")
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from rlmon.lab import experiments
-from rlmon.lab.build_base import RECIPES
-from rlmon.lab.experiments import ARMS, TASKS, Arm, Cell
 from rlmon.lab.task import Question, split_questions, write_answer
 from rlmon.metrics.formats import ModeSet
+from studies import experiments
+from studies.arms import ARMS, TASKS, Arm
+from studies.build_base import RECIPES
+from studies.experiments import Cell
 
 CELL = Cell(task=TASKS["seven"], arm=ARMS["kl-0.1"], seed=3)
 QUESTION = Question("Ann", "figs", 7, 9)
@@ -142,7 +143,7 @@ def test_a_policy_file_becomes_an_arm(tmp_path: Path) -> None:
 
 
 def test_rarity_weights() -> None:
-    from rlmon.lab.reweighted import rarity_weights
+    from studies.reweighted import rarity_weights
 
     # Groups of 4: (a, a, a, b) and (c, c, d, d).
     assert rarity_weights(list("aaabccdd"), 4) == [1 / 3, 1 / 3, 1 / 3, 1, 0.5, 0.5, 0.5, 0.5]
