@@ -59,7 +59,7 @@ class Check:
     interval: tuple[float, float] | None = None
     """Confidence interval of ``value`` (or of its difference to the baseline; ``message`` says which)."""
     first_step: int | None = None
-    """Onset: the first step from which the metric stays past its WARN line; ``None`` where it never does."""
+    """Onset: the first step from which the metric stays past where damage begins; ``None`` where it never does."""
     alarm_step: int | None = None
     """Step at which the evidence sufficed for ``status``, for detectors."""
     source: str | None = None

@@ -18,6 +18,10 @@ Rule = Literal["effective", "ratio", "absolute", "immediate"]
 SEQUENCE_LINE_FACTOR = 10.0
 """The per-sequence KL line is this many per-token lines: below ten tokens a sequence cannot move far anyway."""
 
+HEALTHY_SHARE = 0.8
+"""Of its base's effective number: a run that stays here is promised no FAIL, and narrowing *began* where it left it.
+The WARN line lies below: a run that a KL penalty holds here would cross a line at .8 half of the time by noise."""
+
 METHOD = (
     "weighted-restart betting e-process, one per rung and statistic, a bet per block of prompts; alarm at evidence "
     "1/alpha (Ville)"
@@ -101,6 +105,14 @@ class DetectorSpec:
         return f"{sign} {level:g} x base{f', and at least {floor:g}' if floor else ''}"
 
     @property
+    def began(self) -> float | None:
+        """Level past which damage is said to have begun: the milder line, and for effective numbers the end of what
+        counts as healthy."""
+        if self.rule == "effective":
+            return HEALTHY_SHARE
+        return self.warn if self.warn is not None else self.fail
+
+    @property
     def rungs(self) -> tuple[Severity, ...]:
         """Severities this detector can reach, mildest first."""
         levels: tuple[tuple[Severity, float | None], ...] = ((self.milder, self.warn), ("fail", self.fail))
@@ -150,7 +162,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         unit="formats in use",
         direction="up",
         rule="effective",
-        warn=0.8,
+        warn=0.75,
         fail=0.6,
         warn_floor=0.05,
         fail_floor=0.08,
@@ -171,7 +183,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         unit="templates in use",
         direction="up",
         rule="effective",
-        warn=0.8,
+        warn=0.75,
         fail=0.6,
         warn_floor=0.3,
         fail_floor=0.4,
@@ -191,7 +203,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         unit="ways in use",
         direction="up",
         rule="effective",
-        warn=0.8,
+        warn=0.75,
         fail=0.6,
         warn_floor=0.3,
         fail_floor=0.4,
@@ -310,7 +322,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         unit="answers in use",
         direction="up",
         rule="effective",
-        warn=0.8,
+        warn=0.75,
         fail=0.6,
         warn_floor=0.05,
         fail_floor=0.08,

@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 
 from rlmon import student
 from rlmon.baseline import complete
+from rlmon.detectors.catalog import HEALTHY_SHARE
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -53,7 +54,7 @@ LOG_ZERO = -1e12
 
 WARN, FAIL = 0, 1
 
-TOLERATED = (1.0, 0.8)
+TOLERATED = (1.0, HEALTHY_SHARE)
 """By rung: the share of its base, in the direction of damage, at which a statistic is still promised no alarm."""
 LEAST_UNIT = 0.75
 """Least unit of a bet where high is bad, as a share of the line: what is tolerated over the line, .6 / .8."""

@@ -263,8 +263,8 @@ def _began_there(ends: Ends, spec: DetectorSpec, shown: Finding) -> Move | None:
 
 
 def onset(case: Case, spec: DetectorSpec, finding: Finding) -> int | None:
-    """First step from which the 5-step mean of what the detector reads stays past its WARN line and beyond the noise of
-    its base; where it comes back in the end, the start of the stay that the alarm fell in. ``None`` where the run has
+    """First step from which the 5-step mean of what the detector reads stays past where damage begins and beyond the
+    noise of its base; where it comes back in the end, the start of the stay that the alarm fell in. ``None`` where the run has
     no such series. Effective numbers are smoothed as collisions, whose mean is unbiased."""
     values = _course(case, spec, finding.metric)
     if values is None:
@@ -311,8 +311,9 @@ def _course(case: Case, spec: DetectorSpec, metric: str) -> Floats | None:
 
 
 def _onset_line(case: Case, spec: DetectorSpec, finding: Finding, values: Floats) -> float | None:
-    """WARN line of ``values`` without the floors that hold an alarm back, or as far as the base's noise reaches."""
-    level = spec.warn if spec.warn is not None else spec.fail
+    """Where damage begins in ``values``, without the floors that hold an alarm back, or as far as the base's noise
+    reaches."""
+    level = spec.began
     if level is None:
         return None
     if spec.rule == "absolute":
