@@ -264,8 +264,10 @@ def _began_there(ends: Ends, spec: DetectorSpec, shown: Finding) -> Move | None:
 
 def onset(case: Case, spec: DetectorSpec, finding: Finding) -> int | None:
     """First step from which the 5-step mean of what the detector reads stays past where damage begins and beyond the
-    noise of its base; where it comes back in the end, the start of the stay that the alarm fell in. ``None`` where the run has
-    no such series. Effective numbers are smoothed as collisions, whose mean is unbiased."""
+    noise of its base; where it comes back in the end, the start of the stay that the alarm fell in.
+
+    ``None`` where the run has no such series. Effective numbers are smoothed as collisions, whose mean is unbiased.
+    """
     values = _course(case, spec, finding.metric)
     if values is None:
         return None
