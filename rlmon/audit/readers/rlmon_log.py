@@ -28,8 +28,9 @@ COLUMNS = (
 
 
 def recognises(path: Path) -> bool:
-    """Whether ``path`` or ``path/rlmon`` holds the header of a run."""
-    return (path / RUN_FILE).is_file() or (path / "rlmon" / RUN_FILE).is_file()
+    """Whether ``path`` or ``path/rlmon`` holds the header of a run, whatever it is: one that cannot be read is damage,
+    and its rows are no other tool's."""
+    return os.path.lexists(path / RUN_FILE) or os.path.lexists(path / "rlmon" / RUN_FILE)
 
 
 @dataclass(frozen=True)
