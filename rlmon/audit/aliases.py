@@ -41,6 +41,8 @@ class Alias:
     unit: str
     complement: bool = False
     """The number is 1 - what is logged."""
+    less: str = ""
+    """A second key of the trainer's, whose number is taken off."""
     note: str = ""
     """How it differs from the canonical quantity; empty where it does not."""
 
@@ -57,6 +59,7 @@ def table() -> Mapping[str, tuple[Alias, ...]]:
                 tool=entry["tool"],
                 unit=entry.get("unit", group["unit"]),
                 complement=entry.get("complement", False),
+                less=entry.get("less", ""),
                 note=entry.get("note", ""),
             )
             for entry in group["keys"]
@@ -75,7 +78,7 @@ def chosen(scalars: Mapping[str, Points]) -> dict[str, tuple[Alias, str]]:
     for name, aliases in table().items():
         for alias in aliases:
             fits = fnmatch.filter(keys, alias.key) if "*" in alias.key else [alias.key] * (alias.key in keys)
-            if len(fits) == 1:
+            if len(fits) == 1 and (not alias.less or alias.less in keys):
                 found[name] = (alias, keys[fits[0]])
                 break
     return found
@@ -97,7 +100,11 @@ def canonical(scalars: Mapping[str, Points]) -> dict[str, list[tuple[int, float]
         if measured:
             found[f"rewards/{function}" + ("/std" if part == "std" else "")] = measured
     for name, (alias, key) in chosen(scalars).items():
-        found[name] = [(step, _in_float32(1 - value if alias.complement else value)) for step, value in scalars[key]]
+        points = scalars[key]
+        if alias.less:
+            lower = dict(scalars.get(alias.less) or scalars.get(f"train/{alias.less}", ()))
+            points = [(step, value - lower[step]) for step, value in points if step in lower]
+        found[name] = [(step, _in_float32(1 - value if alias.complement else value)) for step, value in points]
     return found
 
 
@@ -116,7 +123,10 @@ def taken(scalars: Mapping[str, Points]) -> dict[str, str]:
     rewards = {
         key: f"rewards/{function}{'/std' * (part == 'std')}" for (function, part), key in functions(scalars).items()
     }
-    return own | rewards | {key: name for name, (_, key) in chosen(scalars).items()}
+    named = chosen(scalars).items()
+    lower = {key: name for name, (alias, _) in named if alias.less for key in (alias.less, f"train/{alias.less}")}
+    taken_off = {key: name for key, name in lower.items() if key in scalars}
+    return own | rewards | {key: name for name, (_, key) in named} | taken_off
 
 
 @functools.lru_cache(maxsize=4_096)

@@ -49,7 +49,7 @@ class Silence:
 
 def silence(ends: Ends) -> Silence | None:
     """Where rewards did not differ, by the best of what was logged; ``None`` where nothing tells."""
-    for name in ("rlmon/group/silent", "rlmon/group/reward_std", "reward_std", "grad_norm"):
+    for name in ("rlmon/group/silent", "rlmon/group/reward_std", "reward_std", "reward_range", "grad_norm"):
         values = ends.case.series(name)
         at = np.zeros(0, dtype=np.int64) if values is None else np.flatnonzero(np.isfinite(values))
         if values is None or not at.size:
@@ -95,7 +95,8 @@ def reward_signal(ask: Question, ends: Ends) -> Check:
         return _never(ask, ends, found, facts)
     start = since(found.steps, found.silent)
     if now < SILENT_SHARE or start is None or int((found.steps >= start).sum()) < min(5, last):
-        return ask.says(status="pass", message=f"rewards differ in {1.0 - now:.0%} of the groups at the end", **facts)
+        where = "of the groups" if found.metric.startswith("rlmon/group/") else "of the last batches"
+        return ask.says(status="pass", message=f"rewards differ in {1.0 - now:.0%} {where}", **facts)
     where = "in every group" if now > 0.99 else f"in {now:.0%} of the groups"
     facts |= {"threshold": SILENT_SHARE, "first_step": start}
     reward = ends.case.series(REWARD)

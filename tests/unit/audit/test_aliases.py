@@ -11,7 +11,8 @@ from rlmon.audit import aliases
 from rlmon.metrics.catalog import lookup
 
 TRL_WORDS = {"reward_std", "loss", "grad_norm", "learning_rate", "clip_ratio", "policy_kl", "sampler_mismatch"} | {
-    "rlmon/kl/seq"
+    "rlmon/kl/seq",
+    "reward_range",
 }
 UNITS = {name: group[0].unit for name, group in aliases.table().items()}
 
@@ -57,6 +58,8 @@ def test_every_trainer_of_the_list_is_there() -> None:
         ({"env/all/by_group/frac_all_bad": [(3, 0.5)]}, "rlmon/group/all_bad", [(3, 0.5)]),
         ({"train/agg/effective/solver/reward/mean": [(1, 2.0)]}, "rlmon/health/reward_mean", [(1, 2.0)]),
         ({"agg/effective/solver/reward/mean": [(1, 2.0)]}, "rlmon/health/reward_mean", [(1, 2.0)]),
+        # verl logs the ends of the batch's rewards and no deviation: .75 - .25 = .5.
+        ({"critic/score/max": [(1, 0.75), (2, 1.0)], "critic/score/min": [(1, 0.25)]}, "reward_range", [(1, 0.5)]),
         # PPO of TRL sums over the tokens of a completion: another quantity than the mean per token.
         ({"objective/kl": [(1, 20.0)]}, "rlmon/kl/seq", [(1, 20.0)]),
         ({"objective/scores": [(1, 0.5)]}, "rlmon/health/reward_mean", [(1, 0.5)]),
@@ -92,6 +95,9 @@ def test_two_agents_are_not_one_number() -> None:
 
 def test_what_is_no_curve_of_a_known_kind_has_no_canonical_name() -> None:
     # A sum over the sequence is no entropy per token; min and max of a function are not its mean; a counter.
+    assert aliases.canonical({"critic/score/max": [(1, 1.0)]}) == {}
+    both = {"critic/score/max": [(1, 1.0)], "train/critic/score/min": [(1, 0.0)]}
+    assert aliases.taken(both) == dict.fromkeys(both, "reward_range")
     for key in ("objective/entropy", "rewards/f/min", "rewards/mean", "rlmon/faults", "timing_s/step"):
         assert aliases.canonical({key: [(1, 1.0)]}) == {}
         assert not aliases.says_something(key)

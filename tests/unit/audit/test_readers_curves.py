@@ -409,3 +409,21 @@ def test_a_table_of_too_many_numbers_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(log_files, "MAX_BYTES", 100)
     with pytest.raises(ReadError, match="Keep fewer keys or steps"):
         open_source(tmp_path / "y.jsonl")
+
+
+def test_a_healthy_run_of_verl_is_a_pass_by_what_it_prints(tmp_path: Path) -> None:
+    """verl logs no deviation of the rewards: the ends of the batch tell that they differ."""
+    draw = random.Random(4)
+    lines = []
+    for step in range(1, 101):
+        entropy, reward, length = draw.gauss(0.5, 0.02), draw.gauss(0.3, 0.02) + step / 400, draw.gauss(200, 5)
+        lines.append(
+            f"step:{step} - actor/entropy:{entropy} - critic/score/mean:{reward} - critic/score/max:1.0 - "
+            f"critic/score/min:0.0 - response_length/mean:{length} - response_length/clip_ratio:0.01 - "
+            f"actor/grad_norm:{draw.gauss(0.3, 0.02)}"
+        )
+    (tmp_path / "verl.log").write_text("\n".join(lines))
+    found = audit(tmp_path / "verl.log")
+    assert (found.verdict, found.coverage.outputs) == ("pass", False)
+    (tmp_path / "dead.log").write_text("\n".join(lines).replace("critic/score/max:1.0", "critic/score/max:0.0"))
+    assert audit(tmp_path / "dead.log").verdict in ("warn", "fail")
