@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rlmon.audit.checks.question import Ends, Question, between, question, sizes
+from rlmon.audit.checks.reward import silence
 from rlmon.audit.curves import LEAST_POINTS, last_points, smooth_since
 from rlmon.audit.result import Check
 from rlmon.records import Status
@@ -41,6 +42,21 @@ IDENTICAL = 0.9
 """Of the groups: with more than this many of identical completions, sampling gives nothing to compare."""
 
 
+ALL = 0.98
+"""Share of groups that is called all of them."""
+
+
+def _one_answer(ends: Ends) -> tuple[float, int | None]:
+    """Share of the last groups whose completions all give one answer, and the step since which that is all of them."""
+    several = ends.groups["answered"] >= 2
+    one = several & (ends.groups["answers"] < 1.0 + 1e-9)
+    steps, share = ends.over_steps(one.astype(np.float64), several.astype(np.float64))
+    known = np.isfinite(share)
+    if known.sum() < LEAST_POINTS:
+        return 0.0, None
+    return float(share[known][-last_points(int(known.sum())) :].mean()), smooth_since(steps, share, ALL, upward=True)
+
+
 @question("identical-completions", "Do the completions of one prompt differ?", needs=("completions",))
 def identical_completions(ask: Question, ends: Ends) -> Check:
     groups = ends.groups
@@ -57,10 +73,21 @@ def identical_completions(ask: Question, ends: Ends) -> Check:
     }  # fmt: skip
     if steps.size < LEAST_POINTS:
         return ask.skip(f"{steps.size} steps have groups; {LEAST_POINTS} are needed", **facts)
-    if now < IDENTICAL:
-        return ask.says(status="pass", message=f"in {now:.0%} of the groups all completions are one text", **facts)
-    always = first >= IDENTICAL
     solved = float(np.nan_to_num(right[-last:]).mean())
+    if now < IDENTICAL:
+        message = f"in {now:.0%} of the groups all completions are one text"
+        one, since = _one_answer(ends)
+        # Where rewards are known they tell whether a group has something to compare.
+        if one > ALL and silence(ends) is None:
+            return ask.says(
+                **facts | {"value": one, "baseline": None, "metric": "share of groups with one answer"}, status="warn",
+                threshold=ALL, first_step=since,
+                message=f"{message}, and in {one:.0%} all of them give one answer: where the answer is rewarded, "
+                "a group has nothing to compare",
+                advice="Raise temperature or num_generations; look whether the prompt gives the answer away.",
+            )  # fmt: skip
+        return ask.says(status="pass", message=message, **facts)
+    always = first >= IDENTICAL
     said = f"in {now:.0%} of the groups all completions are identical"
     return ask.says(
         status="fail" if now > 0.99 and solved < 0.5 else "warn", threshold=IDENTICAL,

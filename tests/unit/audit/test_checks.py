@@ -147,6 +147,11 @@ def without_chance(rng: Rng, t: float, prompt: int) -> str:
     return prose(np.random.default_rng(prompt), prompt % 97)
 
 
+def one_answer_each(rng: Rng, t: float, prompt: int) -> str:
+    """Other words each time; from the middle on one answer to a prompt, before that any of six."""
+    return prose(rng, 10 * prompt + (0 if t >= 0.5 else int(rng.integers(6))))
+
+
 def with_evaluations(falling: bool) -> pa.Table:
     """Training reward from .3 to .8; twelve evaluations that follow it, or fall to .05."""
 
@@ -199,6 +204,7 @@ RUNS: dict[str, Callable[[], pa.Table]] = {
     "two functions": run(columns=functions(lambda rng: float(rng.random() < 0.3))),
     "empty answers": run(write=empty_in_its_tags),
     "without chance": run(write=without_chance),
+    "one answer each": run(write=one_answer_each, score=lambda rng, t, prompt, text: None),
     "nothing solved": run(score=chance(0.005)),
     "all solved": run(score=chance(0.995)),
 }
@@ -247,6 +253,7 @@ def audit_of(name: str) -> Audit:
         ("reward-functions", "note", "constant function", "two functions"),
         ("empty-answers", "fail", "empty answers", "all prose"),
         ("identical-completions", "fail", "without chance", "all prose"),
+        ("identical-completions", "warn", "one answer each", "healthy"),
     ],
 )
 def test_what_goes_wrong_is_told_and_the_twin_passes(check_id: str, status: str, damaged: str, twin: str) -> None:
