@@ -686,7 +686,7 @@ def _benign(state: DetectorState, source: str) -> bool | None:
 
 def _immediate_finding(state: DetectorState, record: StepRecord, spec: DetectorSpec, value: float | None) -> Finding:
     shown = value if value is not None and math.isfinite(value) else None
-    amount = "an unknown number of" if shown is None else f"{shown:g}"
+    amount = "values were" if shown is None else "1 value was" if shown == 1 else f"{shown:g} values were"
     return Finding(
         finding_id=f"{spec.id}-fail-{record.attempt}-{record.step}-{state.records}",
         detector=spec.id,
@@ -697,7 +697,7 @@ def _immediate_finding(state: DetectorState, record: StepRecord, spec: DetectorS
         baseline=0.0,
         threshold=0.0,
         source=None,
-        message=f"{spec.id}: {amount} non-finite values in this step.",
+        message=f"{spec.id}: {amount} NaN or infinite.",
         advice=spec.advice,
         baseline_kind="none",
         baseline_prompts=0,

@@ -136,8 +136,13 @@ def _example(example: Example, room: int) -> Iterator[Text]:
     if len(whole) <= room and not example.left_out:
         yield Text(f"  │ {whole or '(empty)'}", no_wrap=True, overflow="ellipsis")
         return
+    if len(whole) <= 2 * room and not example.left_out:
+        yield from (Text(f"  │ {part}", no_wrap=True, overflow="ellipsis") for part in (whole[:room], whole[room:]))
+        return
     head, characters, tail = example.ends(room, room)
     # The ends as they are printed may be longer than they are: escapes take more room.
+    characters = characters or len(whole) - 2 * room
+    tail = tail or whole
     yield Text(f"  │ {one_line(head, room)}", no_wrap=True, overflow="ellipsis")
     yield Text(f"  │ {phrases.left_out(characters)}", style="dim", no_wrap=True, overflow="ellipsis")
     yield Text(f"  │ {one_line(tail)[-room:]}", no_wrap=True, overflow="ellipsis")

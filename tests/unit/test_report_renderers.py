@@ -134,6 +134,14 @@ def test_an_event_says_what_was_seen_and_what_to_do() -> None:
     ]
 
 
+def test_an_answer_of_two_lines_is_shown_whole() -> None:
+    shown = [dataclasses.replace(sample("a" * 90), label="base"), dataclasses.replace(sample("b"), label="now")]
+    lines = screen(with_checks(check(first_step=6, examples=shown)), 80).split("\n")
+    at = lines.index(f"  │ {'a' * 76}")
+    assert lines[at + 1].rstrip() == f"  │ {'a' * 14}"
+    assert not [line for line in lines if "left out" in line]
+
+
 def test_one_event_is_told_once() -> None:
     pair = [dataclasses.replace(sample(text), label=text) for text in ("base", "now")]
     bad = [check(id=name, advice="Raise beta.", examples=pair) for name in ("format-collapse", "template-collapse")]
