@@ -44,6 +44,8 @@ PAYLOADS: Mapping[str, str] = {
 }
 IN_NAMES = {"script", "ansi", "workflow-command"}
 """Payloads tried in names and keys too whenever the tests run; the others only in the long run."""
+DRAWN = {"polygon", "line", "title", "span"}
+"""Tags of the parts of a picture and of its legend."""
 SHOWN = "RATHER-LONG-WORD"
 """Put beside the payload, so that it is known whether the text came out at all."""
 
@@ -195,12 +197,14 @@ def test_hostile_text_stays_text(name: str, kind: str, audit: Audit, tmp_path: P
     markdown = markdown_shape(left["markdown"].out)
     assert markdown.keys() <= shape["markdown"].keys() | {"table_open"}
     assert {key for key in markdown if key.startswith("<")} <= {"<details", "<summary"}
-    assert "evil.example/" not in re.sub(r"```+text\n.*?\n```+", "", left["markdown"].out, flags=re.DOTALL)
+    assert "evil.example/" not in re.sub(r"(`{3,})text\n.*?\n\1", "", left["markdown"].out, flags=re.DOTALL)
 
     # The page: the same tags in the same order, nothing after the data that could leave it, and the text is there.
     text = page.read_text(encoding="utf-8")
     read = Tags(text)
-    assert read.tags == shape["html"]
+    # A picture has a part for each format that there is; beside that no tag depends on the texts.
+    assert set(read.tags) <= set(shape["html"])
+    assert [tag for tag in read.tags if tag[0] not in DRAWN] == [tag for tag in shape["html"] if tag[0] not in DRAWN]
     assert read.comments == []
     data = [script for script in read.scripts if SHOWN in script]
     assert len(data) == 1
