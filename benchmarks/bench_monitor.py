@@ -25,6 +25,7 @@ import torch
 from bench_metrics import GROUP, ROWS, batch, vocabulary
 
 from rlmon import Monitor, RLMonConfig
+from rlmon.monitor import About
 from rlmon.records import RolloutBatch
 
 LIMITS_MS = {"prose": 60.0, "python": 180.0, "tokens_8192": 120.0}
@@ -35,7 +36,7 @@ WARM_UP = 3
 
 def open_monitor(folder: Path, rounds: int) -> Monitor:
     settings = RLMonConfig(rlmon_console=False)
-    monitor = Monitor(settings, directory=folder, group_size=GROUP, total_steps=rounds)
+    monitor = Monitor(settings, directory=folder, group_size=GROUP, about=About(total_steps=rounds))
     monitor.use_vocabulary(vocabulary())
     return monitor
 

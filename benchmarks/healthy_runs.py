@@ -70,7 +70,7 @@ def run(kind: str, seed: int) -> dict[str, Any]:
             "findings": [[finding.step, finding.severity, finding.detector] for finding in watched.findings],
             "effective_formats": watched.last_record.metrics["rlmon/format/effective"],
             "reward": watched.last_record.metrics["rlmon/health/reward_mean"],
-            "faults": sum(watched._fault_totals.values()),
+            "faults": sum(watched.faults.totals.values()),
         }
 
 

@@ -26,7 +26,7 @@ from rlmon.console import goodbye, hello, say
 from rlmon.errors import AttachError, ConfigError
 from rlmon.interventions.actions import RollBack
 from rlmon.interventions.validate import said
-from rlmon.monitor import Monitor
+from rlmon.monitor import About, Monitor, Ranks, Resume
 from rlmon.printable import one_line
 from rlmon.restored import Restored, describe, mapping
 from rlmon.trl import capabilities, mirror
@@ -250,12 +250,14 @@ class RLMon(TrainerCallback):
         saved, restored = self._restore(state, base)
         monitor = self._make_monitor(
             state.max_steps,
-            resumed_from_step=state.global_step if state.global_step > 0 else None,
-            state=saved,
-            restored=restored,
+            Resume(
+                step=state.global_step if state.global_step > 0 else None,
+                state=saved,
+                restored=restored,
+                continues=self._continues,
+            ),
             policy=None if capture.helm is None else capture.helm.policy,
             levers=capture.helm,
-            continues=self._continues,
         )
         self._continues = False
         if capture.helm is not None:
@@ -270,7 +272,7 @@ class RLMon(TrainerCallback):
         self.monitor = capture.monitor = monitor
         self._open = True
 
-    def _make_monitor(self, steps: int, **settings: Any) -> Monitor:
+    def _make_monitor(self, steps: int, resume: Resume, **rules: Any) -> Monitor:
         """A monitor with its log open, for a ``train()`` call or an evaluation outside of one."""
         assert self._capture is not None
         trainer, capture = self._trainer, self._capture
@@ -280,33 +282,38 @@ class RLMon(TrainerCallback):
             self.config,
             directory=self.log_dir,
             group_size=capture.group_size,
-            rank=trainer.accelerator.process_index,
-            world_size=trainer.accelerator.num_processes,
-            total_steps=steps if steps > 0 else None,
-            trainer=type(trainer).__name__,
-            trainer_config={
-                name: _plain(getattr(trainer.args, name, None))
-                for name in (*RECORDED_SETTINGS, *capture.recorded_settings)
-            },
-            capabilities=[
-                *capabilities.plan(
-                    trainer.args,
-                    self.config,
-                    trainer=type(trainer).__name__,
-                    base_kind=base.kind,
-                    base_reason=base.reason,
-                ),
-                capture.sources.capability,
-                *(() if capture.helm is None else capture.helm.capabilities),
-            ],
-            packages=_packages(),
-            git_commit=_git_commit(),
-            reduce=_reducer(trainer),
-            share=_sharer(trainer),
+            about=About(
+                trainer=type(trainer).__name__,
+                trainer_config={
+                    name: _plain(getattr(trainer.args, name, None))
+                    for name in (*RECORDED_SETTINGS, *capture.recorded_settings)
+                },
+                total_steps=steps if steps > 0 else None,
+                capabilities=[
+                    *capabilities.plan(
+                        trainer.args,
+                        self.config,
+                        trainer=type(trainer).__name__,
+                        base_kind=base.kind,
+                        base_reason=base.reason,
+                    ),
+                    capture.sources.capability,
+                    *(() if capture.helm is None else capture.helm.capabilities),
+                ],
+                packages=_packages(),
+                git_commit=_git_commit(),
+                **_generations(trainer.args),
+            ),
+            ranks=Ranks(
+                rank=trainer.accelerator.process_index,
+                world_size=trainer.accelerator.num_processes,
+                reduce=_reducer(trainer),
+                share=_sharer(trainer),
+                gather=_gatherer(trainer),
+            ),
+            resume=resume,
             critic=capture.critic,
-            gather=_gatherer(trainer),
-            **_generations(trainer.args),
-            **settings,
+            **rules,
         )
         with monitor.guard("capture.vocabulary"):
             monitor.use_vocabulary(_vocabulary(trainer.processing_class))
@@ -396,7 +403,7 @@ class RLMon(TrainerCallback):
             made: Monitor | None = None
             failure: str | None = None
             try:
-                made = self._make_monitor(self._trainer.state.max_steps, continues=True)
+                made = self._make_monitor(self._trainer.state.max_steps, Resume(continues=True))
             except Exception as error:
                 failure = one_line(describe(error))
             # What an evaluation showed is added up over the ranks: all of them log it, or none does.
@@ -431,7 +438,7 @@ class RLMon(TrainerCallback):
         with self.monitor.guard("capture.logs"):
             norm = logs.get("grad_norm")
             if norm is not None and not math.isfinite(float(norm)):
-                self.monitor.count_non_finite("grad_norm", 1)
+                self.monitor.count_non_finite(1)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._open and self.monitor is not None:

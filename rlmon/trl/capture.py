@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from rlmon.config import RLMonConfig
 from rlmon.metrics.prompts import prompt_identities, render_completion, render_prompt
-from rlmon.monitor import ROUNDS_REMEMBERED
+from rlmon.monitor.observed import ROUNDS_REMEMBERED
 from rlmon.records import RolloutBatch, Split
 from rlmon.trl import mirror
 from rlmon.trl.base import BaseModel

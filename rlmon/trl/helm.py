@@ -270,7 +270,7 @@ class Helm:
         logp_base_n = None
         with monitor.guard("interventions"):
             logp_base_n = None if batch is None else _mean_reference(output)
-        if batch is not None and len(batch) != rows and monitor.world_size > 1:
+        if batch is not None and len(batch) != rows and monitor.ranks.world_size > 1:
             batch = None  # the ranks exchange tables of one size
         effect = monitor.steer(batch, rows if batch is None else len(batch), logp_base_n)
         if monitor.steering is None:

@@ -65,7 +65,7 @@ ROOMS = {
     ),
     "__init__": Room({"audit", "config", "monitor", "runlog"}, STDLIB_ONLY),
 }
-LAZY_TORCH = ("metrics/tokens.py", "monitor.py")
+LAZY_TORCH = ("metrics/tokens.py", "monitor/monitor.py")
 """The only files below ``trl`` that may name torch, and only when a function runs or a type checker reads."""
 
 

@@ -62,7 +62,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         assert trained.state.global_step == STEPS
         assert callback.monitor is not None
         trained.steering = callback.monitor.steering
-        return trained, steered.actions(tmp_path / "run"), callback.monitor._fault_totals
+        return trained, steered.actions(tmp_path / "run"), callback.monitor.faults.totals
 
     return train
 

@@ -67,7 +67,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 def named(monitor: Any, log: Any, place: str) -> None:
     """The fault is in the counts, in a step record, and in events.jsonl exactly once."""
-    assert monitor._fault_totals[place] >= 1
+    assert monitor.faults.totals[place] >= 1
     assert any(record.faults.get(place) for record in log.step_records())
     assert [fault.place for fault in log.faults].count(place) == 1
 
@@ -115,7 +115,7 @@ def test_the_disk_is_full(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_permission_any_more(run: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monitor, log = run(full_disk(monkeypatch, errno.EACCES), rlmon_console=True)
-    assert monitor._fault_totals["runlog.steps"] >= 1
+    assert monitor.faults.totals["runlog.steps"] >= 1
     assert [record.step for record in log.step_records()] == [1, 2]
     shown = capsys.readouterr().err
     assert "rlmon FAULT runlog.rollouts" in shown, "what the log cannot hold is said on stderr"
@@ -124,7 +124,7 @@ def test_no_permission_any_more(run: Any, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_the_log_directory_is_deleted(run: Any) -> None:
     monitor, log = run(lambda monitor: shutil.rmtree(monitor.log_dir))
-    assert monitor._fault_totals["runlog.directory"] >= 1
+    assert monitor.faults.totals["runlog.directory"] >= 1
     assert [record.step for record in log.step_records()] == [3, 4], "it was made again"
     assert log.rollouts().num_rows == 16
 
@@ -154,7 +154,7 @@ def sometimes(value: float | None) -> Any:
 @pytest.mark.parametrize("value", [math.nan, None], ids=["nan", "none"])
 def test_a_reward_is_missing(run: Any, value: float | None) -> None:
     monitor, log = run(reward=sometimes(value))
-    assert monitor._fault_totals == {}
+    assert monitor.faults.totals == {}
     assert log.step_records()[0].metrics["rlmon/health/reward_missing"] == 2
     assert {row["reward"] for row in log.rollouts().to_pylist()} == {None, 0.0, 1.0}
 
@@ -190,7 +190,7 @@ def test_hostile_completions(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(capture_module, "render_completion", lambda completion: next(texts, real(completion)))
 
     monitor, log = run(start)
-    assert monitor._fault_totals == {}
+    assert monitor.faults.totals == {}
     rows = [row["completion"] for row in log.rollouts().to_pylist() if row["step"] > 2]
     assert len(rows) == 16
     assert rows[1] == HOSTILE[1]
@@ -255,18 +255,18 @@ def test_the_clock_goes_backwards(run: Any, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(time, "thread_time", lambda: float(next(now)))
 
     monitor, log = run(start)
-    assert monitor._fault_totals == {}
+    assert monitor.faults.totals == {}
     assert [record.step for record in log.step_records()] == [1, 2, 3, 4]
     assert all((record.overhead_seconds or 0) >= 0 for record in log.step_records())
 
 
 def test_a_detector_and_a_subscriber_raise(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(monitor: Any) -> None:
-        monkeypatch.setattr("rlmon.monitor.detectors.step", broken)
+        monkeypatch.setattr("rlmon.monitor.monitor.detectors.step", broken)
         monitor.monitor.on_record.append(broken)
 
     monitor, log = run(start)
-    assert monitor._fault_totals == {"detectors": 2, "subscribers": 2}
+    assert monitor.faults.totals == {"detectors": 2, "subscribers": 2}
     assert len(log.step_records()) == 4
 
 
@@ -283,7 +283,7 @@ def test_the_users_own_exception_passes_untouched(tmp_path: Path) -> None:
     monitor = RLMon(trained, RLMonConfig(**CONFIG))
     with pytest.raises(Mine, match=r"^as it was$"):
         trained.train()
-    assert monitor.monitor._fault_totals == {}
+    assert monitor.monitor.faults.totals == {}
     assert len(rlmon.open_run(monitor.log_dir).step_records()) == 2
 
 

@@ -63,10 +63,10 @@ def main(out: Path) -> None:
                 "weights": digest.hexdigest(),
                 "records": records,
                 "shared": shared,
-                "folded": detectors.state_to_json(monitor.monitor._detectors),
+                "folded": detectors.state_to_json(monitor.monitor.detector_state),
                 "digest": monitor.monitor.steering._engine.digest,
                 "off": monitor.monitor.steering.off,
-                "faults": monitor.monitor._fault_totals,
+                "faults": monitor.monitor.faults.totals,
             }
         )
     )

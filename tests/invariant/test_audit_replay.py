@@ -23,6 +23,7 @@ from rlmon.audit.readers import open_source
 from rlmon.audit.replay import as_stored_finding
 from rlmon.audit.result import Audit
 from rlmon.audit.timeline import records, timeline
+from rlmon.monitor import About, Resume
 from rlmon.records import Finding, RolloutBatch
 from rlmon.trl import RLMon, RLMonConfig
 
@@ -54,8 +55,8 @@ def watch(
 ) -> tuple[list[Finding], dict[str, Any]]:
     """Feeds the steps to a monitor as a training loop would; its findings, and what a checkpoint would hold."""
     monitor = rlmon.Monitor(
-        RLMonConfig(**QUIET, **settings), directory=log, group_size=4, total_steps=STEPS,
-        resumed_from_step=resumed_from, state=state,
+        RLMonConfig(**QUIET, **settings), directory=log, group_size=4, about=About(total_steps=STEPS),
+        resume=Resume(step=resumed_from, state=state),
     )  # fmt: skip
     said: list[Finding] = []
     monitor.on_record.append(lambda record, findings: said.extend(findings))
@@ -221,7 +222,7 @@ def test_modes_of_the_user_are_kept(tmp_path: Path) -> None:
 def test_evaluations_do_not_take_part(log: Path) -> None:
     before = engine.audit(log)
     monitor = rlmon.Monitor(
-        RLMonConfig(**QUIET), directory=log, group_size=4, total_steps=STEPS, resumed_from_step=STEPS
+        RLMonConfig(**QUIET), directory=log, group_size=4, about=About(total_steps=STEPS), resume=Resume(step=STEPS)
     )
     batch = RolloutBatch(
         round=monitor.next_round("eval"), split="eval", step=STEPS, group_size=4, global_row=range(4),

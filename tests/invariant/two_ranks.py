@@ -20,6 +20,7 @@ import pytest
 import tiny
 import torch
 
+import rlmon.exchange
 import rlmon.monitor
 import rlmon.trl.base
 from rlmon.metrics import rollouts
@@ -37,7 +38,7 @@ def out_of_memory(*args: Any, **kwargs: Any) -> Any:
 
 FAULTS: dict[str, tuple[Any, str, Any]] = {
     "observe": (rollouts, "round_sums", broken),
-    "vector": (rlmon.monitor.Monitor, "_local_vector", broken),
+    "vector": (rlmon.exchange.Exchange, "fill", broken),
     "base": (rlmon.trl.base, "exact_kl", out_of_memory),
     "disk": (RunLogWriter, "_write_rows", lambda *args, **kwargs: False),
 }
@@ -80,7 +81,7 @@ def one_run(out: Path, kind: str, rloo: bool, lora: bool) -> None:
             "metrics": record.metrics,
             "completions": record.completions,
             "blocks": len(record.blocks),
-            "faults": monitor.monitor._fault_totals,
+            "faults": monitor.monitor.faults.totals,
             "success": monitor.monitor.shared_state()["success"],
             "trl_entropy": [row["entropy"] for row in trained.state.log_history if "entropy" in row],
             "entropy": [row["rlmon/entropy/mean"] for row in trained.state.log_history if "entropy" in row],

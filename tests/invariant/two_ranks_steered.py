@@ -136,7 +136,7 @@ def one_run(out: Path, cell: str) -> None:
                 "beta": trained.beta,
                 "entropy_coef": trained.entropy_coef,
                 "actions": written,
-                "faults": monitor.monitor._fault_totals,
+                "faults": monitor.monitor.faults.totals,
                 "off": monitor.monitor.steering.off,
                 "metrics": monitor.monitor.last_record.metrics,
             }

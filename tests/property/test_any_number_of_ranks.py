@@ -21,6 +21,7 @@ from rlmon import exchange
 from rlmon.keys import KEY_MASK, source_key
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.groups import SolveLedger
+from rlmon.monitor import Ranks
 from rlmon.records import RolloutBatch, StepRecord
 from rlmon.steering import load_policy
 
@@ -210,7 +211,7 @@ def by_hand(world: int, folder: Path, change: Any, steps: int = 5, **config: Any
     def one(rank: int) -> tuple[Any, list[Any]]:
         monitor = rlmon.Monitor(
             rlmon.RLMonConfig(rlmon_console=False, **config),
-            directory=folder, group_size=4, rank=rank, world_size=world, **collectives.of(rank),
+            directory=folder, group_size=4, ranks=Ranks(rank=rank, world_size=world, **collectives.of(rank)),
         )  # fmt: skip
         records = []
         for step in range(steps):
@@ -259,7 +260,7 @@ def test_a_rank_without_rows_decides_what_the_others_do(tmp_path: Path, success:
     ranks = by_hand(2, tmp_path, change, rlmon_success=success)
     assert_ranks_agree(ranks)
     (monitor, records), _ = ranks
-    says = str(monitor._deciding.definition)
+    says = str(monitor._successes.definition)
     if success == "ac":
         assert "Did you mean acc?" in says
     else:

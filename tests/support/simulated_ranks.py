@@ -13,6 +13,7 @@ import torch
 
 import rlmon
 from rlmon.metrics.tokens import ExactKL
+from rlmon.monitor import About, Ranks, Resume
 from rlmon.records import Action, RolloutBatch, StepRecord
 
 TEXTS = (
@@ -108,7 +109,7 @@ class Run:
         first_step: int = 0,
         states: Sequence[Any] | None = None,
         mini_batches: int = 1,
-        **settings: Any,
+        **about: Any,
     ) -> None:
         collectives = Collectives(world)
         folder.mkdir(exist_ok=True)
@@ -124,16 +125,11 @@ class Run:
                 rlmon.RLMonConfig(rlmon_console=False),
                 directory=folder,
                 group_size=group,
-                rank=rank,
-                world_size=world,
-                total_steps=400,
-                vocabulary=[chr(i) for i in range(128)],
+                about=About(total_steps=400, vocabulary=[chr(i) for i in range(128)], **about),
+                ranks=Ranks(rank=rank, world_size=world, **(collectives.of(rank) if world > 1 else {})),
+                resume=Resume(step=first_step or None, state=None if states is None else states[rank]),
                 policy=policy,
                 levers=None if policy is None else Levers(),
-                resumed_from_step=first_step or None,
-                state=None if states is None else states[rank],
-                **(collectives.of(rank) if world > 1 else {}),
-                **settings,
             )
             self.monitors[rank] = monitor
             for at, whole in enumerate(rounds, start=first_step):

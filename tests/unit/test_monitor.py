@@ -14,12 +14,11 @@ from page_parts import data_of
 from rich.console import Console
 
 import rlmon
-from rlmon import monitor as monitor_module
 from rlmon.audit.readers import open_source
 from rlmon.errors import RunLogError
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.values import VALUE_SUMS
-from rlmon.monitor import Monitor, StrictError
+from rlmon.monitor import Monitor, Ranks, StrictError, opening
 from rlmon.records import Action, RolloutBatch
 from rlmon.report.watch import View, frame
 from rlmon.steering import load_policy
@@ -109,7 +108,7 @@ def test_a_batch_that_is_no_table_is_a_fault_not_an_error(tmp_path: Path) -> Non
 
 def test_an_evaluation_uses_up_nothing_of_the_next_step(tmp_path: Path) -> None:
     monitor = rlmon.Monitor(rlmon.RLMonConfig(rlmon_console=False), directory=tmp_path / "run", group_size=4)
-    monitor.count_non_finite("grad_norm", 1)  # the trainer logs, then evaluates
+    monitor.count_non_finite(1)  # the trainer logs, then evaluates
     monitor.fault("sinks", "broken on purpose")
     monitor.end_eval(1)
     record = monitor.end_step(2)
@@ -203,8 +202,8 @@ def test_without_a_critic_nothing_of_it_is_there(tmp_path: Path) -> None:
         lengths.append(len(vector))
         return vector
 
-    plain = critic(tmp_path / "plain", critic=False, reduce=reduce)
-    watched = critic(tmp_path / "critic", reduce=reduce)
+    plain = critic(tmp_path / "plain", critic=False, ranks=Ranks(reduce=reduce))
+    watched = critic(tmp_path / "critic", ranks=Ranks(reduce=reduce))
     records = []
     for monitor in (plain, watched):
         monitor.observe(batch(0))
@@ -235,11 +234,14 @@ def test_the_critics_of_two_ranks_add_up(tmp_path: Path) -> None:
     kept: list[Any] = []
     news: list[Any] = []
     first = critic(
-        tmp_path, world_size=2, rank=0, reduce=lambda vector: vector + kept[-1],
-        share=lambda value: news.append(value) or value,
+        tmp_path,
+        ranks=Ranks(
+            world_size=2, reduce=lambda vector: vector + kept[-1], share=lambda value: news.append(value) or value
+        ),
     )  # fmt: skip
     second = critic(
-        tmp_path, world_size=2, rank=1, reduce=lambda vector: kept.append(vector) or vector, share=lambda _: news[0]
+        tmp_path,
+        ranks=Ranks(rank=1, world_size=2, reduce=lambda vector: kept.append(vector) or vector, share=lambda _: news[0]),
     )
     show(second, [1.0], [7.0], loss=0.1)
     show(first, [1.0, 2.0, 3.0], [2.0, 2.0, 5.0])
@@ -328,11 +330,13 @@ def test_a_log_that_rank_0_cannot_open_is_refused_on_all_ranks(tmp_path: Path, m
 
     def monitor_of(rank: int, share: Any) -> Monitor:
         return Monitor(
-            directory=tmp_path / "run", group_size=4, world_size=2, rank=rank, reduce=lambda vector: vector, share=share
+            directory=tmp_path / "run",
+            group_size=4,
+            ranks=Ranks(rank=rank, world_size=2, reduce=lambda vector: vector, share=share),
         )
 
     with monkeypatch.context() as broken:
-        broken.setattr(monitor_module, "next_attempt", damaged)
+        broken.setattr(opening, "next_attempt", damaged)
         with pytest.raises(RunLogError, match="could not be opened: ValueError: not what a header is"):
             monitor_of(0, lambda value: news.append(value) or value)
     with pytest.raises(RunLogError, match="could not be opened"):

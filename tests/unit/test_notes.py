@@ -21,6 +21,7 @@ from rlmon import cli
 from rlmon.audit import engine
 from rlmon.audit.result import Audit
 from rlmon.detectors.catalog import VERSION
+from rlmon.monitor import About
 from rlmon.records import RolloutBatch
 from rlmon.report.audit import build_page
 from rlmon.report.watch import View, frame
@@ -43,7 +44,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("solved") / "run"
     draw, noise = random.Random(5), torch.Generator().manual_seed(5)
     monitor = rlmon.Monitor(
-        rlmon.RLMonConfig(rlmon_console=False), directory=folder, group_size=GROUP, total_steps=STEPS
+        rlmon.RLMonConfig(rlmon_console=False), directory=folder, group_size=GROUP, about=About(total_steps=STEPS)
     )
     for step in range(1, STEPS + 1):
         sums = [(draw.randint(2, 60), draw.randint(2, 60)) for _ in range(PROMPTS)]

@@ -17,6 +17,7 @@ from rlmon.criterion import Criterion
 from rlmon.errors import ConfigError
 from rlmon.metrics.success import GRADED, WAITING, Deciding, Success
 from rlmon.metrics.summary import OF_SUCCESSES
+from rlmon.monitor import Resume
 from rlmon.records import RolloutBatch, StepRecord
 
 Columns = Mapping[str, Sequence[float | None]]
@@ -302,7 +303,7 @@ def test_a_resumed_run_keeps_its_definition_and_a_changed_setting_is_said(
     def monitor(name: str, state: Any = None, **config: Any) -> rlmon.Monitor:
         return rlmon.Monitor(
             rlmon.RLMonConfig(**config), directory=tmp_path / name, group_size=G,
-            resumed_from_step=None if state is None else 1, state=state,
+            resume=None if state is None else Resume(step=1, state=state),
         )  # fmt: skip
 
     before = monitor("run")

@@ -1,0 +1,94 @@
+"""What failed of the monitor's own parts: contained, counted, and said once. Also the clock of its own cost."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlmon.printable import one_line
+from rlmon.records import Fault
+
+PLACES = (
+    "capture.rollouts", "capture.tokens", "capture.vocabulary", "capture.logs", "base.tap", "base.forward",
+    "metrics.features", "metrics.success", "metrics.rollouts", "metrics.blocks", "metrics.tokens", "metrics.kl",
+    "metrics.values", "metrics.finish", "runlog.rollouts", "runlog.passes", "runlog.steps", "runlog.events",
+    "runlog.directory", "runlog.compact", "detectors", "interventions", "sinks", "subscribers", "mirror", "checkpoint",
+    "collective", "elsewhere",
+)  # fmt: skip
+"""Where a part of the monitor can fail: a fixed list, since the counts of all ranks are added in one vector."""
+
+
+class Faults:
+    """The faults of one rank.
+
+    Args:
+        rank: that of this process.
+        write: takes a fault that is said for the first time, on rank 0; may raise.
+        keep: keep the newest exception for whoever raises it later (``rlmon_strict``).
+        console: say faults on stderr also where they were written.
+    """
+
+    def __init__(self, *, rank: int, write: Callable[[Fault], None], keep: bool, console: bool) -> None:
+        self.rank = rank
+        self.step = 0
+        """The step that a new fault belongs to."""
+        self.counts = np.zeros(len(PLACES))
+        """Since the last step, by ``PLACES``."""
+        self.totals: dict[str, int] = {}
+        """Of the whole run, by place."""
+        self.newest: BaseException | None = None
+        self._write, self._keep, self._console = write, keep, console
+        self._depth = 0
+        self._own_seconds = 0.0
+
+    @contextlib.contextmanager
+    def guard(self, place: str) -> Iterator[None]:
+        """Contain and count what fails inside; also the timer of the monitor's own cost."""
+        began = time.thread_time() if self._depth == 0 else 0.0
+        self._depth += 1
+        try:
+            yield
+        except Exception as error:
+            if self._keep:
+                self.newest = error
+            self.fault(place, error)
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._own_seconds += time.thread_time() - began
+
+    def fault(self, place: str, error: BaseException | str, count: int = 1) -> None:
+        """Count a failure of ours, and say it once: in events.jsonl, and on stderr of the rank it happened on."""
+        self.counts[PLACES.index(place) if place in PLACES else -1] += count
+        total = self.totals.get(place, 0) + count
+        self.totals[place] = total
+        if total != count:
+            return
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        written = False
+        if self.rank == 0 and not place.startswith("runlog.events"):
+            with contextlib.suppress(Exception):
+                self._write(Fault(place=place, step=self.step, rank=self.rank, error=text[:500], count=total))
+                written = True
+        if self._console or not written:
+            with contextlib.suppress(Exception):
+                print(f"rlmon FAULT {place} (rank {self.rank}): {one_line(text)}", file=sys.stderr, flush=True)
+
+    def not_ours(self, seconds: float) -> None:
+        """Time inside of a guard that is told apart from the monitor's own (a forward pass of the base)."""
+        self._own_seconds -= seconds
+
+    def take_own_seconds(self) -> float:
+        """Processor seconds in guards since the last call."""
+        seconds, self._own_seconds = self._own_seconds, 0.0
+        return max(0.0, seconds)
+
+
+def by_place(counts: NDArray[np.float64]) -> dict[str, int]:
+    """Counts of ``PLACES`` that are not zero."""
+    return {place: int(count) for place, count in zip(PLACES, counts, strict=True) if count}

@@ -1,0 +1,162 @@
+"""Where a monitor says what it saw: the log, the console, sinks and subscribers; what fails there is a fault."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rlmon import console
+from rlmon.config import RLMonConfig
+from rlmon.monitor.faults import Faults
+from rlmon.monitor.observed import Share
+from rlmon.printable import one_line
+from rlmon.records import Action, Finding, StepRecord
+from rlmon.runlog import RunLogWriter
+
+if TYPE_CHECKING:
+    from rlmon.sinks import Sink
+
+
+class Journal:
+    """One rank's voice. The console, sinks and subscribers are those of rank 0.
+
+    ``writer`` is the rank's log, once it is open.
+    """
+
+    writer: RunLogWriter
+
+    def __init__(self, config: RLMonConfig, rank: int) -> None:
+        self.config, self.rank = config, rank
+        self.faults = Faults(
+            rank=rank,
+            write=lambda fault: self.writer.append_event("fault", dataclasses.asdict(fault)),
+            keep=config.rlmon_strict,
+            console=config.rlmon_console,
+        )
+        self.sinks: list[Sink] = []
+        self.subscribers: list[Callable[[StepRecord, tuple[Finding, ...]], None]] = []
+        self.unseen: dict[str, str] = {}
+        """Signals that the losses of the step did not show, and why."""
+        self._unseen_said = False
+        self._expected = 0
+        """Completions that were sampled and have still to be observed."""
+
+    def open_sinks(self) -> None:
+        """Mirror to the terminal and to an open W&B run, as configured."""
+        if self.config.rlmon_console:
+            from rlmon.sinks.terminal import TerminalSink
+
+            self.sinks.append(TerminalSink())
+        if self.config.rlmon_wandb:
+            from rlmon.sinks.wandb import WandbSink
+
+            self.sinks.append(
+                WandbSink(
+                    table_every=self.config.rlmon_table_every,
+                    store_text=self.config.rlmon_store_text,
+                    about={"config": self.config.to_dict(), "run_id": self.writer.header.run_id},
+                )
+            )
+
+    def event(self, kind: str, payload: Any) -> None:
+        """Write an event into the log."""
+        with self.faults.guard("runlog.events"):
+            self.writer.append_event(kind, payload)
+
+    def say(self, text: str) -> None:
+        """One line on stderr of rank 0."""
+        if self.rank == 0 and self.config.rlmon_console:
+            console.say(one_line(text))
+
+    def note(self, text: str) -> None:
+        """Write a remark into the log."""
+        self.event("note", {"text": text})
+
+    def action(self, action: Action) -> None:
+        """An act of the policy, to log and sinks."""
+        self.event("action", action)
+        if self.rank == 0:
+            for sink in self.sinks:
+                with self.faults.guard("sinks"):
+                    sink.action(action)
+
+    def record(
+        self, record: StepRecord, findings: tuple[Finding, ...], sample_rows: Callable[[int], list[dict[str, Any]]]
+    ) -> None:
+        """A step that is in the log, to sinks and subscribers."""
+        if self.rank != 0:
+            return
+        for sink in self.sinks:
+            with self.faults.guard("sinks"):
+                sink.record(record, findings, sample_rows)
+        for subscriber in self.subscribers:
+            with self.faults.guard("subscribers"):
+                subscriber(record, findings)
+
+    def cannot_see(self, reasons: Mapping[str, str]) -> None:
+        """This step's losses showed nothing of these signals (``entropy``, ``kl``), each with its reason; it stands
+        beside every null of theirs. The first time the table of capabilities is revised, in the log and in words."""
+        if reasons and not self._unseen_said:
+            self._unseen_said = True
+            rows = [
+                {**row, "status": "skip", "reason": reasons[row["signal"]]} if row["signal"] in reasons else row
+                for row in self.writer.header.capabilities
+            ]
+            text = f"{' and '.join(reasons)} cannot be measured: {next(iter(reasons.values()))}"
+            self.say(text)
+            self.note(text)
+            with self.faults.guard("runlog.directory"):
+                self.writer.revise(capabilities=rows)
+        self.unseen = dict(reasons)
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def expect_rows(self, count: int) -> None:
+        """So many completions were sampled, and are going to be observed; those that are not by the end of the step
+        are counted as shed."""
+        self._expected += count
+
+    def observed(self, rows: int, accounted_before: int) -> None:
+        """Rows of a round have come; those that were neither written nor shed since ``accounted`` are shed."""
+        self._expected = max(0, self._expected - rows)
+        self._shed(rows - (self.accounted - accounted_before))
+
+    @property
+    def accounted(self) -> int:
+        """Rows that are in the log or were shed."""
+        return self.writer.rows_written + self.writer.shed_rows
+
+    def reconcile(self) -> None:
+        """What was sampled is in the log by now, or counted as shed."""
+        missing, self._expected = self._expected, 0
+        self._shed(missing)
+
+    def _shed(self, rows: int) -> None:
+        if rows > 0:
+            self.writer.shed_rows += rows
+            self.faults.fault("runlog.rollouts", f"{rows} sampled completions did not reach the log")
+
+    def write_passes(self, local: Share) -> None:
+        """The token statistics of a share; they are written once."""
+        with self.faults.guard("runlog.passes"):
+            if local.passes.get("round"):
+                self.writer.write_passes(local.passes)
+                local.passes = {}
+        self.drain()
+
+    def drain(self) -> None:
+        """Faults of the writer's own thread are counted here."""
+        for fault in self.writer.take_faults():
+            self.faults.fault(fault.place, fault.error, fault.count)
+
+    def close(self) -> None:
+        """The log and the sinks. Safe to call twice."""
+        for sink in self.sinks:
+            with self.faults.guard("sinks"):
+                sink.close()
+        self.sinks = []
+        with self.faults.guard("runlog.events"):
+            self.writer.append_event("ended", {"step": self.faults.step, "faults": self.faults.totals})
+            self.writer.close()
+        self.drain()

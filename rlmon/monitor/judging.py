@@ -1,0 +1,59 @@
+"""The detectors' side of a step: blocks of prompts from the rows of all ranks, and what the detectors make of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlmon import detectors
+from rlmon.metrics import blocks
+from rlmon.metrics.groups import SolveLedger
+from rlmon.metrics.rows import Rows
+from rlmon.monitor.successes import Successes
+from rlmon.records import Block, Finding, StepRecord
+
+Vector = NDArray[np.float64]
+
+BLOCKS_A_STEP = 64
+
+
+class Judging:
+    """The state of the detectors and the ledger of solve rates, the same on all ranks.
+
+    ``critic``: advantages come from a value function, so that statistics of groups mean nothing to detectors.
+    """
+
+    def __init__(self, *, alpha: float, total_steps: int | None, group_size: int, critic: bool) -> None:
+        self.state = detectors.start(alpha=alpha, total_steps=total_steps, group_size=group_size)
+        self.ledger = SolveLedger()
+        ignored = set(detectors.GROUP_BASELINE) if critic else set()
+        self._read = set(detectors.STATISTICS) - ignored
+
+    def blocks(self, rows: Rows, sums: dict[str, Vector], successes: Successes, step: int) -> list[Block]:
+        """The blocks of a step from the rows of all ranks; their pairs and groups go into ``sums``, their rewards into
+        the ledger."""
+        found: list[Block] = []
+        want = functools.partial(detectors.open_tallies, self.state)
+        for part in blocks.by_round(rows):
+            prompts, sources = part["prompt"].astype(np.int64).tolist(), part["source"].astype(np.int64).tolist()
+            successes.fill(part, sums, step)
+            hard_B = self.ledger.credibly_below(prompts, sources) if successes.definition.known else None
+            groups = blocks.groups_of(part, int(part["group_size"][0]), hard_B)
+            for name, value in blocks.pair_and_group_sums(part, groups).items():
+                sums[name] = sums[name] + value
+            found += blocks.rollout_blocks(part, groups, want)
+            scored = np.where(np.isfinite(part["reward"]), part["success"], np.nan)
+            self.ledger.update(prompts, sources, scored, step=step)
+        found += blocks.token_blocks(rows)
+        return [
+            dataclasses.replace(block, stats={name: block.stats[name] for name in block.stats if name in self._read})
+            for block in blocks.at_most(found, BLOCKS_A_STEP)
+        ]
+
+    def findings(self, record: StepRecord) -> tuple[Finding, ...]:
+        """What the detectors say of a record."""
+        self.state, found = detectors.step(self.state, record)
+        return found
