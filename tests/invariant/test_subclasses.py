@@ -19,7 +19,7 @@ import torch
 from trl import GRPOTrainer
 
 import rlmon
-from rlmon.monitor import Monitor
+from rlmon.monitor import monitor as monitor_module
 from rlmon.trl import RLMon, RLMonConfig
 from rlmon.trl import capture as capture_module
 
@@ -269,20 +269,20 @@ def _normalised(reward: float, group: Sequence[float]) -> float:
 
 def test_rows_that_the_log_never_got_are_counted_as_shed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of round 0 fail where they are rendered, of round 1 where they become columns: 8 + 8 of 24 are shed."""
-    really_render, really_columns = capture_module.render_completion, Monitor._columns
+    really_render, really_columns = capture_module.render_completion, monitor_module.rollout_columns
 
     def render(completion: Any) -> str:
         if watched.state.global_step == 0:
             raise RuntimeError("odd text")
         return really_render(completion)
 
-    def columns(self: Monitor, batch: Any, features: Any) -> Any:
+    def columns(batch: Any, features: Any, **settings: Any) -> Any:
         if batch.round == 1:
             raise RuntimeError("odd columns")
-        return really_columns(self, batch, features)
+        return really_columns(batch, features, **settings)
 
     monkeypatch.setattr(capture_module, "render_completion", render)
-    monkeypatch.setattr(Monitor, "_columns", columns)
+    monkeypatch.setattr(monitor_module, "rollout_columns", columns)
     watched = tiny.trainer(tmp_path / "out", max_steps=3)
     RLMon(watched, RLMonConfig(rlmon_console=False))
     watched.train()
