@@ -155,7 +155,7 @@ class Journal:
         for sink in self.sinks:
             with self.faults.guard("sinks"):
                 sink.close()
-        self.sinks = []
+        self.sinks.clear()
         with self.faults.guard("runlog.events"):
             self.writer.append_event("ended", {"step": self.faults.step, "faults": self.faults.totals})
             self.writer.close()

@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlmon.interventions.policy import Policy
-    from rlmon.sinks import Sink
     from rlmon.steering import Levers, RowEffect, Steering
 
 Vector = NDArray[np.float64]
@@ -105,6 +104,10 @@ class Monitor:
         self.faults = self.journal.faults
         self.guard, self.fault, self.note = self.faults.guard, self.faults.fault, self.journal.note
         self.cannot_see, self.expect_rows = self.journal.cannot_see, self.journal.expect_rows
+        self.sinks = self.journal.sinks
+        """Where records, findings and acts are mirrored on rank 0; a user's own can be added."""
+        self.on_record = self.journal.subscribers
+        """Called with record and findings on rank 0 after each step is in the log."""
 
         about = about if about is not None else About()
         resume = resume if resume is not None else Resume()
@@ -228,16 +231,6 @@ class Monitor:
         self._featurizer = rollouts.Featurizer(
             self.modes, self.writer.secret, vocabulary, text_tokens=self.config.rlmon_text_tokens
         )
-
-    @property
-    def sinks(self) -> list[Sink]:
-        """Where records, findings and acts are mirrored on rank 0; a user's own can be added."""
-        return self.journal.sinks
-
-    @property
-    def on_record(self) -> list[Callable[[StepRecord, tuple[Finding, ...]], None]]:
-        """Called on rank 0 after each step is in the log."""
-        return self.journal.subscribers
 
     def open_sinks(self) -> None:
         """Mirror to the terminal and to an open W&B run, as configured."""

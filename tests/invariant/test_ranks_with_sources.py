@@ -23,7 +23,7 @@ NAMES = ("Äpfel", "pears", "plums", "figs")
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_that_met_different_sources_fold_and_decide_alike(tmp_path: Path, world: int) -> None:
     tiny.saved_model(tmp_path)  # before the ranks race for it
-    two_processes.run(SCRIPT, str(tmp_path), timeout_seconds=400, ranks=world)
+    two_processes.run(SCRIPT, str(tmp_path), ranks=world)
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(world)]
     for rank in ranks:
         assert rank == ranks[0]

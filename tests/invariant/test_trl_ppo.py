@@ -218,7 +218,7 @@ def test_every_hook_leaves_the_world_as_it_was(tmp_path: Path) -> None:
 @needs_ppo
 @pytest.mark.slow
 def test_two_ranks(tmp_path: Path) -> None:
-    two_processes.run(Path(__file__), str(tmp_path), "stock", "watched", timeout_seconds=200)
+    two_processes.run(Path(__file__), str(tmp_path), "stock", "watched")
     stock, watched = (
         [json.loads((tmp_path / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)] for kind in ("stock", "watched")
     )

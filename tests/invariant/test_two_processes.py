@@ -28,7 +28,7 @@ def trained(folder: Path) -> Path:
     for cell in CELLS:
         (folder / cell).mkdir()
         tiny.saved_model(folder / cell)  # before the ranks race for it
-    two_processes.run(SCRIPT, str(folder), *CELLS, timeout_seconds=400)
+    two_processes.run(SCRIPT, str(folder), *CELLS)
     return folder
 
 

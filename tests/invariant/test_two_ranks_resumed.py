@@ -23,7 +23,7 @@ LOST = {
 
 
 def test_ranks_agree_on_what_is_left_of_a_checkpoint(tmp_path: Path) -> None:
-    two_processes.run(SCRIPT, str(tmp_path), *LOST, timeout_seconds=400)
+    two_processes.run(SCRIPT, str(tmp_path), *LOST)
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first.pop("unlogged") == {"monitor": None}

@@ -24,7 +24,7 @@ def trained(folder: Path, cells: tuple[str, ...] = CELLS) -> Path:
     for cell in cells:
         (folder / cell).mkdir()
         tiny.saved_model(folder / cell)  # before the ranks race for it
-    two_processes.run(SCRIPT, str(folder), *cells, timeout_seconds=500)
+    two_processes.run(SCRIPT, str(folder), *cells)
     return folder
 
 

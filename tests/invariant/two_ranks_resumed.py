@@ -65,7 +65,7 @@ def told(made: Any, monitor: RLMon) -> dict[str, Any]:
         "off": None if inside.steering is None else inside.steering.off,
         "beta": made.beta,
         "returned": monitor._capture.helm.state()["returned"] if monitor._capture is not None else None,
-        "faults": inside._fault_totals,
+        "faults": inside.faults.totals,
         "weights": [float(p.detach().double().sum()) for p in made.model.parameters()],
     }
 

@@ -18,7 +18,7 @@ from rlmon.audit.readers import open_source
 from rlmon.errors import RunLogError
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.values import VALUE_SUMS
-from rlmon.monitor import Monitor, Ranks, StrictError, opening
+from rlmon.monitor import Monitor, Ranks, Resume, StrictError, opening
 from rlmon.records import Action, RolloutBatch
 from rlmon.report.watch import View, frame
 from rlmon.steering import load_policy
@@ -363,6 +363,6 @@ def test_a_rerun_into_the_same_folder_is_told_live_and_in_the_audit(
     told = [event.payload["text"] for event in rlmon.open_run(tmp_path / "run").events if event.kind == "note"]
     assert [text in said[0] for text in told if "another run" in text] == [True]
     assert notes == ["1 earlier run into this folder left a log here too, set aside: only the newest run is judged"]
-    said, notes = run(resumed_from_step=2)
+    said, notes = run(resume=Resume(step=2))
     assert said == []
     assert notes[1:] == ["resumed once, after step 2; from there on the later attempt counts"]

@@ -15,6 +15,7 @@ import rlmon
 from rlmon.audit.engine import audit
 from rlmon.audit.result import Audit
 from rlmon.audit.run import OwnWord, Remark
+from rlmon.monitor import About
 from rlmon.records import RolloutBatch
 from rlmon.sinks.wandb import WandbSink
 from rlmon.trl.mirror import headline
@@ -45,7 +46,10 @@ def made(folder: Path, lost: bool) -> Sources:
 
     draw, noise = random.Random(5), torch.Generator().manual_seed(5)
     monitor = rlmon.Monitor(
-        rlmon.RLMonConfig(rlmon_console=False), directory=folder / "log", group_size=GROUP, total_steps=STEPS
+        rlmon.RLMonConfig(rlmon_console=False),
+        directory=folder / "log",
+        group_size=GROUP,
+        about=About(total_steps=STEPS),
     )
     run = wandb.init(mode="offline", dir=str(folder), project="rlmon-tests")
     run.define_metric("train/global_step")
