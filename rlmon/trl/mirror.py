@@ -10,8 +10,8 @@ from rlmon.records import StepRecord
 FAULTS = "rlmon/faults"
 HEADLINE = (
     "rlmon/entropy/mean",
-    "rlmon/entropy/ratio_to_base",
     "rlmon/format/effective",
+    "rlmon/collision/mode_across_effective",
     "rlmon/format/effective_within",
     "rlmon/format/effective_correct",
     "rlmon/format/top_share",

@@ -49,7 +49,7 @@ def _as_pass(check: Check, message: str) -> Check:
     return dataclasses.replace(check, status="pass", message=message, advice="", threshold=None)
 
 
-@question("near-duplicates", "Do completions to different prompts differ?", needs=("completions",))
+@question("near-duplicates", "Do completions to different prompts differ?", doubt="formats", needs=("completions",))
 def near_duplicates(ask: Question, ends: Ends) -> Check:
     name = "rlmon/text/near_duplicate_across"
     if (reason := _no_words(ends, name)) is not None:
@@ -69,7 +69,7 @@ def near_duplicates(ask: Question, ends: Ends) -> Check:
     )  # fmt: skip
 
 
-@question("word-diversity", "Does the wording keep its variety?", needs=("completions",))
+@question("word-diversity", "Does the wording keep its variety?", doubt="formats", needs=("completions",))
 def word_diversity(ask: Question, ends: Ends) -> Check:
     name = "rlmon/text/distinct_2"
     if (reason := _no_words(ends, name)) is not None:
@@ -80,7 +80,7 @@ def word_diversity(ask: Question, ends: Ends) -> Check:
     return narrowing(ask, name, "distinct word pairs of all", ends.wording.ends[name], 0.6, 0.3, WIDEN, evidence)
 
 
-@question("sentence-openings", "Do sentences still begin in many ways?", needs=("completions",))
+@question("sentence-openings", "Do sentences still begin in many ways?", doubt="formats", needs=("completions",))
 def sentence_openings(ask: Question, ends: Ends) -> Check:
     if (reason := _no_words(ends, "sentence openings")) is not None:
         return ask.skip(reason)

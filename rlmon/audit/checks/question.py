@@ -148,6 +148,8 @@ class Question:
     """The question that PASS answers with yes."""
     core: Core | None = None
     """Which of the core questions an answer to this one answers."""
+    doubt: Core | None = None
+    """The core question that stays open while this one is unsure, though its answer would not answer that."""
     needs: Sequence[Need] = ()
     """What must be there at both ends of the run, else the check is skipped with the reason."""
     method: Method = "hindsight"
@@ -158,7 +160,9 @@ class Question:
         """The answer; an ERROR where the check itself fails, which must not cost the others."""
         try:
             reason = ends.absent(*self.needs)
-            return ends.honest(self.judge(self, ends)) if reason is None else self.skip(reason)
+            found = ends.honest(self.judge(self, ends)) if reason is None else self.skip(reason)
+            doubtful = found.status == "unsure" and self.doubt is not None
+            return dataclasses.replace(found, core=self.doubt) if doubtful else found
         except Exception as error:
             return self.says(
                 status="error",
@@ -180,13 +184,14 @@ def question(
     title: str,
     *,
     core: Core | None = None,
+    doubt: Core | None = None,
     needs: Sequence[Need] = (),
     method: Method = "hindsight",
 ) -> Callable[[Callable[[Question, Ends], Check]], Question]:
     """Makes a function the answer to a question."""
 
     def of(judge: Callable[[Question, Ends], Check]) -> Question:
-        return Question(id=check_id, title=title, core=core, needs=needs, method=method, judge=judge)
+        return Question(id=check_id, title=title, core=core, doubt=doubt, needs=needs, method=method, judge=judge)
 
     return of
 
