@@ -36,7 +36,7 @@ class Faults:
     def __init__(self, *, rank: int, write: Callable[[Fault], None], keep: bool, console: bool) -> None:
         self.rank = rank
         self.step = 0
-        """The step that a new fault belongs to."""
+        """The last step that ended: a new fault belongs to it."""
         self.counts = np.zeros(len(PLACES))
         """Since the last step, by ``PLACES``."""
         self.totals: dict[str, int] = {}

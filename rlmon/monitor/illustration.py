@@ -23,7 +23,7 @@ RECENT_STEPS = 8
 
 
 class Illustration:
-    """Examples of completions and the counts of the newest steps, on rank 0; bounded.
+    """Examples of completions (on rank 0) and the counts of the newest steps; bounded.
 
     Args:
         modes: names of the format modes.

@@ -117,9 +117,13 @@ class Journal:
         are counted as shed."""
         self._expected += count
 
-    def observed(self, rows: int, accounted_before: int) -> None:
-        """Rows of a round have come; those that were neither written nor shed since ``accounted`` are shed."""
+    def rows_come(self, rows: int) -> int:
+        """Rows of a round are being observed, and no longer expected; how many were accounted for before."""
         self._expected = max(0, self._expected - rows)
+        return self.accounted
+
+    def rows_observed(self, rows: int, accounted_before: int) -> None:
+        """Those of a round that were neither written nor shed since ``rows_come`` are shed."""
         self._shed(rows - (self.accounted - accounted_before))
 
     @property
@@ -146,7 +150,7 @@ class Journal:
         self.drain()
 
     def drain(self) -> None:
-        """Faults of the writer's own thread are counted here."""
+        """What the writer could not do since the last call is counted here."""
         for fault in self.writer.take_faults():
             self.faults.fault(fault.place, fault.error, fault.count)
 

@@ -16,6 +16,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlmon.interventions.policy import Policy
+    from rlmon.sinks import Sink
     from rlmon.steering import Levers, RowEffect, Steering
 
 Vector = NDArray[np.float64]
@@ -66,7 +68,7 @@ class Monitor:
         config: what to record; see ``RLMonConfig``.
         directory: the run directory.
         group_size: completions per prompt, G.
-        about: what the log says of the run.
+        about: the run: what the log says of it, and its size (alike on all ranks).
         ranks: this process among those that train together; by default it is alone.
         resume: the checkpoint that the run goes on from; by default it begins.
         policy: the rules to act by; ``None`` watches only.
@@ -102,12 +104,6 @@ class Monitor:
         self.last_record: StepRecord | None = None
         self.journal = Journal(self.config, self.ranks.rank)
         self.faults = self.journal.faults
-        self.guard, self.fault, self.note = self.faults.guard, self.faults.fault, self.journal.note
-        self.cannot_see, self.expect_rows = self.journal.cannot_see, self.journal.expect_rows
-        self.sinks = self.journal.sinks
-        """Where records, findings and acts are mirrored on rank 0; a user's own can be added."""
-        self.on_record = self.journal.subscribers
-        """Called with record and findings on rank 0 after each step is in the log."""
 
         about = about if about is not None else About()
         resume = resume if resume is not None else Resume()
@@ -232,6 +228,41 @@ class Monitor:
             self.modes, self.writer.secret, vocabulary, text_tokens=self.config.rlmon_text_tokens
         )
 
+    @property
+    def sinks(self) -> list[Sink]:
+        """Where records, findings and acts are mirrored on rank 0; a user's own can be added."""
+        return self.journal.sinks
+
+    @sinks.setter
+    def sinks(self, sinks: list[Sink]) -> None:
+        self.journal.sinks = sinks
+
+    @property
+    def on_record(self) -> list[Callable[[StepRecord, tuple[Finding, ...]], None]]:
+        """Called with record and findings on rank 0 after each step is in the log."""
+        return self.journal.subscribers
+
+    def guard(self, place: str) -> AbstractContextManager[None]:
+        """Contain and count what fails inside; also the timer of the monitor's own cost."""
+        return self.faults.guard(place)
+
+    def fault(self, place: str, error: BaseException | str, count: int = 1) -> None:
+        """Count a failure of ours, and say it once."""
+        self.faults.fault(place, error, count)
+
+    def note(self, text: str) -> None:
+        """Write a remark into the log."""
+        self.journal.note(text)
+
+    def cannot_see(self, reasons: Mapping[str, str]) -> None:
+        """This step's losses showed nothing of these signals (``entropy``, ``kl``), each with its reason."""
+        self.journal.cannot_see(reasons)
+
+    def expect_rows(self, count: int) -> None:
+        """So many completions were sampled, and are going to be observed; what is not by the end of the step was lost
+        on the way, and is counted as shed."""
+        self.journal.expect_rows(count)
+
     def open_sinks(self) -> None:
         """Mirror to the terminal and to an open W&B run, as configured."""
         self.journal.open_sinks()
@@ -273,10 +304,10 @@ class Monitor:
 
     def observe(self, batch: RolloutBatch) -> None:
         """Take the rows of one generation on this rank: write them, measure them. Never raises."""
-        before = self.journal.accounted
+        before = self.journal.rows_come(len(batch))
         with self.guard("metrics.rollouts"):
             self._observe(batch)
-        self.journal.observed(len(batch), before)
+        self.journal.rows_observed(len(batch), before)
 
     def _observe(self, batch: RolloutBatch) -> None:
         into = self._observed.add_batch(batch)
@@ -435,7 +466,7 @@ class Monitor:
         local = self._observed.share["train"]
         self.journal.reconcile()
         self.journal.write_passes(local)
-        whole = self._over_ranks(local, self._take_rows)
+        whole = self._over_ranks(local, self._observed.take_rows)
         self.faults.counts[:] = 0.0
         self._non_finite = 0.0
         if whole.collided and self.ranks.rank == 0:
@@ -535,9 +566,6 @@ class Monitor:
         if self.steering is not None:
             share["votes"] = self.steering.vote()
         return self._exchange.read(self.ranks.sum(self._exchange.vector(share)))
-
-    def _take_rows(self) -> Rows:
-        return self._observed.take_rows()
 
     def _sums(self, whole: Step) -> dict[str, Vector]:
         sums = self.layout.unflatten(whole.sums)

@@ -24,7 +24,7 @@ def of_missing_parts(
     Args:
         missing: names of metrics that are null.
         sums: of the step, over all ranks.
-        rounds: generations that the step trained on.
+        rounds: generations that were observed in the step, over all ranks.
         failed: places that failed on some rank.
         kl_reason: why the base was not compared.
         unseen: families (``entropy``, ``kl``) that the losses of this trainer do not show, and why.

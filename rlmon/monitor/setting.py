@@ -16,7 +16,7 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What the log says of the run; nothing of it is needed."""
+    """What the log says of the run, and its size; nothing of it is needed. Alike on all ranks."""
 
     trainer: str = "manual"
     trainer_config: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +61,8 @@ class Resume:
     """Where the run goes on from."""
 
     step: int | None = None
-    """``global_step`` of the checkpoint; ``None`` for a run that begins, and yet goes on with a log (``continues``)."""
+    """``global_step`` of the checkpoint; ``None`` for a run that begins, also where it goes on with a log
+    (``continues``)."""
     state: Mapping[str, Any] | None = None
     """What ``shared_state`` and ``rank_state`` gave there, under ``shared`` (the same on all ranks) and ``rank``. What
     of it cannot be used begins anew, and log and console say so."""

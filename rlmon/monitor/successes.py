@@ -42,12 +42,12 @@ class Successes:
         """The function that this rank's rewards are of, where only exchanged rows decide."""
         self._world_size, self._changed, self._count_anew = world_size, changed, count_anew
         self._folds = 0
-        """Rounds that went into it on this rank."""
+        """Rounds that went into the definition on this rank."""
         self._scorers: Mapping[int, str] = {}
         """The functions of all ranks, as the last step told them."""
         self._newest_late = -1
         self._told: Opinion | None = None
-        """What this rank entered of it into the exchange last."""
+        """What this rank entered of the definition into the exchange last."""
         self._newest: tuple[int, Vector] = (-1, np.zeros(0))
         """Round and success of the rows observed last."""
 
@@ -68,12 +68,12 @@ class Successes:
         """Of the rows of a round; what a success is is decided here."""
         before = self.deciding
         self.deciding, found = before.observe(batch, self._world_size)
+        self._newest = batch.round, found.success_B
         if batch.split == "train":
             self.scorer = only_function(batch, self._world_size) or ""
             self._folds += self.deciding is not before
         if self.definition != before.definition:
             self._tell(batch.step, again=before.decided)
-        self._newest = batch.round, found.success_B
         return found
 
     def unknown(self, batch: RolloutBatch) -> RowSuccess:

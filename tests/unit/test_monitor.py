@@ -16,6 +16,7 @@ from rich.console import Console
 import rlmon
 from rlmon.audit.readers import open_source
 from rlmon.errors import RunLogError
+from rlmon.metrics import rollouts
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.values import VALUE_SUMS
 from rlmon.monitor import Monitor, Ranks, Resume, StrictError, opening
@@ -366,3 +367,19 @@ def test_a_rerun_into_the_same_folder_is_told_live_and_in_the_audit(
     said, notes = run(resume=Resume(step=2))
     assert said == []
     assert notes[1:] == ["resumed once, after step 2; from there on the later attempt counts"]
+
+
+def test_an_interruption_while_rows_are_measured_loses_none_that_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monitor = rlmon.Monitor(directory=tmp_path / "run", group_size=4)
+    monitor.expect_rows(8)
+    monkeypatch.setattr(rollouts, "round_sums", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        monitor.observe(batch(monitor.next_round("train")))
+    monitor.close()
+    assert (monitor.writer.rows_written, monitor.writer.shed_rows) == (8, 0)
+    assert not rlmon.open_run(tmp_path / "run").faults
