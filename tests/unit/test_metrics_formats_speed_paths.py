@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlmon.detectors import start, state_to_json, step
+from rlmon.detectors import DETECTORS, start, state_to_json, step
+from rlmon.detectors.fold import DEFAULTS
 from rlmon.metrics import formats
 from rlmon.metrics.formats import mask_template, opening_tokens
 from rlmon.records import Block, StepRecord
@@ -102,9 +103,12 @@ def test_the_opening_is_the_first_eight_tokens(text: str) -> None:
 
 
 def test_a_stored_sequence_folds_to_the_state_it_always_did() -> None:
-    """160 records of three sources with gaps and a collapse: the digest is of version 2 of the detectors."""
+    """160 records of three sources with gaps and a collapse: the digest is of version 2 of the detectors, with the lines
+    that it had first."""
     rng = np.random.default_rng(20_260)
-    state, said = start(alpha=0.05, total_steps=160, group_size=8), 0
+    first = {spec.id: {"warn": 0.8} if spec.rule == "effective" else {} for spec in DETECTORS}
+    lines = {name: line | first[name] for name, line in DEFAULTS["lines"].items()}
+    state, said = start(alpha=0.05, total_steps=160, group_size=8, parameters={"lines": lines}), 0
     for t in range(160):
         blocks = []
         for i in range(int(rng.integers(0, 5))):
