@@ -95,6 +95,10 @@ class Partial:
     rows: int = 0
     duplicates: int = 0
     damaged: int = 0
+    blank: int = 0
+    """Of the damaged: rows of a step that have neither a completion nor a reward, the first of them at
+    ``blank_from``."""
+    blank_from: int | None = None
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
@@ -120,6 +124,7 @@ def merge(parts: Iterable[Partial]) -> Partial:
         whole.rows += part.rows
         whole.duplicates += part.duplicates
         whole.damaged += part.damaged
+        _count_blank(whole, part)
         whole.unreadable |= part.unreadable
     for kind, into in columns.items():
         getattr(whole, kind).update({name: np.concatenate(values) for name, values in into.items()})
@@ -160,7 +165,13 @@ def _count(facts: Partial, batch: RowBatch) -> None:
     facts.rows += batch.rows.num_rows
     facts.duplicates += batch.duplicates
     facts.damaged += batch.damaged
+    _count_blank(facts, batch)
     facts.unreadable |= batch.unreadable
+
+
+def _count_blank(facts: Partial, more: Partial | RowBatch) -> None:
+    facts.blank += more.blank
+    facts.blank_from = min((step for step in (facts.blank_from, more.blank_from) if step is not None), default=None)
 
 
 def _up_to_the_last_step(rows: pa.Table) -> tuple[pa.Table, list[pa.Table]]:

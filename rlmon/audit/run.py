@@ -61,6 +61,10 @@ class RowBatch:
     """Rows that the tool had written again and that were passed over."""
     damaged: int = 0
     """Rows or lines that could not be read."""
+    blank: int = 0
+    """Of the damaged: rows of a step that have neither a completion nor a reward."""
+    blank_from: int | None = None
+    """First step of those."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Files that could not be read (relative to the run), and why."""
 

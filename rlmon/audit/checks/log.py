@@ -21,19 +21,29 @@ def rows_complete(ask: Question, ends: Ends) -> Check:
     parts = [f"{counted.rows} rows read"]
     for count, what in (
         (counted.duplicates, "written again by the tool and passed over"),
-        (counted.damaged, "damaged"),
+        (counted.damaged - counted.blank, "damaged"),
         (len(counted.unreadable), "files unreadable"),
         (shed, "shed by the monitor"),
         (torn, "torn lines"),
     ):
         if count:
             parts.append(f"{count} {what}")
+    advice = []
+    if counted.blank:
+        # Behind the last row that was read, or in between.
+        since = counted.blank_from is not None and counted.blank_from > int(case.line.steps[-1])
+        where = f"all rows from step {counted.blank_from} on" if since else f"the first at step {counted.blank_from}"
+        parts.append(f"{counted.blank} have neither a completion nor a reward, {where}")
+        advice.append(
+            "Look at what wrote the rows without completion and reward: the steps they are of are not judged."
+        )
+    if wrong > counted.blank:
+        advice.append("Copy the files again; a tool that writes without a rename leaves a torn file when it is killed.")
     return ask.says(
         status="warn" if wrong else "pass", metric="rows lost", unit="rows",
         value=float(counted.damaged + shed), baseline=0.0, threshold=0.0, message=", ".join(parts),
         evidence={"unreadable": {name[:200]: why[:300] for name, why in sorted(counted.unreadable.items())[:20]}},
-        advice="Copy the files again; a tool that writes without a rename leaves a torn file when it is killed."
-        if wrong else "",
+        first_step=counted.blank_from, advice=" ".join(advice),
     )  # fmt: skip
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ EXPANDED_BYTES = 1 << 30
 VALUES = 50_000_000
 """Values of one column that are read at once, at most."""
 LABEL_CHARACTERS = 80
+TOKEN_IDS = re.compile(
+    r"(?:completion|response|output|generat(?:ed|ion)|sampled|action)s?_(?:token_?)?(?:ids|tokens)$|^(?:token_ids|output_tokens)$",
+    re.IGNORECASE,
+)
+"""Names of columns that hold what was written as token ids."""
+STEP_NAMED = re.compile(
+    r"[a-z_ /-]{0,40}?(?:step|iteration|iter|update|round|checkpoint|ckpt)s?[_ :=#/-]{0,4}(\d{1,15})",
+    re.IGNORECASE | re.ASCII,
+)
+"""A step that stands as a name, such as ``global_step_7``."""
 
 
 def inside(root: Path, path: Path) -> bool:
@@ -241,8 +252,14 @@ def without_nulls(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def number_column(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Floats; text that is no number and other kinds of values become null."""
+def step_column(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Steps as floats, also from names such as ``step_7``."""
+    return number_column(column, step_number)
+
+
+def number_column(column: pa.ChunkedArray | pa.Array, read: Callable[[Any], float | None] | None = None) -> pa.Array:
+    """Floats; text that is no number (to ``read``, by default ``number``) and other kinds of values become null."""
+    read = number if read is None else read
     column = flat(column)
     kind = column.type
     if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
@@ -251,7 +268,7 @@ def number_column(column: pa.ChunkedArray | pa.Array) -> pa.Array:
         return column.cast(pa.float64())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         column = _valid(column)
-    return pa.array([number(value) for value in column.to_pylist()], pa.float64())
+    return pa.array([read(value) for value in column.to_pylist()], pa.float64())
 
 
 def number(value: Any) -> float | None:
@@ -264,6 +281,20 @@ def number(value: Any) -> float | None:
         return float(value)
     except (ValueError, OverflowError):
         return None
+
+
+def decode_first(column: str) -> str:
+    """What to say where completions are token ids."""
+    return (
+        f"completions are here as token ids, under {column!r}: decode them first (tokenizer.batch_decode) and write "
+        "the texts under 'completion'"
+    )
+
+
+def step_number(value: Any) -> float | None:
+    """A step as a float, also from a name such as ``step_7``."""
+    named = STEP_NAMED.fullmatch(value) if isinstance(value, str) and len(value) <= LABEL_CHARACTERS else None
+    return number(value) if named is None else float(named[1])
 
 
 def label(value: Any) -> str | None:

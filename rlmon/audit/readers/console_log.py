@@ -1,5 +1,5 @@
 """What trainers print, as log calls: dicts of TRL, transformers and OpenRLHF, verl's lines of ``step:1 - key:value``,
-and what own loops print, as ``step 10 | loss: 0.5, reward=0.25``.
+what own loops print, as ``step 10 | loss: 0.5, reward=0.25``, and blocks of a number a line.
 
 A console log holds much else: progress bars, colours, prefixes of workers, tables. Nothing of it is evaluated.
 """
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from rlmon.audit import aliases
+from rlmon.audit.readers.console_tables import Blocks
 
 LINE_CHARACTERS = 4_096
 """Of a line of an own loop, at most."""
@@ -38,6 +39,7 @@ def log_calls(lines: Iterable[str]) -> Iterator[dict[str, float]]:
     """
     total = None
     at = None
+    blocks: Blocks | None = Blocks()
     for line in lines:
         if "\x1b" in line:
             line = _COLOUR.sub("", line)
@@ -51,17 +53,24 @@ def log_calls(lines: Iterable[str]) -> Iterator[dict[str, float]]:
                 if any(map(aliases.says_something, call)):
                     if "step" not in call and (named := _STEP_BEFORE.search(before[-80:])) is not None:
                         call["step"] = float(named[1])
+                    blocks = None  # what is printed for people beside it says the same, rounded
                     yield call if at is None else {**call, BAR: float(at)}
         total, at = _bar(line[position:], total, at)
         if (start := _STEP_LINE.search(line)) is not None:
             pairs = (_STEP_PAIR.fullmatch(part) for part in line[start.end() :].strip().split(" - "))
             call = {pair[1]: _parsed(pair[2]) for pair in pairs if pair is not None}
             if call:
+                blocks = None
                 yield {"step": float(start[1]), **call}
         elif not position and (word := _STEP_WORD.search(line[:LINE_CHARACTERS])) is not None:
             call = {key: _parsed(value) for key, value in _PLAIN_PAIR.findall(line[:LINE_CHARACTERS])}
             if any(map(aliases.says_something, call)):
+                blocks = None
                 yield {**call, "step": float(word[1])}
+        if blocks is not None:
+            yield from blocks.take(line)
+    if blocks is not None:
+        yield from blocks.end()
 
 
 def _bar(text: str, total: str | None, at: int | None) -> tuple[str | None, int | None]:

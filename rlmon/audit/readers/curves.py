@@ -8,6 +8,7 @@ one run of a table that holds several.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import itertools
 import re
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Any
 
 from rlmon.audit import aliases
 from rlmon.audit.readers import columns, log_files
+from rlmon.audit.readers.columns import STEP_NAMED
 from rlmon.audit.readers.console_log import BAR
 from rlmon.audit.readers.history import STEP_KEYS, History, beside_curves
 from rlmon.audit.readers.log_files import LogFile
@@ -68,7 +70,8 @@ def open_run(path: Path) -> OpenedRun:
     runs, texts = _runs(chosen, damage, place)
     name = _wanted(runs, wanted, place)
     run = runs[name]
-    _refuse_rows(run.history, place)
+    encoded = next(filter(columns.TOKEN_IDS.search, texts), None)
+    _refuse_rows(run.history, place, encoded)
     written = [key for key, length in texts.items() if length >= TEXT_CHARACTERS]
     if written and run.step_key == _ROWS:
         raise ReadError(
@@ -76,6 +79,7 @@ def open_run(path: Path) -> OpenedRun:
             f"look like rows of completions. Name their columns: --map completion={written[0]},reward=...,step=..."
         )
     scalars, evals, notes = run.history.series()
+    why = NO_TEXT_IN_HISTORY if run.of_tracker else NO_TEXT if encoded is None else columns.decode_first(encoded)
     rest = [file.path.name for file in found if file not in chosen]
     return OpenedRun(
         reader=NAME,
@@ -84,16 +88,18 @@ def open_run(path: Path) -> OpenedRun:
         shards=(),
         scalars=scalars,
         eval_scalars=evals,
-        lacks=beside_curves(no_completions(NO_TEXT_IN_HISTORY if run.of_tracker else NO_TEXT), scalars, evals),
+        lacks=beside_curves(no_completions(why), scalars, evals),
         notes=[*_notes(chosen, place, run.step_key, damage), *notes, *_others(rest), *_unread(written)],
         passed_over=sorted(texts),
     )
 
 
 def runs_at(path: Path) -> list[str]:
-    """Names of the runs that a table of W&B's web page holds, where they are several; else none."""
+    """Names of the runs that a table of W&B's web page or a file with a column of runs holds, where they are several;
+    else none."""
     found = files_in(path) if path.is_file() else []
-    runs = _runs(found, log_files.Damage(), path)[0] if found and _exported(found[0]) else {}
+    several = bool(found) and (_exported(found[0]) or bool(found[0].run_column))
+    runs = _runs(found, log_files.Damage(), path)[0] if several else {}
     return list(runs) if len(runs) > 1 else []
 
 
@@ -198,12 +204,18 @@ def _runs(files: Sequence[LogFile], damage: log_files.Damage, place: Path) -> tu
     texts: dict[str, tuple[int, int]] = {}
     numeric: set[str] = set()
     for file in files:
+        last = ""
         for call in log_files.log_calls(file, damage):
             shared: dict[str, float] = {}
             own: dict[str, dict[str, float]] = {}
+            told = call.get(file.run_column)
+            # A call that names no run goes on with the one before it.
+            last = last if told in (None, "") or isinstance(told, (dict, list)) else str(told)
             for column, value in call.items():
                 run, key = log_files.run_and_key(column)
-                number = _number(value)
+                number = _step(value) if key in STEPS else _number(value)
+                if column == file.run_column:
+                    continue
                 if number is None:
                     if value not in (None, "", []):
                         count, length = texts.get(key, (0, 0))
@@ -211,13 +223,32 @@ def _runs(files: Sequence[LogFile], damage: log_files.Damage, place: Path) -> tu
                 elif key:
                     numeric.add(key)
                     (own.setdefault(run, {}) if run else shared)[key] = number
-            for run, numbers in (own or {"": {}}).items():
+            for run, numbers in (own or {last: {}}).items():
                 runs.setdefault(run, _Run()).add({**shared, **numbers})
     if not runs:
         raise ReadError(f"{str(place)!r} cannot be read: {damage.torn or 'it has no log call'}.")
     for found in runs.values():
         found.decide()
+    if len(runs) > 1 and "" in runs and not any(map(aliases.says_something, runs[""].history.scalars)):
+        del runs[""]  # settings and the like before the first run is named
+    if _go_on(runs) and any(file.run_column for file in files):
+        # Attempts under names of their own, or names of rows: what never shares a step with another is one run.
+        damage.lines = 0
+        return _runs([dataclasses.replace(file, run_column="") for file in files], damage, place)
     return runs, {key: length / count for key, (count, length) in texts.items() if key not in numeric}
+
+
+def _go_on(runs: Mapping[str, _Run]) -> bool:
+    """Whether there are several runs, each of which begins behind the end of the one before."""
+    steps = [[step for points in run.history.scalars.values() for step, _ in points] for run in runs.values()]
+    ends = [(min(run), max(run)) for run in steps if run]
+    return len(ends) > 1 and all(a[1] < b[0] for a, b in itertools.pairwise(ends))
+
+
+def _step(value: Any) -> float | None:
+    """A step, also as the last number of ``step_7``."""
+    named = STEP_NAMED.fullmatch(value) if isinstance(value, str) else None
+    return float(named[1]) if named is not None else _number(value)
 
 
 def _number(value: Any) -> float | None:
@@ -262,8 +293,9 @@ def _step_key(calls: Sequence[Mapping[str, float]]) -> str:
     return _ROWS
 
 
-def _refuse_rows(history: History, place: Path) -> None:
-    """Raises ``ReadError`` where most steps have several values of every curve: those are rows of completions."""
+def _refuse_rows(history: History, place: Path, encoded: str | None) -> None:
+    """Raises ``ReadError`` where most steps have several values of every curve: those are rows of completions, or of
+    several runs. ``encoded``: column of token ids."""
     known = [points for key, points in history.scalars.items() if aliases.says_something(key) and len(points) >= 4]
     if not known:
         if not (history.scalars or history.eval_scalars):
@@ -271,11 +303,18 @@ def _refuse_rows(history: History, place: Path) -> None:
         return
     points = max(known, key=len)
     again = sum(a[0] == b[0] for a, b in itertools.pairwise(points))
-    if again > 0.5 * len(points):
+    # Two runs that take turns give every step two values; ranks that say the same give it the same.
+    turns = max(
+        sum(a[0] == b[0] and a[1] != b[1] for a, b in itertools.pairwise(curve)) / len(curve) for curve in known
+    )
+    if again > 0.5 * len(points) or turns > 0.4:
+        if encoded is not None:
+            raise ReadError(f"{str(place)!r} has rows without text: {columns.decode_first(encoded)}.")
         most = Counter(step for step, _ in points).most_common(1)[0][1]
         raise ReadError(
-            f"{str(place)!r} has up to {most} values of a curve in one step, as rows of completions do. Name their "
-            "columns: --map completion=...,reward=...,step=..."
+            f"{str(place)!r} has up to {most} values of a curve in one step, as rows of completions do, or several "
+            "runs in one file. For rows, name their columns: --map completion=...,reward=...,step=...; for runs, add a "
+            "key run_name to each line, or give each a file of its own."
         )
 
 

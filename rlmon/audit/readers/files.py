@@ -510,7 +510,9 @@ def _array(name: str, values: Sequence[Any]) -> pa.Array:
     if name in ("prompt", "completion"):
         texts = columns.strings([columns.rendered(value, completion=name == "completion") for value in values])
         return columns.written_out(texts, completion=name == "completion")
-    if name in ("reward", "advantage", "step") or name.startswith(PART):
+    if name == "step":
+        return pa.array([columns.step_number(single(value)) for value in values], pa.float64())
+    if name in ("reward", "advantage") or name.startswith(PART):
         return pa.array([columns.number(single(value)) for value in values], pa.float64())
     if name == "tool_calls":
         return columns.strings([messages.rendered_calls(value) for value in values])
@@ -550,7 +552,9 @@ def _typed(name: str, column: pa.Array) -> pa.Array:
         return columns.text_column(column, completion=name == "completion")
     if pa.types.is_nested(column.type):
         return _array(name, column.to_pylist())
-    if name in ("reward", "advantage", "step", "completion_tokens") or name.startswith(PART):
+    if name == "step":
+        return columns.step_column(column)
+    if name in ("reward", "advantage", "completion_tokens") or name.startswith(PART):
         return columns.number_column(column)
     if name == "tool_calls":
         return _array(name, column.to_pylist())
@@ -576,8 +580,8 @@ def _rows(
     content = [
         made[name].is_valid().to_numpy(zero_copy_only=False) for name in ("completion", "reward") if name in made
     ]
-    if content:
-        good &= np.logical_or.reduce(content)
+    blank = good & ~np.logical_or.reduce(content) if content else np.zeros(count, bool)
+    good &= ~blank
     of_eval = _held_out(made.get("split"), part, spec, held_out, count)
     parts = {path: made[PART + path] for path in spec.rewards if PART + path in made}
     if parts and "reward" not in made:
@@ -600,7 +604,12 @@ def _rows(
     }
     table = columns.table({name: column for name, column in rows.items() if column is not None})
     lost = int(count - good.sum())
-    return RowBatch(rows=table.filter(pa.array(good)) if lost else table, damaged=damaged + lost)
+    return RowBatch(
+        rows=table.filter(pa.array(good)) if lost else table,
+        damaged=damaged + lost,
+        blank=int(blank.sum()),
+        blank_from=int(step[blank].min()) if blank.any() else None,
+    )
 
 
 def _with_calls(completion: pa.Array | None, calls: pa.Array | None) -> pa.Array | None:
@@ -655,5 +664,6 @@ def _counts(tokens: pa.Array | None) -> pa.Array | None:
 
 
 def whole(value: Any) -> int | None:
-    number = columns.number(value)
+    """A step as a whole number, also from a name such as ``step_7``; ``None`` for what is none."""
+    number = columns.step_number(value)
     return int(number) if number is not None and 0 <= number < STEP_LIMIT and number == int(number) else None

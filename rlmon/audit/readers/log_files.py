@@ -48,6 +48,16 @@ _COLUMNS = re.compile(r'"columns"\s*:\s*\[([^\]]*)\]')
 _JSON = re.compile(r'\s*(?:\[\s*[\[{]|\{\s*["}])')
 _EXPORTED = re.compile(r"(.+) - (.+?)(__MIN|__MAX)?", re.DOTALL)
 """A column of the table that W&B's web page saves: name of the run, key."""
+_WITH_UNIT = re.compile(
+    r"(.+?)\s*[\[(]\s*(?:%|percent|pct|share|fraction|nats?|tok(?:en)?s?|char(?:acter)?s?|words?|steps?|s|sec(?:onds)?|ms)"
+    r"(?:\s*(?:/|per)\s*\w{1,12})?\s*[\])]",
+    re.IGNORECASE,
+)
+"""A key with its unit behind it, as own loggers write it. What else stands in brackets names another curve."""
+RUN_COLUMNS = ("run_name", "run_id", "run", "experiment", "experiment_name", "exp_name", "Run")
+"""Columns that say which of several runs a log call is of, by descending claim."""
+_MARKDOWN = re.compile(r"^[ \t]*(\|[^\n]{1,4096}\|)[ \t\r]*\n[ \t]*\|[ \t:|-]{3,4096}\|?[ \t\r]*$", re.MULTILINE)
+"""A table of Markdown: names of columns above a line of dashes."""
 _CONTAINERS = frozenset({"data", "metrics", "logs", "log", "scalars", "values"})
 _NAMES = ("key", "tag", "metric", "name")
 """Columns of the key in a table with a row a value."""
@@ -64,10 +74,14 @@ class LogFile:
     packed: str | None
     encoding: str
     delimiter: str = ","
+    above: int = 0
+    """Lines above the names of a table's columns."""
     columns: tuple[str, ...] = ()
     """Of a CSV file."""
     known: frozenset[str] = frozenset()
     """Keys of trainers that its ends have."""
+    run_column: str = ""
+    """What says which run a log call is of; empty: nothing does."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,16 +118,23 @@ def recognised(path: Path) -> LogFile | None:
         names = _KEY.findall(text) + _STRING.findall(" ".join(_COLUMNS.findall(text)))
         known = frozenset(filter(aliases.says_something, map(_plain, names)))
         kind: Kind = "lines" if _has_objects_as_lines(text) else "json"
-        return LogFile(path=path, kind=kind, packed=packed, encoding=encoding, known=known) if known else None
-    head = text.partition("\n")[0]
-    delimiter = max(",\t;", key=head.count)
+        if not known:
+            return None
+        return LogFile(
+            path=path, kind=kind, packed=packed, encoding=encoding, known=known, run_column=_run_column(names)
+        )
+    table = _MARKDOWN.search(text)
+    above = 0 if table is None else text.count("\n", 0, table.start())
+    head = text.partition("\n")[0] if table is None else table[1]
+    delimiter = max(",\t;", key=head.count) if table is None else "|"
     with contextlib.suppress(csv.Error):
         names = next(csv.reader([head], delimiter=delimiter), [])
         known = frozenset(filter(aliases.says_something, map(_plain, [*names, *_keys_below(text, names, delimiter)])))
         if known and (len(names) > 1 or len(text.split("\n")) > 2) and "{" not in head:
             return LogFile(
-                path=path, kind="csv", packed=packed, encoding=encoding, delimiter=delimiter, columns=tuple(names),
-                known=known,
+                path=path, kind="csv", packed=packed, encoding=encoding, delimiter=delimiter, above=above,
+                columns=tuple(names),
+                known=known, run_column=_run_column([name.strip("\ufeff \t") for name in names]),
             )  # fmt: skip
     calls = console_log.log_calls(_split(text) + _split(tail.decode(encoding, "replace")))
     seen = Counter(key for call in itertools.islice(calls, 50) for key in call if aliases.says_something(key))
@@ -129,7 +150,7 @@ def log_calls(file: LogFile, damage: Damage) -> Iterator[Mapping[str, Any]]:
     """
     try:
         if file.kind == "parquet":
-            yield from _of_parquet(file.path)
+            yield from _of_parquet(file.path, file.run_column)
             return
         size = file.path.stat().st_size
         if size > MAX_BYTES:
@@ -144,7 +165,9 @@ def log_calls(file: LogFile, damage: Damage) -> Iterator[Mapping[str, Any]]:
             elif file.kind == "lines":
                 yield from _of_lines(_lines(text, limit, damage), damage)
             elif file.kind == "csv":
-                yield from _of_csv(_lines(text, limit, damage), file.delimiter, damage)
+                yield from _of_csv(
+                    itertools.islice(_lines(text, limit, damage), file.above, None), file.delimiter, damage
+                )
             else:
                 yield from console_log.log_calls(_lines(text, limit, damage))
     except ReadError:
@@ -159,8 +182,18 @@ def run_and_key(column: str) -> tuple[str, str]:
     column = column.replace(" / ", "/")  # as tables in notebooks show them
     match = _EXPORTED.fullmatch(column)
     if match is None or not (aliases.says_something(match[2]) or "/" in match[2] or match[2].startswith("_")):
-        return "", column.strip("\ufeff \t")
+        return "", _without_unit(column.strip("\ufeff \t"))
     return match[1], "" if match[3] else match[2]
+
+
+def _without_unit(key: str) -> str:
+    """The key without a unit in brackets, where trainers know it so."""
+    match = _WITH_UNIT.fullmatch(key)
+    return match[1] if match is not None and aliases.says_something(match[1]) else key
+
+
+def _run_column(names: Sequence[str]) -> str:
+    return next((column for column in RUN_COLUMNS if column in names), "")
 
 
 def _plain(column: str) -> str:
@@ -271,13 +304,14 @@ def _of_csv(lines: Iterator[str], delimiter: str, damage: Damage) -> Iterator[Ma
             damage.lines += 1
 
 
-def _of_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+def _of_parquet(path: Path, run_column: str) -> Iterator[Mapping[str, Any]]:
     with pq.ParquetFile(path) as file:
         numeric = [field.name for field in file.schema_arrow if _is_numeric(field.type)]
         values = len(numeric) * file.metadata.num_rows
         if values > MAX_VALUES:
             raise ReadError(f"{str(path)!r} has {values:,} numbers; at most {MAX_VALUES:,} are read.")
-        for batch in file.iter_batches(batch_size=8_192, columns=numeric):
+        wanted = [*numeric, *([run_column] if run_column and run_column not in numeric else [])]
+        for batch in file.iter_batches(batch_size=8_192, columns=wanted):
             yield from batch.to_pylist()
 
 
@@ -287,8 +321,11 @@ def _parquet(path: Path) -> LogFile | None:
     except columns.UNREADABLE:
         return None
     numeric = [field.name for field in schema if _is_numeric(field.type)]
-    known = frozenset(filter(aliases.says_something, numeric))
-    return LogFile(path=path, kind="parquet", packed=None, encoding="", known=known) if known else None
+    known = frozenset(filter(aliases.says_something, map(_plain, numeric)))
+    column = _run_column(schema.names)
+    return (
+        LogFile(path=path, kind="parquet", packed=None, encoding="", known=known, run_column=column) if known else None
+    )
 
 
 def _is_numeric(kind: pa.DataType) -> bool:

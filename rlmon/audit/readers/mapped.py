@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlmon.audit.readers import columns, folder, shapes
+from rlmon.audit.readers import columns, folder, parsing, shapes
 from rlmon.audit.readers.files import (
     BLOCK_BYTES,
     CANONICAL,
@@ -142,6 +142,7 @@ def open_run(path: Path, mapping: Mapping[str, str] | None = None, preset: str |
         )
     notes.extend(spec.notes)
     spec = _probed(spec, chosen, notes)
+    _refuse_steps(spec, chosen, path)
     scalar_file = _scalars_file(spec, files)
     scalars, eval_scalars = _scalars(scalar_file, spec, notes) if scalar_file is not None else ({}, {})
     return OpenedRun(
@@ -375,6 +376,22 @@ def _probed(spec: Spec, files: Sequence[Part], notes: list[str]) -> Spec:
     return dataclasses.replace(spec, kinds=tuple(kinds))
 
 
+def _refuse_steps(spec: Spec, files: Sequence[Part], path: Path) -> None:
+    """Raises ``ReadError`` where none of the rows that are looked into has a step that can be read."""
+    if spec.rows != "line" or "step" not in spec.columns:
+        return
+    probed = [record for part in [*files[:2], *files[-1:]] for record in folder.probe(part, PROBES)]
+    flat = [row for record in probed for _, row in shapes.flattened(record, spec.within)]
+    steps = [walk(row, spec.columns["step"]) for row in flat]
+    given = [step for step in steps if step is not None]
+    if given and all(whole(parsing.single(step)) is None for step in given):
+        raise ReadError(
+            f"None of the first {len(steps)} rows of {str(path)!r} has a whole number as its step, under "
+            f"{spec.columns['step']!r} (the first has {str(given[0])[:60]!r}). Name the column that counts steps: "
+            "--map step=..., with completion=... and reward=..."
+        )
+
+
 def _folded(spec: Spec, records: Sequence[Mapping[str, Any]], notes: list[str]) -> Spec:
     """The spec with what its records hold: one row, or several, nested or as lists."""
     rows = [
@@ -605,7 +622,11 @@ def _lacks(
     optional = {name for name, path in spec.columns.items() if "|" in path}
     have -= {name for name in optional if all(walk(record, spec.columns[name]) is None for record in probed)}
     lacks: dict[Lack, str] = {}
+    encoded = next((name for record in probed[:4] for name in record if columns.TOKEN_IDS.search(name)), None)
     for lack, column, example in needs:
+        if lack == "completions" and column not in have and encoded is not None:
+            lacks[lack] = columns.decode_first(encoded)
+            continue
         if column not in have and not (lack == "groups" and "prompt" in have):
             lacks[lack] = f"no column of this source has it; where there is one, add {example} to --map."
     unlogged: tuple[Lack, Lack] = ("entropy", "kl")
