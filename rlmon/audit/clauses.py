@@ -9,6 +9,8 @@ from rlmon.audit.result import Check
 from rlmon.detectors import DETECTORS
 
 CLAUSE_CHARACTERS = 300
+MOST_DIGITS = 1e9
+"""From here on a number is read as a power of ten."""
 GONE = 0.005
 """Share below which a format is said to be gone, rather than nearly."""
 MANY = 99.5
@@ -21,6 +23,7 @@ _CLAUSES: Mapping[str, str] = {
     "correct-diversity": "correct answers to one prompt followed {base} templates, now {now}",
     "answer-diversity": "one prompt got {base} different answers, now {now}",
     "reward-loss": "the reward fell from {base} to {now}",
+    "gradient": "the gradient norm rose from {base} to {now}",
     "truncation": "{now} of all completions are cut off by the token limit, at the base {base}",
 }
 """Of checks that look once, at both ends of the run."""
@@ -70,5 +73,5 @@ def percent(share: float) -> str:
 
 
 def short(value: float) -> str:
-    """Three significant digits, thousands set apart."""
-    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+    """Three significant digits, thousands set apart; powers of ten where there would be a row of them."""
+    return f"{value:,.0f}" if 999.5 <= abs(value) < MOST_DIGITS else f"{value:.3g}"

@@ -24,7 +24,7 @@ _NOISE_POINTS = 12
 """Points near an end from which its noise is estimated."""
 _LEAST_FREEDOM = 6
 _LEAST_SHARE = 1e-6
-"""Of the largest value: what is smaller, or not positive, counts as this much in logarithms."""
+"""Of the largest value near an end: what is smaller, or not positive, counts as this much in logarithms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,23 +59,26 @@ def move(values: Floats, alpha: float, *, relative: bool, base: Floats | None = 
     """The ends of a curve (finite values, in order); ``None`` where it has fewer than eight points.
 
     ``alpha``: error rate of the interval (two-sided). ``relative``: in logarithms, for quantities that are positive.
-    ``base``: values of another run, all of which are the base. ``None`` too for a relative move whose base is not
-    positive.
+    ``base``: values of another run, all of which are the base. ``None`` too for a relative move neither of whose ends
+    is positive.
     """
     if values.size < LEAST_POINTS or (base is not None and base.size < 3):
         return None
     own = values[: values.size // 2] if base is None else base
-    if relative:
-        largest = float(max(values.max(), own.max()))
-        if not largest > 0:
-            return None
-        values, own = (np.log(np.maximum(part, _LEAST_SHARE * largest)) for part in (values, own))
     first = int(np.clip(values.size // 20, 3, 8)) if base is None else own.size
     last = last_points(values.size)
     noise = max(8, min(_NOISE_POINTS, values.size // 4))
-    error, freedom = _error_of_mean(own[: max(noise, first)], first)
-    last_error, last_freedom = _error_of_mean(values[-min(max(noise, last), values.size - first) :], last)
-    base_level, last_level = float(own[:first].mean()), float(values[-last:].mean())
+    start, end = own[: max(noise, first)], values[-min(max(noise, last), values.size - first) :]
+    if relative:
+        largest = max(float(start.max()), float(end.max()))
+        if not largest > 0:
+            return None
+        # A base has its own scale, since what came later may be larger by any factor; what fell to nothing has not.
+        scale = float(start.max()) if start.max() > 0 else largest
+        start, end = np.log(np.maximum(start, _LEAST_SHARE * scale)), np.log(np.maximum(end, _LEAST_SHARE * largest))
+    error, freedom = _error_of_mean(start, first)
+    last_error, last_freedom = _error_of_mean(end, last)
+    base_level, last_level = float(start[:first].mean()), float(end[-last:].mean())
     variance, last_variance = error**2, last_error**2
     spread = variance**2 / freedom + last_variance**2 / last_freedom
     # Welch and Satterthwaite: the degrees of freedom of a sum of two variances.

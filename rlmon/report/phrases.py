@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlmon.acts import Entry
-from rlmon.audit.clauses import GONE
+from rlmon.audit.clauses import GONE, short
 from rlmon.audit.incidents import Incident, listed
 from rlmon.audit.result import Audit, Check, Example, ModeStory, Verdict
 from rlmon.audit.verdict import QUESTIONS
@@ -51,11 +51,7 @@ def unsure(audits: Sequence[Audit], *, each: bool) -> list[str]:
 
 def number(value: float | None) -> str:
     """Three significant digits, thousands set apart, ``-`` for not measured."""
-    if value is None:
-        return NOT_MEASURED
-    if abs(value) >= 999.5:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return NOT_MEASURED if value is None else short(value)
 
 
 def base_and_now(check: Check, unit_characters: int = 24) -> tuple[str, str]:

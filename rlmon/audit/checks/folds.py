@@ -12,10 +12,10 @@ import numpy as np
 
 from rlmon.audit.case import Case
 from rlmon.audit.checks.question import Ends, Question
-from rlmon.audit.checks.reward import nothing_ever_differed
+from rlmon.audit.checks.reward import MOST_STEPS, nothing_ever_differed
 from rlmon.audit.clauses import clause
 from rlmon.audit.contrast import BASE_STEPS
-from rlmon.audit.curves import Move, smooth_since
+from rlmon.audit.curves import LEAST_POINTS, Move, known, smooth_since
 from rlmon.audit.features import Floats
 from rlmon.audit.result import Check, Core
 from rlmon.audit.run import Lack
@@ -23,7 +23,7 @@ from rlmon.audit.stand_ins import NEXT_BEST
 from rlmon.audit.timeline import SMOOTHING_STEPS, trailing_mean
 from rlmon.detectors import DETECTORS, DetectorSpec
 from rlmon.printable import one_line
-from rlmon.records import SEVERITIES, Finding
+from rlmon.records import SEVERITIES, Finding, Status
 
 _SPECS: Mapping[str, DetectorSpec] = {spec.id: spec for spec in DETECTORS}
 ONSET_NOISE = 3.0
@@ -32,6 +32,8 @@ ON_THE_WAY = 0.65
 """Of its base: what fell further, and is certain to pass its line if it goes on, is told before it has."""
 NAMED = 4
 """Numbers that are named in a message; of the others it says how many there are."""
+FIRST_STEPS = 3
+"""In which numbers may be infinite while a scale is still looked for (fp16 loss scaling)."""
 STAYED = 1.5
 """Times its first level: a distance below that has not moved away from where it began."""
 
@@ -44,6 +46,8 @@ def _detector(ask: Question, ends: Ends, need: Lack | Literal["successes"]) -> C
             "rewards never differed inside any group, from the first step on: whether anything was learned cannot be "
             "told from that (reward-signal says more)"
         )
+    if (stood := _stood_at_nothing(ask, ends, spec)) is not None:
+        return stood
     mine = [finding for finding in case.fold.findings if finding.detector == spec.id]
     if mine:
         alarmed = _alarmed(ask, ends, spec, row, mine)
@@ -93,6 +97,43 @@ def _detector(ask: Question, ends: Ends, need: Lack | Literal["successes"]) -> C
         core=None if spec.rungs == ("note",) else ask.core,
         **facts,
     )
+
+
+_NOTHING: Mapping[str, Sequence[tuple[float, Status, str, str]]] = {
+    "entropy-collapse": (
+        (0.01, "warn", "token entropy is {now} nats from the first step on: every token is as good as certain",
+         "Sampling gives the same completion again and again: raise temperature, begin from a less trained checkpoint, "
+         "and look whether what is logged is the entropy per token in nats."),
+    ),
+    "length-collapse": (
+        (0.5, "warn", "the mean length of completions in tokens is {now} from the first step on: they are empty",
+         "Look at a few prompts and completions: a prompt that ends with the end token (chat template), a wrong "
+         "eos_token or max_completion_length look like this."),
+        (1.5, "note", "the mean length of completions in tokens is {now} from the first step on: where the end "
+         "token is counted, they are empty",
+         "Where one token is not the whole answer, look at the chat template and eos_token."),
+    ),
+}  # fmt: skip
+"""Levels of curves below which there is nothing left to lose: the line, how bad it is, what it means, what to do."""
+
+
+def _stood_at_nothing(ask: Question, ends: Ends, spec: DetectorSpec) -> Check | None:
+    """What is said of a curve that lies at the bottom from the first step on: nothing can fall there, and that is no
+    pass. ``None`` where it does not."""
+    if spec.id not in _NOTHING or (ends.case.characters and spec.id == "length-collapse"):
+        return None
+    metric = spec.metrics[0]
+    values = known(ends.case.series(metric))
+    if values.size < LEAST_POINTS or values.min() < 0:
+        return None
+    for line, status, message, advice in _NOTHING[spec.id]:
+        if values[0] < line and float((values < line).mean()) >= MOST_STEPS:
+            level = float(values.mean())
+            return ask.says(
+                status=status, method="hindsight", metric=metric, unit=spec.unit, value=level, threshold=line,
+                message=message.format(now=said(level)), advice=advice,
+            )  # fmt: skip
+    return None
 
 
 def _past(spec: DetectorSpec, value: float | None, line: float | None) -> bool:
@@ -176,7 +217,7 @@ def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, An
     shown = next(finding for finding in reversed(mine) if finding.severity == status)
     now = next((r for r in row["sources"] if r["metric"] == shown.metric and shown.source in (None, r["source"])), None)
     value = shown.value if now is None or now["now"] is None else _unit(spec, now["now"])
-    recovered = row["status"] == "ok" and spec.rule != "immediate"
+    recovered = row["status"] == "ok" if spec.rule != "immediate" else _only_at_the_start(case)
     if spec.id == "kl-drift" and (began := _began_there(ends, spec, shown)) is not None:
         return ask.says(
             status="note", metric=shown.metric, unit=_named_unit(case, spec), value=began.last, baseline=began.base,
@@ -195,7 +236,7 @@ def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, An
         first_step=first.step if spec.rule == "immediate" else onset(case, spec, shown),
         alarm_step=first.step,
         source=shown.source,
-        message=_not_numbers(case) if spec.rule == "immediate" else shown.message.removeprefix(spec.id + ": "),
+        message=shown.message.removeprefix(spec.id + ": "),
         evidence={
             "findings": [
                 {"step": f.step, "severity": f.severity, "value": f.value, "threshold": f.threshold} for f in mine[:50]
@@ -208,15 +249,43 @@ def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, An
         },
         advice=spec.advice,
     )
+    if spec.rule == "immediate":
+        found = dataclasses.replace(found, message=_not_numbers(case))
+        if recovered:
+            return dataclasses.replace(
+                found, status="warn",
+                message=f"{found.message}, the first ones, and the loss is finite there: it has recovered since",
+                advice="A run in fp16 begins like that while it looks for its loss scale, and passes over these steps; "
+                "bf16=True needs none. Without fp16, look at the first batches.",
+            )  # fmt: skip
     return dataclasses.replace(found, message=" ".join(_told(found, spec, row, mine, case)))
+
+
+def _steps_without_numbers(case: Case) -> dict[str, set[int]]:
+    """The steps at which curves of the trainer are NaN or infinite, of those that are anywhere."""
+    bad = {
+        key: {step for step, value in points if not math.isfinite(value)} for key, points in case.run.scalars.items()
+    }
+    return {key: steps for key, steps in bad.items() if steps}
+
+
+def _only_at_the_start(case: Case) -> bool:
+    """Only the first few steps of the trainer's curves are not finite, the loss is at these too, and the run went on:
+    a scale that was still looked for (of fp16 losses, whose steps are passed over), and no damage."""
+    bad = set().union(*_steps_without_numbers(case).values())
+    told = {finding.step for finding in case.fold.findings if finding.detector == "non-finite"}
+    loss, steps = case.series("loss"), case.line.steps
+    if loss is None or not bad or not told <= bad or steps.size < FIRST_STEPS + LEAST_POINTS:
+        return False
+    rewards = case.series("rlmon/health/reward_non_finite")
+    if rewards is not None and (rewards > 0).any():
+        return False
+    return bad <= set(steps[:FIRST_STEPS].tolist()) and bool(np.isfinite(loss[np.isin(steps, list(bad))]).all())
 
 
 def _not_numbers(case: Case) -> str:
     """Which numbers are NaN or infinite, and in how many steps."""
-    bad: dict[str, set[int]] = {}
-    for key, points in case.run.scalars.items():
-        if wrong := {step for step, value in points if not math.isfinite(value)}:
-            bad[key] = wrong
+    bad = _steps_without_numbers(case)
     rewards = case.series("rlmon/health/reward_non_finite")
     if rewards is not None and (rewards > 0).any():
         bad["rewards of completions"] = set(case.line.steps[rewards > 0].tolist())
@@ -271,11 +340,11 @@ def onset(case: Case, spec: DetectorSpec, finding: Finding) -> int | None:
     values = _course(case, spec, finding.metric)
     if values is None:
         return None
-    known = np.flatnonzero(np.isfinite(values))
-    if not known.size:
+    at = np.flatnonzero(np.isfinite(values))
+    if not at.size:
         return None
-    smooth = trailing_mean(values[known], SMOOTHING_STEPS)
-    steps = case.line.steps[known]
+    smooth = trailing_mean(values[at], SMOOTHING_STEPS)
+    steps = case.line.steps[at]
     line = _onset_line(case, spec, finding, values)
     if line is None:
         return None
@@ -384,9 +453,16 @@ SECOND_LOOKS = sum(len(spec.metrics) for spec in DETECTORS if _is_looked_at_twic
 """Intervals of the second looks, which take their part of the error rate of hindsight checks."""
 
 
-def _fold(check_id: str, title: str, need: Lack | Literal["successes"], core: Core | None = None) -> Question:
+def _fold(
+    check_id: str,
+    title: str,
+    need: Lack | Literal["successes"],
+    core: Core | None = None,
+    doubt: Core | None = None,
+) -> Question:
     """``need``: what gives the reason where the detector saw nothing."""
-    return Question(id=check_id, title=title, core=core, method="fold", judge=partial(_detector, need=need))
+    judge = partial(_detector, need=need)
+    return Question(id=check_id, title=title, core=core, doubt=doubt, method="fold", judge=judge)
 
 
 FOLDS: tuple[Question, ...] = (
@@ -394,7 +470,7 @@ FOLDS: tuple[Question, ...] = (
     _fold("template-collapse", "Do completions differ beyond numbers and names?", "completions", "formats"),
     _fold("move-collapse", "Does reasoning keep its moves?", "tokens"),
     _fold("entropy-collapse", "Does token entropy hold?", "entropy", "entropy"),
-    _fold("entropy-explosion", "Does token entropy stay in bounds?", "entropy", "entropy"),
+    _fold("entropy-explosion", "Does token entropy stay in bounds?", "entropy", doubt="entropy"),
     _fold("kl-drift", "Does the model stay near its base?", "kl"),
     _fold("silent-groups-bad", "Are few groups failing as a whole?", "successes", "groups"),
     _fold("silent-groups-good", "Is there still something to learn in most groups?", "successes", "groups"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from rlmon.audit.case import Case
@@ -35,7 +36,13 @@ def agreement(case: Case, checks: Sequence[Check]) -> Check | None:
     own = _of(case)
     if own is None:
         return None
-    remarks = [remark for remark in own.remarks if not _is_note(remark)]
+    # What the rest of the run shows to be mild was grave to a monitor that saw its first steps only.
+    mild = {check.id for check in checks if check.status == "warn" and check.id == "non-finite"}
+    remarks = [
+        dataclasses.replace(remark, severity="warn") if remark.detector in mild else remark
+        for remark in own.remarks
+        if not _is_note(remark)
+    ]
     explained = verdict(remark.severity for remark in own.remarks) == own.verdict
     theirs = verdict(remark.severity for remark in remarks) if explained else own.verdict
     ours = verdict(check.status for check in checks)

@@ -27,6 +27,9 @@ LEAST_PROMPTS = 4
 """Fewer are drawn again and again as they are: their spread says nothing of the next ones."""
 STALE_STRIDES = 3
 """Times the usual distance of two values: without one for longer, a metric has ended before the run."""
+STALE_SHARE, STALE_STEPS = 0.1, 5
+"""Of the run's steps, and steps: so much of a run without a value is a part of it that nobody saw, whatever the usual
+distance."""
 WIDEN = (
     "Raise beta (kl_coef in PPO; 0.05 to 0.1), or use_adaptive_entropy=True with entropy_target near the base "
     "entropy; a lower learning_rate buys time."
@@ -51,19 +54,25 @@ class Ends:
         """The data did not change on the way, as far as its sources tell: curves of the whole run can be compared."""
         return self.strata is None or not self.strata.moved
 
-    def went_stale(self, metric: str | None) -> int | None:
-        """Last step with a finite value of a metric that was not finite, or not measured, from there to the end, after
-        numbers of the run ceased to be numbers; ``None`` where it has values up to the end."""
-        broken = [f.step for f in self.case.fold.findings if f.detector == "non-finite"]
+    def went_stale(self, metric: str | None) -> str | None:
+        """Since when a metric was not finite, or not measured, though the run went on, in words; ``None`` where it has
+        values up to the end."""
         values = None if metric is None else self.case.series(metric)
-        if not broken or values is None:
+        if values is None:
             return None
-        steps = self.case.line.steps[np.isfinite(values)]
+        every = self.case.line.steps
+        steps = every[np.isfinite(values)]
         if steps.size < 2:
             return None
+        last, end = int(steps[-1]), int(every[-1])
         stride = max(1.0, float(np.median(np.diff(steps))))
-        over = float(self.case.line.steps[-1] - steps[-1]) > STALE_STRIDES * stride
-        return int(steps[-1]) if over and self.case.line.steps[-1] >= broken[0] else None
+        if end - last <= STALE_STRIDES * stride:
+            return None
+        if any(f.detector == "non-finite" and f.step <= end for f in self.case.fold.findings):
+            return f"it was last measured at step {last}, and numbers of the run are NaN or infinite since"
+        if int((every > last).sum()) <= max(STALE_STEPS, STALE_SHARE * every.size):
+            return None
+        return f"it was last measured at step {last}, and the log goes on to step {end}"
 
     def move(self, name: str, *, relative: bool) -> Move | None:
         """The ends of a curve; ``None`` where it was not logged or has too few points."""
@@ -104,13 +113,9 @@ class Ends:
                 reason=f"past its line of {found.threshold:.3g}, but the run holds too little to be sure that this is "
                 "not chance",
             )
-        if found.status in ("pass", "note") and (last := self.went_stale(found.metric)) is not None:
+        if found.status in ("pass", "note") and (since := self.went_stale(found.metric)) is not None:
             return dataclasses.replace(
-                found,
-                status="unsure",
-                advice="",
-                reason=f"it was last measured at step {last}, and numbers of the run are NaN or infinite since: what "
-                "came after is not known",
+                found, status="unsure", advice="", reason=f"{since}: what came after is not known"
             )
         if self.same_data or self.strata is None or found.method != "hindsight" or found.status in ("skip", "error"):
             return found

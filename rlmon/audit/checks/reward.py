@@ -26,8 +26,11 @@ SOLVED = 0.8
 """Share of groups that are right as a whole from which silence is that of solved prompts."""
 MOST_STEPS = 0.95
 """Share of the steps that is called all of them: a single odd step does not bring a dead run to life."""
-SAME = 1e-9
-"""Rewards that differ by less, relative to their size, are the same."""
+SAME = 1e-6
+"""Rewards that differ by no more, relative to their size (of at least 1), are the same: the spread of equal rewards is
+not 0 but that of float32, and trainers add more than this to the spread that they divide by."""
+STILL = 1e-8
+"""A gradient whose norm is no larger moves nothing: each of its parts is below the epsilon of Adam."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +57,12 @@ def silence(ends: Ends) -> Silence | None:
         at = np.zeros(0, dtype=np.int64) if values is None else np.flatnonzero(np.isfinite(values))
         if values is None or not at.size:
             continue
-        share = values[at] if name == "rlmon/group/silent" else (np.abs(values[at]) <= SAME).astype(np.float64)
+        if name == "rlmon/group/silent":
+            share = values[at]
+        else:
+            share = (np.abs(values[at]) <= (STILL if name == "grad_norm" else _tolerance(ends))).astype(np.float64)
         found = Silence(steps=ends.case.line.steps[at], silent=share >= SILENT_SHARE, share=share, metric=name)
-        # A gradient that lives tells of no group; one that is exactly zero tells enough.
+        # A gradient that lives tells of no group; one that is zero tells enough.
         if name != "grad_norm" or found.always:
             return found
     reward = ends.case.series(REWARD)
@@ -67,11 +73,23 @@ def silence(ends: Ends) -> Silence | None:
     return None
 
 
+def _tolerance(ends: Ends) -> float:
+    """Spread up to which rewards of this size are the same."""
+    reward = known(ends.case.series(REWARD))
+    return SAME * max(1.0, float(np.abs(reward).max()) if reward.size else 0.0)
+
+
 def _constant(values: Floats) -> float | None:
     """The one value of a curve, ``None`` where it has several or none."""
     if not values.size or np.ptp(values) > SAME * max(1.0, float(np.abs(values).max())):
         return None
-    return float(values[0])
+    return round(float(values[0]), 6)
+
+
+def _zero(gradient_norms: Floats) -> str:
+    """How near to 0 these gradient norms are, which are as good as 0."""
+    most = float(gradient_norms.max())
+    return f"as good as 0 (a norm of {most:.2g} at most)" if most > 0 else "exactly 0"
 
 
 @question("reward-signal", "Do rewards differ, so that something can be learned?", core="groups")
@@ -145,7 +163,8 @@ def _never(ask: Question, ends: Ends, found: Silence, facts: dict[str, Any]) -> 
     rewards = known(ends.case.series(REWARD))
     one = _constant(rewards)
     gradient = known(ends.case.series("grad_norm"))
-    still = " The gradient was exactly 0." if gradient.size and not np.abs(gradient).max() > 0 else ""
+    dead = gradient.size > 0 and bool(gradient.max() <= STILL)
+    still = f" The gradient was {_zero(gradient)}." if dead else ""
     facts |= {"threshold": SILENT_SHARE}
     steps = f"in all {found.steps.size} steps" if found.silent.all() else f"in nearly all of {found.steps.size} steps"
     if one == 1.0:
@@ -158,7 +177,7 @@ def _never(ask: Question, ends: Ends, found: Silence, facts: dict[str, Any]) -> 
     if one is not None:
         what = f"the reward is {one:.6g} for every completion" if one else "the reward is 0 for every completion"
     elif found.metric == "grad_norm":
-        what, still = "the gradient was exactly 0", ""
+        what, still = f"the gradient was {_zero(gradient[gradient <= STILL])}", ""
     return ask.says(status="fail", message=f"{what} {steps}: nothing can be learned.{still}", advice=_ADVICE, **facts)
 
 
@@ -349,19 +368,21 @@ def gradient(ask: Question, ends: Ends) -> Check:
     if values is None or known(values).size < LEAST_POINTS:
         return ask.skip("the gradient norm was not logged (grad_norm, with logging_steps=1)", metric=name)
     at = np.flatnonzero(np.isfinite(values))
-    steps, zero = ends.case.line.steps[at], values[at] == 0.0
+    steps, zero = ends.case.line.steps[at], values[at] <= STILL
     facts: dict[str, Any] = {"metric": name, "unit": "norm", "value": float(values[at][-last_points(at.size) :].mean())}
     if zero.mean() >= MOST_STEPS:
         return ask.says(
-            status="warn" if _constant(known(ends.case.series(REWARD))) == 1.0 else "fail", threshold=0.0, baseline=0.0,
+            status="warn" if _constant(known(ends.case.series(REWARD))) == 1.0 else "fail", threshold=STILL,
             advice=_ADVICE, **facts,
-            message=f"the gradient was exactly 0 in {int(zero.sum())} of {at.size} steps: nothing can be learned",
+            message=f"the gradient was {_zero(values[at][zero])} in {int(zero.sum())} of {at.size} steps: nothing can "
+            "be learned",
         )  # fmt: skip
     start = since(steps, zero)
     if start is not None and int((steps >= start).sum()) >= max(5, last_points(at.size)):
         return ask.says(
             status="note" if _solved(ends, start) else "warn", first_step=start, advice=_ADVICE,
-            message="the gradient is exactly 0: nothing is learned from there on", **facts,
+            message=f"the gradient is {_zero(values[at][zero & (steps >= start)])}: nothing is learned from there on",
+            **facts,
         )  # fmt: skip
     found = ends.move_of(values[at][~zero], relative=True)
     if found is None:

@@ -10,6 +10,7 @@ import pytest
 from audit_rows import audited, check, draw, opened, spoken
 
 from rlmon.audit import curves
+from rlmon.audit.clauses import short
 from rlmon.audit.curves import move, since
 from rlmon.audit.result import Audit
 
@@ -141,6 +142,28 @@ def test_a_base_of_few_points_is_no_base() -> None:
         assert audit.verdict == "insufficient"
 
 
+@pytest.mark.parametrize("level", [0.0, 0.004])
+def test_entropy_that_is_nothing_from_the_first_step_on_is_no_pass(level: float) -> None:
+    rng = np.random.default_rng(21)
+    audit = of_curves(**alive(rng, 60, entropy=np.full(60, level), length=np.full(60, 200.0)))
+    found = check(audit, "entropy-collapse")
+    assert (found.status, found.first_step) == ("warn", None)
+    assert f"token entropy is {level:.3g} nats from the first step on" in audit.headline.lower()
+    # What says that entropy does not rise does not say that it holds.
+    assert check(audit, "entropy-explosion").core is None
+    low = of_curves(**alive(rng, 60, entropy=0.05 * np.exp(noise(rng, 60, 0.3, 0.1))))
+    assert check(low, "entropy-collapse").status == "pass"
+    signed = of_curves(**alive(rng, 60, entropy=np.full(60, -0.5)))
+    assert check(signed, "entropy-collapse").status != "warn", "an entropy with its sign turned is not 0"
+
+
+@pytest.mark.parametrize(("tokens", "status"), [(0.0, "warn"), (1.0, "note"), (3.0, "pass")])
+def test_completions_of_no_tokens_from_the_first_step_on_are_told(tokens: float, status: str) -> None:
+    audit = of_curves(**alive(np.random.default_rng(22), 60, length=np.full(60, tokens)))
+    assert check(audit, "length-collapse").status == status
+    assert ("they are empty" in audit.headline) == (status != "pass") or audit.verdict == "insufficient"
+
+
 # --- reward -------------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +242,35 @@ def test_a_gradient_that_vanishes_or_explodes_is_told() -> None:
     assert check(of_curves(**alive(rng, 100)), "gradient").status == "pass"
 
 
+def test_equal_rewards_in_float32_and_a_gradient_of_next_to_nothing_teach_nothing() -> None:
+    rng = np.random.default_rng(23)
+    ulp = 6e-8 * rng.integers(0, 2, 60)
+    audit = of_curves(reward=0.7 + ulp, reward_std=ulp, grad_norm=np.full(60, 1e-9))
+    for check_id in ("reward-signal", "gradient"):
+        assert check(audit, check_id).status == "fail", check_id
+    assert "exactly" not in audit.headline
+    # Of rewards in the hundreds the spread of equal ones is larger.
+    assert check(of_curves(reward=np.full(60, 300.0), reward_std=300 * ulp), "reward-signal").status == "fail"
+    assert check(of_curves(reward=1.0 - ulp, reward_std=ulp), "reward-signal").status == "warn", "it is solved"
+    small = alive(rng, 60, reward=0.01 + noise(rng, 60, 0.3, 1e-3), reward_std=np.full(60, 1e-3))
+    assert check(of_curves(**small), "reward-signal").status == "pass"
+
+
+@pytest.mark.parametrize("now", [1e4, 1e30])
+def test_a_gradient_that_rises_by_any_factor_keeps_its_base(now: float) -> None:
+    audit = of_curves(**alive(np.random.default_rng(24), 100, grad_norm=np.where(np.arange(100) < 50, 0.3, now)))
+    found = check(audit, "gradient")
+    assert found.status == "warn"
+    assert found.baseline == pytest.approx(0.3)
+    assert f"the gradient norm rose from 0.3 to {short(now)}" in audit.headline
+    spike = np.where(np.arange(100) == 50, now, 0.3)
+    assert check(of_curves(**alive(np.random.default_rng(24), 100, grad_norm=spike)), "gradient").status == "pass"
+
+
+def test_numbers_too_long_to_read_are_powers_of_ten() -> None:
+    assert [short(value) for value in (12.345, 1234.0, 2e8, 1e30)] == ["12.3", "1,234", "200,000,000", "1e+30"]
+
+
 # --- numbers that are no numbers ----------------------------------------------------------------------------------
 
 
@@ -238,6 +290,41 @@ def test_what_turns_nan_leads_and_nothing_passes_on_what_was_before() -> None:
     assert check(audit, "length-collapse").status == "fail"
     whole = of_curves(**alive(rng, 100, entropy=np.full(100, 0.6)))
     assert check(whole, "entropy-collapse").status == "pass"
+
+
+@pytest.mark.parametrize("named", ["entropy", "reward", "grad_norm"])
+def test_a_curve_that_ends_before_the_run_is_no_pass(named: str) -> None:
+    rng = np.random.default_rng(25)
+    whole = alive(rng, 100, entropy=0.6 + noise(rng, 100, 0.3, 0.02))
+    answers = {"entropy": "entropy-collapse", "reward": "reward-loss", "grad_norm": "gradient"}
+
+    def ends(at: int) -> Audit:
+        names = {"silent": "frac_reward_zero_std"}
+        return audited(opened(scalars={
+            names.get(name, name): [(step + 1, float(value)) for step, value in enumerate(values)
+                                    if name != named or step < at]
+            for name, values in whole.items()
+        }, lacks={"completions": "there are none"}))  # fmt: skip
+
+    found = check(ends(40), answers[named])
+    assert found.status == "unsure"
+    assert "last measured at step 40, and the log goes on to step 100" in (found.reason or "")
+    assert check(ends(95), answers[named]).status == "pass", "a few last steps are not missed"
+
+
+def test_infinity_in_the_first_steps_alone_has_recovered() -> None:
+    rng = np.random.default_rng(26)
+    first = np.where(np.arange(100) < 2, np.inf, 0.3)
+    logged = alive(rng, 100, grad_norm=first, loss=noise(rng, 100, 0.3, 0.01))
+    found = check(of_curves(**logged), "non-finite")
+    assert (found.status, found.first_step) == ("warn", 1)
+    assert "has recovered" in found.message
+    for other in (
+        {"loss": first},
+        {"grad_norm": np.where(np.arange(100) < 4, np.inf, 0.3)},
+        {"grad_norm": np.where(np.isin(np.arange(100), (0, 60)), np.inf, 0.3)},
+    ):
+        assert check(of_curves(**logged | other), "non-finite").status == "fail", other
 
 
 # --- false alarms -------------------------------------------------------------------------------------------------
