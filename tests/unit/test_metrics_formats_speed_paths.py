@@ -103,8 +103,8 @@ def test_the_opening_is_the_first_eight_tokens(text: str) -> None:
 
 
 def test_a_stored_sequence_folds_to_the_state_it_always_did() -> None:
-    """160 records of three sources with gaps and a collapse: the digest is of version 2 of the detectors, with the lines
-    that it had first."""
+    """160 records of three sources with gaps and a collapse: the digest is of version 2 of the detectors, with the
+    lines that it had first."""
     rng = np.random.default_rng(20_260)
     first = {spec.id: {"warn": 0.8} if spec.rule == "effective" else {} for spec in DETECTORS}
     lines = {name: line | first[name] for name, line in DEFAULTS["lines"].items()}
