@@ -99,6 +99,8 @@ class Partial:
     """Of the damaged: rows of a step that have neither a completion nor a reward, the first of them at
     ``blank_from``."""
     blank_from: int | None = None
+    went_back: list[tuple[int, int]] = field(default_factory=list)
+    """Where the steps of a file's training rows go back: (step before, step at which they go on)."""
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
@@ -125,6 +127,7 @@ def merge(parts: Iterable[Partial]) -> Partial:
         whole.duplicates += part.duplicates
         whole.damaged += part.damaged
         _count_blank(whole, part)
+        whole.went_back += part.went_back
         whole.unreadable |= part.unreadable
     for kind, into in columns.items():
         getattr(whole, kind).update({name: np.concatenate(values) for name, values in into.items()})
@@ -166,6 +169,7 @@ def _count(facts: Partial, batch: RowBatch) -> None:
     facts.duplicates += batch.duplicates
     facts.damaged += batch.damaged
     _count_blank(facts, batch)
+    facts.went_back += batch.went_back
     facts.unreadable |= batch.unreadable
 
 

@@ -65,6 +65,8 @@ class RowBatch:
     """Of the damaged: rows of a step that have neither a completion nor a reward."""
     blank_from: int | None = None
     """First step of those."""
+    went_back: Sequence[tuple[int, int]] = ()
+    """Where the steps of a file's training rows go back: the step before, and the step at which they go on."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Files that could not be read (relative to the run), and why."""
 

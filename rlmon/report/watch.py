@@ -607,6 +607,8 @@ def sparkline(values: Sequence[float], width: int) -> str:
     edges = [round(i * len(values) / columns) for i in range(columns + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     low, span = min(means), max(means) - min(means)
+    if span <= 1e-9 * max(map(abs, means)):
+        span = 0.0  # what the rounding of means left is no change
     top = len(SPARKS) - 1
     return "".join(SPARKS[round((mean - low) / span * top) if span > 0 else 0] for mean in means)
 

@@ -264,6 +264,8 @@ def _refusal_of_pickles(path: Path) -> str:
 
 def _nothing_readable(path: Path) -> str:
     if path.is_file():
+        if not path.stat().st_size:
+            return f"{path.name!r} is empty (0 bytes): nothing was written into it, or the copy failed."
         return f"{path.name!r} is no run that rlmon knows. Readable are {READABLE}. {HOW}"
     try:
         found = sorted(entry.name for entry in path.iterdir())
@@ -271,6 +273,9 @@ def _nothing_readable(path: Path) -> str:
         return f"{str(path)!r} cannot be read: {problem}."
     if not found:
         return f"{str(path)!r} is empty. Readable are {READABLE}."
+    if all((path / name).is_file() and not (path / name).stat().st_size for name in found):
+        are = f"Its {len(found)} files are" if len(found) > 1 else f"Its only file, {found[0]!r}, is"
+        return f"{str(path)!r} holds no run: {are} empty (0 bytes). Nothing was written, or the copy failed."
     if all(Path(name).suffix.lower() in PICKLES for name in found):
         return _refusal_of_pickles(path / found[0])
     shown = ", ".join(repr(name) for name in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")

@@ -44,6 +44,8 @@ TEXT_CHARACTERS = 40
 _PEEKED = 400
 _ROWS = "row"
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})", re.ASCII)
+_ASIDE = re.compile(r"(.+?)(?:\.(\d{1,4})|[.-](\d{4}-?\d{2}-?\d{2}(?:[_T-]?[\d-]{2,8})?))(?:\.(?:gz|zst))?", re.ASCII)
+"""Name under which a log was set aside: by number or by date."""
 _SHARE = re.compile(r"\s*(\d{1,15})\s*/\s*\d{1,15}\s*", re.ASCII)
 
 
@@ -145,12 +147,39 @@ def _says(file: LogFile) -> int:
 
 def _together(found: Sequence[LogFile]) -> list[LogFile]:
     """The file that says most, with the other parts of the same history: a tracker saves one curve a table, and a long
-    history in several files of Parquet."""
+    history in several files of Parquet, and a log that grew is set aside under a number."""
     best = found[0]
     if best.kind == "parquet" or _exported(best):
         mine = [file for file in found if file.kind == best.kind and _exported(file) == _exported(best)]
         return sorted(mine, key=lambda file: (len(file.path.name), file.path.name))
-    return [best]
+    return _rotated(found) or [best]
+
+
+def _rotated(found: Sequence[LogFile]) -> list[LogFile]:
+    """The parts of a log that was rotated while the run went on (``train.log.2.gz``, ``train.log.1``, ``train.log``),
+    the oldest first; none where there are no such names, or where each begins a run of its own."""
+    aside = {file.path: match for file in found if (match := _ASIDE.fullmatch(file.path.name)) is not None}
+    name = found[0].path.name
+    name = aside[found[0].path][1] if found[0].path in aside else name
+    last = [file for file in found if file.path.name == name and file.kind == found[0].kind]
+    before = [
+        file for file in found if file.path in aside and aside[file.path][1] == name and file.kind == found[0].kind
+    ]
+    if not (last and before):
+        return []
+    # The number grows with age, the date with time.
+    before.sort(key=lambda file: (-int(aside[file.path][2] or 0), aside[file.path][3] or ""))
+    parts = [*before, *last]
+    begins: list[tuple[float, float]] = []
+    for part in parts:
+        try:
+            runs, _ = _runs([part], log_files.Damage(), part.path)
+        except ReadError:
+            return []
+        begins += [run.began() for run in runs.values()]
+    counted = all(step > 0 for step, _ in begins)
+    firsts = [step if counted else epoch for step, epoch in begins]
+    return parts if all(a < b or not (a or b) for a, b in itertools.pairwise(firsts)) else []
 
 
 def _exported(file: LogFile) -> bool:
@@ -185,6 +214,11 @@ class _Run:
         for call in self.first:
             self._fold(call)
         self.first = []
+
+    def began(self) -> tuple[float, float]:
+        """First step (0: nothing counts steps) and first epoch (0: none was logged)."""
+        steps = [points[0][0] for points in self.history.scalars.values()] if self.step_key != _ROWS else []
+        return float(min(steps, default=0)), self.epochs[0] if self.epochs else 0.0
 
     def _fold(self, call: dict[str, float]) -> None:
         numbers = {key: value for key, value in call.items() if key not in STEPS or key == self.step_key}

@@ -127,8 +127,11 @@ class MappedShard:
     def _batches(self) -> Iterator[RowBatch]:
         before = _Before()
         for part in self.parts:
+            last = -1
             try:
-                yield from _read_part(part, self.spec, before)
+                for batch in _read_part(part, self.spec, before):
+                    falls, last = _falls(batch.rows, last)
+                    yield replace(batch, went_back=falls) if falls else batch
             except columns.UNREADABLE as problem:
                 reason = f"{type(problem).__name__}: {str(problem)[:200]}"
                 yield RowBatch(rows=_no_rows(), unreadable={part.name: reason})
@@ -154,6 +157,17 @@ class _Before:
         return same
 
 
+def _falls(rows: pa.Table, last: int) -> tuple[list[tuple[int, int]], int]:
+    """Where the steps of training rows go back, as (last step, first step), and the last step. ``last``: of the rows
+    before."""
+    steps = rows["step"].to_numpy()[pc.equal(rows["split"], "train").to_numpy()]
+    if not steps.size:
+        return [], last
+    steps = np.concatenate([[last], steps])
+    at = np.flatnonzero(steps[1:] < steps[:-1])
+    return [(int(steps[i]), int(steps[i + 1])) for i in at], int(steps[-1])
+
+
 def _gathered(batches: Iterator[RowBatch]) -> Iterator[RowBatch]:
     """The batches, small ones put together: a folder may have a file for each row."""
     held: list[RowBatch] = []
@@ -175,6 +189,9 @@ def _together(batches: Sequence[RowBatch]) -> RowBatch:
         rows=pa.concat_tables([batch.rows for batch in batches], promote_options="default"),
         duplicates=sum(batch.duplicates for batch in batches),
         damaged=sum(batch.damaged for batch in batches),
+        blank=sum(batch.blank for batch in batches),
+        blank_from=min((batch.blank_from for batch in batches if batch.blank_from is not None), default=None),
+        went_back=[pair for batch in batches for pair in batch.went_back],
         unreadable={name: why for batch in batches for name, why in batch.unreadable.items()},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from rlmon.audit.engine import audit
 from rlmon.audit.readers import open_source, runs_at
 from rlmon.errors import ReadError
+from rlmon.report.watch import sparkline
 
 
 def lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -87,6 +89,7 @@ def test_rows_that_went_blank_are_told_with_their_step(tmp_path: Path) -> None:
     rows = [rollout(step, at, **(blank if step > 12 else {})) for step in range(1, 21) for at in range(8)]
     told = next(c for c in audit(lines(tmp_path / "r.jsonl", rows)).checks if c.id == "rows-complete")
     assert (told.status, told.first_step) == ("warn", 13)
+    assert sum(batch.blank for shard in open_source(tmp_path).shards for batch in shard.read()) == 64
     assert "64 have neither a completion nor a reward, all rows from step 13 on" in told.message
     assert "damaged" not in told.message
     assert "Copy the files again" not in told.advice
@@ -143,3 +146,54 @@ def test_a_table_of_markdown_is_a_table(tmp_path: Path, above: str) -> None:
     scalars = open_source(path).scalars
     assert scalars["reward"] == [(step, step / 100) for step in range(1, 31)]
     assert set(scalars) == {"Training Loss", "reward"}
+
+
+@pytest.mark.parametrize("names", [("train.log.2.gz", "train.log.1", "train.log"),
+                                   ("train.log-20261001", "train.log-20261002", "train.log")])  # fmt: skip
+@pytest.mark.parametrize("key", ["step", "epoch", ""])
+def test_a_log_that_was_rotated_is_one_run(tmp_path: Path, names: Sequence[str], key: str) -> None:
+    at = iter(range(1, 91))
+    for name in names:
+        written = "".join(f"{curve_of(next(at), key)}\n" for _ in range(30)).encode()
+        (tmp_path / name).write_bytes(gzip.compress(written) if name.endswith(".gz") else written)
+    assert runs_at(tmp_path) == []
+    assert open_source(tmp_path).scalars["reward"] == [(step, step / 100) for step in range(1, 91)]
+
+
+def curve_of(step: int, key: str) -> dict[str, float]:
+    counted = {"step": step} if key == "step" else {"epoch": step / 50} if key == "epoch" else {}
+    return {"reward": step / 100, "loss": 0.1, **counted}
+
+
+@pytest.mark.parametrize("key", ["step", "epoch"])
+def test_runs_that_set_the_log_of_the_one_before_aside_are_runs(tmp_path: Path, key: str) -> None:
+    for name in ("train.log.1", "train.log"):
+        (tmp_path / name).write_text("".join(f"{curve_of(step, key)}\n" for step in range(1, 31)))
+    assert [run.name for run in runs_at(tmp_path)] == ["train.log", "train.log.1"]
+
+
+def test_a_constant_is_a_flat_line() -> None:
+    assert len(set(sparkline([0.95] * 31, 12))) == 1
+    assert len(set(sparkline([1e-12, 2e-12] * 6, 12))) == 2
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "r.csv", "train.log"])
+def test_an_empty_file_is_called_empty(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"")
+    for place in (path, tmp_path):
+        with pytest.raises(ReadError, match=r"is empty \(0 bytes\)"):
+            open_source(place)
+
+
+def test_rows_of_a_resumed_run_are_told(tmp_path: Path) -> None:
+    def rows_complete(steps: Sequence[int]) -> tuple[str, str]:
+        path = lines(tmp_path / "r.jsonl", [rollout(step, at) for step in steps for at in range(8)])
+        told = next(c for c in audit(path).checks if c.id == "rows-complete")
+        return told.status, told.message
+
+    status, message = rows_complete([*range(1, 16), *range(10, 21)])
+    assert status == "note"
+    assert "after step 15 the rows go back to step 10" in message
+    assert rows_complete(range(1, 21))[0] == "pass"
+    assert rows_complete([step ^ 1 for step in range(2, 22)])[0] == "pass"  # as several workers bring them
