@@ -166,8 +166,7 @@ class Question:
         try:
             reason = ends.absent(*self.needs)
             found = ends.honest(self.judge(self, ends)) if reason is None else self.skip(reason)
-            doubtful = found.status == "unsure" and self.doubt is not None
-            return dataclasses.replace(found, core=self.doubt) if doubtful else found
+            return dataclasses.replace(found, core=self.doubt) if self.doubt and is_doubt(found) else found
         except Exception as error:
             return self.says(
                 status="error",
@@ -199,6 +198,14 @@ def question(
         return Question(id=check_id, title=title, core=core, doubt=doubt, needs=needs, method=method, judge=judge)
 
     return of
+
+
+def is_doubt(found: Check) -> bool:
+    """Whether an unsure check saw a change for certain, though not that it is past the line: chance alone lifts a
+    value past its line and leaves the base inside of the interval."""
+    if found.status != "unsure" or found.interval is None or found.baseline is None:
+        return found.status == "unsure"
+    return not found.interval[0] <= found.baseline <= found.interval[1]
 
 
 def past_line(found: Check) -> bool:

@@ -42,4 +42,7 @@ def test_a_sign_of_narrowing_that_is_unsure_leaves_the_formats_open(check_id: st
     covered = coverage([kept, found], outputs=True)
     assert "few" in covered.missing["formats"]
     assert reached([kept, found], covered) == "insufficient"
-    assert "formats" not in coverage([kept, dataclasses.replace(found, core=None)], outputs=True).missing
+    # Chance: the base lies inside of the interval.
+    for low, open_ in ((2.0, True), (7.0, False)):
+        answer |= {"baseline": 6.0, "value": 3.0, "interval": (1.0, low)}
+        assert ("formats" in coverage([kept, doubtful.ask(ends)], outputs=True).missing) is open_
