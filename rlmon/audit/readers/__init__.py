@@ -147,6 +147,8 @@ def _recognised_run(path: Path) -> OpenedRun:
             elif not run.shards:
                 run = _with_rows(run, path)
         except RLMonError as problem:
+            if isinstance(problem, mapped.NoStepsError) and not _has_other_curves(path):
+                raise  # numbers that stand beside completions are no curves
             failed.append(problem)
             notes.append(f"{module.NAME} was here too, but: {problem}")
             continue
@@ -159,6 +161,12 @@ def _recognised_run(path: Path) -> OpenedRun:
     if failed:
         raise failed[0]
     raise ReadError(_nothing_readable(path))
+
+
+def _has_other_curves(path: Path) -> bool:
+    """Whether a folder has files of curves that are not files of completions."""
+    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else []
+    return any(curves.recognises(file) and not mapped.recognises(file) for file in files)
 
 
 def _of_any_tool(path: Path) -> Iterator[tuple[ModuleType, Path]]:

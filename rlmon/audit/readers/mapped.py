@@ -376,8 +376,12 @@ def _probed(spec: Spec, files: Sequence[Part], notes: list[str]) -> Spec:
     return dataclasses.replace(spec, kinds=tuple(kinds))
 
 
+class NoStepsError(ReadError):
+    """There are rows of completions, and nothing says of which step they are."""
+
+
 def _refuse_steps(spec: Spec, files: Sequence[Part], path: Path) -> None:
-    """Raises ``ReadError`` where none of the rows that are looked into has a step that can be read."""
+    """Raises ``NoStepsError`` where none of the rows that are looked into has a step that can be read."""
     if spec.rows != "line" or "step" not in spec.columns:
         return
     probed = [record for part in [*files[:2], *files[-1:]] for record in folder.probe(part, PROBES)]
@@ -385,7 +389,7 @@ def _refuse_steps(spec: Spec, files: Sequence[Part], path: Path) -> None:
     steps = [walk(row, spec.columns["step"]) for row in flat]
     given = [step for step in steps if step is not None]
     if given and all(whole(parsing.single(step)) is None for step in given):
-        raise ReadError(
+        raise NoStepsError(
             f"None of the first {len(steps)} rows of {str(path)!r} has a whole number as its step, under "
             f"{spec.columns['step']!r} (the first has {str(given[0])[:60]!r}). Name the column that counts steps: "
             "--map step=..., with completion=... and reward=..."
