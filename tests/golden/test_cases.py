@@ -16,7 +16,6 @@ from rlmon.audit.engine import audit
 from rlmon.audit.result import Audit, Check
 
 CASES = Path(__file__).parent / "cases"
-pending = functools.partial(pytest.mark.xfail, strict=True)
 
 
 @functools.cache
