@@ -310,8 +310,3 @@ class RolloutBatch:
             elif isinstance(column, Sequence) and not isinstance(column, str):
                 chosen[name] = [column[row] for row in rows]
         return dataclasses.replace(self, **(chosen | {"global_row": list(global_row)}))
-
-
-def to_json_dict(record: Any) -> dict[str, Any]:
-    """A record as plain JSON types (nested records included); tuples become lists."""
-    return dataclasses.asdict(record)

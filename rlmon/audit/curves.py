@@ -17,6 +17,7 @@ import numpy as np
 from rlmon import student
 from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.timeline import SMOOTHING_STEPS, trailing_mean
+from rlmon.series import MOST_CORRELATION, independent
 
 LEAST_POINTS = 8
 """Fewer points have no two ends: a base of one step is no base."""
@@ -101,18 +102,24 @@ def heading(values: Floats, alpha: float, ahead: int) -> tuple[float, float] | N
         return None
     level = np.log(half)
     size = level.size
-    time = np.arange(size) - (size - 1) / 2.0
-    slope = float(time @ level) / float(time @ time)
-    rest = level - level.mean() - slope * time
+    time, slope, rest = _line(level)
     variance, phi = _noise(rest)
-    # The effective number of independent points of such noise.
-    inflation = (1.0 + phi) / (1.0 - phi)
+    weight = independent(size, phi)
     distance = (size - 1) / 2.0 + ahead
-    error = math.sqrt(variance * inflation * (1.0 / size + distance**2 / float(time @ time)))
-    freedom = int(max(_LEAST_FREEDOM, min(size - 2, size / inflation - 2)))
+    error = math.sqrt(variance * size / weight * (1.0 / size + distance**2 / float(time @ time)))
+    freedom = int(max(_LEAST_FREEDOM, min(size - 2, weight - 2)))
     reach = student.quantile(1.0 - alpha / 2.0, freedom) * error
     there = float(level.mean()) + slope * distance
     return math.exp(min(there + reach, 700.0)), math.exp(there - reach)
+
+
+def _line(values: Floats) -> tuple[Floats, float, Floats]:
+    """Time around its middle, the slope of the straight line through the values, and what it leaves over."""
+    time: Floats = np.arange(values.size, dtype=np.float64) - (values.size - 1) / 2.0
+    centred: Floats = values - values.mean()
+    slope = float(time @ centred) / float(time @ time)
+    rest: Floats = centred - slope * time
+    return time, slope, rest
 
 
 def _noise(rest: Floats) -> tuple[float, float]:
@@ -124,8 +131,8 @@ def _noise(rest: Floats) -> tuple[float, float]:
     if square <= 1e-24 * size:
         return 0.0, 0.0
     phi = float(rest[1:] @ rest[:-1]) / square
-    phi = min(0.95, max(0.0, phi + (1.0 + 3.0 * phi) / size))
-    return square / (size - 2) / max(0.2, 1.0 - 2.0 * (1.0 + phi) / (1.0 - phi) / size), phi
+    phi = min(MOST_CORRELATION, max(0.0, phi + (1.0 + 3.0 * phi) / size))
+    return square / (size - 2) / max(0.2, 1.0 - 2.0 / independent(size, phi)), phi
 
 
 def _error_of_mean(values: Floats, window: int) -> tuple[float, int]:
@@ -133,15 +140,12 @@ def _error_of_mean(values: Floats, window: int) -> tuple[float, int]:
     size = values.size
     if size < 4:
         return math.inf, 1
-    time = np.arange(size) - (size - 1) / 2.0
-    centred = values - values.mean()
-    rest = centred - (time @ centred) / (time @ time) * time
-    variance, phi = _noise(rest)
+    variance, phi = _noise(_line(values)[2])
     if not variance:
         return 0.0, size - 2
     lags = np.arange(1, window)
     inflation = 1.0 + 2.0 * float(((1.0 - lags / window) * phi**lags).sum())
-    freedom = int(max(_LEAST_FREEDOM, min(size - 2, size * (1.0 - phi) / (1.0 + phi) - 2)))
+    freedom = int(max(_LEAST_FREEDOM, min(size - 2, independent(size, phi) - 2)))
     return math.sqrt(variance / window * inflation), freedom
 
 

@@ -34,7 +34,16 @@ from rlmon.trl.around_train import around_evaluation, before_use, go_on_once, on
 from rlmon.trl.attaching import in_words, untouched_by_failure
 from rlmon.trl.binding import bound_arguments
 from rlmon.trl.capture import Capture
-from rlmon.trl.checkpoint import SHARED_FILE, STATE_FOLDER, agree, first_of_any_rank, rank_file, read_state, write_json
+from rlmon.trl.checkpoint import (
+    SHARED_FILE,
+    STATE_FOLDER,
+    agree,
+    first_of_any_rank,
+    of_rank_0,
+    rank_file,
+    read_state,
+    write_json,
+)
 from rlmon.trl.trl_ppo import TrlPPOCapture
 
 if TYPE_CHECKING:
@@ -308,7 +317,7 @@ class RLMon(TrainerCallback):
                 rank=trainer.accelerator.process_index,
                 world_size=trainer.accelerator.num_processes,
                 reduce=_reducer(trainer),
-                share=_sharer(trainer),
+                share=functools.partial(of_rank_0, trainer=trainer),
                 gather=_gatherer(trainer),
             ),
             resume=resume,
@@ -517,19 +526,6 @@ def _reducer(trainer: Any) -> Any:
         return summed
 
     return reduce
-
-
-def _sharer(trainer: Any) -> Any:
-    """Rank 0's value on every rank; used once, when training begins."""
-    if trainer.accelerator.num_processes == 1:
-        return None
-
-    def share(value: Any) -> Any:
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([value], from_process=0)[0]
-
-    return share
 
 
 def _gatherer(trainer: Any) -> Any:

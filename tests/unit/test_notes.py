@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import sums_shown
 import torch
 from page_parts import data_of
 from rich.console import Console
@@ -22,7 +23,6 @@ from rlmon.audit import engine
 from rlmon.audit.result import Audit
 from rlmon.detectors.catalog import VERSION
 from rlmon.monitor import About
-from rlmon.records import RolloutBatch
 from rlmon.report.audit import build_page
 from rlmon.report.watch import View, frame
 from rlmon.sinks.terminal import TerminalSink
@@ -50,28 +50,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sums = [(draw.randint(2, 60), draw.randint(2, 60)) for _ in range(PROMPTS)]
         rows = [(a, b) for a, b in sums for _ in range(GROUP)]
         ease = 0.5 if step < SOLVED_FROM else 0.995
-        number = monitor.next_round("train")
-        monitor.observe(
-            RolloutBatch(
-                round=number,
-                split="train",
-                step=step,
-                group_size=GROUP,
-                global_row=range(len(rows)),
-                prompt_id=[f"{a}+{b}" for a, b in rows],
-                source=["sums"] * len(rows),
-                prompts=[f"What is {a} + {b}?" for a, b in rows],
-                completions=[draw.choice(WRITE).format(a=a, b=b, c=a + b) for a, b in rows],
-                reward=[float(draw.random() < ease) for _ in rows],
-            )
-        )
-        monitor.observe_tokens(
-            split="train",
-            rows_B2=[(number, row) for row in range(len(rows))],
-            logps_BT=None,
-            entropies_BT=torch.full((len(rows), 2), 0.5) + 0.1 * torch.rand(len(rows), 2, generator=noise),
-            mask_BT=torch.ones(len(rows), 2),
-        )
+        completions = [draw.choice(WRITE).format(a=a, b=b, c=a + b) for a, b in rows]
+        sums_shown.observe(monitor, step, rows, completions, [float(draw.random() < ease) for _ in rows], noise)
         assert monitor.end_step(step) is not None
     assert [(f.detector, f.severity) for f in monitor.findings] == [("silent-groups-good", "note")]
     monitor.close()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import sums_shown
 import torch
 from audit_rows import audited, check, opened
 
@@ -16,7 +17,6 @@ from rlmon.audit.engine import audit
 from rlmon.audit.result import Audit
 from rlmon.audit.run import OwnWord, Remark
 from rlmon.monitor import About
-from rlmon.records import RolloutBatch
 from rlmon.sinks.wandb import WandbSink
 from rlmon.trl.mirror import headline
 
@@ -58,30 +58,10 @@ def made(folder: Path, lost: bool) -> Sources:
     for step in range(1, STEPS + 1):
         sums = [(draw.randint(2, 60), draw.randint(2, 60)) for _ in range(PROMPTS)]
         rows = [(a, b) for a, b in sums for _ in range(GROUP)]
-        number = monitor.next_round("train")
         gone = lost and step >= LOST_FROM
         rewards = [float(draw.random() < 0.5) for _ in rows]
-        monitor.observe(
-            RolloutBatch(
-                round=number,
-                split="train",
-                step=step,
-                group_size=GROUP,
-                global_row=range(len(rows)),
-                prompt_id=[f"{a}+{b}" for a, b in rows],
-                source=["sums"] * len(rows),
-                prompts=[f"What is {a} + {b}?" for a, b in rows],
-                completions=[(WRITE[4] if gone else draw.choice(WRITE)).format(a=a, b=b, c=a + b) for a, b in rows],
-                reward=rewards,
-            )
-        )
-        monitor.observe_tokens(
-            split="train",
-            rows_B2=[(number, row) for row in range(len(rows))],
-            logps_BT=None,
-            entropies_BT=torch.full((len(rows), 2), 0.5) + 0.1 * torch.rand(len(rows), 2, generator=noise),
-            mask_BT=torch.ones(len(rows), 2),
-        )
+        completions = [(WRITE[4] if gone else draw.choice(WRITE)).format(a=a, b=b, c=a + b) for a, b in rows]
+        sums_shown.observe(monitor, step, rows, completions, rewards, noise)
         before = len(monitor.findings)
         record = monitor.end_step(step)
         assert record is not None
