@@ -223,7 +223,7 @@ def policy(
     rlmon policy protect                                   its rules: when, what, with which settings
     rlmon policy protect --format yaml > policy.yaml       a file to edit; then rlmon_policy: policy.yaml
     """
-    from rlmon.interventions import show
+    import rlmon.interventions.show as show
 
     if source is None:
         if form is PolicyFormat.yaml:
@@ -317,8 +317,8 @@ def audit(
     Exit codes: 0 nothing at or above --fail-on; 1 something was; 2 usage or unreadable;
     3 unsure: nothing bad was seen, and too little to call it a pass; only with --strict.
     """
+    import rlmon.report.phrases as phrases
     from rlmon.audit.readers import runs_at
-    from rlmon.report import phrases
 
     columns = _mapping(mapping)
     if reader is None and columns is None:
@@ -358,7 +358,7 @@ def _audit(
     processes: int | None,
     success: str | None,
 ) -> Audit:
-    from rlmon.audit import engine
+    import rlmon.audit.engine as engine
 
     if _is_the_command():
         engine.spare_pandas()
@@ -387,7 +387,10 @@ def _exit_code(found: Audit, fail_on: FailOn, strict: bool) -> int:
 
 
 def _rendered(audits: Sequence[Audit], form: AuditFormat, fail_on: FailOn, *, many: bool) -> str:
-    from rlmon.report import as_json, github, junit, markdown
+    import rlmon.report.as_json as as_json
+    import rlmon.report.github as github
+    import rlmon.report.junit as junit
+    import rlmon.report.markdown as markdown
 
     if form is AuditFormat.json:
         return as_json.render_array(*audits) if many else as_json.render(audits[0])
@@ -402,12 +405,12 @@ def _draw_audits(audits: Sequence[Audit], page: Path | None, verbose: bool) -> N
     from rich.console import Console, Group
     from rich.rule import Rule
 
-    from rlmon.report import terminal
+    import rlmon.report.terminal as terminal
 
     width = Console().width
     if len(audits) > 1 and not verbose:
+        import rlmon.report.overview as lines
         from rlmon.audit.overview import overview
-        from rlmon.report import overview as lines
 
         _draw(lines.render(overview(audits), width=width))
         return
@@ -510,7 +513,7 @@ def report(
     rlmon report out/grpo
     rlmon report out/grpo/rlmon --out ~/public/run-7.html
     """
-    from rlmon.report import phrases
+    import rlmon.report.phrases as phrases
 
     found = _audit(path, reader, _mapping(mapping), baseline, processes, success)
     log = _log_in(path)
@@ -546,9 +549,9 @@ def compare(
     rlmon compare out/plain-0,out/plain-1 out/kl-0,out/kl-1 --html compare.html
     rlmon compare out/plain-0 out/kl-0 --a out/plain-1 --b out/kl-1 --base out/base
     """
+    import rlmon.report.compare as compare_report
+    import rlmon.report.compare_page as compare_page
     from rlmon.audit.comparison import compare as compared
-    from rlmon.report import compare as compare_report
-    from rlmon.report import compare_page
 
     columns = _mapping(mapping)
     sides = [[*_paths(text), *(more or [])] for text, more in ((a, more_a), (b, more_b))]
@@ -617,7 +620,7 @@ def show(
     rlmon show out/grpo/rlmon --step 120 --mode json
     rlmon show out/grpo --prompt 3f2a --limit 50        any run that can be audited
     """
-    from rlmon.report import show as shown
+    import rlmon.report.show as shown
 
     filters = shown.Filters(step=step, prompt=prompt, mode=mode, template=template, limit=limit)
     if reader is None and mapping is None and (log := _log_in(path)) is not None:
@@ -652,8 +655,8 @@ def metrics(
     rlmon metrics rlmon/entropy/mean         one explained: what it is, who watches it, what trainers call it
     rlmon metrics frac_reward_zero_std       by a trainer's name
     """
+    import rlmon.report.catalogue as catalogue
     from rlmon.metrics.catalog import render_markdown
-    from rlmon.report import catalogue
 
     found = catalogue.metrics_named(name)
     if form is CatalogueFormat.markdown and name is None:
@@ -674,7 +677,7 @@ def detectors(
     \b
     rlmon detectors entropy-collapse         one explained: what it asks, when it speaks, what to do then
     """
-    from rlmon.report import catalogue
+    import rlmon.report.catalogue as catalogue
 
     found = catalogue.detectors_named(name)
     if form is CatalogueFormat.text and name is not None:
@@ -684,7 +687,7 @@ def detectors(
 
 
 def _print_catalogue(rows: Sequence[Mapping[str, Any]], form: CatalogueFormat) -> None:
-    from rlmon.report import catalogue
+    import rlmon.report.catalogue as catalogue
 
     if form is CatalogueFormat.json:
         _say(json.dumps(rows, indent=2))

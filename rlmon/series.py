@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon import student
+import rlmon.student as student
 
 Floats = NDArray[np.float64]
 

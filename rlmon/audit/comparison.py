@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from rlmon import student
+import rlmon.student as student
 from rlmon.audit.contrast import LAST_SHARE, LAST_STEPS
 from rlmon.audit.features import Floats, Ints
 from rlmon.audit.result import Audit

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlmon import student
+import rlmon.student as student
 from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.timeline import SMOOTHING_STEPS, trailing_mean
 from rlmon.series import MOST_CORRELATION, independent

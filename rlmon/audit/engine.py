@@ -20,13 +20,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rlmon import detectors
-from rlmon.audit import aliases, checks, replay, story, successes
+import rlmon.audit.aliases as aliases
+import rlmon.audit.checks as checks
+import rlmon.audit.readers.rlmon_log as rlmon_log
+import rlmon.audit.replay as replay
+import rlmon.audit.story as story
+import rlmon.audit.successes as successes
+import rlmon.detectors as detectors
 from rlmon.audit.case import Case, Fold
 from rlmon.audit.contrast import BASE_STEPS, Windows, windows
 from rlmon.audit.features import codes, column
 from rlmon.audit.partial import Partial, Settings, merge, partial
-from rlmon.audit.readers import open_source, rlmon_log
+from rlmon.audit.readers import open_source
 from rlmon.audit.result import Audit
 from rlmon.audit.run import OpenedRun, Shard
 from rlmon.audit.timeline import Timeline, group_total, records, timeline

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rlmon import baseline
-from rlmon.audit import grouping
+import rlmon.audit.grouping as grouping
+import rlmon.baseline as baseline
 from rlmon.audit.aliases import LARGEST
 from rlmon.audit.features import UNKNOWN, Bools, Features, Floats, Ints, Reader, codes, column, floats, key_of_each
 from rlmon.audit.run import RowBatch, Shard

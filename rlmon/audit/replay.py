@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlmon import detectors
+import rlmon.detectors as detectors
 from rlmon.audit.case import Fold, Live
 from rlmon.audit.features import Floats
 from rlmon.audit.partial import Partial

@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+import rlmon.audit.aliases as aliases
+import rlmon.audit.incidents as incidents
+import rlmon.audit.verdict as verdict
 from rlmon.acts import ROW_KNOBS, Act, fold
-from rlmon.audit import aliases, incidents, verdict
 from rlmon.audit.case import Case
 from rlmon.audit.checks import Judged, prompt_halves
 from rlmon.audit.clauses import clause

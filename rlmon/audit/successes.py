@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+import rlmon.audit.readers.rlmon_log as rlmon_log
 from rlmon.audit.features import column, floats
 from rlmon.audit.partial import rewards_by_function
-from rlmon.audit.readers import rlmon_log
 from rlmon.audit.run import OpenedRun, Shard
 from rlmon.criterion import Criterion
 from rlmon.metrics.success import Deciding, Success

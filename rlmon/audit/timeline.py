@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon.audit import stand_ins
+import rlmon.audit.stand_ins as stand_ins
 from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.partial import BLOCK_STATISTICS, Partial
 from rlmon.keys import source_key

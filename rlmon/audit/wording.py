@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlmon import student
+import rlmon.metrics.moves as moves
+import rlmon.metrics.text as text
+import rlmon.student as student
 from rlmon.audit.contrast import Difference, Windows
 from rlmon.audit.features import Floats, Ints
-from rlmon.metrics import moves, text
 from rlmon.metrics.collision import overlap_pairs, sampled_pairs
 from rlmon.metrics.rollouts import NEAR_DUPLICATE, SKETCH_PAIRS
 

@@ -10,13 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import rlmon.report.phrases as phrases
 from rlmon.acts import entries, fold, summary
 from rlmon.audit.incidents import incidents
 from rlmon.audit.result import EXAMPLE_CHARACTERS, EXAMPLE_HEAD, Audit, Check, Event, Example, ends
 from rlmon.errors import RLMonError
 from rlmon.metrics.catalog import lookup
 from rlmon.printable import one_line
-from rlmon.report import phrases
 from rlmon.report.figure import OTHER_COLOUR, Shares, colours, draw_order
 from rlmon.report.page import HERE, fill, json_for_html, render
 from rlmon.report.still import still

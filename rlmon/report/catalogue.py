@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rlmon.audit import aliases
+import rlmon.audit.aliases as aliases
 from rlmon.audit.checks.folds import FOLDS
 from rlmon.detectors import DETECTORS, DetectorSpec, catalogue
 from rlmon.errors import ConfigError

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+import rlmon.report.phrases as phrases
 from rlmon.audit.comparison import (
     OF_FUNCTIONS,
     TOTAL_REWARD,
@@ -27,7 +28,6 @@ from rlmon.audit.comparison import (
 from rlmon.audit.incidents import listed
 from rlmon.printable import one_line
 from rlmon.records import WORST_FIRST
-from rlmon.report import phrases
 from rlmon.report.as_json import plain
 from rlmon.report.audit import CHARTS
 from rlmon.report.markdown import MAX_CHARACTERS, STATUS_SIGNS, cut, escape

@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import rlmon.report.page as page
 from rlmon.audit.comparison import Comparison, MetricDifference, SideFacts
 from rlmon.audit.settings import SettingDifference
 from rlmon.metrics.catalog import lookup
 from rlmon.printable import one_line
-from rlmon.report import page
 from rlmon.report.as_json import plain
 from rlmon.report.audit import thin
 from rlmon.report.compare import (

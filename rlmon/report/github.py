@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import rlmon.report.phrases as phrases
 from rlmon.audit.result import Audit, Check
 from rlmon.printable import one_line
 from rlmon.records import Status
-from rlmon.report import phrases
 
 LEVELS: Mapping[Status, str] = {
     "fail": "error",

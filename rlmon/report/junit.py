@@ -6,9 +6,9 @@ import re
 from typing import Literal
 from xml.etree import ElementTree
 
+import rlmon.report.phrases as phrases
 from rlmon.audit.result import Audit, Check
 from rlmon.printable import one_line
-from rlmon.report import phrases
 
 FailOn = Literal["never", "warn", "fail"]
 

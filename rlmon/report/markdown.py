@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import rlmon.report.phrases as phrases
 from rlmon.acts import entries, fold, summary
 from rlmon.audit.incidents import Incident, incidents
 from rlmon.audit.result import Audit, Check, Example
 from rlmon.printable import one_line
-from rlmon.report import phrases
 
 STATUS_SIGNS: Mapping[str, str] = {
     "fail": "🔴 FAIL",

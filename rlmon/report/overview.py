@@ -9,9 +9,9 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Group
 from rich.text import Text
 
+import rlmon.report.phrases as phrases
 from rlmon.audit.overview import WORST_FIRST, Line
 from rlmon.printable import one_line
-from rlmon.report import phrases
 from rlmon.report.terminal import VERDICT_STYLES
 from rlmon.report.watch import sparkline
 

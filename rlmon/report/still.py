@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
+import rlmon.report.phrases as phrases
 from rlmon.audit.incidents import Incident, incidents
 from rlmon.audit.result import Audit, Check, Example
 from rlmon.printable import one_line
-from rlmon.report import phrases
 from rlmon.report.figure import FIGURE_STYLE, Shares, colours, draw_order, inline_svg
 
 STEPS_DRAWN = 300

@@ -9,13 +9,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+import rlmon.report.phrases as phrases
 from rlmon.acts import Entry, entries, fold, summary
 from rlmon.audit.clauses import percent
 from rlmon.audit.incidents import Incident, incidents
 from rlmon.audit.result import Audit, Check, Example
 from rlmon.printable import one_line
 from rlmon.records import Status
-from rlmon.report import phrases
 
 STATUS_STYLES: dict[Status, str] = {
     "fail": "bold red",

@@ -25,7 +25,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rlmon import detectors
+import rlmon.detectors as detectors
+import rlmon.runlog.layout as layout
+import rlmon.runlog.lines as lines
 from rlmon.acts import Act, act_of, entries
 from rlmon.baseline import Baseline
 from rlmon.errors import ConfigError, RunLogError
@@ -34,7 +36,7 @@ from rlmon.printable import one_line
 from rlmon.records import SEVERITIES, StepRecord, verdict
 from rlmon.report.phrases import number
 from rlmon.report.terminal import VERDICT_STYLES, act_lines
-from rlmon.runlog import layout, lines, open_run
+from rlmon.runlog import open_run
 
 HEADLINE: Mapping[str, str] = {
     "rlmon/health/reward_mean": "reward",

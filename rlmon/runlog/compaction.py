@@ -20,9 +20,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import rlmon.runlog.files as files
+import rlmon.runlog.layout as layout
+import rlmon.runlog.lines as lines
+import rlmon.runlog.schema as schema
 from rlmon.errors import RunLogError, SchemaError
 from rlmon.records import SCHEMA_VERSION
-from rlmon.runlog import files, layout, lines, schema
 
 try:
     import fcntl

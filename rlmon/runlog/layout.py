@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import rlmon.runlog.files as files
+import rlmon.runlog.lines as lines
+import rlmon.runlog.schema as schema
 from rlmon.errors import RunLogError
 from rlmon.records import SCHEMA_VERSION, RunHeader
-from rlmon.runlog import files, lines, schema
 
 RUN_FILE = "run.json"
 STEPS_FILE = "steps.jsonl"

@@ -15,9 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+import rlmon.runlog.compaction as compaction
+import rlmon.runlog.layout as layout
+import rlmon.runlog.lines as lines
+import rlmon.runlog.schema as schema
 from rlmon.errors import RunLogError, SchemaError
 from rlmon.records import SCHEMA_VERSION, Action, Fault, Finding, RunHeader, StepRecord
-from rlmon.runlog import compaction, layout, lines, schema
 
 READ_TRIES: Final = 20
 

@@ -15,9 +15,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+import rlmon.runlog.compaction as compaction
+import rlmon.runlog.files as files
+import rlmon.runlog.layout as layout
+import rlmon.runlog.lines as lines
+import rlmon.runlog.schema as schema
 from rlmon.errors import ConfigError, RunLogError
 from rlmon.records import SCHEMA_VERSION, RunHeader, StepRecord
-from rlmon.runlog import compaction, files, layout, lines, schema
 from rlmon.runlog.layout import Attempt
 
 STORE_TEXT: Final = ("full", "hash", "off")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rlmon import student
-from rlmon.audit import aliases
+import rlmon.audit.aliases as aliases
+import rlmon.student as student
 from rlmon.audit.case import Case
 from rlmon.audit.checks.question import Ends, Question, between, question, sizes
 from rlmon.audit.features import Floats

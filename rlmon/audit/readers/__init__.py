@@ -12,7 +12,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlmon.audit.readers import curves, mapped, rlmon_log, tensorboard, trackio, trl, wandb
+import rlmon.audit.readers.curves as curves
+import rlmon.audit.readers.mapped as mapped
+import rlmon.audit.readers.rlmon_log as rlmon_log
+import rlmon.audit.readers.tensorboard as tensorboard
+import rlmon.audit.readers.trackio as trackio
+import rlmon.audit.readers.trl as trl
+import rlmon.audit.readers.wandb as wandb
 from rlmon.audit.readers.columns import inside
 from rlmon.audit.readers.history import scalar_lacks
 from rlmon.audit.run import OpenedRun

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from rlmon.audit import aliases
+import rlmon.audit.aliases as aliases
 from rlmon.audit.readers.console_tables import Blocks
 
 LINE_CHARACTERS = 4_096

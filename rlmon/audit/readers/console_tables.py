@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from rlmon.audit import aliases
+import rlmon.audit.aliases as aliases
 
 _EDGES = "│|┃║•"
 _HEADING = re.compile(

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlmon.audit import aliases
-from rlmon.audit.readers import columns, log_files
+import rlmon.audit.aliases as aliases
+import rlmon.audit.readers.columns as columns
+import rlmon.audit.readers.log_files as log_files
 from rlmon.audit.readers.columns import STEP_NAMED
 from rlmon.audit.readers.console_log import BAR
 from rlmon.audit.readers.history import STEP_KEYS, History, beside_curves

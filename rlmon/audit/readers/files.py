@@ -15,7 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from rlmon.audit.readers import columns, episodes, messages, parsing, shapes
+import rlmon.audit.readers.columns as columns
+import rlmon.audit.readers.episodes as episodes
+import rlmon.audit.readers.messages as messages
+import rlmon.audit.readers.parsing as parsing
+import rlmon.audit.readers.shapes as shapes
 from rlmon.audit.readers.parsing import single, walk
 from rlmon.audit.run import Lack, RowBatch
 from rlmon.errors import ReadError

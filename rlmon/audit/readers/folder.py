@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rlmon.audit.readers import columns
+import rlmon.audit.readers.columns as columns
 from rlmon.audit.readers.files import FORMATS, Part, blocks, csv_batches, format_of, json_records, record_of
 
 PROBED_BYTES = 8 << 20

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rlmon.audit.readers import shapes
+import rlmon.audit.readers.shapes as shapes
 from rlmon.audit.readers.columns import number
 from rlmon.audit.readers.files import CANONICAL
 from rlmon.audit.readers.messages import conversation, written

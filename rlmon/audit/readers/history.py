@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rlmon.audit import aliases
+import rlmon.audit.aliases as aliases
 from rlmon.audit.readers.tables import EVAL_PREFIXES, Logged, Split
 from rlmon.audit.run import Lack
 

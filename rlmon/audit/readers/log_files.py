@@ -23,8 +23,9 @@ from typing import IO, Any, Literal, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlmon.audit import aliases
-from rlmon.audit.readers import columns, console_log
+import rlmon.audit.aliases as aliases
+import rlmon.audit.readers.columns as columns
+import rlmon.audit.readers.console_log as console_log
 from rlmon.audit.readers.files import EXPANSION, FREE_BYTES
 from rlmon.audit.readers.tables import UnreadableTable, parse_json
 from rlmon.errors import ReadError

@@ -19,7 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlmon.audit.readers import columns, folder, parsing, shapes
+import rlmon.audit.readers.columns as columns
+import rlmon.audit.readers.folder as folder
+import rlmon.audit.readers.parsing as parsing
+import rlmon.audit.readers.shapes as shapes
 from rlmon.audit.readers.files import (
     BLOCK_BYTES,
     CANONICAL,

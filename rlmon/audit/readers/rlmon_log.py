@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlmon.audit.readers import columns
+import rlmon.audit.readers.columns as columns
 from rlmon.audit.run import OpenedRun, RowBatch
 from rlmon.errors import RLMonError, RunLogError
 from rlmon.runlog import Run

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from rlmon.audit.readers import columns, shapes
+import rlmon.audit.readers.columns as columns
+import rlmon.audit.readers.shapes as shapes
 from rlmon.audit.run import ROWS, Lack, RowBatch
 from rlmon.errors import ReadError
 from rlmon.metrics.prompts import SOURCE_COLUMNS, prompt_identity

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlmon.audit.readers import attempts
+import rlmon.audit.readers.attempts as attempts
 from rlmon.audit.readers.attempts import Attempt
 from rlmon.audit.readers.history import NOT_MEASURED, all_series, beside_curves, is_evaluation, went_back
 from rlmon.audit.readers.tables import group_size, no_completions

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from rlmon.audit.readers import columns
+import rlmon.audit.readers.columns as columns
 from rlmon.audit.readers.history import History, beside_curves, reward_functions, step_key_of
 from rlmon.audit.readers.tables import (
     MAX_TABLE_BYTES,

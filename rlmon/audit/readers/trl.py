@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlmon.audit import aliases
+import rlmon.audit.aliases as aliases
+import rlmon.audit.readers.columns as columns
+import rlmon.audit.readers.shapes as shapes
 from rlmon.audit.aliases import LARGEST
-from rlmon.audit.readers import columns, shapes
 from rlmon.audit.run import Lack, OpenedRun, RowBatch
 from rlmon.errors import ReadError
 from rlmon.metrics.prompts import SOURCE_COLUMNS
