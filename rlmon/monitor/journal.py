@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlmon import console
@@ -42,22 +42,25 @@ class Journal:
         self._expected = 0
         """Completions that were sampled and have still to be observed."""
 
-    def open_sinks(self) -> None:
-        """Mirror to the terminal and to an open W&B run, as configured."""
-        if self.config.rlmon_console:
-            from rlmon.sinks.terminal import TerminalSink
-
-            self.sinks.append(TerminalSink())
+    def open_sinks(self, own: Sequence[Any] = ()) -> None:
+        """Mirror to the terminal and to an open W&B run, as configured, and to the user's ``own`` sinks or classes of
+        them. Of rank 0 alone."""
+        if self.rank != 0:
+            return
+        made = list(own)
         if self.config.rlmon_wandb:
             from rlmon.sinks.wandb import WandbSink
 
-            self.sinks.append(
-                WandbSink(
-                    table_every=self.config.rlmon_table_every,
-                    store_text=self.config.rlmon_store_text,
-                    about={"config": self.config.to_dict(), "run_id": self.writer.header.run_id},
-                )
-            )
+            made.insert(0, WandbSink)
+        if self.config.rlmon_console:
+            from rlmon.sinks.terminal import TerminalSink
+
+            made.insert(0, TerminalSink)
+        for sink in made:
+            with self.faults.guard("sinks"):
+                sink = sink() if isinstance(sink, type) else sink
+                sink.open(self.writer.header)
+                self.sinks.append(sink)
 
     def event(self, kind: str, payload: Any) -> None:
         """Write an event into the log."""

@@ -27,6 +27,7 @@ from rlmon import detectors
 from rlmon.config import RLMonConfig
 from rlmon.errors import RLMonError
 from rlmon.exchange import Exchange, Places, Step
+from rlmon.extensions import Extensions
 from rlmon.metrics import rollouts, tokens, values
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import SolveLedger
@@ -75,6 +76,7 @@ class Monitor:
         levers: what the rules can turn in this loop. Default: nothing but the advantages that ``steer`` returns.
         critic: the loop trains a value function and hands it to ``observe_values``; every record then has
             ``rlmon/value/*``. The same on all ranks.
+        extensions: what the user adds (docs/extending.md); what installed packages add comes by itself.
 
     Raises ``RunLogError``, ``SchemaError`` or ``ConfigError`` when the log cannot be opened or a mode is malformed.
     """
@@ -91,10 +93,12 @@ class Monitor:
         policy: Policy | None = None,
         levers: Levers | None = None,
         critic: bool = False,
+        extensions: Extensions | None = None,
     ) -> None:
         self.config = config if config is not None else RLMonConfig()
         self.ranks = ranks if ranks is not None else Ranks()
         self.group_size, self.critic = group_size, critic
+        self.extensions = (extensions if extensions is not None else Extensions()).with_installed()
         self.log_dir = Path(directory)
         self.modes = ModeSet.build(self.config.modes)
         self.layout = rollouts.SumsLayout(self.modes.names)
@@ -264,8 +268,8 @@ class Monitor:
         self.journal.expect_rows(count)
 
     def open_sinks(self) -> None:
-        """Mirror to the terminal and to an open W&B run, as configured."""
-        self.journal.open_sinks()
+        """Mirror to the terminal and to an open W&B run, as configured, and to the user's own sinks."""
+        self.journal.open_sinks(self.extensions.sinks)
 
     # -- success -----------------------------------------------------------------------------------------------------
 

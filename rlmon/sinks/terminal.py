@@ -17,7 +17,7 @@ from rlmon.acts import change
 from rlmon.console import first, sentence
 from rlmon.printable import one_line
 from rlmon.records import Action, Finding, StepRecord
-from rlmon.sinks import SampleRows
+from rlmon.sinks import SampleRows, Sink
 
 ACT_EVERY_STEPS = 20
 """A rule may act in every round: at most one line in so many steps says so, and the acts between are counted."""
@@ -33,7 +33,7 @@ class _Said:
     """Acts since then."""
 
 
-class TerminalSink:
+class TerminalSink(Sink):
     """Writes findings and acts as they come, and once that rows were lost."""
 
     def __init__(self, stream: TextIO | None = None) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlmon.acts import Act, act_of
-from rlmon.records import SEVERITIES, Action, Finding, Severity, StepRecord, verdict
-from rlmon.sinks import SampleRows
+from rlmon.records import SEVERITIES, Action, Finding, RunHeader, Severity, StepRecord, verdict
+from rlmon.sinks import SampleRows, Sink
 
 MAX_TABLE_ROWS = 32
 MAX_CELL_CHARACTERS = 4_000
@@ -40,16 +40,15 @@ ACT_COLUMNS = ("step", "rule", "change", "outcome", "effect", "reason", "effect_
 _LEVELS: Mapping[Severity, str] = {"note": "INFO", "warn": "WARN", "fail": "ERROR"}
 
 
-class WandbSink:
+class WandbSink(Sink):
     """Mirrors step records into the open W&B run; silent while there is none.
 
-    ``table_every``: optimizer steps between two sample tables, 0 for none. ``store_text``: tables hold prompts and
-    completions, so there are none unless it is ``full``. ``about``: settings for the run's config, under ``rlmon``.
+    Tables hold prompts and completions: there are none unless the run stores its text in full.
     """
 
-    def __init__(self, *, table_every: int, store_text: str, about: Mapping[str, Any]) -> None:
-        self._table_every = table_every if store_text == "full" else 0
-        self._about = dict(about)
+    def __init__(self) -> None:
+        self._table_every = 0
+        self._about: dict[str, Any] = {}
         self._run: Any = None
         self._last_table_step: int | None = None
         self._states: dict[str, Severity] = {}
@@ -58,6 +57,11 @@ class WandbSink:
         self._last_acts_step: int | None = None
         self._step = 0
 
+    def open(self, header: RunHeader) -> None:
+        """Take the run's settings: how often there is a table, and what goes into W&B's config, under ``rlmon``."""
+        self._table_every = header.config["rlmon_table_every"] if header.config["rlmon_store_text"] == "full" else 0
+        self._about = {"config": dict(header.config), "run_id": header.run_id}
+
     def record(self, step: StepRecord, findings: Sequence[Finding], sample_rows: SampleRows) -> None:
         """One log call with the step's measured metrics, a table when one is due, and an alert per change of state."""
         wandb = sys.modules.get("wandb")
@@ -65,7 +69,7 @@ class WandbSink:
         if wandb is None or run is None:
             return
         if run is not self._run:
-            self._open(run)
+            self._meet(run)
         row: dict[str, Any] = {"train/global_step": step.step}
         for name, value in step.metrics.items():
             if value is not None:
@@ -109,7 +113,7 @@ class WandbSink:
                 table = self._acts_table(wandb)
                 self._run.log({"train/global_step": self._step, "rlmon/interventions": table})
 
-    def _open(self, run: Any) -> None:
+    def _meet(self, run: Any) -> None:
         # Here, not in __init__: the trainer's integration defines its own metrics when training begins, and the
         # definition made last wins.
         run.define_metric("rlmon/*", step_metric="train/global_step")

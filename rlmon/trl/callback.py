@@ -273,11 +273,10 @@ class RLMon(TrainerCallback):
             with monitor.guard("interventions"):
                 capture.helm.begin(monitor)
         monitor.kl_reason = base.unmeasured(state.global_step, self.config.rlmon_base_kl_every)
-        if trainer.accelerator.is_main_process:
-            monitor.open_sinks()
-            if self.config.rlmon_mirror and self.config.rlmon_wandb:
-                with monitor.guard("mirror"):
-                    self._give_back_wandb = mirror.keep_out_of_wandb(trainer)
+        monitor.open_sinks()
+        if trainer.accelerator.is_main_process and self.config.rlmon_mirror and self.config.rlmon_wandb:
+            with monitor.guard("mirror"):
+                self._give_back_wandb = mirror.keep_out_of_wandb(trainer)
         self.monitor = capture.monitor = monitor
         self._open = True
 

@@ -43,6 +43,7 @@ ROOMS = {
     "exchange": Room(LANGUAGE | {"metrics"}, {"numpy"}),
     "criterion": Room({"errors"}, STDLIB_ONLY),
     "config": Room(LANGUAGE, STDLIB_ONLY),
+    "extensions": Room({"console", "printable"}, STDLIB_ONLY),
     "metrics": Room(LANGUAGE, {"numpy", "jaxtyping"}),
     "detectors": Room(LANGUAGE, {"numpy"}),
     "interventions": Room(LANGUAGE, {"numpy", "yaml"}),
@@ -50,10 +51,10 @@ ROOMS = {
     "restored": Room(LANGUAGE | {"detectors"}, STDLIB_ONLY),
     "steering": Room(BELOW_MONITOR | {"restored"}, {"numpy"}),
     # sinks: opened here, lazily, so that a loop without TRL has them too. Sinks know records only, so no cycle.
-    "monitor": Room(BELOW_MONITOR | {"exchange", "restored", "steering", "sinks"}, {"numpy"}),
+    "monitor": Room(BELOW_MONITOR | {"exchange", "extensions", "restored", "steering", "sinks"}, {"numpy"}),
     "sinks": Room(LANGUAGE, {"wandb"}),
-    "trl": Room(BELOW_MONITOR | {"monitor", "restored", "steering", "sinks"}, TRAINING),
-    "audit": Room(LANGUAGE | {"runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),
+    "trl": Room(BELOW_MONITOR | {"extensions", "monitor", "restored", "steering", "sinks"}, TRAINING),
+    "audit": Room(LANGUAGE | {"extensions", "runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),
     "report": Room(LANGUAGE | {"runlog", "metrics", "detectors", "audit"}, {"numpy", "pyarrow", "rich"}),
     "lab": Room(
         BELOW_MONITOR | {"monitor", "steering", "sinks", "trl", "report"},

@@ -46,14 +46,15 @@ def made(folder: Path, lost: bool) -> Sources:
 
     draw, noise = random.Random(5), torch.Generator().manual_seed(5)
     monitor = rlmon.Monitor(
-        rlmon.RLMonConfig(rlmon_console=False),
+        rlmon.RLMonConfig(rlmon_console=False, rlmon_table_every=30),
         directory=folder / "log",
         group_size=GROUP,
         about=About(total_steps=STEPS),
     )
     run = wandb.init(mode="offline", dir=str(folder), project="rlmon-tests")
     run.define_metric("train/global_step")
-    sink = WandbSink(table_every=30, store_text="full", about={})
+    sink = WandbSink()
+    sink.open(monitor.writer.header)
     writer = SummaryWriter(folder / "tensorboard")
     for step in range(1, STEPS + 1):
         sums = [(draw.randint(2, 60), draw.randint(2, 60)) for _ in range(PROMPTS)]

@@ -37,15 +37,23 @@ def run(tmp_path: Path) -> Iterator[Any]:
     opened.finish()
 
 
-def sink(**changes: Any) -> WandbSink:
-    return WandbSink(**{"table_every": 2, "store_text": "full", "about": {"rlmon_alpha": 0.01}, **changes})
+@pytest.fixture
+def sink(header: Any) -> Any:
+    """``sink(rlmon_table_every=3)`` is open, for a run with that setting changed."""
+
+    def opened(**settings: Any) -> WandbSink:
+        made = WandbSink()
+        made.open(header(**{"rlmon_table_every": 2, **settings}))
+        return made
+
+    return opened
 
 
 def no_rows(count: int) -> list[dict[str, Any]]:
     return []
 
 
-def test_one_row_per_step_on_the_trainers_axis(run: Any, tmp_path: Path, step: MakeStep) -> None:
+def test_one_row_per_step_on_the_trainers_axis(sink: Any, run: Any, tmp_path: Path, step: MakeStep) -> None:
     mirror = sink()
     for number in (1, 2, 3):
         for _ in range(8):  # TRL's profiling logs several times a step: W&B's own counter runs ahead
@@ -65,12 +73,13 @@ def test_one_row_per_step_on_the_trainers_axis(run: Any, tmp_path: Path, step: M
     assert [row["rlmon/format/share/my_mode_"] for row in ours] == [0.5] * 3
     assert not any("rlmon/kl/mean" in row for row in read.rows)  # not measured is absent, not 0
     assert read.step_metrics["rlmon/*"] == "train/global_step"
-    assert read.config["rlmon"] == {"rlmon_alpha": 0.01}
+    assert read.config["rlmon"]["run_id"] == "a-run"
+    assert read.config["rlmon"]["config"]["rlmon_alpha"] == 0.01
     assert read.summary["rlmon/verdict"] == "pass"
     assert read.alerts == []
 
 
-def test_table_of_at_most_32_rows_every_so_many_steps(run: Any, tmp_path: Path, step: MakeStep) -> None:
+def test_table_of_at_most_32_rows_every_so_many_steps(sink: Any, run: Any, tmp_path: Path, step: MakeStep) -> None:
     asked: list[int] = []
 
     def rows(count: int) -> list[dict[str, Any]]:
@@ -79,7 +88,7 @@ def test_table_of_at_most_32_rows_every_so_many_steps(run: Any, tmp_path: Path, 
             {"step": 1, "reward": None, "prompt": "p", "completion": "\x1b[2J\ud800\nok " + "y" * 9000, "mode": "prose"}
         ] * 50  # more than asked for
 
-    mirror = sink(table_every=3)
+    mirror = sink(rlmon_table_every=3)
     for number in range(1, 8):
         mirror.record(step(number), [], rows)
     run.finish()
@@ -100,8 +109,12 @@ def test_table_of_at_most_32_rows_every_so_many_steps(run: Any, tmp_path: Path, 
     assert len(cells["completion"]) == MAX_CELL_CHARACTERS + 3 + 5 + 1
 
 
-@pytest.mark.parametrize("changes", [{"table_every": 0}, {"store_text": "hash"}, {"store_text": "off"}])
-def test_no_text_leaves_the_machine_unasked(run: Any, tmp_path: Path, step: MakeStep, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"rlmon_table_every": 0}, {"rlmon_store_text": "hash"}, {"rlmon_store_text": "off"}]
+)
+def test_no_text_leaves_the_machine_unasked(
+    sink: Any, run: Any, tmp_path: Path, step: MakeStep, changes: dict[str, Any]
+) -> None:
     def rows(count: int) -> list[dict[str, Any]]:
         raise AssertionError("asked for text")
 
@@ -112,7 +125,9 @@ def test_no_text_leaves_the_machine_unasked(run: Any, tmp_path: Path, step: Make
     assert not any("rlmon/samples/path" in row for row in read.rows)
 
 
-def test_alert_on_a_change_of_state_only(run: Any, tmp_path: Path, step: MakeStep, finding: MakeFinding) -> None:
+def test_alert_on_a_change_of_state_only(
+    sink: Any, run: Any, tmp_path: Path, step: MakeStep, finding: MakeFinding
+) -> None:
     mirror = sink()
     story = ["warn", "warn", "fail", "fail", "warn"]
     for number, severity in enumerate(story, start=1):
@@ -132,7 +147,7 @@ def test_alert_on_a_change_of_state_only(run: Any, tmp_path: Path, step: MakeSte
 
 
 def test_a_note_informs_and_leaves_the_verdict_alone(
-    run: Any, tmp_path: Path, step: MakeStep, finding: MakeFinding
+    sink: Any, run: Any, tmp_path: Path, step: MakeStep, finding: MakeFinding
 ) -> None:
     mirror = sink()
     for number in (1, 2):
@@ -144,7 +159,7 @@ def test_a_note_informs_and_leaves_the_verdict_alone(
     assert read.summary["rlmon/verdict"] == "pass"
 
 
-def test_silent_without_a_run(step: MakeStep, finding: MakeFinding, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_without_a_run(sink: Any, step: MakeStep, finding: MakeFinding, monkeypatch: pytest.MonkeyPatch) -> None:
     assert wandb.run is None
     mirror = sink()
     mirror.record(step(1), [finding()], no_rows)
@@ -155,7 +170,7 @@ def test_silent_without_a_run(step: MakeStep, finding: MakeFinding, monkeypatch:
     assert "wandb" not in sys.modules  # looked for, never imported
 
 
-def test_a_second_run_is_set_up_again(tmp_path: Path, step: MakeStep, finding: MakeFinding) -> None:
+def test_a_second_run_is_set_up_again(sink: Any, tmp_path: Path, step: MakeStep, finding: MakeFinding) -> None:
     mirror = sink()
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -170,9 +185,9 @@ def test_a_second_run_is_set_up_again(tmp_path: Path, step: MakeStep, finding: M
 
 
 def test_acts_are_rows_of_one_table_newest_first_and_knobs_are_metrics(
-    run: Any, tmp_path: Path, step: MakeStep, action: Callable[..., Action]
+    sink: Any, run: Any, tmp_path: Path, step: MakeStep, action: Callable[..., Action]
 ) -> None:
-    mirror = sink(table_every=10)
+    mirror = sink(rlmon_table_every=10)
     mirror.action(action(step=1, action_id="a"))
     mirror.record(step(1, metrics={"rlmon/intervention/beta": 0.05}), [], no_rows)
     mirror.action(action(step=2, action_id="a", phase="applied"))
@@ -196,7 +211,7 @@ def test_acts_are_rows_of_one_table_newest_first_and_knobs_are_metrics(
     ]
 
 
-def test_the_table_of_acts_is_bounded(run: Any, action: Callable[..., Action]) -> None:
+def test_the_table_of_acts_is_bounded(sink: Any, run: Any, action: Callable[..., Action]) -> None:
     mirror = sink()
     for number in range(MAX_ACTS + 50):
         mirror.action(action(step=number, action_id=str(number)))
