@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import rlmon.student as student
+from rlmon.statistics import t_quantile
 
 Floats = NDArray[np.float64]
 
@@ -98,4 +98,4 @@ def shift(before: Floats, after: Floats) -> Shift:
 
 
 def _reach(degrees: int) -> float:
-    return student.quantile(0.5 + LEVEL / 2.0, int(degrees))
+    return t_quantile(0.5 + LEVEL / 2.0, int(degrees))

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlmon import student
 from rlmon.interventions.mode_marginal import predicted_shares
+from rlmon.statistics import t_quantile
 from studies.arms import Task
 
 SMOOTH_STEPS = 10
@@ -63,7 +63,7 @@ def interval(values: Sequence[float]) -> Interval:
     if not values:
         raise ValueError("An interval needs at least one value.")
     n = len(values)
-    half = None if n == 1 else student.quantile(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
+    half = None if n == 1 else t_quantile(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
     return Interval(mean=statistics.fmean(values), half=half, n=n)
 
 

@@ -913,7 +913,8 @@ def _draw_collapse(study: Study, path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.lines import Line2D
 
-    from rlmon.report.figure import trailing_mean
+    from rlmon.report.figure import SMOOTHING_ROUNDS
+    from rlmon.statistics import trailing_mean
 
     figure, axes = pyplot.subplots(2, 2, figsize=(11.4, 6.6), sharex=True, sharey="row")
     figure.set_layout_engine("constrained", wspace=0.05)
@@ -923,7 +924,8 @@ def _draw_collapse(study: Study, path: Path) -> None:
             axis = axes[row][column]
             for result in study.of(arm):
                 rows = [each for each in result["trajectory"] if each[name] is not None]
-                rounds, values = [each["round"] for each in rows], trailing_mean([each[name] for each in rows])
+                rounds = [each["round"] for each in rows]
+                values = trailing_mean([each[name] for each in rows], SMOOTHING_ROUNDS).tolist()
                 axis.plot(rounds, values, color=COLOURS[arm], alpha=0.75, linewidth=1.5)
                 for mark, colour, shape, size, _ in marks:
                     if result[mark] in rounds:

@@ -26,15 +26,14 @@ from typing import Any
 
 import numpy as np
 
-import rlmon.student as student
 from rlmon.audit.contrast import LAST_SHARE, LAST_STEPS
 from rlmon.audit.features import Floats, Ints
 from rlmon.audit.result import Audit
 from rlmon.audit.settings import SettingDifference, differing_settings
 from rlmon.errors import ConfigError
-from rlmon.metrics.summary import js_distance
 from rlmon.records import WORST_FIRST
 from rlmon.series import LEVEL, independent
+from rlmon.statistics import js_distance, t_quantile, t_two_sided_p
 
 COMPARISON_VERSION = 1
 SMOOTHING_STEPS = 5
@@ -334,7 +333,7 @@ def _metric(name: str, a: Sequence[Audit], b: Sequence[Audit]) -> MetricDifferen
     gap = right.mean(axis=0) - left.mean(axis=0)
     several = len(a) >= 2 and len(b) >= 2
     error, degrees = _welch(ends_a, ends_b) if several else _of_steps(gap, last)
-    reach = None if error is None else student.quantile(0.5 + LEVEL / 2.0, degrees) * error
+    reach = None if error is None else t_quantile(0.5 + LEVEL / 2.0, degrees) * error
     p = None if difference == 0.0 and error == 0.0 else _p(difference, error, degrees)
     early = _early(count)
     noise = float(np.sqrt(np.mean([_noise(values[:early]) ** 2 for values in (*left, *right)])))
@@ -415,7 +414,7 @@ def _p(difference: float, error: float | None, degrees: int) -> float | None:
         return None
     if error == 0.0:
         return 1.0 if difference == 0.0 else 0.0
-    return student.two_sided_p(difference / error, degrees)
+    return t_two_sided_p(difference / error, degrees)
 
 
 def _holm(found: Sequence[MetricDifference]) -> list[MetricDifference]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import rlmon.student as student
 from rlmon.audit.features import Bools, Floats, Ints
-from rlmon.audit.timeline import SMOOTHING_STEPS, trailing_mean
+from rlmon.audit.timeline import SMOOTHING_STEPS
 from rlmon.series import MOST_CORRELATION, independent
+from rlmon.statistics import t_quantile, trailing_mean
 
 LEAST_POINTS = 8
 """Fewer points have no two ends: a base of one step is no base."""
@@ -84,7 +84,7 @@ def move(values: Floats, alpha: float, *, relative: bool, base: Floats | None = 
     spread = variance**2 / freedom + last_variance**2 / last_freedom
     # Welch and Satterthwaite: the degrees of freedom of a sum of two variances.
     both = int((variance + last_variance) ** 2 / spread) if spread > 0 else min(freedom, last_freedom)
-    reach = student.quantile(1.0 - alpha / 2.0, max(1, both)) * math.hypot(error, last_error)
+    reach = t_quantile(1.0 - alpha / 2.0, max(1, both)) * math.hypot(error, last_error)
     levels = np.array([base_level, last_level, last_level - reach, last_level + reach])
     if relative:
         levels = np.exp(np.minimum(levels, 700.0))
@@ -108,7 +108,7 @@ def heading(values: Floats, alpha: float, ahead: int) -> tuple[float, float] | N
     distance = (size - 1) / 2.0 + ahead
     error = math.sqrt(variance * size / weight * (1.0 / size + distance**2 / float(time @ time)))
     freedom = int(max(_LEAST_FREEDOM, min(size - 2, weight - 2)))
-    reach = student.quantile(1.0 - alpha / 2.0, freedom) * error
+    reach = t_quantile(1.0 - alpha / 2.0, freedom) * error
     there = float(level.mean()) + slope * distance
     return math.exp(min(there + reach, 700.0)), math.exp(there - reach)
 

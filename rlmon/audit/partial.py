@@ -24,13 +24,13 @@ from rlmon.audit.aliases import LARGEST
 from rlmon.audit.features import UNKNOWN, Bools, Features, Floats, Ints, Reader, codes, column, floats, key_of_each
 from rlmon.audit.run import RowBatch, Shard
 from rlmon.metrics.blocks import codes_of, deal
-from rlmon.metrics.collision import equality_pairs, hashed
+from rlmon.metrics.collision import equality_pairs
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import no_spread
 from rlmon.metrics.prompts import template_name
 from rlmon.metrics.success import TOTAL, Success
 from rlmon.metrics.tallies import parts_of_prompts, tallies_of_blocks
-from rlmon.metrics.text import effective_number_of_each
+from rlmon.statistics import effective_number_of_each, hashed
 
 PROMPT_CHARACTERS = 2_000
 """Of the prompt of a sampled completion."""

@@ -31,10 +31,10 @@ from rlmon.audit.result import (
     RunFacts,
     Verdict,
 )
-from rlmon.audit.timeline import ratio
 from rlmon.metrics.catalog import METRICS
-from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, beta_cdf
+from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE
 from rlmon.records import SEVERITIES
+from rlmon.statistics import beta_cdf, ratio
 
 HEAT_BINS = 64
 HEAT_ROWS = 200

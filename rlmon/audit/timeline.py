@@ -15,9 +15,9 @@ from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.partial import BLOCK_STATISTICS, Partial
 from rlmon.keys import source_key
 from rlmon.metrics.blocks import codes_of
-from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS, beta_cdf
-from rlmon.metrics.summary import js_distance
+from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS
 from rlmon.records import Block, StepRecord
+from rlmon.statistics import beta_cdf, effective_number, js_distance, ratio
 
 SMOOTHING_STEPS = 5
 _PAIR_SERIES = ("mode", "mode_correct", "template", "answer")
@@ -37,28 +37,6 @@ def group_total(values: NDArray[Any], at: Ints, steps: int, keep: Bools) -> NDAr
     if values.ndim == 1:
         return np.bincount(at[keep], weights=values[keep], minlength=steps).astype(np.float64)
     return np.stack([np.bincount(at[keep], weights=column[keep], minlength=steps) for column in values.T], axis=1)
-
-
-def ratio(top: Floats, bottom: Floats) -> Floats:
-    """``top / bottom`` with NaN where there is nothing to divide by."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(bottom > 0, top / bottom, np.nan)
-
-
-def trailing_mean(values: Floats, window: int) -> Floats:
-    """Mean of each value and the ``window - 1`` before it (fewer at the start)."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, values.size + 1)
-    begins = np.maximum(0, ends - window)
-    return np.asarray((sums[ends] - sums[begins]) / (ends - begins), dtype=np.float64)
-
-
-def effective(counts_SM: NDArray[np.float64]) -> Floats:
-    """exp(-sum p ln p) over the last axis, NaN for empty rows."""
-    total = counts_SM.sum(axis=-1, keepdims=True)
-    p = counts_SM / np.where(total > 0, total, 1.0)
-    logs = np.log(np.where(p > 0, p, 1.0))
-    return np.where(total[..., 0] > 0, np.maximum(1.0, np.exp(-(p * logs).sum(axis=-1))), np.nan)
 
 
 def timeline(
@@ -115,8 +93,8 @@ def _of_rows(
     mode_counts, correct = total("modes"), total("modes_correct")
     known = mode_counts.sum(axis=1)
     series: dict[str, Floats] = {
-        "rlmon/format/effective": effective(mode_counts),
-        "rlmon/format/effective_correct": effective(correct),
+        "rlmon/format/effective": effective_number(mode_counts),
+        "rlmon/format/effective_correct": effective_number(correct),
         "rlmon/format/top_share": ratio(mode_counts.max(axis=1), known) if count else np.zeros(0),
         "rlmon/format/other_share": ratio(mode_counts[:, -1], known),
         "rlmon/health/reward_mean": ratio(total("reward"), total("scored")),

@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 
 import rlmon.metrics.moves as moves
 import rlmon.metrics.text as text
-import rlmon.student as student
 from rlmon.audit.contrast import Difference, Windows
 from rlmon.audit.features import Floats, Ints
 from rlmon.metrics.collision import overlap_pairs, sampled_pairs
 from rlmon.metrics.rollouts import NEAR_DUPLICATE, SKETCH_PAIRS
+from rlmon.statistics import t_quantile
 
 BINS = 32
 """Parts of equal length into which the run is cut for the curves."""
@@ -210,7 +210,7 @@ def _ends(base: pa.Table, last: pa.Table, alpha: float) -> dict[str, Difference]
             continue
         errors = [float(np.std(values, ddof=1)) / math.sqrt(len(values)) for values in (before, after)]
         base_mean, last_mean = float(np.mean(before)), float(np.mean(after))
-        reach = student.quantile(1.0 - alpha / 2.0, min(len(before), len(after)) - 1) * math.hypot(*errors)
+        reach = t_quantile(1.0 - alpha / 2.0, min(len(before), len(after)) - 1) * math.hypot(*errors)
         ends[name] = Difference(
             base=base_mean,
             last=last_mean,

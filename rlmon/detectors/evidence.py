@@ -41,9 +41,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon import student
 from rlmon.baseline import complete
 from rlmon.detectors.catalog import HEALTHY_SHARE
+from rlmon.statistics import t_quantile
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -255,7 +255,7 @@ def reach(mean: Floats, se: Floats, parts: Floats, confidence: float) -> Floats:
     """t SE / mean at the confidence, with parts - 1 degrees of freedom: 0 where SE is, NaN where it is not known."""
     quantile = np.full(np.shape(parts), np.nan)
     for count in np.unique(parts[np.isfinite(parts) & (parts >= 2)]):
-        quantile[parts == count] = student.quantile(confidence, int(count) - 1)
+        quantile[parts == count] = t_quantile(confidence, int(count) - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.where(se == 0, 0.0 * quantile, quantile * se / np.abs(mean))
     return np.where(np.isfinite(found), found, np.nan)

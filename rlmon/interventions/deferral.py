@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmon.interventions.actions import Defer, RoundTable
-from rlmon.interventions.mode_marginal import beta_cdf
+from rlmon.statistics import beta_cdf
 
 MEMORY_ATTEMPTS = 2048.0
 """Attempts of a source that its tally remembers."""
@@ -85,12 +85,12 @@ class Source:
 
     def below(self, bound: float) -> float:
         """P(solve rate < ``bound``) under a uniform prior."""
-        return beta_cdf(bound, 1.0 + self.successes, 1.0 + self.attempts - self.successes)
+        return float(beta_cdf(bound, 1.0 + self.successes, 1.0 + self.attempts - self.successes))
 
     def guesses(self, *, newest: bool = False) -> float:
         """P(solve rate < ``GUESSES`` times the guessing rate), uniform prior, by all or by the newest attempts."""
         n, k, expected = self.newest if newest else (self.attempts, self.successes, self.guessed)
-        return beta_cdf(min(1.0, GUESSES * expected / n), 1.0 + k, 1.0 + n - k) if n > 0.0 else 0.0
+        return float(beta_cdf(min(1.0, GUESSES * expected / n), 1.0 + k, 1.0 + n - k)) if n > 0.0 else 0.0
 
     def weighing(self, attempts: float) -> Source:
         """The same rates with the weight of at most so many attempts."""
@@ -505,7 +505,7 @@ def _judge_prompts(
         if unit is not None:
             # The ledger may have forgotten the prompt since.
             n, k = (n - unit.attempts, k - unit.successes) if n >= unit.attempts else (n, k)
-            below = beta_cdf(settings.solve_rate_below, 1.0 + k, 1.0 + n - k) >= settings.credibility
+            below = bool(beta_cdf(settings.solve_rate_below, 1.0 + k, 1.0 + n - k) >= settings.credibility)
         if n < settings.after_attempts or not (guessed or (below and solved == 0)):
             continue
         why: Why = "guessed" if guessed else "unsolved"

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from rlmon.baseline import ROUNDS, Baseline
 from rlmon.interventions.actions import ModeMarginal, RoundTable
+from rlmon.statistics import beta_cdf, effective_number
 
 REST = -2
 """Key of all modes that are not among the base's most frequent; -1 is a mode that is not known."""
@@ -321,7 +322,7 @@ def _held_ratio(state: ModeMarginalState, lost: Mapping[int, frozenset[int]]) ->
         held = [label for label in target if label != REST and label not in lost[source]]
         seen = {label: rows.get(label, 0.0) for label in held}
         count = math.fsum(seen.values())
-        ratio = _over(effective_number(seen), effective_number({label: target[label] for label in held}))
+        ratio = _over(_effective(seen), _effective({label: target[label] for label in held}))
         if len(held) > 1 and count >= LEAST_REWARDED and ratio is not None:
             total += count
             weighted += count * ratio
@@ -577,41 +578,10 @@ def per_token(
     return np.asarray(np.asarray(addition_B, dtype=np.float64)[:, None] * weight_BT, dtype=np.float64)
 
 
-def effective_number(rows: Mapping[int, float]) -> float | None:
+def _effective(rows: Mapping[int, float]) -> float | None:
     """exp of the entropy of the counts (Hill number of order 1); ``None`` for no counts."""
-    total = math.fsum(rows.values())
-    if total <= 0.0:
-        return None
-    return math.exp(-math.fsum(n / total * math.log(n / total) for n in rows.values() if n > 0.0))
-
-
-def beta_cdf(x: float, a: float, b: float) -> float:
-    """P(X <= x) for X ~ Beta(a, b): the regularised incomplete beta function, by its continued fraction (Lentz)."""
-    if x <= 0.0:
-        return 0.0
-    if x >= 1.0:
-        return 1.0
-    # The fraction converges fast only below the mean.
-    if x > (a + 1.0) / (a + b + 2.0):
-        return 1.0 - beta_cdf(1.0 - x, b, a)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
-    tiny = 1e-300
-    c, d, result = 1.0, 0.0, 1.0
-    for i in range(400):
-        m = i // 2
-        if i == 0:
-            term = 1.0
-        elif i % 2 == 0:
-            term = m * (b - m) * x / ((a + 2 * m - 1.0) * (a + 2 * m))
-        else:
-            term = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1.0))
-        d = 1.0 + term * d
-        d = 1.0 / (d if abs(d) > tiny else tiny)
-        c = 1.0 + term / (c if abs(c) > tiny else tiny)
-        result *= c * d
-        if abs(c * d - 1.0) < 1e-12:
-            break
-    return min(1.0, max(0.0, front * (result - 1.0)))
+    # In one order on all ranks, whatever each of them met first.
+    return float(effective_number(sorted(rows.values()))) if math.fsum(rows.values()) > 0.0 else None
 
 
 # -- counting ----------------------------------------------------------------------------------------------------------
@@ -703,8 +673,8 @@ def _ratios(state: ModeMarginalState) -> dict[str, float | None]:
     few = min(math.fsum(tally.rewarded.values()) for tally in (state.base, state.now)) < LEAST_REWARDED
     numbers = []
     for tally, spread_of in ((state.base, _base_spread), (state.now, _spread)):
-        across = effective_number(tally.rows)
-        correct = None if few else effective_number(tally.rewarded)
+        across = _effective(tally.rows)
+        correct = None if few else _effective(tally.rewarded)
         within = _times(across, spread_of(tally.rows, tally.equal_pairs, tally.pairs))
         correct_within = _times(correct, spread_of(tally.rewarded, tally.equal_pairs_rewarded, tally.pairs_rewarded))
         numbers.append((across, within, correct, correct_within))

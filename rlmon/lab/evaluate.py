@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlmon.lab.task import PROMPT_CLASSES, Question, is_correct, read_answer
-from rlmon.metrics.summary import js_distance
+from rlmon.statistics import effective_number as effective_number_of_counts
+from rlmon.statistics import js_distance
 
 if TYPE_CHECKING:
     import torch
@@ -84,8 +84,7 @@ def effective_number(modes: Sequence[str]) -> float | None:
     """exp(-sum p ln p) of the shares of ``modes`` (Hill number of order 1); ``None`` for no modes."""
     if not modes:
         return None
-    shares = [count / len(modes) for count in Counter(modes).values()]
-    return math.exp(-sum(p * math.log(p) for p in shares))
+    return float(effective_number_of_counts(list(Counter(modes).values())))
 
 
 def effective_within(modes_PG: Sequence[Sequence[str]]) -> float | None:
@@ -107,7 +106,7 @@ def effective_within(modes_PG: Sequence[Sequence[str]]) -> float | None:
 
 
 def jensen_shannon_distance(shares: Mapping[str, float], base_shares: Mapping[str, float]) -> float | None:
-    """Distance of two distributions over names, in [0, 1]; see ``rlmon.metrics.summary.js_distance``."""
+    """Distance of two distributions over names, in [0, 1]; see ``rlmon.statistics.js_distance``."""
     names = sorted({*shares, *base_shares})
     return js_distance(
         np.array([shares.get(name, 0.0) for name in names]), np.array([base_shares.get(name, 0.0) for name in names])

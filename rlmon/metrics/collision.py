@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_MIX = np.uint64(0xBF58476D1CE4E5B9)
+from rlmon.statistics import hashed
 
 
 @dataclass(frozen=True)
@@ -143,16 +142,6 @@ def overlap_pairs(
     within_pairs = _weighted(block_of_prompt, in_prompt, blocks)
     # The difference of two large sums can leave -1e-16 where it should leave 0.
     return PairSums(np.maximum(all_sum - within_sum, 0.0), all_pairs - within_pairs, within_sum, within_pairs)
-
-
-def hashed(values: NDArray[np.uint64], salt: int) -> NDArray[np.uint64]:
-    """A well-mixed 64-bit hash of each value (splitmix64); deterministic, no random state."""
-    with np.errstate(over="ignore"):
-        x = (values + np.uint64(salt + 1)) * _MULTIPLIER
-        x ^= x >> np.uint64(30)
-        x *= _MIX
-        x ^= x >> np.uint64(27)
-    return np.asarray(x, dtype=np.uint64)
 
 
 def sampled_pairs(

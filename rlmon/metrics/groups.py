@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmon.keys import KEY_MASK, content_key, recorded_source_key, source_key, source_label
+from rlmon.statistics import beta_cdf
 
 HARD_SOLVE_RATE = 0.125
 """A prompt is (nearly) impossible when its solve rate is credibly below 1/8."""
@@ -172,67 +173,6 @@ def group_statistics(
 
 
 # --- ledger of prompts ----------------------------------------------------------------------------------------
-
-
-def beta_cdf(x: float, a_N: NDArray[np.float64], b_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """P(X < x) for X ~ Beta(a, b), elementwise, by the continued fraction of DLMF 8.17.22 (Lentz's method).
-
-    ``x`` in [0, 1], a and b positive. Agrees with scipy.stats.beta.cdf to 1e-10.
-    """
-    a_N = np.asarray(a_N, dtype=np.float64)
-    b_N = np.asarray(b_N, dtype=np.float64)
-    if x <= 0.0:
-        return np.zeros_like(a_N)
-    if x >= 1.0:
-        return np.ones_like(a_N)
-    swap = x > (a_N + 1.0) / (a_N + b_N + 2.0)
-    a = np.where(swap, b_N, a_N)
-    b = np.where(swap, a_N, b_N)
-    z = np.where(swap, 1.0 - x, x)
-    log_beta = _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
-    front = np.exp(a * np.log(z) + b * np.log1p(-z) - log_beta) / a
-    tiny = 1e-300
-    c = np.ones_like(a)
-    d = 1.0 - (a + b) * z / (a + 1.0)
-    d = 1.0 / np.where(np.abs(d) < tiny, tiny, d)
-    h = d.copy()
-    for m in range(1, 400):
-        even = m * (b - m) * z / ((a + 2 * m - 1.0) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * z / ((a + 2 * m) * (a + 2 * m + 1.0))
-        change = np.ones_like(a)
-        for term in (even, odd):
-            d = 1.0 + term * d
-            d = 1.0 / np.where(np.abs(d) < tiny, tiny, d)
-            c = 1.0 + term / c
-            c = np.where(np.abs(c) < tiny, tiny, c)
-            change = d * c
-            h = h * change
-        if not np.any(np.abs(change - 1.0) > 1e-14):
-            break
-    result = np.clip(front * h, 0.0, 1.0)
-    return np.asarray(np.where(swap, 1.0 - result, result), dtype=np.float64)
-
-
-_LANCZOS = (
-    0.99999999999980993,
-    676.5203681218851,
-    -1259.1392167224028,
-    771.32342877765313,
-    -176.61502916214059,
-    12.507343278686905,
-    -0.13857109526572012,
-    9.9843695780195716e-6,
-    1.5056327351493116e-7,
-)
-
-
-def _log_gamma(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Lanczos (g=7, n=9) on x + 1, so that small arguments need no reflection: log G(x) = log G(x + 1) - log x.
-    total = np.full_like(x, _LANCZOS[0])
-    for i, coefficient in enumerate(_LANCZOS[1:], start=1):
-        total = total + coefficient / (x + i)
-    t = x + 7.5
-    return 0.5 * math.log(2.0 * math.pi) + (x + 0.5) * np.log(t) - t + np.log(total) - np.log(x)
 
 
 PRIOR_ATTEMPTS = 2.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from rlmon.metrics.layout import ADVANTAGE_EDGES, GROUP_FIELDS, LENGTH_EDGES_TOKENS, TEXT_FIELDS, SumsLayout
 from rlmon.metrics.moves import DECILES
 from rlmon.metrics.tokens import ENTROPY_EDGES_NATS
+from rlmon.statistics import effective_number, histogram_quantile, js_distance
 
 SURE = 0.01
 """A mode is extinct (newborn) only when its share at the other time would have shown it with probability 1 - SURE."""
@@ -33,53 +33,6 @@ OF_SUCCESSES = (
 """Metrics that are null where no row is known to be a success or none."""
 
 
-def effective_number(counts: NDArray[Any]) -> float | None:
-    """exp(-sum p ln p) of a histogram of counts (Hill q=1): between 1 and the number of non-empty bins; ``None`` for
-    an empty one."""
-    weights = np.asarray(counts, dtype=np.float64)
-    total = float(weights.sum())
-    if total <= 0.0:
-        return None
-    p = weights[weights > 0] / total
-    # exp(0) of a single bin is 1; rounding may leave 1 - 1e-16.
-    return max(1.0, math.exp(-float(p @ np.log(p))))
-
-
-def js_distance(p_counts: NDArray[Any], q_counts: NDArray[Any]) -> float | None:
-    """Jensen-Shannon distance of two histograms: the square root of the divergence in bits, in [0, 1]; ``None`` when
-    either is empty."""
-    p = np.asarray(p_counts, dtype=np.float64)
-    q = np.asarray(q_counts, dtype=np.float64)
-    if p.sum() <= 0.0 or q.sum() <= 0.0:
-        return None
-    p, q = p / p.sum(), q / q.sum()
-    middle = 0.5 * (p + q)
-
-    def relative(a: NDArray[np.float64]) -> float:
-        seen = a > 0
-        return float((a[seen] * np.log2(a[seen] / middle[seen])).sum())
-
-    return math.sqrt(min(1.0, max(0.0, 0.5 * relative(p) + 0.5 * relative(q))))
-
-
-def histogram_quantile(counts: NDArray[Any], edges: NDArray[np.float64], share: float) -> float | None:
-    """The ``share`` quantile of a histogram with fixed edges, linear inside its bin; ``None`` for an empty one.
-
-    The error is at most the width of the bin.
-    """
-    weights = np.asarray(counts, dtype=np.float64)
-    total = float(weights.sum())
-    if total <= 0.0:
-        return None
-    below = np.concatenate([[0.0], np.cumsum(weights)])
-    target = share * total
-    at = min(int(np.searchsorted(below, target, side="right")) - 1, weights.size - 1)
-    while weights[at] <= 0.0:
-        at -= 1
-    inside = (target - below[at]) / weights[at]
-    return float(edges[at] + min(1.0, max(0.0, inside)) * (edges[at + 1] - edges[at]))
-
-
 class _Numbers:
     """Collects metrics; refuses NaN and infinity by turning them into ``None`` with a reason."""
 
@@ -94,6 +47,11 @@ class _Numbers:
         self.metrics[name] = None if value is None else float(value)
         if value is None:
             self.missing[name] = reason
+
+    def effective(self, name: str, counts: NDArray[np.float64], reason: str) -> float | None:
+        value = float(effective_number(counts)) if counts.sum() != 0 else None
+        self.put(name, value, reason)
+        return value
 
     def ratio(self, name: str, top: float, bottom: float, reason: str) -> float | None:
         value = top / bottom if bottom > 0 else None
@@ -138,9 +96,9 @@ def _format(
     counts = sums["mode_count"]
     correct = sums["mode_count_correct"]
     rows = float(counts.sum())
-    out.put("format/effective", effective_number(counts), _NO_ROUND)
+    effective = out.effective("format/effective", counts, _NO_ROUND)
     no_reward = _NO_ROUND if rows <= 0 else "no completion of this step was rewarded"
-    out.put("format/effective_correct", effective_number(correct), no_reward)
+    out.effective("format/effective_correct", correct, no_reward)
     within = sums["mode_within"]
     out.ratio("format/effective_within", within[0], within[1], _few(rows, "no prompt has two completions"))
     out.ratio("format/top_share", float(counts.max()), rows, _NO_ROUND)
@@ -159,7 +117,7 @@ def _format(
     reasoning = sums["reasoning_count"]
     out.ratio("format/reasoning_share", float(reasoning.sum()), rows, _NO_ROUND)
     unreasoned = _few(rows, "no completion has a reasoning block")
-    out.put("format/reasoning_effective", effective_number(reasoning), unreasoned)
+    out.effective("format/reasoning_effective", reasoning, unreasoned)
 
     base_counts = None if base is None else base["mode_count"]
     base_rows = 0.0 if base_counts is None else float(base_counts.sum())
@@ -169,9 +127,8 @@ def _format(
         gone = (counts == 0) & ((1.0 - base_counts / base_rows) ** rows <= SURE)
         new = (base_counts == 0) & ((1.0 - counts / rows) ** base_rows <= SURE)
         extinct, newborn = float(gone.sum()), float(new.sum())
-        now_effective, base_effective = effective_number(counts), effective_number(base_counts)
-        if now_effective is not None and base_effective is not None:
-            ratio = now_effective / base_effective
+        if effective is not None:
+            ratio = effective / float(effective_number(base_counts))
     reason = _NO_ROUND if rows <= 0 else _NO_BASE
     out.put("format/js_to_base", distance, reason)
     out.put("format/extinct", extinct, reason)
@@ -221,7 +178,7 @@ def _moves(out: _Numbers, sums: Mapping[str, NDArray[np.float64]]) -> None:
         for decile in range(DECILES):
             put(f"effective_{kind}_decile_{decile + 1}", kind, *sums["pairs_moves_decile"][decile, at : at + 2])
     no_opener = unmeasured if tokens <= 0 else "no completion has an opener"
-    out.put("moves/effective_openers", effective_number(sums["openers"]), no_opener)
+    out.effective("moves/effective_openers", sums["openers"], no_opener)
     out.ratio("moves/openers_per_1000_tokens", 1000.0 * float(sums["openers"].sum()), tokens, unmeasured)
 
 

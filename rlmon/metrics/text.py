@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rlmon.statistics import effective_number_of_each
+
 WORDS_PER_ROW = 64
 """At most this many consecutive words are taken from one completion."""
 LEAST_WORDS = 256
@@ -93,22 +95,6 @@ def word_ids(texts: Sequence[str], chars: int = _ROW_CHARS) -> list[NDArray[np.i
     rows = [text[:chars].split() for text in texts]
     codes = {known: at for at, known in enumerate(dict.fromkeys(itertools.chain.from_iterable(rows)))}
     return [np.fromiter(map(codes.__getitem__, row), dtype=np.int32, count=len(row)) for row in rows]
-
-
-def effective_number_of_each(
-    value_N: NDArray[np.int64], owner_N: NDArray[np.int64], owners: int
-) -> NDArray[np.float64]:
-    """exp(-sum p ln p) of the values of each owner [owners] (Hill q=1, plug-in): between 1 and its number of rows; NaN
-    for an owner with fewer than two."""
-    rows = np.bincount(owner_N, minlength=owners)
-    if value_N.size == 0:
-        return np.full(owners, np.nan)
-    values, code = np.unique(value_N, return_inverse=True)
-    key, count = np.unique(owner_N * len(values) + code, return_counts=True)
-    owner = key // len(values)
-    share = count / rows[owner]
-    entropy = np.bincount(owner, weights=-share * np.log(share), minlength=owners)
-    return np.where(rows >= 2, np.exp(entropy), np.nan)
 
 
 def effective_numbers(

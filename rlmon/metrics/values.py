@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon.metrics.summary import histogram_quantile
 from rlmon.metrics.tokens import HISTOGRAM_TOKENS
+from rlmon.statistics import histogram_quantile
 
 Matrix = Any
 """A tensor or an array, of shape (B, T): this room names torch in one file only, and a tensor's own methods suffice."""

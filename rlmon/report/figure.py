@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
+from rlmon.statistics import trailing_mean
+
 COLOURS: Mapping[str, str] = {
     "python": "#285ed9",
     "boxed": "#d87008",
@@ -55,11 +57,6 @@ class Lane:
     """Value at the upper edge of the lane."""
 
 
-def trailing_mean(values: Sequence[float], window: int = SMOOTHING_ROUNDS) -> list[float]:
-    """Mean of each value and the ``window - 1`` before it (fewer at the start)."""
-    return [sum(values[max(0, end - window) : end]) / (end - max(0, end - window)) for end in range(1, len(values) + 1)]
-
-
 def colours(order: Sequence[str]) -> dict[str, str]:
     """A colour for every mode in ``order``: its own for those that are known, for the others what is left, in turn;
     ``other`` is always grey."""
@@ -102,7 +99,7 @@ def panel(run: Shares, order: Sequence[str], *, width: float = PANEL_WIDTH, heig
 
         floor = [0.0] * len(run.steps)
         for mode in order:
-            values = trailing_mean(run.shares.get(mode, [0.0] * len(run.steps)))
+            values = trailing_mean(run.shares.get(mode, [0.0] * len(run.steps)), SMOOTHING_ROUNDS).tolist()
             if not any(values):
                 continue
             ceiling = [low + value for low, value in zip(floor, values, strict=True)]

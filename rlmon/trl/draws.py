@@ -21,6 +21,7 @@ from rlmon.errors import AttachError
 from rlmon.interventions.actions import Defer
 from rlmon.interventions.deferral import Blocked
 from rlmon.metrics.prompts import prompt_identity
+from rlmon.statistics import GOLDEN, splitmix64
 from rlmon.steering import row_key
 from rlmon.trl.stored import stored_column
 
@@ -129,12 +130,8 @@ class Draws:
         """[count] of 64 bits each, by seed and round."""
         digest = hashlib.blake2b(f"{self._seed}/{number}".encode(), digest_size=8).digest()
         with np.errstate(over="ignore"):
-            z = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-            z += np.uint64(int.from_bytes(digest, "little"))
-            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-        return mixed
+            places = np.arange(count, dtype=np.uint64) * GOLDEN + np.uint64(int.from_bytes(digest, "little"))
+        return splitmix64(places)
 
     def _key(self, row: Mapping[str, Any]) -> tuple[int, int | None]:
         """Keys of the row's prompt and, where sources are deferred, of its source."""

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlmon"
 
 STDLIB_ONLY: frozenset[str] = frozenset()
-LANGUAGE = {"records", "errors", "printable", "console", "acts", "baseline", "keys", "student", "series", "criterion"}
+LANGUAGE = {"records", "errors", "printable", "console", "acts", "baseline", "keys", "statistics", "series"} | {
+    "criterion"
+}
 BELOW_MONITOR = LANGUAGE | {"config", "metrics", "detectors", "interventions", "runlog"}
 TRAINING = {"torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy", "packaging", "yaml"} | {
     "safetensors",
@@ -37,8 +39,8 @@ ROOMS = {
     "console": Room({"printable", "records"}, STDLIB_ONLY),
     "acts": Room(set(), STDLIB_ONLY),
     "baseline": Room(set(), STDLIB_ONLY),
-    "student": Room(set(), STDLIB_ONLY),
-    "series": Room({"student"}, {"numpy"}),
+    "statistics": Room(set(), {"numpy"}),
+    "series": Room({"statistics"}, {"numpy"}),
     "keys": Room(set(), STDLIB_ONLY),
     "exchange": Room(LANGUAGE | {"metrics"}, {"numpy"}),
     "criterion": Room({"errors"}, STDLIB_ONLY),

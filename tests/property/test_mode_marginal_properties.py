@@ -105,17 +105,6 @@ def test_names_of_modes_and_order_of_groups_do_not_matter(seed, factor):
         assert mm.addition(of, other, moved, 1.0).reshape(8, G) == pytest.approx(added[order], abs=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.floats(0.05, 30), st.floats(0.05, 30))
-def test_the_beta_distribution_rises_from_0_to_1_and_mirrors(a, b):
-    grid = np.linspace(0, 1, 41)
-    values = np.array([mm.beta_cdf(x, a, b) for x in grid])
-    assert (np.diff(values) >= -1e-12).all()
-    assert values[0] == 0.0
-    assert values[-1] == 1.0
-    assert values + np.array([mm.beta_cdf(1 - x, b, a) for x in grid]) == pytest.approx(np.ones(41), abs=1e-9)
-
-
 # -- a softmax policy over classes of prompts and modes ----------------------------------------------------------------
 
 P0 = np.array([0.36, 0.2, 0.12, 0.12, 0.08, 0.055, 0.065])

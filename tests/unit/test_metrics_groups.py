@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from rlmon.keys import content_key, recorded_source_key, source_key, source_label
-from rlmon.metrics.groups import STATE_BYTES_PER_PROMPT, SolveLedger, beta_cdf, group_statistics
+from rlmon.metrics.groups import STATE_BYTES_PER_PROMPT, SolveLedger, group_statistics
 from rlmon.metrics.success import TOTAL, Success
 
 
@@ -82,13 +82,6 @@ def test_where_a_success_is_not_known_a_silent_group_is_neither_good_nor_bad() -
     nothing = group_statistics(range(9), reward, 3)
     assert not (nothing.all_good_P | nothing.all_bad_P | nothing.classified_P).any()
     assert nothing.silent_P.sum() == 2
-
-
-@pytest.mark.parametrize(("a", "b"), [(0.3, 5.0), (1.0, 1.0), (2.5, 40.0), (400.0, 1000.0), (0.01, 0.02), (32.0, 0.5)])
-def test_beta_cdf_is_scipy(a: float, b: float) -> None:
-    for x in (0.0, 1e-6, 0.01, 0.125, 0.3, 0.5, 0.9, 1.0):
-        got = beta_cdf(x, np.array([a]), np.array([b]))[0]
-        assert got == pytest.approx(scipy.stats.beta.cdf(x, a, b), abs=1e-10)
 
 
 def test_ledger_posterior_on_paper() -> None:

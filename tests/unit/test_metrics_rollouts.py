@@ -27,8 +27,7 @@ from rlmon.metrics.rollouts import (
     token_sums_by_mode,
 )
 from rlmon.metrics.rows import rows_of
-from rlmon.metrics.summary import effective_number, histogram_quantile, js_distance
-from rlmon.metrics.tokens import ENTROPY_EDGES_NATS, kl_estimators, token_sums
+from rlmon.metrics.tokens import kl_estimators, token_sums
 from rlmon.records import RolloutBatch
 
 MODES = ModeSet.build(None)
@@ -274,25 +273,6 @@ def test_kl_metrics_are_those_of_the_estimators() -> None:
     for name in ("k1", "k1_se", "k2", "k2_se", "k3", "k3_se"):
         assert metrics[f"rlmon/kl/{name}"] == pytest.approx(getattr(want, name), rel=1e-9)
     assert metrics["rlmon/health/non_finite"] == 1.0
-
-
-def test_effective_number_and_distance_are_scipy() -> None:
-    rng = np.random.default_rng(0)
-    p, q = rng.integers(0, 20, 12), rng.integers(0, 20, 12)
-    assert effective_number(p) == pytest.approx(math.exp(scipy.stats.entropy(p)))
-    assert js_distance(p, q) == pytest.approx(scipy.spatial.distance.jensenshannon(p, q, base=2))
-    assert effective_number(np.zeros(3)) is None
-    assert js_distance(np.zeros(3), np.ones(3)) is None
-
-
-def test_histogram_quantile_is_within_a_bin() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.exponential(0.7, 5_000)
-    counts = np.histogram(values, ENTROPY_EDGES_NATS)[0]
-    for share in (0.0, 0.2, 0.5, 0.95, 1.0):
-        got = histogram_quantile(counts, ENTROPY_EDGES_NATS, share)
-        assert got == pytest.approx(np.quantile(values, share), rel=0.05)
-    assert histogram_quantile(np.zeros(3), np.arange(4.0), 0.5) is None
 
 
 def test_the_vector_of_a_layout_round_trips_and_refuses_other_shapes() -> None:

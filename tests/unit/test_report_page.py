@@ -15,7 +15,7 @@ from page_parts import Tags
 
 from rlmon.lab.demo import DEFINITIONS
 from rlmon.report.demo import build_page, lanes_of
-from rlmon.report.figure import Lane, Shares, draw_order, panel, picture, strip, strip_height, trailing_mean
+from rlmon.report.figure import Lane, Shares, draw_order, panel, picture, strip, strip_height
 from rlmon.report.page import HERE, fill, json_for_html
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> \x1b[31m \u2028 \ud800 {{style}} &lt;"
@@ -158,11 +158,6 @@ def test_json_for_html_refuses_nan() -> None:
 
 def test_fill_is_one_pass() -> None:
     assert fill("{{a}}-{{b}}", {"a": "{{b}}", "b": "x"}) == "{{b}}-x"
-
-
-def test_trailing_mean() -> None:
-    # (1) (1+2)/2 (2+6)/2
-    assert trailing_mean([1.0, 2.0, 6.0], 2) == [1.0, 1.5, 4.0]
 
 
 def test_panel_stacks_the_winner_first_and_escapes_names() -> None:

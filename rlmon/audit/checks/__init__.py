@@ -43,13 +43,12 @@ from rlmon.audit.checks.solving import (
 from rlmon.audit.contrast import Contrast
 from rlmon.audit.result import Check
 from rlmon.audit.strata import strata
-from rlmon.audit.timeline import trailing_mean
 from rlmon.audit.wording import Wording, usable, wording
 from rlmon.records import WORST_FIRST
 
 __all__ = [
     "ABOUT_ROWS", "ABOUT_THE_MONITOR", "FOLDS", "HINDSIGHT", "HINDSIGHT_ALPHA", "Judged", "Question", "judge",
-    "onset", "pass_at_k_of", "prompt_halves", "questions", "trailing_mean", "wilson",
+    "onset", "pass_at_k_of", "prompt_halves", "questions", "wilson",
 ]  # fmt: skip
 
 HINDSIGHT_ALPHA = 0.01

@@ -20,10 +20,11 @@ from rlmon.audit.features import Floats
 from rlmon.audit.result import Check, Core
 from rlmon.audit.run import Lack
 from rlmon.audit.stand_ins import NEXT_BEST
-from rlmon.audit.timeline import SMOOTHING_STEPS, trailing_mean
+from rlmon.audit.timeline import SMOOTHING_STEPS
 from rlmon.detectors import DETECTORS, DetectorSpec
 from rlmon.printable import one_line
 from rlmon.records import SEVERITIES, Finding, Status
+from rlmon.statistics import trailing_mean
 
 _SPECS: Mapping[str, DetectorSpec] = {spec.id: spec for spec in DETECTORS}
 ONSET_NOISE = 3.0

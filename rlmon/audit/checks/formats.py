@@ -11,8 +11,9 @@ from rlmon.audit.case import Case
 from rlmon.audit.checks.question import WIDEN, Ends, Question, between, question
 from rlmon.audit.clauses import GONE, percent
 from rlmon.audit.result import Check
-from rlmon.audit.timeline import SMOOTHING_STEPS, trailing_mean
+from rlmon.audit.timeline import SMOOTHING_STEPS
 from rlmon.records import Status
+from rlmon.statistics import trailing_mean
 
 EXTINCT_SHARE = 0.1
 EXTINCT_BASE_SHARE = 0.02

@@ -16,8 +16,8 @@ from rlmon.audit.features import Floats, Ints
 from rlmon.audit.result import Check, Core, Method
 from rlmon.audit.run import Lack
 from rlmon.audit.strata import Strata
-from rlmon.audit.timeline import ratio
 from rlmon.audit.wording import Wording
+from rlmon.statistics import ratio
 
 Need = Lack | Literal["successes", "keys"]
 """What a check cannot do without. ``successes``: rewards, and that it is known which of them are a success. ``keys``:

@@ -16,8 +16,9 @@ from rlmon.audit.checks.question import Ends, Question, between, question, sizes
 from rlmon.audit.curves import LEAST_POINTS, known, last_points, since, smooth_since
 from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.result import Check
-from rlmon.audit.timeline import SMOOTHING_STEPS, ratio, trailing_mean
+from rlmon.audit.timeline import SMOOTHING_STEPS
 from rlmon.records import Status
+from rlmon.statistics import ratio, trailing_mean
 
 REWARD = "rlmon/health/reward_mean"
 SILENT_SHARE = 0.9

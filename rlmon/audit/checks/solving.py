@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 import rlmon.audit.aliases as aliases
-import rlmon.student as student
 from rlmon.audit.case import Case
 from rlmon.audit.checks.question import Ends, Question, between, question, sizes
 from rlmon.audit.features import Floats
 from rlmon.audit.result import Check
-from rlmon.audit.timeline import SMOOTHING_STEPS, ratio, trailing_mean
-from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, beta_cdf
+from rlmon.audit.timeline import SMOOTHING_STEPS
+from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE
 from rlmon.records import Status
+from rlmon.statistics import beta_cdf, ratio, t_quantile, trailing_mean
 
 MIN_VISITS = 4
 MIN_PROMPTS = 20
@@ -227,7 +227,7 @@ def eval_gap(ask: Question, ends: Ends) -> Check:
     first, second = gap[:half], gap[half:]
     growth = float(second.mean() - first.mean())
     noise = float(np.std(np.diff(gap), ddof=1)) / math.sqrt(2.0) if gap.size > 2 else 0.0
-    quantile = student.quantile(1.0 - ends.alpha / 2.0, max(3, gap.size - 2))
+    quantile = t_quantile(1.0 - ends.alpha / 2.0, max(3, gap.size - 2))
     reach = quantile * noise * math.sqrt(1.0 / half + 1.0 / second.size)
     falling = values[half:].mean() < values[:half].mean()
     status: Status = "pass"

@@ -475,14 +475,6 @@ def test_a_run_that_recovers_keeps_the_onset_of_its_alarm() -> None:
     assert 37 <= found.first_step <= 40
 
 
-@given(st.lists(st.floats(-10, 10), min_size=1, max_size=20), st.integers(1, 7))
-def test_trailing_mean_is_the_mean_of_the_last_few(values: list[float], window: int) -> None:
-    found = checks.trailing_mean(np.array(values), window)
-    for at in range(len(values)):
-        part = values[max(0, at - window + 1) : at + 1]
-        assert found[at] == pytest.approx(sum(part) / len(part), abs=1e-9)
-
-
 # --- formulas -----------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from rlmon.interventions import mode_marginal as mm
 from rlmon.interventions.actions import ModeMarginal, RoundTable
+from rlmon.statistics import beta_cdf
 
 A, B, C, NEW = 11, -(2**62), 2**62 + 1, 77
 """Keys are opaque: beyond what a double can hold, and negative."""
@@ -307,7 +308,7 @@ class TestModesThatEarnNothing:
         state = based({A: 253, B: 3}, {A: 253, B: 0})
         assert mm.undeserving(state) == frozenset()
         # 20 at rate .924 and line .231 give Beta(1.85, 20.15): P = .977.
-        assert mm.beta_cdf(0.231, 1.85, 20.15) == pytest.approx(0.977, abs=5e-4)
+        assert beta_cdf(0.231, 1.85, 20.15) == pytest.approx(0.977, abs=5e-4)
         assert mm.undeserving(based({A: 244, B: 20}, {A: 244, B: 0})) == {B}
 
     def test_without_successes_all_deserve(self):
@@ -427,22 +428,6 @@ class TestPerToken:
             expected.insert(0, running)
         found = mm.per_token(np.array([1.5]), np.ones((1, 5), dtype=bool), gamma=0.99, lam=0.95)
         assert found[0] == pytest.approx(expected)
-
-
-class TestBetaCdf:
-    @pytest.mark.parametrize(
-        ("x", "a", "b", "expected"),
-        [
-            (0.3, 2, 3, 0.3483),  # sum over k = 2..4 of C(4,k) .3^k .7^(4-k)
-            (0.7, 2, 3, 0.9163),
-            (0.125, 1, 78, 1 - 0.875**78),
-            (0.4, 5, 1, 0.4**5),
-            (0.0, 2, 3, 0.0),
-            (1.0, 2, 3, 1.0),
-        ],
-    )
-    def test_closed_forms(self, x, a, b, expected):
-        assert mm.beta_cdf(x, a, b) == pytest.approx(expected, abs=1e-12)
 
 
 class TestSources:
