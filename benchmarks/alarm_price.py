@@ -41,13 +41,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmon import baseline
-from rlmon.detectors import DETECTORS, evidence, start
-from rlmon.detectors import fold as fold_module
+from rlmon.detectors import DETECTORS, Roster, evidence, start
 from rlmon.detectors.catalog import VERSION
 
 Floats = NDArray[np.float64]
 DATA = Path(__file__).with_name("data") / "base_rows.npz"
-STATISTICS = fold_module.STATISTICS
+STATISTICS = Roster().statistics
 Q = {name: i for i, name in enumerate(STATISTICS)}
 KERNELS = ("mode", "template", "answer", "move")
 GROUP = 8
@@ -475,7 +474,7 @@ def price(rows: Rows, args: argparse.Namespace) -> dict[str, Any]:
         if n
     ]
     table: dict[str, Any] = {}
-    for d, spec in enumerate(fold_module.BETTING):
+    for d, spec in enumerate(Roster().betting):
         table[spec.id] = {
             name: rate(int(sum(p[name][:, d].sum() for p in parts)), args.runs, args.looks)
             for name in ("warn", "fail")
@@ -492,7 +491,7 @@ def power(rows: Rows, args: argparse.Namespace) -> dict[str, Any]:
     out = {}
     for looks in (200, 2000):
         got = collapses(rows, runs=args.collapses, looks=looks, seed=args.seed + 7, groups=args.groups)
-        over, ids = got["over_0_9"], [spec.id for spec in fold_module.BETTING]
+        over, ids = got["over_0_9"], [spec.id for spec in Roster().betting]
         fail, warn = (got["first"][:, 0, r] for r in (evidence.FAIL, evidence.WARN))
         lead = (over - fail)[(fail > 0) & (over > 0)]
         out[str(looks)] = {

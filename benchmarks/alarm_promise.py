@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmon.detectors import evidence, start
-from rlmon.detectors.fold import BETTING, STATISTICS
+from rlmon.detectors.roster import Roster
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -133,8 +133,10 @@ def only(detector: str, statistic: str, looks: int) -> evidence.Plan:
     """The plan with the FAIL of a detector over one of its statistics alone, at its share of the error, and without the
     second signal that ``entropy-collapse`` needs."""
     plan = start(alpha=0.01, total_steps=looks, group_size=GROUP).plan
-    of_rung = (plan.detector_K == [spec.id for spec in BETTING].index(detector)) & (plan.rung_K == evidence.FAIL)
-    one = np.flatnonzero(of_rung & (plan.stat_K == STATISTICS.index(statistic)))
+    of_rung = (plan.detector_K == [spec.id for spec in Roster().betting].index(detector)) & (
+        plan.rung_K == evidence.FAIL
+    )
+    one = np.flatnonzero(of_rung & (plan.stat_K == Roster().statistics.index(statistic)))
     processes = {f.name: getattr(plan, f.name)[one] for f in dataclasses.fields(plan) if f.name.endswith("_K")}
     return dataclasses.replace(
         plan,
@@ -281,7 +283,7 @@ def within(mean: float, spread: float, runs: int, looks: int, seed: int) -> Ints
 def low(detector: str, kind: str, spread: float, runs: int, looks: int, seed: int, now: float = TOLERATED) -> Ints:
     """A statistic that is bad when low, with a coefficient of variation of 1 over prompts. ``entropy-collapse`` is
     taken without its need of a second signal."""
-    (statistic,) = next(spec.statistics for spec in BETTING if spec.id == detector)
+    (statistic,) = next(spec.statistics for spec in Roster().betting if spec.id == detector)
     rng = np.random.default_rng([seed, 79, int(spread), kind == "gamma", len(detector)])
 
     def draw(t: int) -> Look:

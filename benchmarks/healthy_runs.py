@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlmon.detectors.catalog import VERSION
-from rlmon.detectors.fold import DEFAULTS
+from rlmon.detectors.roster import Roster
 from rlmon.lab.demo import ARMS, STEPS, TRAINING
 from rlmon.records import SEVERITIES, verdict
 
@@ -84,7 +84,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("trl").setLevel(logging.ERROR)
     wanted = [("still", FIRST_SEED + i) for i in range(options.still)]
     wanted += [("kl", FIRST_SEED + i) for i in range(options.kl)]
-    settings = {**TRAINING, "beta_kl": ARMS["kl"].beta, "detectors_version": VERSION, "lines": DEFAULTS["lines"]}
+    settings = {
+        **TRAINING,
+        "beta_kl": ARMS["kl"].beta,
+        "detectors_version": VERSION,
+        "lines": Roster().defaults["lines"],
+    }
     runs: list[dict[str, Any]] = []
     if options.out.exists():
         kept = json.loads(options.out.read_text())

@@ -70,7 +70,7 @@ def detector_state(saved: Any) -> DetectorState:
     and not at every step of the run. Raises where it cannot be used."""
     state = detectors.state_from_json(mapping(saved))
     source = state.sources[0] if state.sources else "all"
-    stats = dict.fromkeys(detectors.STATISTICS, 0.5)
+    stats = dict.fromkeys(state.roster.statistics, 0.5)
     trial = StepRecord(
         attempt=0, step=0, time_unix_seconds=0.0, rounds=(0,), completions=2, prompts=2, tokens=2, metrics={},
         blocks=(Block(source=source, prompts=2, completions=2, stats=stats),),

@@ -7,31 +7,27 @@
         state, findings = step(state, record)
 """
 
-from rlmon.detectors.catalog import DETECTORS, GROUP_BASELINE, VERSION, DetectorSpec, prices
-from rlmon.detectors.fold import (
-    DEFAULTS,
-    STATISTICS,
+from rlmon.detectors.catalog import DETECTORS, GROUP_BASELINE, VERSION, DetectorSpec, catalogue, prices
+from rlmon.detectors.fold import open_tallies, seed_baseline, step
+from rlmon.detectors.roster import Roster
+from rlmon.detectors.state import (
     DetectorState,
-    catalogue,
     describe,
-    open_tallies,
-    seed_baseline,
     start,
     start_from,
     state_from_json,
     state_to_json,
-    status,
-    step,
+    with_own,
 )
+from rlmon.detectors.telling import status
 
 __all__ = [
-    "DEFAULTS",
     "DETECTORS",
     "GROUP_BASELINE",
-    "STATISTICS",
     "VERSION",
     "DetectorSpec",
     "DetectorState",
+    "Roster",
     "catalogue",
     "describe",
     "open_tallies",
@@ -43,4 +39,5 @@ __all__ = [
     "state_to_json",
     "status",
     "step",
+    "with_own",
 ]

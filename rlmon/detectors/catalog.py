@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rlmon.errors import ConfigError
 from rlmon.records import Severity
 
 VERSION = 2
@@ -70,13 +72,45 @@ class DetectorSpec:
     method: str = METHOD
     told: tuple[str, ...] = ()
     """What it sees in plain words, for each statistic in turn, with ``{base}`` and ``{now}`` in the unit of its metric
-    (shares in per cent); a detector without lines has none."""
+    (shares in per cent). Default: the metric was {base}, now {now}."""
     meaning: str
     advice: str
 
     def __post_init__(self) -> None:
         if self.milder == "note" and self.witness:
-            raise ValueError(f"{self.id}: a note is about compute, so it is no second signal of damage.")
+            raise ConfigError(f"{self.id}: a note is about compute, so it is no second signal of damage.")
+        if not self.statistics or len(self.statistics) != len(self.metrics):
+            raise ConfigError(
+                f"{self.id}: statistics are what it reads and metrics how people know them, one for each; got "
+                f"{self.statistics} and {self.metrics}."
+            )
+        if self.told and len(self.told) != len(self.statistics):
+            raise ConfigError(f"{self.id}: told has a sentence for each statistic, got {self.told}.")
+        if not self.rungs:
+            raise ConfigError(f"{self.id} has no line: give it warn, fail or both.")
+        if self.direction == "down" and (self.rule == "effective" or self.warn_floor or self.fail_floor):
+            raise ConfigError(f"{self.id}: effective numbers and floors are for statistics that are bad when high.")
+        if not 0.0 < self.alpha_share <= 1.0:
+            raise ConfigError(f"{self.id}: alpha_share is a share of the run's alpha, got {self.alpha_share}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> DetectorSpec:
+        """What ``to_json`` gave. Raises ``ConfigError`` where that is no detector."""
+        try:
+            fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
+            return cls(**fields)
+        except TypeError as error:
+            raise ConfigError(f"This is no detector of this version: {error}.") from error
+
+    def sentence(self, statistic: str, *, base: str, now: str) -> str:
+        """What is seen, in plain words."""
+        at = self.statistics.index(statistic)
+        told = self.told[at] if self.told else f"{self.metrics[at]} was {{base}}, now {{now}}"
+        return told.format(base=base, now=now)
 
     @property
     def line(self) -> str:
@@ -362,3 +396,36 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         "fp16.",
     ),
 )
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """One dict per detector: id, metric, line, method, parameters, meaning, advice and price with its interval."""
+    rows = []
+    for spec in DETECTORS:
+        rows.append(
+            {
+                "id": spec.id,
+                "metric": ", ".join(spec.metrics),
+                "direction": spec.direction,
+                "unit": spec.unit,
+                "line": spec.line,
+                "rungs": list(spec.rungs),
+                "method": spec.method,
+                "parameters": {
+                    "rule": spec.rule,
+                    "warn": spec.warn,
+                    "fail": spec.fail,
+                    "warn_floor": spec.warn_floor,
+                    "fail_floor": spec.fail_floor,
+                    "combine": "every statistic" if spec.every else "any statistic",
+                    "per_source": spec.per_source,
+                    "second_signal_for_fail": spec.agreement,
+                    "prior": spec.prior,
+                },
+                "meaning": spec.meaning,
+                "advice": spec.advice,
+                "false_fail": None if spec.false_fail is None else dict(spec.false_fail),
+                "false_warn": None if spec.false_warn is None else dict(spec.false_warn),
+            }
+        )
+    return rows

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlmon.detectors.catalog import DETECTORS, VERSION, prices
-from rlmon.detectors.fold import DEFAULTS
+from rlmon.detectors.roster import Roster
 
 _INTRODUCTION = f"""# Detectors
 
@@ -46,7 +46,7 @@ run.
   damaged by the first repetition. Where a line lies beyond what the statistic can reach (a base that already
   has one format), `status()` says `cannot`.
 * **Evidence.** With Z the statistic of a block and z* the line, b = clip((Z - z*)/u, -1, 20), R(l) <- (R(l) +
-  w)(1 + l b) for l in {{{", ".join(f"{size:g}" for size in DEFAULTS["lambdas"])}}}, M = mean of R over l + the
+  w)(1 + l b) for l in {{{", ".join(f"{size:g}" for size in Roster().defaults["lambdas"])}}}, M = mean of R over l + the
   weight not yet spent; alarm when M reaches 1/alpha of the detector *and* the smoothed statistic is past the line
   too. While E[b] <= 0, M is a nonnegative supermartingale that starts at 1, so P(ever alarm) <= alpha by Ville's
   inequality, whatever the autocorrelation and however often one looks. Each restart gets w = .9/T of the weight at
@@ -182,7 +182,7 @@ def render() -> str:
                 f"{row['effective_over_base_at_fail_max']:.2f} |"
             )
     out.append("\n## Parameters\n")
-    for name, value in DEFAULTS.items():
+    for name, value in Roster().defaults.items():
         if name != "lines":
             out.append(f"* `{name}`: {value}")
     return "\n".join(out) + "\n"

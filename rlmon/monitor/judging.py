@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +24,24 @@ BLOCKS_A_STEP = 64
 class Judging:
     """The state of the detectors and the ledger of solve rates, the same on all ranks.
 
-    ``critic``: advantages come from a value function, so that statistics of groups mean nothing to detectors.
+    ``own``: detectors of the user. ``critic``: advantages come from a value function, so that statistics of groups mean
+    nothing to detectors.
     """
 
-    def __init__(self, *, alpha: float, total_steps: int | None, group_size: int, critic: bool) -> None:
-        self.state = detectors.start(alpha=alpha, total_steps=total_steps, group_size=group_size)
+    def __init__(
+        self,
+        *,
+        alpha: float,
+        total_steps: int | None,
+        group_size: int,
+        critic: bool,
+        own: Sequence[detectors.DetectorSpec] = (),
+    ) -> None:
+        self.own = tuple(own)
+        self.state = detectors.start(alpha=alpha, total_steps=total_steps, group_size=group_size, own=own)
         self.ledger = SolveLedger()
         ignored = set(detectors.GROUP_BASELINE) if critic else set()
-        self._read = set(detectors.STATISTICS) - ignored
+        self._read = set(self.state.roster.statistics) - ignored
 
     def blocks(self, rows: Rows, sums: dict[str, Vector], successes: Successes, step: int) -> list[Block]:
         """The blocks of a step from the rows of all ranks; their pairs and groups go into ``sums``, their rewards into

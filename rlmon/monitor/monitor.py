@@ -128,7 +128,11 @@ class Monitor:
             count_anew=self._count_anew,
         )
         self._judging = Judging(
-            alpha=self.config.rlmon_alpha, total_steps=about.total_steps, group_size=group_size, critic=critic
+            alpha=self.config.rlmon_alpha,
+            total_steps=about.total_steps,
+            group_size=group_size,
+            critic=critic,
+            own=self.extensions.detectors,
         )
         self.faults.step = resume.step or 0
         self._newest: tuple[RolloutBatch | None, rollouts.RowFeatures | None] = (None, None)
@@ -679,7 +683,7 @@ class Monitor:
             restored.lost |= {"detectors": reason, "baseline": reason}
         else:
             with restored.part("detectors"):
-                self._judging.state = detector_state(shared["detectors"])
+                self._judging.state = detectors.with_own(detector_state(shared["detectors"]), self._judging.own)
             with restored.part("baseline"):
                 self._base.load(shared, self.layout)
         if self._judging.state.alpha != self.config.rlmon_alpha:

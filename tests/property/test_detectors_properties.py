@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlmon.detectors import STATISTICS, evidence, fold, start, state_from_json, state_to_json, step
+from rlmon.detectors import Roster, evidence, start, state_from_json, state_to_json, step
 from rlmon.records import Block, StepRecord
+
+STATISTICS = Roster().statistics
 
 unit_interval = st.floats(0, 1, allow_nan=False)
 anything = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.floats(0, 1))
@@ -147,7 +149,7 @@ def test_many_runs_at_once_are_the_fold():
             columns.append((0, z, 2.0, 16.0))
         arrays, fire = evidence.observe(plan, arrays, columns, evidence.restart_weight(t + 1, 60))
         for n in range(len(runs)):
-            got = {(fold.BETTING[d].id, ("warn", "fail")[r]) for d, r in np.argwhere(fire[n])}
+            got = {(Roster().betting[d].id, ("warn", "fail")[r]) for d, r in np.argwhere(fire[n])}
             assert got == expected[n][0][t]
             said += len(got)
     assert said > 0
@@ -159,7 +161,7 @@ def test_many_runs_at_once_are_the_fold():
 
 def one_process(rng, draw, runs, looks, line, unit, direction=1.0):
     """Highest evidence of each of many runs under one process at its line."""
-    lambdas = np.array(fold.DEFAULTS["lambdas"])
+    lambdas = np.array(Roster().defaults["lambdas"])
     wealth = np.full((runs, len(lambdas)), evidence.LOG_ZERO)
     spent, best = np.zeros(runs), np.zeros(runs)
     for t in range(looks):

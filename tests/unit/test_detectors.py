@@ -14,8 +14,9 @@ import pytest
 
 from rlmon.baseline import Baseline
 from rlmon.detectors import (
-    DEFAULTS,
     DETECTORS,
+    DetectorSpec,
+    Roster,
     catalogue,
     describe,
     evidence,
@@ -29,6 +30,8 @@ from rlmon.detectors import (
     state_to_json,
     status,
     step,
+    tallies,
+    with_own,
 )
 from rlmon.detectors.catalog import VERSION
 from rlmon.detectors.document import render
@@ -210,7 +213,7 @@ def test_a_step_spends_its_weight_once():
     # all_bad: WARN line .5, unit .5. Blocks of 1 and 0: b = 1, then -1. T = 10: the step's weight is .09.
     # l = .5: .09 * 1.5 * .5 = .0675; the next step adds another .09: (.0675 + .09) * 1.5 = .23625
     state = fresh(10)
-    k = next(i for i in range(99) if (fold.BETTING[state.plan.detector_K[i]].id, state.plan.rung_K[i]) == WARN_BAD)
+    k = next(i for i in range(99) if (Roster().betting[state.plan.detector_K[i]].id, state.plan.rung_K[i]) == WARN_BAD)
     state, _ = step(state, record(1, [*blocks_of(1, all_bad=1.0), *blocks_of(1, all_bad=0.0)]))
     assert math.exp(state.arrays.wealth[0, 0, k, 1]) == pytest.approx(0.0675)
     assert state.arrays.spent[0, 0, k] == pytest.approx(0.09)
@@ -469,11 +472,11 @@ def test_the_fold_takes_the_base_over_all_pairs_of_its_prompts():
         done, _ = run(begun, records[3:])
         assert done.tallies == {}
         assert "mode_collision" not in open_tallies(done, "a")
-        q = fold.STATISTICS.index("mode_collision")
+        q = Roster().statistics.index("mode_collision")
         assert done.arrays.base[0, 0, q] == pytest.approx(brute_force_mean(*parts))
         assert done.arrays.se[0, 0, q] == pytest.approx(pairs_of(*parts)[1])
         assert done.arrays.sums[0, 0, q, evidence.PROMPTS] == 32
-    assert open_tallies(done, "another") == fold.TALLIED
+    assert open_tallies(done, "another") == tallies.TALLIED
 
 
 def test_at_most_64_vectors_are_kept():
@@ -487,7 +490,7 @@ def test_at_most_64_vectors_are_kept():
     assert sum(sum(part.values()) for _, part in kept) == 800
     state, _ = step(state, record(2, wide))
     assert state.tallies == {}
-    assert state.arrays.base[0, 0, fold.STATISTICS.index("mode_collision")] == pytest.approx(
+    assert state.arrays.base[0, 0, Roster().statistics.index("mode_collision")] == pytest.approx(
         brute_force_mean(*([part for at, part in kept if at == number] for number in (0, 1)))
     )
 
@@ -500,7 +503,7 @@ def test_a_base_without_vectors_is_the_mean_of_its_blocks():
     records = [record(t + 1, blocks[4 * t : 4 * t + 4]) for t in range(4)]
     state, _ = run(fresh(), records)
     mean = np.mean([block.stats["mode_collision"] for block in blocks])
-    assert state.arrays.base[0, 0, fold.STATISTICS.index("mode_collision")] == pytest.approx(mean)
+    assert state.arrays.base[0, 0, Roster().statistics.index("mode_collision")] == pytest.approx(mean)
 
 
 @pytest.mark.parametrize(
@@ -520,7 +523,7 @@ def test_the_baseline_is_the_one_of_the_run(prompts, completions, records):
     state, done = fresh(), []
     for t in range(records):
         state, _ = step(state, record(t, one))
-        done.append(bool(state.arrays.done[0, 0, fold.STATISTICS.index("entropy_nats")]))
+        done.append(bool(state.arrays.done[0, 0, Roster().statistics.index("entropy_nats")]))
     assert done == [False] * (records - 1) + [True]
 
 
@@ -644,7 +647,7 @@ def test_catalogue_and_specs():
         assert row["method"]
         assert row["advice"]
         if row["id"] != "non-finite":
-            assert set(DEFAULTS["lines"][row["id"]]) == {"warn", "fail", "warn_floor", "fail_floor"}
+            assert set(Roster().defaults["lines"][row["id"]]) == {"warn", "fail", "warn_floor", "fail_floor"}
             price = row["false_fail"] if "fail" in row["rungs"] else row["false_warn"]
             assert price["low"] <= price["rate"] <= price["high"]
     json.dumps(rows, allow_nan=False)
@@ -706,3 +709,84 @@ def test_findings_are_records():
     _, said = run(fresh(), [record(t, blocks_of(all_bad=1.0)) for t in range(60)])
     assert said
     assert all(isinstance(f, Finding) for f in said)
+
+
+# --- a user's own detectors -------------------------------------------------------------------------------------------
+
+SHOUTING = DetectorSpec(
+    id="shouting",
+    statistics=("shouting",),
+    metrics=("shouting/share",),
+    unit="share of completions",
+    direction="up",
+    rule="absolute",
+    warn=0.2,
+    fail=0.5,
+    told=("{now} of the completions shout",),
+    meaning="Completions in capitals.",
+    advice="Look at the reward function.",
+)
+
+
+def shouting(number: int, share: float, **stats: float) -> StepRecord:
+    return record(number, blocks_of(shouting=share, **stats))
+
+
+def test_a_detector_of_ones_own_says_its_sentence_and_costs_the_others_their_share() -> None:
+    state = start(alpha=0.01, total_steps=100, group_size=8, own=[SHOUTING])
+    found: list[Finding] = []
+    for number in range(1, 40):
+        state, new = step(state, shouting(number, 0.9, entropy_nats=1.0))
+        found += new
+    assert [(f.detector, f.severity) for f in found] == [("shouting", "warn"), ("shouting", "fail")]
+    assert found[-1].message == "shouting: 90% of the completions shout (line 50%)."
+    # .06 of .01 of 1.06 in all: the built-in ones give as much as it takes.
+    assert found[-1].evidence["alpha"] == pytest.approx(0.01 * 0.06 / 1.06, rel=1e-12)
+    assert sum(state.roster.alpha(spec, 0.01) for spec in state.roster.betting) == pytest.approx(0.01, rel=1e-9)
+
+
+def test_a_header_holds_ones_own_detector_so_that_a_replay_needs_no_import() -> None:
+    state = start(alpha=0.01, total_steps=100, group_size=8, own=[SHOUTING])
+    replayed = start_from(json.loads(json.dumps(describe(state))))
+    for number in range(1, 40):
+        state, live = step(state, shouting(number, 0.9))
+        replayed, again = step(replayed, shouting(number, 0.9))
+        assert live == again
+    assert state_to_json(replayed) == state_to_json(state)
+    assert state_to_json(state_from_json(json.loads(json.dumps(state_to_json(state))))) == state_to_json(state)
+    assert "own" not in describe(start(alpha=0.01, total_steps=None, group_size=8))
+
+
+def test_what_was_known_goes_on_beside_a_new_detector_and_without_an_old_one() -> None:
+    plain = start(alpha=0.01, total_steps=100, group_size=8)
+    both = start(alpha=0.01, total_steps=100, group_size=8, own=[SHOUTING])
+    for number in range(1, 30):
+        plain, _ = step(plain, shouting(number, 0.9, entropy_nats=1.0 + number % 3))
+        both, _ = step(both, shouting(number, 0.9, entropy_nats=1.0 + number % 3))
+    assert with_own(plain, []) is plain
+    joined, left = with_own(plain, [SHOUTING]), with_own(both, [])
+    for name in ("sums", "base", "smooth"):
+        np.testing.assert_array_equal(getattr(left.arrays, name), getattr(plain.arrays, name))
+        kept = getattr(joined.arrays, name)[:, :, : len(Roster().statistics)]
+        np.testing.assert_array_equal(kept, getattr(plain.arrays, name))
+    at = joined.roster.at["shouting"]
+    assert np.isnan(joined.arrays.smooth[0, 0, at])
+    assert left.plan.log_threshold_D.tolist() == plain.plan.log_threshold_D.tolist()
+    joined, _ = step(joined, shouting(30, 0.9))
+    assert joined.arrays.smooth[0, 0, at] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"id": "kl-drift"}, "already"),
+        ({"metrics": ()}, "one for each"),
+        ({"warn": None, "fail": None}, "no line"),
+        ({"alpha_share": 0.0}, "alpha_share"),
+        ({"direction": "down", "warn_floor": 0.1}, "bad when high"),
+        ({"told": ("a", "b")}, "a sentence for each"),
+    ],
+)
+def test_a_detector_that_cannot_work_says_why(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Roster((dataclasses.replace(SHOUTING, **changes),))

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlmon.detectors import DETECTORS, start, state_to_json, step
-from rlmon.detectors.fold import DEFAULTS
+from rlmon.detectors import DETECTORS, Roster, start, state_to_json, step
 from rlmon.metrics import formats
 from rlmon.metrics.formats import mask_template, opening_tokens
 from rlmon.records import Block, StepRecord
@@ -107,7 +106,7 @@ def test_a_stored_sequence_folds_to_the_state_it_always_did() -> None:
     lines that it had first."""
     rng = np.random.default_rng(20_260)
     first = {spec.id: {"warn": 0.8} if spec.rule == "effective" else {} for spec in DETECTORS}
-    lines = {name: line | first[name] for name, line in DEFAULTS["lines"].items()}
+    lines = {name: line | first[name] for name, line in Roster().defaults["lines"].items()}
     state, said = start(alpha=0.05, total_steps=160, group_size=8, parameters={"lines": lines}), 0
     for t in range(160):
         blocks = []
