@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlmon.detectors import evidence as ev
+import rlmon.detectors.evidence as ev
 from rlmon.detectors.state import POOL, DetectorState
 from rlmon.detectors.tallies import TALLIED, Tallies, over_all_pairs, with_tallies
 from rlmon.detectors.telling import finding, immediate_finding

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rlmon.detectors import evidence as ev
+import rlmon.detectors.evidence as ev
 from rlmon.detectors.catalog import DETECTORS, DetectorSpec
 from rlmon.errors import ConfigError
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlmon.detectors import evidence as ev
+import rlmon.detectors.evidence as ev
 from rlmon.detectors.catalog import VERSION, DetectorSpec
 from rlmon.detectors.roster import Roster, plain
 from rlmon.detectors.tallies import Tallies, tallies_from_json

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlmon.detectors import evidence as ev
+import rlmon.detectors.evidence as ev
 
 MAX_TALLIES = 64
 """Parts of the baseline of one source and statistic that are kept apart until it closes; further ones are added to

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlmon.detectors import evidence as ev
+import rlmon.detectors.evidence as ev
 from rlmon.detectors.catalog import GROUP_BASELINE, DetectorSpec
 from rlmon.detectors.state import DetectorState
 from rlmon.records import Finding, Severity, StepRecord
