@@ -38,6 +38,7 @@ from rlmon.errors import AttachError
 from rlmon.metrics.sampling import sample_tokens
 from rlmon.metrics.tokens import ExactKL, exact_kl
 from rlmon.trl.checkpoint import whole
+from rlmon.trl.facts import sharding
 
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor
@@ -434,13 +435,18 @@ def _apart(result: ExactKL) -> tuple[float, float]:
 # -- pieces ------------------------------------------------------------------------------------------------------------
 
 
+def blocked(engine: str | None, *, compiled: bool) -> str | None:
+    """Why no base can be run under this engine that shards the model, or with ``torch_compile``."""
+    if engine is not None:
+        return f"under {engine} a forward of the base is a collective of its own"
+    return "torch_compile hides the hidden states that the measurement reads" if compiled else None
+
+
 def _blocker(trainer: Any) -> str | None:
     """Why no base forward can be run at all in this setting."""
-    distributed = str(getattr(trainer.accelerator, "distributed_type", "NO")).rsplit(".", 1)[-1]
-    if distributed in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        return f"under {distributed} a forward of the base is a collective of its own"
-    if getattr(trainer.args, "torch_compile", False):
-        return "torch_compile hides the hidden states that the measurement reads"
+    blocker = blocked(sharding(trainer), compiled=bool(getattr(trainer.args, "torch_compile", False)))
+    if blocker is not None:
+        return blocker
     if not hasattr(trainer.accelerator.unwrap_model(trainer.model), "get_output_embeddings"):
         return "the model is not a Transformers causal language model"
     return None

@@ -4,73 +4,64 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import math
-import os
-import platform
-import shutil
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rlmon import detectors
 from rlmon.config import RLMonConfig
 from rlmon.console import goodbye, hello, say
+from rlmon.detectors import DETECTORS, status
 from rlmon.errors import AttachError, ConfigError
+from rlmon.extensions import Extensions
 from rlmon.interventions.actions import RollBack
 from rlmon.interventions.validate import said
-from rlmon.monitor import About, Monitor, Ranks, Resume
+from rlmon.monitor import Monitor, Resume
 from rlmon.printable import one_line
 from rlmon.restored import Restored, describe, mapping
-from rlmon.trl import capabilities, mirror
-from rlmon.trl.around_train import around_evaluation, before_use, go_on_once, on_failure, resumed_from
+from rlmon.steering import load_policy
+from rlmon.trl.around_train import around_evaluation, before_use, go_on_once, on_failure
 from rlmon.trl.attaching import in_words, untouched_by_failure
+from rlmon.trl.base import BaseModel
 from rlmon.trl.binding import bound_arguments
 from rlmon.trl.capture import Capture
-from rlmon.trl.checkpoint import (
-    SHARED_FILE,
-    STATE_FOLDER,
-    agree,
-    first_of_any_rank,
-    of_rank_0,
-    rank_file,
-    read_state,
-    write_json,
-)
-from rlmon.trl.trl_ppo import TrlPPOCapture
-
-if TYPE_CHECKING:
-    from rlmon.trl.base import BaseModel
-    from rlmon.trl.helm import Helm
-
-RECORDED_SETTINGS = (
-    "beta", "temperature", "num_generations", "num_iterations", "steps_per_generation", "generation_batch_size",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length", "loss_type",
-    "scale_rewards", "learning_rate", "lr_scheduler_type", "max_steps", "num_train_epochs", "seed", "epsilon",
-    "epsilon_high", "mask_truncated_completions", "entropy_coef", "use_adaptive_entropy", "top_entropy_quantile",
-    "sync_ref_model", "use_vllm", "logging_steps", "output_dir",
-)  # fmt: skip
+from rlmon.trl.checkpoint import SHARED_FILE, STATE_FOLDER, rank_file, read_state, write_json
+from rlmon.trl.frames import callers, resumed_from
+from rlmon.trl.header import about
+from rlmon.trl.helm import Helm
+from rlmon.trl.kinds import kind_of
+from rlmon.trl.mirror import headline, keep_out_of_wandb
+from rlmon.trl.ranks import agree, first_of_any_rank, ranks_of
+from rlmon.trl.watched import Watched
+from rlmon.trl.wrapping import Original, wrap
 
 
 class RLMon(TrainerCallback):
     """Watches a TRL ``GRPOTrainer`` or ``RLOOTrainer`` without changing what it does.
 
-    TRL's own ``PPOTrainer`` (1.8 to 1.12) as well, as far as its loop shows itself (``rlmon.trl.trl_ppo``).
+    TRL's own ``PPOTrainer`` (1.8 to 1.12) as well, as far as its loop shows itself (``rlmon.trl.legacy_ppo``).
 
     ``RLMon(trainer)`` after the trainer is built, or ``callbacks=[RLMon()]`` when building it. Settings are an
     ``RLMonConfig``, keywords (``policy="protect"`` or ``rlmon_policy="protect"``), or both, where keywords win over
-    the config's fields. Raises ``AttachError`` or ``ConfigError`` before the first step where watching would
+    the config's fields. ``metrics``, ``detectors``, ``actions`` and ``sinks`` are what you add to what is built in
+    (docs/extending.md). Raises ``AttachError`` or ``ConfigError`` before the first step where watching would
     half-work; nothing is raised into the loop after that.
     """
 
-    def __init__(self, trainer: Any = None, config: RLMonConfig | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        trainer: Any = None,
+        config: RLMonConfig | None = None,
+        *,
+        metrics: Sequence[Any] = (),
+        detectors: Sequence[Any] = (),
+        actions: Sequence[Any] = (),
+        sinks: Sequence[Any] = (),
+        **settings: Any,
+    ) -> None:
         if isinstance(trainer, RLMonConfig):
             if config is not None:
                 raise ConfigError("RLMon got two configs. Give one: RLMon(trainer, config) or RLMon(config).")
@@ -81,11 +72,14 @@ class RLMon(TrainerCallback):
                 'given by keyword as well: RLMon(trainer, policy="protect").'
             )
         self.config = (config if config is not None else RLMonConfig()).with_settings(settings)
+        self.extensions = Extensions(metrics=metrics, detectors=detectors, actions=actions, sinks=sinks)
         self.monitor: Monitor | None = None
         """The monitor of the current or last ``train()`` call; before the first, of an ``evaluate()``."""
         self.roll_back_to: Path | None = None
         """Where training is to go on from, once, after a rule rolled the run back; ``None`` otherwise."""
-        self._capture: Capture | TrlPPOCapture | None = None
+        self._capture: Watched | None = None
+        self._helm: Helm | None = None
+        """What the rules turn; ``None`` where the trainer is only watched."""
         self._checkpoint: Path | None = None
         self._save_waits = False
         self._open = False
@@ -124,56 +118,46 @@ class RLMon(TrainerCallback):
             raise AttachError("This RLMon already watches a trainer. Make a new one: RLMon(trainer).")
         self._unwrap()  # what waits for the first use
         with in_words("tell whether this trainer can be watched", "Use TRL's GRPOTrainer or RLOOTrainer"):
-            capabilities.refuse(trainer, self.config)
+            kind = kind_of(trainer, self.config)
         with untouched_by_failure(trainer):
-            self._capture = self._attached(trainer)
+            self._capture = self._attached(kind(trainer, self.config))
         if self._last() is not trainer:
             self.monitor, self._continues = None, False  # of another trainer, whose log is its own
             self._last = weakref.ref(trainer)
         self._say(hello(self.log_dir))
-        for note in () if self._capture.helm is None else self._capture.helm.notes:
+        for note in () if self._helm is None else self._helm.notes:
             self._say(said(note))
 
-    def _attached(self, trainer: Any) -> Capture | TrlPPOCapture:
-        capture: Capture | TrlPPOCapture
-        capture = TrlPPOCapture(trainer, self.config) if capabilities.is_trl_ppo(trainer) else Capture(trainer)
+    def _attached(self, capture: Watched) -> Watched:
+        trainer, self._helm = capture.trainer, None
         with in_words("find the initial base model", "Set rlmon_base_kl: off"):
-            capture.base = capture.choose_base(self.config)
+            base = capture.base = capture.choose_base()
         with in_words("read the sources of the prompts", "Set rlmon_source_column to a column of the dataset"):
-            capture.sources = capture.build_sources(self.config)
+            capture.sources = capture.build_sources()
         if self.config.rlmon_policy is not None:
-            from rlmon.steering import load_policy
-            from rlmon.trl.helm import Helm
-
             with in_words("make ready for the rules", "Leave rlmon_policy out"):
-                capture.helm = Helm(
-                    trainer,
-                    capture.base,
-                    load_policy(self.config.rlmon_policy),
-                    capture.sources,
-                    self.config,
-                )
+                policy = load_policy(self.config.rlmon_policy)
+                self._helm = capture.helm = Helm(trainer, base, policy, capture.sources, self.config)
         with in_words("put its hooks in place", "Use TRL's own GRPOTrainer or RLOOTrainer"):
             capture.install()
-            original = trainer._load_optimizer_and_scheduler
-
-            @functools.wraps(original)
-            def load(*args: Any, **kwargs: Any) -> Any:
-                with contextlib.suppress(TypeError):  # a call that cannot be bound is refused by the original
-                    checkpoint = bound_arguments(original, args, kwargs, ("checkpoint",)).get("checkpoint")
-                    if checkpoint is not None:
-                        self._checkpoint = Path(checkpoint)
-                return original(*args, **kwargs)
-
-            trainer._load_optimizer_and_scheduler = load
-            self._undo = [on_failure(trainer, functools.partial(self._close, interrupted=True))]
-            if isinstance(capture, Capture):
+            self._undo = [
+                wrap(trainer, "_load_optimizer_and_scheduler", self._load_optimizer_and_scheduler),
+                on_failure(trainer, functools.partial(self._close, interrupted=True)),
+            ]
+            if capture.evaluates:
                 self._undo.append(around_evaluation(trainer, self._evaluation_begins, self._evaluation_ends))
-            if capture.helm is not None and capture.helm.may_roll_back:
+            if self._helm is not None and self._helm.may_roll_back:
                 self._undo.append(go_on_once(trainer, self))
             if self not in trainer.callback_handler.callbacks:
                 trainer.add_callback(self)
         return capture
+
+    def _load_optimizer_and_scheduler(self, original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with contextlib.suppress(TypeError):  # a call that cannot be bound is refused by the original
+            checkpoint = bound_arguments(original, args, kwargs, ("checkpoint",)).get("checkpoint")
+            if checkpoint is not None:
+                self._checkpoint = Path(checkpoint)
+        return original(*args, **kwargs)
 
     def _say(self, text: str) -> None:
         if self.config.rlmon_console and self._trainer.accelerator.is_main_process:
@@ -191,9 +175,8 @@ class RLMon(TrainerCallback):
         self._close()
         self._unwrap()
         self._capture.uninstall()
-        trainer.__dict__.pop("_load_optimizer_and_scheduler", None)
         trainer.remove_callback(self)
-        self._capture = None
+        self._capture = self._helm = None
 
     def _unwrap(self) -> None:
         for undo in reversed(self._undo):
@@ -202,14 +185,12 @@ class RLMon(TrainerCallback):
 
     def _find_trainer(self) -> Any:
         """The trainer whose callback list holds this object, from the frames that called us."""
-        frame: Any = sys._getframe(1)
-        while frame is not None:
+        for frame in callers():
             candidate = frame.f_locals.get("self")
             if isinstance(candidate, Trainer):
                 handler = candidate.__dict__.get("callback_handler")
                 if handler is not None and any(callback is self for callback in handler.callbacks):
                     return candidate
-            frame = frame.f_back
         return None
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -245,14 +226,12 @@ class RLMon(TrainerCallback):
         """Begin while a first round is being scored (``rlmon.trl.probe``), and take that round as it is."""
         assert isinstance(self._capture, Capture)
         self._begin(self._trainer.state)
-        self._capture.step_begins(self._trainer.state.global_step, self.config.rlmon_base_kl_every)
-        self._capture.expect_unidentified_round(prompts, completions, completion_ids, rows)
+        self._capture.join_mid_round(prompts, completions, completion_ids, rows)
 
     def _begin(self, state: TrainerState) -> None:
         assert self._capture is not None
         self._save_waits, self.roll_back_to = False, None
-        trainer, capture = self._trainer, self._capture
-        base = capture.base
+        trainer, capture, helm, base = self._trainer, self._capture, self._helm, self._capture.base
         assert base is not None
         if self._checkpoint is None:  # it was loaded before the hook that sees it was there
             self._checkpoint = resumed_from(trainer)
@@ -265,18 +244,18 @@ class RLMon(TrainerCallback):
                 restored=restored,
                 continues=self._continues,
             ),
-            policy=None if capture.helm is None else capture.helm.policy,
-            levers=capture.helm,
+            policy=None if helm is None else helm.policy,
+            levers=helm,
         )
         self._continues = False
-        if capture.helm is not None:
+        if helm is not None:
             with monitor.guard("interventions"):
-                capture.helm.begin(monitor)
+                helm.begin(monitor)
         monitor.kl_reason = base.unmeasured(state.global_step, self.config.rlmon_base_kl_every)
         monitor.open_sinks()
         if trainer.accelerator.is_main_process and self.config.rlmon_mirror and self.config.rlmon_wandb:
             with monitor.guard("mirror"):
-                self._give_back_wandb = mirror.keep_out_of_wandb(trainer)
+                self._give_back_wandb = keep_out_of_wandb(trainer)
         self.monitor = capture.monitor = monitor
         self._open = True
 
@@ -284,43 +263,24 @@ class RLMon(TrainerCallback):
         """A monitor with its log open, for a ``train()`` call or an evaluation outside of one."""
         assert self._capture is not None
         trainer, capture = self._trainer, self._capture
-        base = capture.base
-        assert base is not None
         monitor = Monitor(
             self.config,
             directory=self.log_dir,
             group_size=capture.group_size,
-            about=About(
-                trainer=type(trainer).__name__,
-                trainer_config={
-                    name: _plain(getattr(trainer.args, name, None))
-                    for name in (*RECORDED_SETTINGS, *capture.recorded_settings)
-                },
+            about=about(
+                trainer,
+                recorded=capture.recorded_settings,
                 total_steps=steps if steps > 0 else None,
                 capabilities=[
-                    *capabilities.plan(
-                        trainer.args,
-                        self.config,
-                        trainer=type(trainer).__name__,
-                        base_kind=base.kind,
-                        base_reason=base.reason,
-                    ),
+                    *capture.plan(),
                     capture.sources.capability,
-                    *(() if capture.helm is None else capture.helm.capabilities),
+                    *(() if self._helm is None else self._helm.capabilities),
                 ],
-                packages=_packages(),
-                git_commit=_git_commit(),
-                **_generations(trainer.args),
             ),
-            ranks=Ranks(
-                rank=trainer.accelerator.process_index,
-                world_size=trainer.accelerator.num_processes,
-                reduce=_reducer(trainer),
-                share=functools.partial(of_rank_0, trainer=trainer),
-                gather=_gatherer(trainer),
-            ),
+            ranks=ranks_of(trainer),
             resume=resume,
             critic=capture.critic,
+            extensions=self.extensions,
             **rules,
         )
         with monitor.guard("capture.vocabulary"):
@@ -333,7 +293,6 @@ class RLMon(TrainerCallback):
         The same on every rank, which all come here: whether there is a checkpoint is the trainer's own knowledge.
         """
         assert self._capture is not None
-        helm = self._capture.helm
         restored, saved = Restored(), None
         resumed = state.global_step > 0
         folder = self._checkpoint / STATE_FOLDER if resumed and self._checkpoint is not None else None
@@ -351,8 +310,8 @@ class RLMon(TrainerCallback):
         if saved is not None and saved["shared"].get("source_map") is not None:
             with restored.part("strata of the data"):
                 self._capture.sources.load(mapping(saved["shared"]["source_map"]))
-        if helm is not None:
-            helm.prepare(folder, None if saved is None else saved["rank"], restored)
+        if self._helm is not None:
+            self._helm.prepare(folder, None if saved is None else saved["rank"], restored)
         if folder is not None:
             agree(restored, self._trainer)
         return saved, restored
@@ -361,7 +320,7 @@ class RLMon(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self._open and self._capture is not None:
-            self._capture.step_begins(state.global_step, self.config.rlmon_base_kl_every)
+            self._capture.step_begins(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         monitor, capture = self.monitor, self._capture
@@ -372,13 +331,13 @@ class RLMon(TrainerCallback):
             monitor.kl_reason = base.unmeasured(state.global_step - 1, self.config.rlmon_base_kl_every)
         capture.step_ends()
         record = monitor.end_step(state.global_step)
-        if capture.helm is not None:
+        if self._helm is not None:
             with monitor.guard("interventions"):
-                self._steer_loop(monitor, capture.helm, state, control)
+                self._steer_loop(monitor, self._helm, state, control)
         if record is None or not self.config.rlmon_mirror:
             return
         with monitor.guard("mirror"):
-            capture.mirror(mirror.headline(record))
+            capture.mirror(headline(record))
 
     def _steer_loop(self, monitor: Monitor, helm: Helm, state: TrainerState, control: TrainerControl) -> None:
         """End training where a rule said so, and let checkpoints wait for the end of a round: what TRL has buffered
@@ -464,13 +423,13 @@ class RLMon(TrainerCallback):
             folder.mkdir(parents=True, exist_ok=True)
             trainer = capture.trainer
             own = monitor.rank_state()
-            if capture.helm is not None:
-                own |= capture.helm.rank_state()
+            if self._helm is not None:
+                own |= self._helm.rank_state()
             write_json(folder / rank_file(trainer.accelerator.process_index), own)
             if trainer.accelerator.is_main_process:
                 shared = monitor.shared_state() | {"source_map": capture.sources.state()}
-                if capture.helm is not None:
-                    capture.helm.save(folder)
+                if self._helm is not None:
+                    self._helm.save(folder)
                 if capture.base is not None:
                     shared["base_fingerprint"] = capture.base.fingerprint
                     capture.base.save(folder)
@@ -493,52 +452,12 @@ class RLMon(TrainerCallback):
             return
         self._capture.monitor = None
         with monitor.guard("sinks"):
-            status = detectors.status(monitor.detector_state)
+            told = status(monitor.detector_state)
             step = monitor.last_record.step if monitor.last_record is not None else self._trainer.state.global_step
-            compares = {spec.id for spec in detectors.DETECTORS if spec.rule not in ("absolute", "immediate")}
+            compares = {spec.id for spec in DETECTORS if spec.rule not in ("absolute", "immediate")}
             self._say(
-                goodbye(self.log_dir, monitor.findings, status, compares=compares, step=step, interrupted=interrupted)
+                goodbye(self.log_dir, monitor.findings, told, compares=compares, step=step, interrupted=interrupted)
             )
-
-
-def _generations(args: Any) -> dict[str, Any]:
-    """How many completions a generation has over all ranks, and how many generations one step can train on."""
-    size, steps = getattr(args, "generation_batch_size", None), getattr(args, "steps_per_generation", None)
-    if not size or not steps:
-        return {}
-    batches = args.gradient_accumulation_steps
-    uneven = batches % steps != 0 and steps % batches != 0
-    return {"rows_per_round": int(size), "rounds_per_step": -(-batches // steps) + int(uneven)}
-
-
-def _reducer(trainer: Any) -> Any:
-    """Sum of a float64 vector over ranks: what a step's exchange is made of."""
-    accelerator = trainer.accelerator
-    if accelerator.num_processes == 1:
-        return None
-    # Apple's backend has no float64; it has no collectives of several processes either, so this is a precaution.
-    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
-
-    def reduce(vector: np.ndarray) -> np.ndarray:
-        total = accelerator.reduce(torch.from_numpy(vector).to(accelerator.device, dtype), reduction="sum")
-        summed: np.ndarray = total.to("cpu", torch.float64).numpy()
-        return summed
-
-    return reduce
-
-
-def _gatherer(trainer: Any) -> Any:
-    """The int64 matrices of all ranks, stacked in rank order."""
-    accelerator = trainer.accelerator
-    if accelerator.num_processes == 1:
-        return None
-
-    def gather(matrix_nK: np.ndarray) -> np.ndarray:
-        every = accelerator.gather(torch.from_numpy(matrix_nK).to(accelerator.device))
-        stacked: np.ndarray = every.cpu().numpy()
-        return stacked
-
-    return gather
 
 
 def _vocabulary(processing_class: Any) -> list[str]:
@@ -546,38 +465,3 @@ def _vocabulary(processing_class: Any) -> list[str]:
     size = len(tokenizer)
     decoded: list[str] = tokenizer.batch_decode([[token] for token in range(size)])
     return decoded
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    return str(value)
-
-
-def _packages() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("rlmon", "trl", "transformers", "torch", "peft", "accelerate", "numpy", "pyarrow"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "unknown"
-    module = sys.modules.get("trl")
-    if module is not None:
-        versions["trl"] = str(module.__version__)
-    return versions
-
-
-def _git_commit() -> str | None:
-    git = shutil.which("git")
-    if git is None:
-        return None
-    try:
-        # By its path: looking for a bare name in os.environ makes Python forget which warnings it has shown.
-        done = subprocess.run(
-            [git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False, cwd=os.getcwd()
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

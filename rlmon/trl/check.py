@@ -28,7 +28,8 @@ from rlmon.interventions.setting import Setting
 from rlmon.interventions.show import row as rule_row
 from rlmon.interventions.validate import Problem, problems, said
 from rlmon.steering import load_policy
-from rlmon.trl import capabilities
+from rlmon.trl.base import blocked
+from rlmon.trl.capabilities import plan as plan_of
 from rlmon.trl.knobs import Knobs
 from rlmon.trl.ppo.config import PPOConfig
 from rlmon.trl.setting import lacks_checkpoints, setting_of
@@ -222,14 +223,10 @@ def _sharded(args: Any, environment: Mapping[str, Any]) -> str | None:
 
 
 def _plan(args: Any, config: RLMonConfig, trainer: str, sharded: str | None) -> list[dict[str, str]]:
-    blocker = None
-    if sharded:
-        blocker = f"under {sharded} a forward of the base is a collective of its own"
-    elif args.torch_compile:
-        blocker = "torch_compile hides the hidden states that the measurement reads"
+    blocker = blocked(sharded, compiled=args.torch_compile)
     if blocker is None or config.rlmon_base_kl == "off":
-        return capabilities.plan(args, config, trainer=trainer)
-    return capabilities.plan(args, config, trainer=trainer, base_kind="off", base_reason=blocker)
+        return plan_of(args, config, trainer=trainer)
+    return plan_of(args, config, trainer=trainer, base_kind="off", base_reason=blocker)
 
 
 def _rows(setting: Setting, plan: Sequence[Mapping[str, str]], trainer: str) -> list[tuple[str, str, str]]:

@@ -7,11 +7,10 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rlmon.restored import Restored, mapping
-
-T = TypeVar("T")
+from rlmon.trl.ranks import of_rank_0
 
 STATE_FOLDER = "rlmon"
 SHARED_FILE = "state.json"
@@ -56,33 +55,6 @@ def read_state(folder: Path, trainer: Any, restored: Restored) -> dict[str, Any]
         with restored.part(f"what rank {accelerator.process_index} keeps for itself"):
             own = read_json(folder / rank_file(accelerator.process_index))
     return None if shared is None else {"shared": shared, "rank": own}
-
-
-def of_rank_0(value: T, trainer: Any) -> T:
-    """Rank 0's value on every rank. Every rank calls this; it holds a collective."""
-    if trainer.accelerator.num_processes == 1:
-        return value
-    from accelerate.utils import broadcast_object_list
-
-    shared: T = broadcast_object_list([value], from_process=0)[0]
-    return shared
-
-
-def first_of_any_rank(reason: str | None, trainer: Any) -> str | None:
-    """The first rank's reason that has one, on every rank. Every rank calls this; it holds a collective."""
-    if trainer.accelerator.num_processes == 1:
-        return reason
-    from accelerate.utils import gather_object
-
-    return next((each for each in gather_object([reason]) if each is not None), None)
-
-
-def agree(restored: Restored, trainer: Any) -> None:
-    """Let every rank know what any of them could not read. Every rank calls this; it holds a collective."""
-    if trainer.accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        restored.lost = {name: reason for lost in gather_object([restored.lost]) for name, reason in lost.items()}
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

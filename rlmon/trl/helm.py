@@ -31,11 +31,12 @@ from rlmon.interventions.policy import Policy
 from rlmon.records import Action, RolloutBatch
 from rlmon.restored import Restored
 from rlmon.trl.anchor import AnchorStore
-from rlmon.trl.checkpoint import STATE_FOLDER, of_rank_0, read_json, write_json
+from rlmon.trl.checkpoint import STATE_FOLDER, read_json, write_json
 from rlmon.trl.draws import Draws, continue_order
 from rlmon.trl.knobs import Knobs
 from rlmon.trl.ppo.config import PPOConfig
 from rlmon.trl.prompts import SourceMap
+from rlmon.trl.ranks import of_rank_0
 from rlmon.trl.setting import refuse, setting_of_trainer
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlmon.records import StepRecord
+from rlmon.trl.wrapping import Original, wrap
 
 FAULTS = "rlmon/faults"
 HEADLINE = (
@@ -50,23 +51,18 @@ def keep_out_of_wandb(trainer: Any) -> Callable[[], None]:
     """
     from transformers.integrations import WandbCallback
 
-    wrapped = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, WandbCallback)]
-    wrapped = [callback for callback in wrapped if "on_log" not in vars(callback)]
-    for callback in wrapped:
-        callback.on_log = _without_ours(callback.on_log)
+    loggers = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, WandbCallback)]
+    undone = [wrap(callback, "on_log", _without_ours) for callback in loggers if "on_log" not in vars(callback)]
 
     def undo() -> None:
-        for callback in wrapped:
-            vars(callback).pop("on_log", None)
+        for each in undone:
+            each()
 
     return undo
 
 
-def _without_ours(original: Callable[..., Any]) -> Callable[..., Any]:
-    def on_log(*args: Any, **kwargs: Any) -> Any:
-        logs = kwargs.get("logs")
-        if isinstance(logs, Mapping):
-            kwargs["logs"] = {name: value for name, value in logs.items() if not name.startswith("rlmon/")}
-        return original(*args, **kwargs)
-
-    return on_log
+def _without_ours(original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    logs = kwargs.get("logs")
+    if isinstance(logs, Mapping):
+        kwargs = {**kwargs, "logs": {name: value for name, value in logs.items() if not name.startswith("rlmon/")}}
+    return original(*args, **kwargs)

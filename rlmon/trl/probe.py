@@ -11,13 +11,13 @@ set, give it the weight 0.0. TRL logs ``rewards/probe/mean`` as ``None`` for it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from rlmon.config import RLMonConfig
 from rlmon.errors import AttachError
 from rlmon.trl.callback import RLMon
+from rlmon.trl.frames import callers
 
 
 def probe(
@@ -43,11 +43,9 @@ def probe(
 
 def _dataset_rows(count: int) -> list[dict[str, Any]]:
     """The raw dataset rows of this round, from the frame of the method that scores them."""
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame in callers():
         if frame.f_code.co_name == "_calculate_rewards":
             rows = frame.f_locals.get("inputs")
             if isinstance(rows, list) and len(rows) == count:
                 return rows
-        frame = frame.f_back  # type: ignore[assignment]
     raise AttachError("rlmon.trl.probe was not called from a trainer's _calculate_rewards; use RLMon(trainer) instead.")

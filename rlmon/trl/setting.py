@@ -16,9 +16,10 @@ from rlmon.interventions.setting import DetectorFacts, MetricFacts, Setting
 from rlmon.interventions.validate import Problem, problems, said
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.formats import ModeSet
-from rlmon.trl import capabilities, draws
-from rlmon.trl.around_train import is_training
 from rlmon.trl.base import BaseModel
+from rlmon.trl.capabilities import plan_of_trainer
+from rlmon.trl.draws import lacks as draws_lack
+from rlmon.trl.frames import is_training
 from rlmon.trl.ppo.config import PPOConfig
 
 
@@ -62,18 +63,15 @@ def setting_of(
 
 def setting_of_trainer(trainer: Any, base: BaseModel, config: RLMonConfig, lacks: Mapping[str, str]) -> Setting:
     """The setting of a trainer that is built. ``lacks``: what its knobs lack."""
-    plan = capabilities.plan(
-        trainer.args, config, trainer=type(trainer).__name__, base_kind=base.kind, base_reason=base.reason
-    )
     late = None
     if is_training(trainer):
         late = (
             "roll_back goes on by a second train(), and rlmon was attached while the first one runs. Attach it before: "
             "RLMon(trainer, config), then trainer.train()"
         )
-    more = {"roll_back": lacks_checkpoints(trainer.args) or late, "defer": draws.lacks(trainer)}
+    more = {"roll_back": lacks_checkpoints(trainer.args) or late, "defer": draws_lack(trainer)}
     lacks = {**lacks, **{name: reason for name, reason in more.items() if reason is not None}}
-    return setting_of(trainer.args, config, plan, lacks, stock=_is_stock(trainer))
+    return setting_of(trainer.args, config, plan_of_trainer(trainer, base, config), lacks, stock=_is_stock(trainer))
 
 
 def refuse(policy: Policy, setting: Setting) -> tuple[Problem, ...]:

@@ -18,9 +18,9 @@ from rlmon.records import Action
 from rlmon.runlog import RunLogWriter
 from rlmon.trl import RLMon, helm
 from rlmon.trl.anchor import AnchorStore
-from rlmon.trl.capture import Capture
 from rlmon.trl.checkpoint import write_json
 from rlmon.trl.draws import Draws
+from rlmon.trl.generation import Generation
 from rlmon.trl.helm import ROLLED_BACK, Helm
 from rlmon.trl.knobs import Knobs
 
@@ -149,7 +149,7 @@ def test_advantages_that_cannot_be_changed_stop_the_rules_that_would(run: Any) -
 
 
 def test_completions_that_cannot_be_read_leave_their_round_alone(run: Any) -> None:
-    trained, actions, faults = run(Capture, "_batch", on_call(4), "hold", "bound", "suspect")
+    trained, actions, faults = run(Generation, "_take", on_call(4), "hold", "bound", "suspect")
     # Nor can its tokens be told to rows, and its rows are counted as shed.
     assert faults == {"capture.rollouts": 1, "interventions": 1, "capture.tokens": 1, "runlog.rollouts": 1}
     assert failed(actions) == {}

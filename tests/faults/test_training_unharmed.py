@@ -21,8 +21,7 @@ import rlmon.runlog.files
 import rlmon.trl.base
 from rlmon.metrics import rollouts
 from rlmon.monitor import StrictError
-from rlmon.trl import RLMon, RLMonConfig
-from rlmon.trl import capture as capture_module
+from rlmon.trl import RLMon, RLMonConfig, batches
 
 pytestmark = pytest.mark.trl
 
@@ -183,11 +182,11 @@ HOSTILE = [
 
 
 def test_hostile_completions(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = capture_module.render_completion
+    real = batches.render_completion
     texts = iter(HOSTILE * 4)
 
     def start(_: Any) -> None:
-        monkeypatch.setattr(capture_module, "render_completion", lambda completion: next(texts, real(completion)))
+        monkeypatch.setattr(batches, "render_completion", lambda completion: next(texts, real(completion)))
 
     monitor, log = run(start)
     assert monitor.faults.totals == {}

@@ -16,6 +16,8 @@ import torch
 
 from rlmon.trl import RLMon, RLMonConfig
 from rlmon.trl.capture import Capture
+from rlmon.trl.generation import Generation
+from rlmon.trl.losses import Losses
 
 
 def traces(trainer: Any) -> dict[str, Any]:
@@ -51,8 +53,8 @@ def main(out: Path, lora: bool) -> None:
 
         setattr(owner, name, wrapper)
 
-    for name in ("_observe_rollouts", "_observe_tokens", "step_begins"):
-        photographed(Capture, name)
+    for owner, name in ((Generation, "_observe_rollouts"), (Losses, "_observe_tokens"), (Capture, "step_begins")):
+        photographed(owner, name)
     for name in ("attach", "on_train_begin", "on_step_begin", "on_step_end", "on_log", "on_save", "on_train_end"):
         photographed(RLMon, name)
     RLMon(trained, RLMonConfig(rlmon_base_kl_every=1, rlmon_strict=True))

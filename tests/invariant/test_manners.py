@@ -245,7 +245,10 @@ def test_findings_name_their_detector_once(tmp_path: Path, capsys: pytest.Captur
 
 def test_the_headlines_stay_out_of_what_the_trainer_sends_to_wandb() -> None:
     sent: list[Any] = []
-    on_log = mirrored._without_ours(lambda *args, **kwargs: sent.append((args, kwargs)))
+
+    def on_log(*args: Any, **kwargs: Any) -> None:
+        mirrored._without_ours(lambda *args, **kwargs: sent.append((args, kwargs)), args, kwargs)
+
     logs = {"loss": 1.0, "rlmon/faults": 2.0}
     on_log(1, 2, logs=logs, model=3)
     on_log(1, logs=None)

@@ -20,8 +20,7 @@ from trl import GRPOTrainer
 
 import rlmon
 from rlmon.monitor import monitor as monitor_module
-from rlmon.trl import RLMon, RLMonConfig
-from rlmon.trl import capture as capture_module
+from rlmon.trl import RLMon, RLMonConfig, batches
 
 pytestmark = pytest.mark.trl
 
@@ -269,7 +268,7 @@ def _normalised(reward: float, group: Sequence[float]) -> float:
 
 def test_rows_that_the_log_never_got_are_counted_as_shed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of round 0 fail where they are rendered, of round 1 where they become columns: 8 + 8 of 24 are shed."""
-    really_render, really_columns = capture_module.render_completion, monitor_module.rollout_columns
+    really_render, really_columns = batches.render_completion, monitor_module.rollout_columns
 
     def render(completion: Any) -> str:
         if watched.state.global_step == 0:
@@ -281,7 +280,7 @@ def test_rows_that_the_log_never_got_are_counted_as_shed(tmp_path: Path, monkeyp
             raise RuntimeError("odd columns")
         return really_columns(batch, features, **settings)
 
-    monkeypatch.setattr(capture_module, "render_completion", render)
+    monkeypatch.setattr(batches, "render_completion", render)
     monkeypatch.setattr(monitor_module, "rollout_columns", columns)
     watched = tiny.trainer(tmp_path / "out", max_steps=3)
     RLMon(watched, RLMonConfig(rlmon_console=False))

@@ -28,8 +28,8 @@ from rlmon import steering
 from rlmon.interventions import engine
 from rlmon.interventions.actions import RoundTable
 from rlmon.trl import MonitoredGRPOTrainer, RLMon
-from rlmon.trl.capture import Capture
 from rlmon.trl.draws import Draws
+from rlmon.trl.generation import Generation
 from rlmon.trl.helm import Helm
 from rlmon.trl.knobs import Knobs
 
@@ -86,7 +86,7 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
     "round": (engine, "on_round", breaks(engine.on_round, is_step_seven)),
     "lever": (Knobs, "set_beta", breaks(Knobs.set_beta, raises_a_knob)),
     "bonus": (Knobs, "set_entropy_coef", breaks(Knobs.set_entropy_coef, raises_a_knob)),
-    "batch": (Capture, "_batch", breaks(Capture._batch, is_fifth_round)),
+    "batch": (Generation, "_take", breaks(Generation._take, is_fifth_round)),
     "nowhere": (Helm, "_checkpoint_before", lambda self, step: None),
     "gone": (Draws, "swap", breaks(Draws.swap, blocks)),
 }

@@ -23,7 +23,7 @@ from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 from rlmon.config import RLMonConfig
 from rlmon.errors import ConfigError
 from rlmon.trl.base import BaseModel
-from rlmon.trl.capture import terminal_ids
+from rlmon.trl.facts import sharding, terminal_ids
 from rlmon.trl.ppo.config import PPOConfig, config_of
 from rlmon.trl.ppo.critic import CRITIC_FILE, Critic, CriticKind
 from rlmon.trl.ppo.estimates import KLControl, at_last_token, clipped_value_loss, explained_variance, gae, whiten
@@ -448,8 +448,8 @@ def _kind(args: PPOConfig) -> CriticKind:
 
 def _refuse(trainer: PPOTrainer) -> None:
     """Raise ``ConfigError`` where the engine or the data are not what PPO can train."""
-    engine = str(getattr(trainer.accelerator, "distributed_type", "NO")).rsplit(".", 1)[-1]
-    if engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+    engine = sharding(trainer)
+    if engine is not None:
         raise ConfigError(
             f"PPOTrainer cannot train under {engine}: the critic lies outside of the sharded engine. Train with DDP "
             "(torchrun, or accelerate without a plugin) or on one device; LoRA makes that fit. GRPOTrainer shards."

@@ -34,7 +34,12 @@ from transformers import LlamaForSequenceClassification, TrainerCallback
 
 import rlmon
 from rlmon.errors import AttachError
-from rlmon.trl import RLMon, RLMonConfig, capabilities, trl_ppo
+from rlmon.trl import RLMon, RLMonConfig
+from rlmon.trl.legacy_ppo import LegacyPPOCapture
+from rlmon.trl.legacy_ppo.capture import PLACE_OF
+from rlmon.trl.legacy_ppo.functions import PATCHES
+from rlmon.trl.legacy_ppo.plan import plan
+from rlmon.trl.legacy_ppo.rounds import Comparison, Round
 
 IMPORTED_EAGERLY = "trl.experimental.ppo" in sys.modules
 HAS_PPO = Version(trl.__version__) < Version("1.13")
@@ -163,10 +168,10 @@ def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return
     # The loop collects garbage twice an update, which takes most of the time in a process that holds a test suite.
     monkeypatch.setattr(ppo(), "gc", SimpleNamespace(collect=int))
-    before = {name: getattr(ppo(), name) for name in trl_ppo.PLACE_OF}
+    before = {name: getattr(ppo(), name) for name in PLACE_OF}
     yield
-    assert {name: getattr(ppo(), name) for name in trl_ppo.PLACE_OF} == before
-    assert not trl_ppo._PATCHES
+    assert {name: getattr(ppo(), name) for name in PLACE_OF} == before
+    assert not PATCHES
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +216,7 @@ def test_every_hook_leaves_the_world_as_it_was(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["changed"] == []
-    assert {*trl_ppo.PLACE_OF, "_finish", "attach", "on_step_end", "on_save"} <= set(seen["calls"])
+    assert {*PLACE_OF, "_finish", "attach", "on_step_end", "on_save"} <= set(seen["calls"])
     assert seen["noticed"] == ["python", "numpy", "torch", "training", "requires_grad"], "the photographs can see"
 
 
@@ -368,7 +373,7 @@ def test_advantages_are_the_means_of_what_the_loss_weighs(
 def begin(responses: list[list[int]], *, stop: int | None, pad: int) -> Any:
     queries = torch.tensor([[7, 8]] * len(responses))
     sequences = torch.cat([queries, torch.tensor(responses)], 1)
-    return trl_ppo._Round.begin(0, 0, queries, sequences, stop=stop, pad=pad)
+    return Round.begin(0, 0, queries, sequences, stop=stop, pad=pad)
 
 
 def test_tokens_up_to_the_first_stop_count() -> None:
@@ -416,7 +421,7 @@ def test_scores_and_references_of_other_rows_are_not_taken() -> None:
     made.take_scores(made.sequences_BL[2:], torch.tensor([6.0]))
     assert torch.cat(made.scores).tolist() == [1.0, 2.0, 6.0]
 
-    comparison = trl_ppo._Comparison(torch.zeros(3, 2, 10), np.ones(3), made.own_BT)
+    comparison = Comparison(torch.zeros(3, 2, 10), np.ones(3), made.own_BT)
     comparison.take(made, torch.full((3, 4), 9), torch.zeros(3, 4, 10), 1.0)
     assert (comparison.rows, comparison.parts) == (0, [])
     with pytest.raises(RuntimeError, match="not seen on all rows"):
@@ -447,11 +452,11 @@ def test_the_users_exception_passes_and_the_functions_come_back(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("owner", "name", "place", "rows"),
     [
-        (trl_ppo._Round, "begin", "capture.rollouts", 0),
-        (trl_ppo._Round, "measure", "capture.tokens", BATCH * STEPS),
-        (trl_ppo._Round, "take_scores", "capture.rollouts", BATCH * STEPS),
-        (trl_ppo._Comparison, "take", "base.forward", BATCH * STEPS),
-        (trl_ppo.TrlPPOCapture, "_masked_whiten", "capture.rollouts", BATCH * STEPS),
+        (Round, "begin", "capture.rollouts", 0),
+        (Round, "measure", "capture.tokens", BATCH * STEPS),
+        (Round, "take_scores", "capture.rollouts", BATCH * STEPS),
+        (Comparison, "take", "base.forward", BATCH * STEPS),
+        (LegacyPPOCapture, "_masked_whiten", "capture.rollouts", BATCH * STEPS),
     ],
 )
 def test_our_failures_are_counted_and_change_nothing(
@@ -482,7 +487,7 @@ def test_our_failures_are_counted_and_change_nothing(
 def test_a_loop_that_generates_elsewhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = trainer(tmp_path / "run")
     monitor = RLMon(trained, RLMonConfig(rlmon_console=False))
-    monkeypatch.setattr(trl_ppo.TrlPPOCapture, "_policy", lambda self: None)
+    monkeypatch.setattr(LegacyPPOCapture, "policy", None)
     trained.train()
     assert monitor.monitor.last_record.faults["capture.rollouts"] == 1
     monkeypatch.undo()
@@ -497,7 +502,7 @@ def test_trainers_that_run_inside_one_another_keep_apart(tmp_path: Path) -> None
     class Nests(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 1:
-                inside.extend([inner.train(), unwatched.train(), len(trl_ppo._PATCHES)])
+                inside.extend([inner.train(), unwatched.train(), len(PATCHES)])
 
     outer = trainer(
         tmp_path / "outer", cls=type("Outer", (Sampler, ppo().PPOTrainer), {}), extra={"callbacks": [Nests()]}
@@ -538,11 +543,11 @@ def test_what_cannot_be_seen_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "should_training_stop" in status["interventions"][1]
     assert header.group_size == 1
     assert header.trainer_config["num_ppo_epochs"] == 2
-    silent = capabilities.plan(trained.args, RLMonConfig(rlmon_base_kl="off"), trainer="PPOTrainer")
+    off = SimpleNamespace(active=False, reason="rlmon_base_kl is off")
+    silent = plan(trained.args, CONFIG, off)
     assert {"signal": "kl", "status": "skip", "reason": "rlmon_base_kl is off"} in silent
     trained.args.stop_token = None
-    assert "truncated" in [row["signal"] for row in capabilities.plan(trained.args, CONFIG, trainer="x") if
-                           row["status"] == "skip"]  # fmt: skip
+    assert "truncated" in [row["signal"] for row in plan(trained.args, CONFIG, off) if row["status"] == "skip"]
 
 
 @needs_ppo
@@ -664,7 +669,7 @@ def photographs(out: Path) -> None:
         setattr(owner, name, wrapper)
 
     for name in ("saw", "_finish", "step_ends", "install"):
-        photographed(trl_ppo.TrlPPOCapture, name)
+        photographed(LegacyPPOCapture, name)
     for name in ("attach", "on_train_begin", "on_step_end", "on_log", "on_save", "on_train_end"):
         photographed(RLMon, name)
     RLMon(trained, CONFIG)

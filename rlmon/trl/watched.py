@@ -1,0 +1,129 @@
+"""How a trainer is watched: what ``RLMon`` asks of the hooks on one, whatever its kind."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+
+from rlmon.config import RLMonConfig
+from rlmon.records import RolloutBatch, Split
+from rlmon.trl.base import BaseModel
+from rlmon.trl.prompts import SourceMap
+
+if TYPE_CHECKING:
+    from rlmon.monitor import Monitor
+
+
+class Steers(Protocol):
+    """Where rules reach into what a trainer computes: its draws, its advantages and its loss."""
+
+    def draws(self, monitor: Monitor, inputs: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]: ...
+
+    def rollouts(self, monitor: Monitor, batch: RolloutBatch | None, output: Any, *, rows: int) -> None: ...
+
+    def loss(self, monitor: Monitor, inputs: dict[str, Any]) -> AbstractContextManager[None]: ...
+
+    def add_to_loss(
+        self, monitor: Monitor, value: torch.Tensor, inputs: Mapping[str, Any], result: Any
+    ) -> torch.Tensor: ...
+
+
+class Watched(ABC):
+    """One trainer and the hooks on it; holds no strong reference to the trainer.
+
+    A kind of trainer whose loop shows itself in another way is another subclass (``rlmon.trl.kinds`` lists them).
+    """
+
+    recorded_settings: tuple[str, ...] = ()
+    """Settings of the trainer for the run's header, beside those that all of them have."""
+    critic: bool = False
+    """Whether values of a critic are seen."""
+    evaluates: ClassVar[bool] = True
+    """Whether evaluations are seen."""
+
+    def __init__(self, trainer: Any, config: RLMonConfig) -> None:
+        self._trainer = weakref.ref(trainer)
+        self.config = config
+        self.monitor: Monitor | None = None
+        """Who is told what the hooks see; ``None`` while nobody listens."""
+        self.base: BaseModel | None = None
+        self.sources = SourceMap(None, frozenset(), "all")
+        self.helm: Steers | None = None
+        """What the rules turn in this trainer; ``None`` where it is only watched."""
+
+    @property
+    def trainer(self) -> Any:
+        trainer = self._trainer()
+        if trainer is None:
+            raise RuntimeError("the monitored trainer is gone")
+        return trainer
+
+    @property
+    def policy(self) -> Any:
+        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+
+    def split(self) -> Split:
+        return "train" if self.trainer.model.training else "eval"
+
+    def first_row(self, rows: int) -> int:
+        """Number over all ranks of this rank's first of ``rows`` rows."""
+        first: int = self.trainer.accelerator.process_index * rows
+        return first
+
+    # -- before it is watched --------------------------------------------------------------------------------------
+
+    @staticmethod
+    @abstractmethod
+    def takes(trainer: Any) -> bool:
+        """Whether this is how ``trainer`` is watched."""
+
+    @staticmethod
+    @abstractmethod
+    def refuse(trainer: Any, config: RLMonConfig) -> None:
+        """Raise ``AttachError`` where watching ``trainer`` would half-work."""
+
+    @staticmethod
+    @abstractmethod
+    def reward_functions(trainer: Any) -> list[str]:
+        """Names of the trainer's reward functions, as rows of the log have them."""
+
+    # -- attaching -------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def group_size(self) -> int:
+        """Completions a prompt."""
+
+    @abstractmethod
+    def plan(self) -> list[dict[str, str]]:
+        """What is seen and what is not: rows of ``{"signal", "status", "reason"}``, once the base is chosen."""
+
+    @abstractmethod
+    def choose_base(self) -> BaseModel: ...
+
+    @abstractmethod
+    def build_sources(self) -> SourceMap: ...
+
+    @abstractmethod
+    def install(self) -> None: ...
+
+    @abstractmethod
+    def uninstall(self) -> None: ...
+
+    # -- while it trains -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def step_begins(self, global_step: int) -> None: ...
+
+    @abstractmethod
+    def step_ends(self) -> None:
+        """Hand over what is still held of the step. Never raises."""
+
+    @abstractmethod
+    def mirror(self, values: Mapping[str, float]) -> None:
+        """Put these among the trainer's own metrics."""
