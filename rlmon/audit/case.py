@@ -16,6 +16,7 @@ from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.partial import Partial
 from rlmon.audit.run import OpenedRun
 from rlmon.audit.timeline import Timeline
+from rlmon.detectors import DetectorSpec
 from rlmon.metrics.success import Success
 from rlmon.records import Action, Fault, Finding, StepRecord
 
@@ -51,6 +52,8 @@ class Fold:
     """Those of the first steps at least: what another run takes as its base."""
     live: Live | None
     """``None``: the run was not watched by rlmon."""
+    own: Sequence[DetectorSpec] = ()
+    """Detectors of the run's own, beside the built-in ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

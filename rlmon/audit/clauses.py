@@ -27,7 +27,7 @@ _CLAUSES: Mapping[str, str] = {
     "truncation": "{now} of all completions are cut off by the token limit, at the base {base}",
 }
 """Of checks that look once, at both ends of the run."""
-_ASIDE = re.compile(r" \((change|interval)[^)]*\)")
+_ASIDE = re.compile(r" \((change|interval|line)[^)]*\)")
 """How sure a difference is, which is no part of what happened."""
 _COUNTED = ("in use", "effective number", "templates", "answers")
 """Units of numbers of equally common things."""

@@ -71,6 +71,7 @@ def replay(run: OpenedRun, counted: Partial, mode_names: Sequence[str]) -> tuple
         alpha=state.alpha if state is not None else 0.0,
         looks=len(steps),
         records=kept,
+        own=state.roster.own if state is not None else (),
         live=Live(
             findings=live,
             actions=log.actions,

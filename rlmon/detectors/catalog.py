@@ -75,6 +75,8 @@ class DetectorSpec:
     (shares in per cent). Default: the metric was {base}, now {now}."""
     meaning: str
     advice: str
+    question: str = ""
+    """What an audit asks of a run with it; the built-in ones' stand with their checks."""
 
     def __post_init__(self) -> None:
         if self.milder == "note" and self.witness:

@@ -23,6 +23,7 @@ _TUNED: Mapping[str, Any] = {
     "baseline_kind": "early_rounds",
 }
 _KINDS = ("early_rounds", "base_sample", "first_logged", "given", "none")
+_BETTING = tuple(spec for spec in DETECTORS if spec.rule != "immediate")
 _OF_MESSAGES = ("reward", "mode_collision_correct")
 """Statistics that no detector judges, and that say whether an alarm may be benign."""
 
@@ -38,6 +39,8 @@ class Roster:
         for spec in self.own:
             if not isinstance(spec, DetectorSpec):
                 raise ConfigError(f"A detector is a rlmon.detectors.DetectorSpec, got {spec!r}.")
+            if spec.rule == "immediate":
+                raise ConfigError(f"{spec.id}: a detector of your own bets on blocks: effective, ratio or absolute.")
             if spec.id in seen:
                 raise ConfigError(f"There is a detector {spec.id!r} already: give yours another id.")
             seen.add(spec.id)
@@ -49,11 +52,12 @@ class Roster:
     @cached_property
     def betting(self) -> tuple[DetectorSpec, ...]:
         """Those that bet on blocks, as ``D`` of the arrays counts them."""
-        return tuple(spec for spec in self.specs if spec.rule != "immediate")
+        return _BETTING + self.own
 
     @cached_property
     def immediate(self) -> tuple[DetectorSpec, ...]:
-        return tuple(spec for spec in self.specs if spec.rule == "immediate")
+        """Those that read a metric of the record, all built in."""
+        return tuple(spec for spec in DETECTORS if spec.rule == "immediate")
 
     @cached_property
     def notes(self) -> tuple[int, ...]:
@@ -63,9 +67,8 @@ class Roster:
     @cached_property
     def statistics(self) -> tuple[str, ...]:
         """The statistics of blocks that are read, as ``Q`` of the arrays counts them: those of own detectors last."""
-        names = [name for spec in self.betting if spec not in self.own for name in spec.statistics]
-        own = [name for spec in self.own if spec.rule != "immediate" for name in spec.statistics]
-        return tuple(dict.fromkeys([*names, *_OF_MESSAGES, *own]))
+        built_in, own = ([name for spec in specs for name in spec.statistics] for specs in (_BETTING, self.own))
+        return tuple(dict.fromkeys([*built_in, *_OF_MESSAGES, *own]))
 
     @cached_property
     def at(self) -> Mapping[str, int]:

@@ -201,7 +201,6 @@ def with_own(state: DetectorState, own: Sequence[DetectorSpec]) -> DetectorState
         return arrays
 
     old, new = state.roster, fresh.roster
-    calm = dict(zip(old.immediate, state.immediate_calm, strict=True))
     processes = old.processes(state.parameters), new.processes(fresh.parameters)
     arrays = ev.Arrays(
         **moved(("sums", "done", "base", "se", "reach", "smooth"), old.statistics, new.statistics, axis=2),
@@ -212,7 +211,6 @@ def with_own(state: DetectorState, own: Sequence[DetectorSpec]) -> DetectorState
         state,
         parameters=fresh.parameters,
         arrays=arrays,
-        immediate_calm=tuple(calm.get(spec, -1) for spec in new.immediate),
         roster=new,
         plan=fresh.plan,
     )

@@ -240,7 +240,6 @@ def immediate_finding(state: DetectorState, record: StepRecord, spec: DetectorSp
     """What an immediate detector says of a value past its line."""
     shown = value if value is not None and math.isfinite(value) else None
     amount = "values were" if shown is None else "1 value was" if shown == 1 else f"{shown:g} values were"
-    told = spec.told[0].format(now=shown, base=0.0) if spec.told else f"{amount} NaN or infinite"
     return Finding(
         finding_id=f"{spec.id}-fail-{record.attempt}-{record.step}-{state.records}",
         detector=spec.id,
@@ -251,7 +250,7 @@ def immediate_finding(state: DetectorState, record: StepRecord, spec: DetectorSp
         baseline=0.0,
         threshold=spec.fail or 0.0,
         source=None,
-        message=f"{spec.id}: {told}.",
+        message=f"{spec.id}: {amount} NaN or infinite.",
         advice=spec.advice,
         baseline_kind="none",
         baseline_prompts=0,

@@ -780,6 +780,7 @@ def test_what_was_known_goes_on_beside_a_new_detector_and_without_an_old_one() -
     ("changes", "said"),
     [
         ({"id": "kl-drift"}, "already"),
+        ({"rule": "immediate"}, "bets on blocks"),
         ({"metrics": ()}, "one for each"),
         ({"warn": None, "fail": None}, "no line"),
         ({"alpha_share": 0.0}, "alpha_share"),

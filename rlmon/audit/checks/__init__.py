@@ -22,7 +22,7 @@ from rlmon.audit.checks.diversity import (
     sentence_openings,
     word_diversity,
 )
-from rlmon.audit.checks.folds import FOLDS, SECOND_LOOKS, onset
+from rlmon.audit.checks.folds import FOLDS, SECOND_LOOKS, onset, own_folds
 from rlmon.audit.checks.formats import format_winner, mode_extinction
 from rlmon.audit.checks.groups import groups_known
 from rlmon.audit.checks.length import length_growth, truncation
@@ -93,7 +93,7 @@ class Judged:
 
 def questions(case: Case) -> tuple[Question, ...]:
     """Everything that is asked of this run."""
-    return FOLDS + HINDSIGHT + ABOUT_ROWS + (() if case.fold.live is None else ABOUT_THE_MONITOR)
+    return FOLDS + own_folds(case) + HINDSIGHT + ABOUT_ROWS + (() if case.fold.live is None else ABOUT_THE_MONITOR)
 
 
 def judge(case: Case) -> Judged:

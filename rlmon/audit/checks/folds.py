@@ -39,8 +39,8 @@ STAYED = 1.5
 """Times its first level: a distance below that has not moved away from where it began."""
 
 
-def _detector(ask: Question, ends: Ends, need: Lack | Literal["successes"]) -> Check:
-    case, spec = ends.case, _SPECS[ask.id]
+def _detector(ask: Question, ends: Ends, spec: DetectorSpec, need: Lack | Literal["successes"] | None) -> Check:
+    case = ends.case
     row = next(row for row in case.fold.status if row["id"] == spec.id)
     if spec.id == "silent-groups-good" and nothing_ever_differed(ends):
         return ask.skip(
@@ -156,7 +156,8 @@ def _second_look(ask: Question, ends: Ends, spec: DetectorSpec, *, waiting: bool
     if not _is_looked_at_twice(spec) or not ends.same_data:
         return None
     case, falls = ends.case, _falls(spec)
-    seconds = [f.detector for f in case.fold.findings if _SPECS[f.detector].witness]
+    witnesses = {spec.id for spec in (*DETECTORS, *case.fold.own) if spec.witness}
+    seconds = [f.detector for f in case.fold.findings if f.detector in witnesses]
     passed: Check | None = None
     for metric in spec.metrics:
         name = "completion characters" if _named_unit(case, spec) == "characters" else _told_by(case, metric)
@@ -407,12 +408,12 @@ def _statistic(spec: DetectorSpec, finding: Finding) -> str:
     return dict(zip(spec.metrics, spec.statistics, strict=True)).get(finding.metric, spec.statistics[0])
 
 
-def _why_silent(case: Case, need: Lack | Literal["successes"], row: Mapping[str, Any]) -> str:
+def _why_silent(case: Case, need: Lack | Literal["successes"] | None, row: Mapping[str, Any]) -> str:
     if need in ("successes", "advantages") and not case.success.known and "rewards" not in case.run.lacks:
         return f"it is not known what counts as a success: {case.success} (--success)."
     if need == "successes":
         need = "rewards"
-    if need in case.run.lacks and not row["sources"]:
+    if need is not None and need in case.run.lacks and not row["sources"]:
         return case.run.lacks[need]
     return f"{row['reason']}."
 
@@ -462,7 +463,7 @@ def _fold(
     doubt: Core | None = None,
 ) -> Question:
     """``need``: what gives the reason where the detector saw nothing."""
-    judge = partial(_detector, need=need)
+    judge = partial(_detector, spec=_SPECS[check_id], need=need)
     return Question(id=check_id, title=title, core=core, doubt=doubt, method="fold", judge=judge)
 
 
@@ -480,6 +481,19 @@ FOLDS: tuple[Question, ...] = (
     _fold("length-collapse", "Do completions keep their length?", "tokens", "length"),
     Question(
         id="non-finite", title="Are all numbers finite?", core="non-finite", method="exact",
-        judge=partial(_detector, need="completions"),
+        judge=partial(_detector, spec=_SPECS["non-finite"], need="completions"),
     ),
 )  # fmt: skip
+
+
+def own_folds(case: Case) -> tuple[Question, ...]:
+    """The checks of a run's own detectors, which its log describes: nothing of theirs has to be installed here."""
+    return tuple(
+        Question(
+            id=spec.id,
+            title=spec.question or f"Does {spec.metrics[0]} stay inside its line?",
+            method="fold",
+            judge=partial(_detector, spec=spec, need=None),
+        )
+        for spec in case.fold.own
+    )
