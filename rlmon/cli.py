@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from rlmon import __version__
 from rlmon.errors import ConfigError, MissingExtraError, RLMonError, RunLogError
@@ -282,7 +283,18 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
         yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
 
 
-@app.command(short_help="What happened to a run: verdict, checks, advice.")
+class _ReadsRuns(typer.core.TyperCommand):
+    """A command whose help names the readers of installed packages."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from importlib.metadata import entry_points
+
+        if names := sorted(entry.name for entry in entry_points(group="rlmon.readers")):
+            formatter.write_paragraph()
+            formatter.write_text(f"Readers of installed packages: {', '.join(names)}.")
+
+
+@app.command(short_help="What happened to a run: verdict, checks, advice.", cls=_ReadsRuns)
 def audit(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Runs: a folder or a file of any of them.")],
     reader: Annotated[str | None, typer.Option(metavar="NAME", help=READER_HELP)] = None,

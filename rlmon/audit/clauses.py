@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from rlmon.audit.result import Check
-from rlmon.detectors import DETECTORS
 
 CLAUSE_CHARACTERS = 300
 MOST_DIGITS = 1e9
@@ -15,18 +13,6 @@ GONE = 0.005
 """Share below which a format is said to be gone, rather than nearly."""
 MANY = 99.5
 """From here on an effective number is mostly the noise of its estimate: hardly any two were alike."""
-_TOLD = {(spec.id, metric): told for spec in DETECTORS for metric, told in zip(spec.metrics, spec.told, strict=False)}
-_CLAUSES: Mapping[str, str] = {
-    "near-duplicates": "{now} of completions to different prompts are near copies of each other, at the base {base}",
-    "word-diversity": "{now} of all word pairs are distinct, at the base {base}",
-    "sentence-openings": "sentences began in {base} ways, now in {now}",
-    "correct-diversity": "correct answers to one prompt followed {base} templates, now {now}",
-    "answer-diversity": "one prompt got {base} different answers, now {now}",
-    "reward-loss": "the reward fell from {base} to {now}",
-    "gradient": "the gradient norm rose from {base} to {now}",
-    "truncation": "{now} of all completions are cut off by the token limit, at the base {base}",
-}
-"""Of checks that look once, at both ends of the run."""
 _ASIDE = re.compile(r" \((change|interval|line)[^)]*\)")
 """How sure a difference is, which is no part of what happened."""
 _COUNTED = ("in use", "effective number", "templates", "answers")
@@ -35,13 +21,11 @@ _COUNTED = ("in use", "effective number", "templates", "answers")
 
 def clause(check: Check) -> str:
     """What a check saw, as a part of a sentence without its stop."""
-    template = _TOLD.get((check.id, check.metric or "")) or _CLAUSES.get(check.id)
-    counted = (check.unit or "").endswith(_COUNTED)
-    unknown = check.baseline is None and not counted and "{base}" in (template or "")
+    template = check.told
+    unknown = check.baseline is None and not (check.unit or "").endswith(_COUNTED) and "{base}" in template
     # What did not change since the base says so in its message.
-    still = check.id in _CLAUSES and check.value == check.baseline
-    still |= check.id == "truncation" and check.first_step is None
-    if template is None or check.value is None or unknown or still or check.evidence.get("recovered"):
+    still = check.method != "fold" and check.value == check.baseline
+    if not template or check.value is None or unknown or still or check.evidence.get("recovered"):
         said = _ASIDE.sub("", check.message.partition(" Confirmed: ")[0])
         return said[:CLAUSE_CHARACTERS].rstrip(".")
     if check.unit == "characters":

@@ -21,22 +21,23 @@ import numpy as np
 import pyarrow as pa
 
 import rlmon.audit.aliases as aliases
-import rlmon.audit.checks as checks
 import rlmon.audit.readers.rlmon_log as rlmon_log
 import rlmon.audit.replay as replay
 import rlmon.audit.story as story
 import rlmon.audit.successes as successes
 import rlmon.detectors as detectors
 from rlmon.audit.case import Case, Fold
+from rlmon.audit.checks import Question, judge
 from rlmon.audit.contrast import BASE_STEPS, Windows, windows
 from rlmon.audit.features import codes, column
 from rlmon.audit.partial import Partial, Settings, merge, partial
 from rlmon.audit.readers import open_source
 from rlmon.audit.result import Audit
-from rlmon.audit.run import OpenedRun, Shard
+from rlmon.audit.run import OpenedRun, Reader, Shard
 from rlmon.audit.timeline import Timeline, group_total, records, timeline
 from rlmon.criterion import Criterion
 from rlmon.errors import ReadError
+from rlmon.extensions import installed
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.prompts import template_name
 from rlmon.metrics.success import Success
@@ -66,6 +67,8 @@ def audit(
     mapping: Mapping[str, str] | None = None,
     baseline: str | os.PathLike[str] | None = None,
     success: float | str | None = None,
+    readers: Sequence[Reader] = (),
+    checks: Sequence[Question] = (),
     processes: int | None = None,
     progress: Progress | None = None,
 ) -> Audit:
@@ -77,6 +80,8 @@ def audit(
         baseline: another run whose first steps are the base; by default this run's own.
         success: what counts as a success, as in ``rlmon_success``; by default what the run's own log says, else what
             its rewards decide.
+        readers: some of your own beside those that there are and those of installed packages; see docs/extending.md.
+        checks: the same of checks.
         processes: workers; by default as many as there are cores where the run is large, else none.
         progress: told how many bytes are done.
 
@@ -84,11 +89,11 @@ def audit(
     """
     criterion = Criterion.parse(success)
     began = time.perf_counter(), _processor_seconds()
-    run = open_source(Path(path), reader=reader, mapping=mapping)
+    run = open_source(Path(path), reader=reader, mapping=mapping, readers=readers)
     case = _case(run, criterion, processes, progress)
     if baseline is not None:
-        case = _with_baseline(case, open_source(Path(baseline)), criterion, processes)
-    judged = checks.judge(case)
+        case = _with_baseline(case, open_source(Path(baseline), readers=readers), criterion, processes)
+    judged = judge(case, [*checks, *(one for one in installed("rlmon.checks") if one not in checks)])
     timing = {"wall": time.perf_counter() - began[0], "processor": _processor_seconds() - began[1]}
     return story.tell(case, judged, str(path), timing)
 

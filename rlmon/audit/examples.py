@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from rlmon.audit.case import Case
 from rlmon.audit.features import Bools, Ints
-from rlmon.audit.incidents import kind_of
 from rlmon.audit.partial import COMPLETION_CHARACTERS
 from rlmon.audit.result import EXAMPLE_CHARACTERS, EXAMPLE_HEAD, Check, Example, ModeStory
 
@@ -99,7 +98,7 @@ class Samples:
         pairs: dict[bool, list[Example]] = {}
         told = []
         for check in checks:
-            if check.status in ("fail", "warn") and kind_of(check) != "record" and not check.examples:
+            if check.status in ("fail", "warn") and check.about != "record" and not check.examples:
                 cut = check.id == "truncation"
                 if cut not in pairs:
                     pairs[cut] = self._pair(modes, cut)

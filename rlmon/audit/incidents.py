@@ -10,57 +10,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlmon.audit.clauses import clause, effective, short
-from rlmon.audit.result import Audit, Check, Example, MetricSummary, ModeStory
-
-Kind = Literal["numbers", "record", "narrowing", "reward", "length", "drift", "other"]
+from rlmon.audit.result import Audit, Check, Example, Kind, MetricSummary, ModeStory
 
 _RANK: Sequence[Kind] = ("numbers", "narrowing", "reward", "length", "drift", "other", "record")
 """Of two incidents of one severity, the earlier here is told first: what makes other numbers meaningless leads."""
-_KINDS: Mapping[str, Kind] = {
-    "entropy-explosion": "drift",
-    "format-collapse": "narrowing",
-    "template-collapse": "narrowing",
-    "mode-extinction": "narrowing",
-    "move-collapse": "narrowing",
-    "answer-concentration": "narrowing",
-    "near-duplicates": "narrowing",
-    "correct-diversity": "narrowing",
-    "answer-diversity": "narrowing",
-    "word-diversity": "narrowing",
-    "sentence-openings": "narrowing",
-    "entropy-collapse": "narrowing",
-    "format-winner": "narrowing",
-    "shortcut": "narrowing",
-    "pass-at-k": "narrowing",
-    "identical-completions": "narrowing",
-    "reward-signal": "reward",
-    "gradient": "reward",
-    "reward-loss": "reward",
-    "reward-functions": "reward",
-    "reward-missing": "reward",
-    "empty-answers": "narrowing",
-    "groups-known": "reward",
-    "forgotten-prompts": "reward",
-    "impossible-prompts": "reward",
-    "eval-gap": "reward",
-    "length-growth": "length",
-    "rows-complete": "record",
-    "replay": "record",
-    "monitor-faults": "record",
-}
-"""Of the checks whose metric does not say it; of one kind, the earlier leads."""
-_KINDS_OF_METRICS: Sequence[tuple[str, Kind]] = (
-    ("rlmon/health/non_finite", "numbers"),
-    ("rlmon/health/length", "length"),
-    ("rlmon/health/truncated", "length"),
-    ("rlmon/health/reward", "reward"),
-    ("rewards/", "reward"),
-    ("reward", "reward"),
-    ("rlmon/group/", "reward"),
-    ("grad_norm", "reward"),
-    ("rlmon/kl/", "drift"),
-    ("rlmon/", "narrowing"),
-)
+LEAD: Sequence[str] = (
+    "entropy-explosion", "format-collapse", "template-collapse", "mode-extinction", "move-collapse",
+    "answer-concentration",
+    "near-duplicates", "correct-diversity", "answer-diversity", "word-diversity", "sentence-openings",
+    "entropy-collapse", "format-winner", "shortcut", "pass-at-k", "identical-completions", "reward-signal", "gradient",
+    "reward-loss", "reward-functions", "reward-missing", "empty-answers", "groups-known", "forgotten-prompts",
+    "impossible-prompts", "eval-gap", "length-growth", "rows-complete", "replay", "monitor-faults",
+)  # fmt: skip
+"""Of checks that saw one event the earlier one here tells it; those that are not here come after."""
 WINDOW_SHARE = 0.25
 """Of one kind, what begins within this share of the run after the one before is one event."""
 WINDOW_STEPS = 5
@@ -69,7 +31,6 @@ TOOK_OVER = 0.5
 NAMED = 3
 REWARD_MOVED = 0.02
 """Less is not worth a word: a share of the base, or of 1 where the base is below."""
-_ORDERED = tuple(_KINDS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,9 +72,7 @@ def among(
     first, last = steps
     window = max(WINDOW_STEPS, WINDOW_SHARE * (last - first)) if first is not None and last is not None else 0.0
     bad = [check for check in checks if check.status in ("fail", "warn")]
-    clusters = [
-        (kind, cluster) for kind in _RANK for cluster in _clusters([c for c in bad if kind_of(c) == kind], window)
-    ]
+    clusters = [(kind, cluster) for kind in _RANK for cluster in _clusters([c for c in bad if c.about == kind], window)]
     broken = next((cluster for kind, cluster in clusters if kind == "numbers"), None)
     narrow = next((cluster for kind, cluster in clusters if kind == "narrowing"), None)
 
@@ -134,14 +93,6 @@ def among(
             with_it = [check for owner, other in parts if owner is cluster for check in other]
             found.append(_incident(kind, cluster, with_it, modes, metrics))
     return sorted(found, key=lambda one: (one.severity != "fail", _RANK.index(one.kind)))
-
-
-def kind_of(check: Check) -> Kind:
-    """What a check is about."""
-    if check.id in _KINDS:
-        return _KINDS[check.id]
-    metric = check.metric or ""
-    return next((kind for start, kind in _KINDS_OF_METRICS if metric.startswith(start)), "other")
 
 
 def _clusters(checks: Sequence[Check], window: float) -> list[list[Check]]:
@@ -183,7 +134,7 @@ def _incident(
     metrics: Mapping[str, MetricSummary],
 ) -> Incident:
     def place(check: Check) -> tuple[bool, int]:
-        return check.status != "fail", _ORDERED.index(check.id) if check.id in _ORDERED else len(_ORDERED)
+        return check.status != "fail", LEAD.index(check.id) if check.id in LEAD else len(LEAD)
 
     ordered = sorted(checks, key=place)
     began, severity = _began(checks), _severity([*checks, *with_it])

@@ -31,6 +31,8 @@ Core = Literal["formats", "entropy", "reward", "groups", "length", "non-finite"]
 where completions were read. ``groups``: the spread of reward inside groups, or the share of silent ones. ``length``:
 length or truncation."""
 Method = Literal["fold", "hindsight", "exact"]
+Kind = Literal["numbers", "record", "narrowing", "reward", "length", "drift", "other"]
+"""What a check is about: checks of one kind that began together saw one event."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +52,9 @@ class Check:
     """One line for a person: what was seen. Holds no text of the run except through ``repr``."""
     core: Core | None = None
     """The core question that an answer to this check answers."""
+    about: Kind = "other"
+    told: str = ""
+    """The message as a clause of a story, with ``{base}`` and ``{now}`` in it; empty: the message tells it."""
     metric: str | None = None
     """Catalogue name of what ``value``, ``baseline`` and ``threshold`` measure, or a name in words without a slash."""
     unit: str | None = None
@@ -78,6 +83,10 @@ class Check:
         since = "" if self.first_step is None else f" since step {self.first_step}"
         said = self.reason if self.status in ("skip", "error") and self.reason else self.message
         return f"<Check {one_line(self.id, 60)}: {self.status.upper()}{since}, {one_line(said, 120)}>"
+
+
+FOR_THE_STORY = frozenset({"about", "told"})
+"""Fields of a check that its headline is told from, which no output shows."""
 
 
 def ends(text: str, left_out: int, head: int, tail: int) -> tuple[str, int, str]:
@@ -284,7 +293,10 @@ class Audit:
     def to_json(self) -> dict[str, Any]:
         """The object that ``--format json`` prints: everything but the series and the texts of the page."""
         run = dataclasses.asdict(self.run)
-        checks = [dataclasses.asdict(check) for check in self.checks]
+        checks = [
+            {name: value for name, value in dataclasses.asdict(check).items() if name not in FOR_THE_STORY}
+            for check in self.checks
+        ]
         for check in checks:
             check["interval"] = None if check["interval"] is None else list(check["interval"])
         return {

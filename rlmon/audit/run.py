@@ -7,7 +7,7 @@ object and the same shards come out whatever the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -85,6 +85,20 @@ class Shard(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """A shard that one call gives: ``Rows(read_table=functools.partial(read_mine, path), bytes=...)``."""
+
+    read_table: Callable[[], pa.Table]
+    """The rows in the schema ``ROWS``. Picklable where a run has several shards: a function of a module, or a
+    ``functools.partial`` of one."""
+    bytes: int = 0
+
+    def read(self) -> Iterator[RowBatch]:
+        """Everything at once."""
+        yield RowBatch(rows=self.read_table())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Remark:
     """One thing that a monitor said while the run was on."""
 
@@ -134,3 +148,20 @@ class OpenedRun:
     def __repr__(self) -> str:
         holds = f"{len(self.shards)} shards of completions, {len(self.scalars)} curves"
         return f"<OpenedRun {str(self.path)!r}, read as {self.reader}: {holds}>"
+
+
+class Reader(Protocol):
+    """What makes a run of a path: an object, or a module, with a name and two functions (docs/extending.md)."""
+
+    @property
+    def NAME(self) -> str:
+        """What ``--reader`` takes, and results name."""
+        ...
+
+    def recognises(self, path: Path, /) -> bool:
+        """Whether a run of this kind lies at ``path``, by names and a few bytes only."""
+        ...
+
+    def open_run(self, path: Path, /) -> OpenedRun:
+        """The run at ``path``, without reading its rows. Raises ``ReadError`` where there is none."""
+        ...

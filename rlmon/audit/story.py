@@ -15,7 +15,8 @@ import rlmon.audit.incidents as incidents
 import rlmon.audit.verdict as verdict
 from rlmon.acts import ROW_KNOBS, Act, fold
 from rlmon.audit.case import Case
-from rlmon.audit.checks import Judged, prompt_halves
+from rlmon.audit.checks import Judged
+from rlmon.audit.checks.solving import prompt_halves
 from rlmon.audit.clauses import clause
 from rlmon.audit.examples import Samples
 from rlmon.audit.features import Bools, Floats, Ints

@@ -11,6 +11,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from as_asked import answer
+
 from rlmon.audit.result import (
     Audit,
     Check,
@@ -465,7 +467,7 @@ def _checks(
 
     def check(id: str, title: str, status: Status, message: str, **more: Any) -> Check:
         more.setdefault("method", "hindsight")
-        return Check(id=id, title=title, status=status, message=message, **more)
+        return answer(id=id, title=title, status=status, message=message, **more)
 
     passes = [
         check(

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import make_audit
 import pytest
+from as_asked import answer
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -47,7 +48,7 @@ def check(**changes: Any) -> Check:
         "method": "fold",
         "message": "fell from 4.84 to 1.11",
     }
-    return Check(**{**values, **changes})
+    return answer(**{**values, **changes})
 
 
 def sample(text: str | None) -> Example:

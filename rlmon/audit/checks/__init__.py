@@ -22,33 +22,25 @@ from rlmon.audit.checks.diversity import (
     sentence_openings,
     word_diversity,
 )
-from rlmon.audit.checks.folds import FOLDS, SECOND_LOOKS, onset, own_folds
+from rlmon.audit.checks.folds import FOLDS, SECOND_LOOKS, own_folds
 from rlmon.audit.checks.formats import format_winner, mode_extinction
 from rlmon.audit.checks.groups import groups_known
 from rlmon.audit.checks.length import length_growth, truncation
 from rlmon.audit.checks.log import monitor_faults, replay, rows_complete
 from rlmon.audit.checks.own_word import agreement
-from rlmon.audit.checks.question import LEAST_PROMPTS, Ends, Question
+from rlmon.audit.checks.question import LEAST_PROMPTS, Ends, Question, question
 from rlmon.audit.checks.reward import gradient, reward_functions, reward_loss, reward_missing, reward_signal
-from rlmon.audit.checks.solving import (
-    eval_gap,
-    forgotten_prompts,
-    impossible_prompts,
-    pass_at_k,
-    pass_at_k_of,
-    prompt_halves,
-    shortcut,
-    wilson,
-)
+from rlmon.audit.checks.solving import eval_gap, forgotten_prompts, impossible_prompts, pass_at_k, shortcut
 from rlmon.audit.contrast import Contrast
 from rlmon.audit.result import Check
 from rlmon.audit.strata import strata
 from rlmon.audit.wording import Wording, usable, wording
+from rlmon.errors import ConfigError
 from rlmon.records import WORST_FIRST
 
 __all__ = [
-    "ABOUT_ROWS", "ABOUT_THE_MONITOR", "FOLDS", "HINDSIGHT", "HINDSIGHT_ALPHA", "Judged", "Question", "judge",
-    "onset", "pass_at_k_of", "prompt_halves", "questions", "wilson",
+    "ABOUT_ROWS", "ABOUT_THE_MONITOR", "FOLDS", "HINDSIGHT", "HINDSIGHT_ALPHA", "Ends", "Judged", "Question", "judge",
+    "question", "questions",
 ]  # fmt: skip
 
 HINDSIGHT_ALPHA = 0.01
@@ -91,14 +83,35 @@ class Judged:
     correction: str
 
 
-def questions(case: Case) -> tuple[Question, ...]:
-    """Everything that is asked of this run."""
-    return FOLDS + own_folds(case) + HINDSIGHT + ABOUT_ROWS + (() if case.fold.live is None else ABOUT_THE_MONITOR)
+def questions(case: Case, more: Sequence[object] = ()) -> tuple[Question, ...]:
+    """Everything that is asked of this run; ``more``: checks of somebody else's, where what is none, or has the id of
+    another, is an ERROR of its own."""
+    asked = FOLDS + own_folds(case) + HINDSIGHT + ABOUT_ROWS + (() if case.fold.live is None else ABOUT_THE_MONITOR)
+    for one in more:
+        if not isinstance(one, Question):
+            asked += (_defect("not-a-check", f"{one!r:.100} was given as a check, and is no Question"),)
+        elif one.id in {other.id for other in asked}:
+            asked += (_defect(f"{one.id}-again", f"{one.home} brings a second check with the id {one.id!r}"),)
+        else:
+            asked += (one,)
+    return asked
 
 
-def judge(case: Case) -> Judged:
-    """Every check of the run, worst first. A check that fails itself is an ERROR and the others go on."""
-    alpha = HINDSIGHT_ALPHA / (len(HINDSIGHT) + SECOND_LOOKS)
+def _defect(check_id: str, why: str) -> Question:
+    def judge(ask: Question, ends: Ends) -> Check:
+        raise ConfigError(why)
+
+    return Question(id=check_id, title="Can this check be asked?", method="exact", judge=judge)
+
+
+def judge(case: Case, more: Sequence[object] = ()) -> Judged:
+    """Every check of the run, worst first. A check that fails itself is an ERROR and the others go on.
+
+    ``more``: checks of somebody else's; those that look once, at the two ends, take their part of the error rate.
+    """
+    asked = questions(case, more)
+    looks = len(HINDSIGHT) + sum(one.method == "hindsight" for one in asked if one in more)
+    alpha = HINDSIGHT_ALPHA / (looks + SECOND_LOOKS)
     groups, is_base, is_last = case.ends()
     contrast = mixture = None
     if min(np.unique(groups["prompt"][end]).size if groups else 0 for end in (is_base, is_last)) >= LEAST_PROMPTS:
@@ -111,22 +124,22 @@ def judge(case: Case) -> Judged:
         sources = mixture.names if mixture is not None and mixture.moved else None
         words = wording(texts, base, case.line.steps, case.windows, alpha, sources)
     ends = Ends(case=case, groups=groups, contrast=contrast, wording=words, strata=mixture, alpha=alpha)
-    found = [asked.ask(ends) for asked in questions(case)]
+    found = [one.ask(ends) for one in asked]
     if (own := agreement(case, found)) is not None:
         found.append(own)
     # Where numbers are not numbers, that comes first: what follows from it is no finding of its own.
     found.sort(key=lambda check: (WORST_FIRST.index(check.status), check.id != "non-finite"))
-    return Judged(checks=found, wording=words, correction=_correction(case, alpha))
+    return Judged(checks=found, wording=words, correction=_correction(case, looks))
 
 
-def _correction(case: Case, alpha: float) -> str:
+def _correction(case: Case, looks: int) -> str:
     return (
         f"Detectors looked at {case.fold.looks} steps each; theirs is a betting e-process at level "
         f"{case.fold.alpha:g} over all looks, split over the detectors: measured, not proved, at most that share of "
         "runs has a false FAIL while it stays at .8 of its base or above. "
-        f"The {len(HINDSIGHT)} hindsight checks and {SECOND_LOOKS} second looks at what the detectors saw look once; "
+        f"The {looks} hindsight checks and {SECOND_LOOKS} second looks at what the detectors saw look once; "
         "their intervals have level "
-        f"{1 - alpha:.3%} each, so that the chance of any false FAIL, WARN or NOTE among them is at most "
-        f"{HINDSIGHT_ALPHA:g} (Bonferroni), as far as a bootstrap over prompts (for curves: an autoregressive noise of "
-        "order 1) holds its level."
+        f"{1 - HINDSIGHT_ALPHA / (looks + SECOND_LOOKS):.3%} each, so that the chance of any false FAIL, WARN or NOTE "
+        f"among them is at most {HINDSIGHT_ALPHA:g} (Bonferroni), as far as a bootstrap over prompts (for curves: an "
+        "autoregressive noise of order 1) holds its level."
     )

@@ -13,7 +13,14 @@ from rlmon.audit.result import Check
 from rlmon.records import Status
 
 
-@question("empty-answers", "Is there an answer in every completion?", needs=("completions",))
+@question(
+    "empty-answers",
+    "Is there an answer in every completion?",
+    needs=("completions",),
+    about="narrowing",
+    warn=".1 more completions answer nothing (no text, or an answer's tags with nothing between them)",
+    fail=".5",
+)
 def empty_answers(ask: Question, ends: Ends) -> Check:
     assert ends.contrast is not None
     groups = ends.groups
@@ -57,7 +64,14 @@ def _one_answer(ends: Ends) -> tuple[float, int | None]:
     return float(share[known][-last_points(int(known.sum())) :].mean()), smooth_since(steps, share, ALL, upward=True)
 
 
-@question("identical-completions", "Do the completions of one prompt differ?", needs=("completions",))
+@question(
+    "identical-completions",
+    "Do the completions of one prompt differ?",
+    needs=("completions",),
+    about="narrowing",
+    warn="in .9 of the groups all completions are one text, or one answer where no rewards are known",
+    fail="in all of them, and they are not solved",
+)
 def identical_completions(ask: Question, ends: Ends) -> Check:
     groups = ends.groups
     known = np.isfinite(groups["identical"])

@@ -12,7 +12,15 @@ from rlmon.audit.result import Check
 from rlmon.records import Status
 
 
-@question("correct-diversity", "Are there still several ways to be right?", needs=("completions", "successes", "keys"))
+@question(
+    "correct-diversity",
+    "Are there still several ways to be right?",
+    needs=("completions", "successes", "keys"),
+    about="narrowing",
+    told="correct answers to one prompt followed {base} templates, now {now}",
+    warn="templates among correct completions of a prompt below .6 of base",
+    fail=".4",
+)
 def correct_diversity(ask: Question, ends: Ends) -> Check:
     assert ends.contrast is not None
     found = ends.contrast.mean(ends.groups["templates_correct"])
@@ -24,7 +32,14 @@ def correct_diversity(ask: Question, ends: Ends) -> Check:
     )  # fmt: skip
 
 
-@question("answer-diversity", "Do answers narrow only by getting right?", needs=("completions", "keys"))
+@question(
+    "answer-diversity",
+    "Do answers narrow only by getting right?",
+    needs=("completions", "keys"),
+    about="narrowing",
+    told="one prompt got {base} different answers, now {now}",
+    warn="distinct answers per prompt below .6 of base while reward did not rise",
+)
 def answer_diversity(ask: Question, ends: Ends) -> Check:
     assert ends.contrast is not None
     found = ends.contrast.mean(ends.groups["answers"])
@@ -49,7 +64,16 @@ def _as_pass(check: Check, message: str) -> Check:
     return dataclasses.replace(check, status="pass", message=message, advice="", threshold=None)
 
 
-@question("near-duplicates", "Do completions to different prompts differ?", doubt="formats", needs=("completions",))
+@question(
+    "near-duplicates",
+    "Do completions to different prompts differ?",
+    doubt="formats",
+    needs=("completions",),
+    about="narrowing",
+    told="{now} of completions to different prompts are near copies of each other, at the base {base}",
+    warn="share of near-duplicate pairs across prompts up by .2",
+    fail=".5",
+)
 def near_duplicates(ask: Question, ends: Ends) -> Check:
     name = "rlmon/text/near_duplicate_across"
     if (reason := _no_words(ends, name)) is not None:
@@ -69,7 +93,16 @@ def near_duplicates(ask: Question, ends: Ends) -> Check:
     )  # fmt: skip
 
 
-@question("word-diversity", "Does the wording keep its variety?", doubt="formats", needs=("completions",))
+@question(
+    "word-diversity",
+    "Does the wording keep its variety?",
+    doubt="formats",
+    needs=("completions",),
+    about="narrowing",
+    told="{now} of all word pairs are distinct, at the base {base}",
+    warn="distinct word pairs at a fixed budget below .6 of base",
+    fail=".3",
+)
 def word_diversity(ask: Question, ends: Ends) -> Check:
     name = "rlmon/text/distinct_2"
     if (reason := _no_words(ends, name)) is not None:
@@ -80,7 +113,16 @@ def word_diversity(ask: Question, ends: Ends) -> Check:
     return narrowing(ask, name, "distinct word pairs of all", ends.wording.ends[name], 0.6, 0.3, WIDEN, evidence)
 
 
-@question("sentence-openings", "Do sentences still begin in many ways?", doubt="formats", needs=("completions",))
+@question(
+    "sentence-openings",
+    "Do sentences still begin in many ways?",
+    doubt="formats",
+    needs=("completions",),
+    about="narrowing",
+    told="sentences began in {base} ways, now in {now}",
+    warn="ways to begin a sentence in use below .6 of base",
+    fail=".3",
+)
 def sentence_openings(ask: Question, ends: Ends) -> Check:
     if (reason := _no_words(ends, "sentence openings")) is not None:
         return ask.skip(reason)

@@ -17,7 +17,7 @@ from rlmon.audit.clauses import clause
 from rlmon.audit.contrast import BASE_STEPS
 from rlmon.audit.curves import LEAST_POINTS, Move, known, smooth_since
 from rlmon.audit.features import Floats
-from rlmon.audit.result import Check, Core
+from rlmon.audit.result import Check, Core, Kind, Method
 from rlmon.audit.run import Lack
 from rlmon.audit.stand_ins import NEXT_BEST
 from rlmon.audit.timeline import SMOOTHING_STEPS
@@ -456,44 +456,42 @@ SECOND_LOOKS = sum(len(spec.metrics) for spec in DETECTORS if _is_looked_at_twic
 
 
 def _fold(
-    check_id: str,
+    spec: DetectorSpec,
     title: str,
-    need: Lack | Literal["successes"],
+    need: Lack | Literal["successes"] | None = None,
     core: Core | None = None,
+    *,
+    about: Kind = "other",
     doubt: Core | None = None,
+    method: Method = "fold",
 ) -> Question:
     """``need``: what gives the reason where the detector saw nothing."""
-    judge = partial(_detector, spec=_SPECS[check_id], need=need)
-    return Question(id=check_id, title=title, core=core, doubt=doubt, method="fold", judge=judge)
+    return Question(
+        id=spec.id, title=title, core=core, doubt=doubt, method=method, about=about,
+        told=dict(zip(spec.metrics, spec.told, strict=False)), judge=partial(_detector, spec=spec, need=need),
+    )  # fmt: skip
 
 
 FOLDS: tuple[Question, ...] = (
-    _fold("format-collapse", "Do answers keep their formats?", "completions", "formats"),
-    _fold("template-collapse", "Do completions differ beyond numbers and names?", "completions", "formats"),
-    _fold("move-collapse", "Does reasoning keep its moves?", "tokens"),
-    _fold("entropy-collapse", "Does token entropy hold?", "entropy", "entropy"),
-    _fold("entropy-explosion", "Does token entropy stay in bounds?", "entropy", doubt="entropy"),
-    _fold("kl-drift", "Does the model stay near its base?", "kl"),
-    _fold("silent-groups-bad", "Are few groups failing as a whole?", "successes", "groups"),
-    _fold("silent-groups-good", "Is there still something to learn in most groups?", "successes", "groups"),
-    _fold("lone-success", "Do lucky one-offs carry little weight?", "advantages"),
-    _fold("answer-concentration", "Do different prompts get different answers?", "completions"),
-    _fold("length-collapse", "Do completions keep their length?", "tokens", "length"),
-    Question(
-        id="non-finite", title="Are all numbers finite?", core="non-finite", method="exact",
-        judge=partial(_detector, spec=_SPECS["non-finite"], need="completions"),
-    ),
+    _fold(_SPECS["format-collapse"], "Do answers keep their formats?", "completions", "formats", about="narrowing"),
+    _fold(_SPECS["template-collapse"], "Do completions differ beyond numbers and names?", "completions", "formats",
+          about="narrowing"),
+    _fold(_SPECS["move-collapse"], "Does reasoning keep its moves?", "tokens", about="narrowing"),
+    _fold(_SPECS["entropy-collapse"], "Does token entropy hold?", "entropy", "entropy", about="narrowing"),
+    _fold(_SPECS["entropy-explosion"], "Does token entropy stay in bounds?", "entropy", about="drift", doubt="entropy"),
+    _fold(_SPECS["kl-drift"], "Does the model stay near its base?", "kl", about="drift"),
+    _fold(_SPECS["silent-groups-bad"], "Are few groups failing as a whole?", "successes", "groups", about="reward"),
+    _fold(_SPECS["silent-groups-good"], "Is there still something to learn in most groups?", "successes", "groups",
+          about="reward"),
+    _fold(_SPECS["lone-success"], "Do lucky one-offs carry little weight?", "advantages", about="reward"),
+    _fold(_SPECS["answer-concentration"], "Do different prompts get different answers?", "completions", about="narrowing"),
+    _fold(_SPECS["length-collapse"], "Do completions keep their length?", "tokens", "length", about="length"),
+    _fold(_SPECS["non-finite"], "Are all numbers finite?", "completions", "non-finite", about="numbers", method="exact"),
 )  # fmt: skip
 
 
 def own_folds(case: Case) -> tuple[Question, ...]:
     """The checks of a run's own detectors, which its log describes: nothing of theirs has to be installed here."""
     return tuple(
-        Question(
-            id=spec.id,
-            title=spec.question or f"Does {spec.metrics[0]} stay inside its line?",
-            method="fold",
-            judge=partial(_detector, spec=spec, need=None),
-        )
-        for spec in case.fold.own
+        _fold(spec, spec.question or f"Does {spec.metrics[0]} stay inside its line?") for spec in case.fold.own
     )

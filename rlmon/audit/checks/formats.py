@@ -20,7 +20,13 @@ EXTINCT_BASE_SHARE = 0.02
 
 
 @question(
-    "mode-extinction", "Is every answer format of the base still written?", core="formats", needs=("completions",)
+    "mode-extinction",
+    "Is every answer format of the base still written?",
+    core="formats",
+    needs=("completions",),
+    about="narrowing",
+    warn="formats with .05 of the base died out (below a tenth of their share)",
+    fail=".4 of the base",
 )
 def mode_extinction(ask: Question, ends: Ends) -> Check:
     contrast = ends.contrast
@@ -88,7 +94,13 @@ def _died(case: Case, gone: Mapping[str, Any]) -> int | None:
     return min(steps, default=None)
 
 
-@question("format-winner", "Did the best format win?", needs=("completions", "rewards"))
+@question(
+    "format-winner",
+    "Did the best format win?",
+    needs=("completions", "rewards"),
+    about="narrowing",
+    warn="the format that took over earned .05 less than another at the base",
+)
 def format_winner(ask: Question, ends: Ends) -> Check:
     contrast = ends.contrast
     assert contrast is not None

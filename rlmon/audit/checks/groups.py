@@ -19,7 +19,12 @@ WITHOUT = (
 )
 
 
-@question("groups-known", "Is it known which completions belong together?", method="exact")
+@question(
+    "groups-known",
+    "Is it known which completions belong together?",
+    method="exact",
+    about="reward",
+)
 def groups_known(ask: Question, ends: Ends) -> Check:
     case = ends.case
     groups = case.counted.groups

@@ -11,7 +11,15 @@ ALWAYS = 0.9
 """Share of completions, and of steps: with more than this cut off in more than this many steps, all are."""
 
 
-@question("truncation", "Do completions end by themselves?", core="length")
+@question(
+    "truncation",
+    "Do completions end by themselves?",
+    core="length",
+    about="length",
+    told="{now} of all completions are cut off by the token limit, at the base {base}",
+    warn="a quarter of the completions cut off, and rising; or nine in ten throughout",
+    fail="half, and rising",
+)
 def truncation(ask: Question, ends: Ends) -> Check:
     name = "rlmon/health/truncated"
     if ends.case.series(name) is None or ends.case.windows is None:
@@ -26,7 +34,7 @@ def truncation(ask: Question, ends: Ends) -> Check:
         status = "fail" if last > 0.5 else "warn" if last > 0.25 else "pass"
     elif last > ALWAYS and float((shares > ALWAYS).mean()) > ALWAYS:
         return ask.says(
-            status="warn", metric=name, unit="share", value=last, baseline=base, threshold=ALWAYS,
+            status="warn", metric=name, unit="share", value=last, baseline=base, threshold=ALWAYS, told="",
             message=f"{last:.0%} of all completions are cut off by the token limit, from the first step on: what is "
             "rewarded are beginnings",
             advice="Raise max_completion_length, or ask for shorter answers; check that the model can end at all (the "
@@ -34,23 +42,31 @@ def truncation(ask: Question, ends: Ends) -> Check:
         )  # fmt: skip
     elif last > 0.25:
         return ask.says(
-            status="note", metric=name, unit="share", value=last, baseline=base, threshold=0.25,
+            status="note", metric=name, unit="share", value=last, baseline=base, threshold=0.25, told="",
             message=f"{last:.0%} of all completions are cut off by the token limit, as at the start ({base:.0%})",
             advice="Raise max_completion_length, or set mask_truncated_completions=True.",
         )  # fmt: skip
+    began = None if status == "pass" else smooth_since(
+        ends.case.line.steps, ends.case.line.series[name], base + 0.1, upward=True
+    )  # fmt: skip
+    facts = {} if began is not None else {"told": ""}
     return ask.says(
-        status=status, metric="rlmon/health/truncated", unit="share",
-        first_step=None if status == "pass" else smooth_since(
-            ends.case.line.steps, ends.case.line.series[name], base + 0.1, upward=True
-        ),
+        status=status, metric="rlmon/health/truncated", unit="share", first_step=began,
         value=last, baseline=base, threshold=0.5 if status == "fail" else 0.25,
         message=f"cut off by the token limit: {base:.3f} -> {last:.3f} of all completions",
         advice="" if status == "pass" else "Raise max_completion_length, or set mask_truncated_completions=True; look "
-        "whether longer completions earn more for a reason.",
+        "whether longer completions earn more for a reason.", **facts,
     )  # fmt: skip
 
 
-@question("length-growth", "Do completions keep from swelling?", core="length", needs=("completions",))
+@question(
+    "length-growth",
+    "Do completions keep from swelling?",
+    core="length",
+    needs=("completions",),
+    about="length",
+    warn="NOTE: three times as long as at the base",
+)
 def length_growth(ask: Question, ends: Ends) -> Check:
     assert ends.contrast is not None
     tokens = ends.groups["tokens_known"].sum() > 0

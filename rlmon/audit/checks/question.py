@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from rlmon.audit.case import Case
 from rlmon.audit.contrast import Contrast, Difference
 from rlmon.audit.curves import Move, heading, known, move
 from rlmon.audit.features import Floats, Ints
-from rlmon.audit.result import Check, Core, Method
+from rlmon.audit.result import Check, Core, Kind, Method
 from rlmon.audit.run import Lack
 from rlmon.audit.strata import Strata
 from rlmon.audit.wording import Wording
@@ -158,6 +159,13 @@ class Question:
     needs: Sequence[Need] = ()
     """What must be there at both ends of the run, else the check is skipped with the reason."""
     method: Method = "hindsight"
+    about: Kind = "other"
+    told: str | Mapping[str, str] = ""
+    """What was seen as a clause of a story, with ``{base}`` and ``{now}`` in it, or one for each metric that it may be
+    about. Without one the message tells it."""
+    warn: str = ""
+    """From where on it is a WARN, in words (docs/audit.md); so is what is a NOTE."""
+    fail: str = ""
     judge: Callable[[Question, Ends], Check]
     """The answer, where the run has what is needed."""
 
@@ -165,39 +173,39 @@ class Question:
         """The answer; an ERROR where the check itself fails, which must not cost the others."""
         try:
             reason = ends.absent(*self.needs)
-            found = ends.honest(self.judge(self, ends)) if reason is None else self.skip(reason)
+            found = self.skip(reason) if reason is not None else self.judge(self, ends)
+            if type(found) is not Check or found.id != self.id:
+                raise TypeError(f"the answer was {found!r:.100}, and not what ask.says(...) or ask.skip(...) gives")
+            found = ends.honest(found)
             return dataclasses.replace(found, core=self.doubt) if self.doubt and is_doubt(found) else found
         except Exception as error:
             return self.says(
                 status="error",
                 message="this check failed",
-                reason=f"{type(error).__name__}: {str(error)[:300]!r}. This is a defect of rlmon; please report it.",
+                reason=f"{type(error).__name__}: {str(error)[:300]!r}. This is a defect of {self.home}; please report "
+                "it.",
             )
+
+    @property
+    def home(self) -> str:
+        """Who answers: rlmon, or the module of somebody else."""
+        module = self.judge.__module__ if isinstance(self.judge, FunctionType) else __name__
+        return "rlmon" if module.startswith("rlmon.") else module
 
     def says(self, **fields: Any) -> Check:
         """An answer: fields of ``Check``."""
-        return Check(**{"id": self.id, "title": self.title, "method": self.method, "core": self.core} | fields)
+        told = self.told if isinstance(self.told, str) else self.told.get(fields.get("metric") or "", "")
+        own = {"id": self.id, "title": self.title, "method": self.method, "core": self.core, "about": self.about}
+        return Check(**own | {"told": told} | fields)
 
     def skip(self, reason: str, **fields: Any) -> Check:
         """No answer, and why: what is missing and how to log it next time."""
         return self.says(status="skip", message="could not be judged", reason=reason, **fields)
 
 
-def question(
-    check_id: str,
-    title: str,
-    *,
-    core: Core | None = None,
-    doubt: Core | None = None,
-    needs: Sequence[Need] = (),
-    method: Method = "hindsight",
-) -> Callable[[Callable[[Question, Ends], Check]], Question]:
-    """Makes a function the answer to a question."""
-
-    def of(judge: Callable[[Question, Ends], Check]) -> Question:
-        return Question(id=check_id, title=title, core=core, doubt=doubt, needs=needs, method=method, judge=judge)
-
-    return of
+def question(check_id: str, title: str, **fields: Any) -> Callable[[Callable[[Question, Ends], Check]], Question]:
+    """Makes a function the answer to a question; ``fields``: those of ``Question``."""
+    return lambda judge: Question(id=check_id, title=title, judge=judge, **fields)
 
 
 def is_doubt(found: Check) -> bool:

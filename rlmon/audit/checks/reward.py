@@ -93,7 +93,14 @@ def _zero(gradient_norms: Floats) -> str:
     return f"as good as 0 (a norm of {most:.2g} at most)" if most > 0 else "exactly 0"
 
 
-@question("reward-signal", "Do rewards differ, so that something can be learned?", core="groups")
+@question(
+    "reward-signal",
+    "Do rewards differ, so that something can be learned?",
+    core="groups",
+    about="reward",
+    warn="NOTE: rewards differ in less than .1 of the groups, at the best reward of the run; WARN: at another",
+    fail="in hardly any group, or in none from the first step on: nothing can be learned",
+)
 def reward_signal(ask: Question, ends: Ends) -> Check:
     found = silence(ends)
     if found is None:
@@ -189,7 +196,15 @@ LOST_FAIL = 0.6
 """Share of the reward that is lost at the end."""
 
 
-@question("reward-loss", "Does the reward hold?", core="reward")
+@question(
+    "reward-loss",
+    "Does the reward hold?",
+    core="reward",
+    about="reward",
+    told="the reward fell from {base} to {now}",
+    warn=".3 of the reward is lost, against the base or against a level that was reached",
+    fail=".6",
+)
 def reward_loss(ask: Question, ends: Ends) -> Check:
     values = ends.case.series(REWARD)
     if values is None:
@@ -269,7 +284,12 @@ def _lost_again(ends: Ends, values: Floats) -> tuple[float, int, float, Status] 
 # --- reward functions ---------------------------------------------------------------------------------------------
 
 
-@question("reward-functions", "Does every reward function tell completions apart?")
+@question(
+    "reward-functions",
+    "Does every reward function tell completions apart?",
+    about="reward",
+    warn="NOTE: one is constant; WARN: one is 0 for all, or fell to nothing",
+)
 def reward_functions(ask: Question, ends: Ends) -> Check:
     means = {
         name.removeprefix("rewards/"): values
@@ -325,7 +345,15 @@ def _died(ends: Ends, values: Floats) -> bool:
 # --- completions without a reward ---------------------------------------------------------------------------------
 
 
-@question("reward-missing", "Does every completion get a reward?", method="exact", needs=("completions",))
+@question(
+    "reward-missing",
+    "Does every completion get a reward?",
+    method="exact",
+    needs=("completions",),
+    about="reward",
+    warn="completions without a reward (NaN, None) in groups where others have one",
+    fail="half of a step",
+)
 def reward_missing(ask: Question, ends: Ends) -> Check:
     groups = ends.case.counted.groups
     train = ~groups["eval"]
@@ -362,7 +390,14 @@ def reward_missing(ask: Question, ends: Ends) -> Check:
 # --- the gradient -------------------------------------------------------------------------------------------------
 
 
-@question("gradient", "Does a gradient of a sane size arrive?")
+@question(
+    "gradient",
+    "Does a gradient of a sane size arrive?",
+    about="reward",
+    told="the gradient norm rose from {base} to {now}",
+    warn="as good as 0 (a norm up to 1e-8) since some step, or ten times as large as at the base",
+    fail="the same throughout",
+)
 def gradient(ask: Question, ends: Ends) -> Check:
     name = "grad_norm"
     values = ends.case.series(name)

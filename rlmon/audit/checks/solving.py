@@ -21,7 +21,14 @@ MIN_VISITS = 4
 MIN_PROMPTS = 20
 
 
-@question("pass-at-k", "Can several tries still solve as much?", needs=("successes",))
+@question(
+    "pass-at-k",
+    "Can several tries still solve as much?",
+    needs=("successes",),
+    about="narrowing",
+    warn="pass@k fell",
+    fail="by .05",
+)
 def pass_at_k(ask: Question, ends: Ends) -> Check:
     assert ends.contrast is not None
     _, is_base, is_last = ends.case.ends()
@@ -59,7 +66,14 @@ def pass_at_k_of(n: Floats, c: Floats, k: int) -> Floats:
     return np.where(n >= k, 1.0 - value, np.nan)
 
 
-@question("shortcut", "Do winners solve the task rather than share a trick?", needs=("completions", "successes"))
+@question(
+    "shortcut",
+    "Do winners solve the task rather than share a trick?",
+    needs=("completions", "successes"),
+    about="narrowing",
+    warn="one of: a single answer for .1 more of the prompts, winners a third as long, bare answers",
+    fail="two of them",
+)
 def shortcut(ask: Question, ends: Ends) -> Check:
     assert ends.contrast is not None
     groups = ends.groups
@@ -131,7 +145,14 @@ def _top_answer(ends: Ends) -> tuple[float, float, float, int] | None:
     return base, last, last - base - ends.contrast.z * math.hypot(last_error, base_error), size
 
 
-@question("forgotten-prompts", "Does what was solved stay solved?", needs=("successes",))
+@question(
+    "forgotten-prompts",
+    "Does what was solved stay solved?",
+    needs=("successes",),
+    about="reward",
+    warn=".02 of the prompts solved early are credibly below 1/4 later",
+    fail=".1",
+)
 def forgotten_prompts(ask: Question, ends: Ends) -> Check:
     early_n, early_k, late_n, late_k = prompt_halves(ends.case)
     solved = (early_n >= MIN_VISITS) & (late_n >= MIN_VISITS) & (early_k >= 0.5 * early_n)
@@ -181,7 +202,13 @@ def wilson(successes: int, trials: int, z: float) -> tuple[float, float]:
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-@question("impossible-prompts", "Are few prompts out of reach?", needs=("successes",))
+@question(
+    "impossible-prompts",
+    "Are few prompts out of reach?",
+    needs=("successes",),
+    about="reward",
+    warn=".3 of the prompts tried 16 times are credibly below 1/8",
+)
 def impossible_prompts(ask: Question, ends: Ends) -> Check:
     early_n, early_k, late_n, late_k = prompt_halves(ends.case)
     n, k = early_n + late_n, early_k + late_k
@@ -206,7 +233,13 @@ def impossible_prompts(ask: Question, ends: Ends) -> Check:
     )  # fmt: skip
 
 
-@question("eval-gap", "Does evaluation follow training?")
+@question(
+    "eval-gap",
+    "Does evaluation follow training?",
+    about="reward",
+    warn="training reward leaves evaluation behind by .05",
+    fail=".15, and evaluation falls",
+)
 def eval_gap(ask: Question, ends: Ends) -> Check:
     rewards = _eval_rewards(ends.case)
     train = ends.case.series("rlmon/health/reward_mean")

@@ -1,6 +1,7 @@
 """Which tool wrote what lies at a path, and its reader.
 
-Every reader is a module with ``NAME``, ``recognises(path)`` (names and a few bytes only) and ``open_run(path)``.
+Every reader is a module, or an object of somebody else's, with what ``Reader`` names. Those of somebody else's are
+asked first: who installs one wants it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import rlmon.audit.readers.curves as curves
@@ -20,12 +20,18 @@ import rlmon.audit.readers.trackio as trackio
 import rlmon.audit.readers.trl as trl
 import rlmon.audit.readers.wandb as wandb
 from rlmon.audit.readers.columns import inside
+from rlmon.audit.readers.foreign import Foreign
 from rlmon.audit.readers.history import scalar_lacks
-from rlmon.audit.run import OpenedRun
-from rlmon.errors import ReadError, RLMonError
+from rlmon.audit.run import OpenedRun, Reader
+from rlmon.console import say
+from rlmon.errors import ConfigError, ReadError, RLMonError
+from rlmon.extensions import installed
 
-READERS: tuple[ModuleType, ...] = (rlmon_log, trl, wandb, trackio, tensorboard, mapped, curves)
+OF_TOOLS: tuple[Reader, ...] = (rlmon_log, trl, wandb, trackio, tensorboard)
 """The most informative source first: where several recognise a folder the first is read."""
+OF_FILES: tuple[Reader, ...] = (mapped, curves)
+"""Of files that no tool's layout explains: rows say more than curves."""
+READERS = OF_TOOLS + OF_FILES
 KEPT_IN: Mapping[str, tuple[str, ...]] = {
     rlmon_log.NAME: ("rlmon",),
     wandb.NAME: ("wandb",),
@@ -48,12 +54,41 @@ HOW = (
 )
 
 
-def open_source(path: Path | str, reader: str | None = None, mapping: Mapping[str, str] | None = None) -> OpenedRun:
+def with_foreign(readers: Sequence[Reader]) -> tuple[Reader, ...]:
+    """The readers given, those of installed packages, and those of tools.
+
+    Raises ``ConfigError`` where one that was given is none, or has the name of another; an installed one is left out.
+    """
+    tools: list[Reader] = []
+    for one in readers:
+        tools.append(_foreign(one, tools))
+    for one in installed("rlmon.readers"):
+        try:
+            tools.append(_foreign(one, tools))
+        except ConfigError as problem:
+            say(f"a reader of an installed package was left out: {problem}")
+    return (*tools, *OF_TOOLS)
+
+
+def _foreign(reader: Reader | type[Reader], others: Sequence[Reader]) -> Reader:
+    found = Foreign(reader() if isinstance(reader, type) else reader)
+    if found.NAME in names((*others, *OF_TOOLS)):
+        raise ConfigError(f"There is a reader {found.NAME!r} already; give yours another NAME.")
+    return found
+
+
+def open_source(
+    path: Path | str,
+    reader: str | None = None,
+    mapping: Mapping[str, str] | None = None,
+    readers: Sequence[Reader] = (),
+) -> OpenedRun:
     """The run at ``path``, by the reader named, by ``mapping`` (canonical column to the file's own), or as recognised.
+    ``readers``: some of somebody else's beside those that there are.
 
     Raises ``ReadError`` where there is nothing, nothing readable, or no such reader, and what the reader raises.
     """
-    path = Path(path)
+    path, tools = Path(path), with_foreign(readers)
     try:
         # Behind :: stands one run of a trackio data base, unless it is part of a name.
         there = path.exists() or Path(str(path).rpartition("::")[0] or path).exists()
@@ -68,50 +103,59 @@ def open_source(path: Path | str, reader: str | None = None, mapping: Mapping[st
             raise ReadError(f"--map names columns of files, so it goes without --reader {reader}.")
         return mapped.open_run(path, mapping)
     if reader is not None:
-        return _by_name(path, reader)
-    return _recognised_run(path)
+        return _by_name(path, reader, tools)
+    return _recognised_run(path, tools)
 
 
-def runs_at(path: Path) -> list[Path]:
+def runs_at(path: Path, readers: Sequence[Reader] = ()) -> list[Path]:
     """The runs at ``path``, in order of name or time, where it holds several; else none. Each can be opened.
 
     Several are: runs of one tracker with different ids, runs that share a TensorBoard folder, a table with columns of
     several runs, console logs beside each other, and folders below it that each hold a run. Raises nothing: what
     cannot be read is told by whoever opens it.
     """
+    tools = with_foreign(readers)
     with contextlib.suppress(RLMonError, OSError, ValueError):
         if path.is_file():
+            if any(tool.recognises(path) for tool in tools[: -len(OF_TOOLS)]):
+                return []
             return trackio.runs_at(path) or [Path(f"{path}::{name}") for name in curves.runs_at(path)]
         if path.is_dir():
-            return _runs_in(path)
+            return _runs_in(path, tools)
     return []
 
 
-def _runs_in(path: Path) -> list[Path]:
-    module, place = next(((m, place) for m in READERS[:-2] if (place := _place(m, path)) is not None), (None, path))
-    if module is not None and not (module is tensorboard and tensorboard.only_below(path)):
-        return module.runs_at(place) if module in (wandb, trackio, tensorboard) else []
-    below = _runs_below(path, DEPTH, of_files=False)
+def _runs_in(path: Path, tools: Sequence[Reader]) -> list[Path]:
+    tool, place = next(iter(_recognised(path, tools)), (None, path))
+    if tool is not None and not (tool is tensorboard and tensorboard.only_below(path)):
+        several = next((module for module in (wandb, trackio, tensorboard) if module is tool), None)
+        return [] if several is None else several.runs_at(place)
+    below = _runs_below(path, DEPTH, tools, of_files=False)
     if not below and mapped.recognises(path):
         return mapped.runs_at(path)  # most folders of rows are parts of one run
-    below = _runs_below(path, DEPTH, of_files=True)
+    below = _runs_below(path, DEPTH, tools, of_files=True)
     return (below if len(below) > 1 else []) if below else curves.logs_at(path)
 
 
-def _runs_below(path: Path, depth: int, of_files: bool) -> list[Path]:
+def _recognised(path: Path, tools: Sequence[Reader]) -> Iterator[tuple[Reader, Path]]:
+    """The tools that left a run at ``path``, and where each has its own."""
+    return ((tool, place) for tool in tools if (place := _place(tool, path)) is not None)
+
+
+def _runs_below(path: Path, depth: int, tools: Sequence[Reader], *, of_files: bool) -> list[Path]:
     """Runs in folders below ``path`` that some tool left there; ``of_files``: also those of files of any tool."""
     runs: list[Path] = []
     for folder in _subfolders(path):
         if len(runs) >= MAX_RUNS:
             break
-        if any(_place(module, folder) for module in READERS[:-2]):
-            runs += runs_at(folder) or [folder]
+        if any(_recognised(folder, tools)):
+            runs += _runs_in(folder, tools) or [folder]
         elif of_files and mapped.recognises(folder):
             runs.append(folder)
         elif of_files and curves.recognises(folder):
             runs += curves.logs_at(folder) or [folder]
         elif depth > 1:
-            runs += _runs_below(folder, depth - 1, of_files)
+            runs += _runs_below(folder, depth - 1, tools, of_files=of_files)
     return runs[:MAX_RUNS]
 
 
@@ -124,15 +168,15 @@ def _subfolders(path: Path) -> list[Path]:
     return sorted(entry for entry in found if not entry.name.startswith("."))
 
 
-def names() -> list[str]:
+def names(tools: Sequence[Reader] = OF_TOOLS) -> list[str]:
     """What ``--reader`` takes: readers, then layouts of mapped files."""
-    return [module.NAME for module in READERS] + mapped.preset_names()
+    return [one.NAME for one in (*tools, *OF_FILES)] + mapped.preset_names()
 
 
-def _recognised_run(path: Path) -> OpenedRun:
+def _recognised_run(path: Path, tools: Sequence[Reader]) -> OpenedRun:
     """The run of the most informative reader that can read ``path``."""
-    found = [(module, place) for module in READERS[:-2] if (place := _place(module, path)) is not None]
-    below = [] if found or not path.is_dir() else _runs_below(path, DEPTH, of_files=False)
+    found = list(_recognised(path, tools))
+    below = [] if found or not path.is_dir() else _runs_below(path, DEPTH, tools, of_files=False)
     if len(below) > 1:
         shown = ", ".join(repr(str(run.relative_to(path))) for run in below[:8])
         raise ReadError(
@@ -140,11 +184,11 @@ def _recognised_run(path: Path) -> OpenedRun:
             f"`rlmon audit {path}` shows them all."
         )
     if below:
-        run = _recognised_run(below[0])
+        run = _recognised_run(below[0], tools)
         return dataclasses.replace(run, notes=[*run.notes, f"the one run of the folder was read, in {str(below[0])!r}"])
     failed: list[RLMonError] = []
     notes: list[str] = []
-    for module, place in found or _of_any_tool(path):
+    for module, place in found or [(one, path) for one in OF_FILES if one.recognises(path)]:
         try:
             # TRL's own files do not hold its settings; a logger beside them does.
             run = trl.open_run(place, _settings_beside(found)) if module is trl else module.open_run(place)
@@ -173,13 +217,6 @@ def _has_other_curves(path: Path) -> bool:
     """Whether a folder has files of curves that are not files of completions."""
     files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else []
     return any(curves.recognises(file) and not mapped.recognises(file) for file in files)
-
-
-def _of_any_tool(path: Path) -> Iterator[tuple[ModuleType, Path]]:
-    """Readers of files that no tool's layout explains: rows say more than curves."""
-    for module in (mapped, curves):
-        if module.recognises(path):
-            yield module, path
 
 
 def _with_curves(run: OpenedRun, path: Path) -> OpenedRun:
@@ -222,18 +259,18 @@ def _put_together(rows: OpenedRun, beside: OpenedRun) -> OpenedRun:
     )
 
 
-def _settings_beside(found: Sequence[tuple[ModuleType, Path]]) -> Mapping[str, Any]:
+def _settings_beside(found: Sequence[tuple[Reader, Path]]) -> Mapping[str, Any]:
     """The trainer's settings as the first tracker kept them; empty where none can be read."""
-    for module, place in found:
-        if module in (wandb, trackio):
+    for tracker in (wandb, trackio):
+        for place in (place for one, place in found if one is tracker):
             with contextlib.suppress(RLMonError):
-                config: Mapping[str, Any] = module.settings(place)
+                config: Mapping[str, Any] = tracker.settings(place)
                 if config:
                     return config
     return {}
 
 
-def _trained_into_before(found: Sequence[tuple[ModuleType, Path]]) -> Iterator[str]:
+def _trained_into_before(found: Sequence[tuple[Reader, Path]]) -> Iterator[str]:
     """What a tracker in an output folder knows of other runs into it, whose completions TRL overwrites by step."""
     for module, place in found:
         if module is tensorboard and (runs := tensorboard.runs_at(place)):
@@ -244,17 +281,16 @@ def _trained_into_before(found: Sequence[tuple[ModuleType, Path]]) -> Iterator[s
             )
 
 
-def _by_name(path: Path, reader: str) -> OpenedRun:
-    for module in READERS:
-        if reader == module.NAME:
-            run: OpenedRun = module.open_run(_place(module, path) or path)
-            return run
-    if reader in mapped.preset_names():
-        return mapped.open_run(path, preset=reader)
-    raise ReadError(f"There is no reader {reader!r}; there are {', '.join(names())}.")
+def _by_name(path: Path, name: str, tools: Sequence[Reader]) -> OpenedRun:
+    for one in (*tools, *OF_FILES):
+        if name == one.NAME:
+            return one.open_run(_place(one, path) or path)
+    if name in mapped.preset_names():
+        return mapped.open_run(path, preset=name)
+    raise ReadError(f"There is no reader {name!r}; there are {', '.join(names(tools))}.")
 
 
-def _place(module: ModuleType, path: Path) -> Path | None:
+def _place(module: Reader, path: Path) -> Path | None:
     """Where at or below ``path`` the module finds its run; ``None``: nowhere."""
     if module.recognises(path):
         return path

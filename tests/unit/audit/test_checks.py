@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlmon.audit import checks, engine
+from rlmon.audit.checks.solving import pass_at_k_of, prompt_halves, wilson
 from rlmon.audit.result import Audit
 from rlmon.audit.run import ROWS
 from rlmon.metrics.formats import ModeSet
@@ -483,9 +484,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_success(n: int, data: st.DataO
     c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
     # C(n - c, k) of the C(n, k) subsets hold no success.
     expected = 1.0 - math.comb(n - c, k) / math.comb(n, k)
-    found = checks.pass_at_k_of(np.array([float(n)]), np.array([float(c)]), k)
+    found = pass_at_k_of(np.array([float(n)]), np.array([float(c)]), k)
     assert found[0] == pytest.approx(expected, abs=1e-12)
-    assert math.isnan(checks.pass_at_k_of(np.array([float(n)]), np.array([float(c)]), n + 1)[0])
+    assert math.isnan(pass_at_k_of(np.array([float(n)]), np.array([float(c)]), n + 1)[0])
 
 
 @given(st.integers(1, 500), st.data())
@@ -493,7 +494,7 @@ def test_wilson_is_that_of_scipy(trials: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, trials))
     z = scipy.stats.norm.ppf(1 - 0.001 / 2)
     expected = scipy.stats.binomtest(successes, trials).proportion_ci(confidence_level=0.999, method="wilson")
-    assert checks.wilson(successes, trials, z) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert wilson(successes, trials, z) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_halves_of_a_run_by_hand() -> None:
@@ -506,7 +507,7 @@ def test_halves_of_a_run_by_hand() -> None:
     case = engine._case(opened(table(drawn)), None, 1, None)
     keys = sorted(case.counted.prompts, key=lambda key: case.counted.prompts[key][1] or "")
     order = np.argsort(keys)  # prompts come in the order of their keys
-    early_n, early_k, late_n, late_k = (half[np.argsort(order)] for half in checks.prompt_halves(case))
+    early_n, early_k, late_n, late_k = (half[np.argsort(order)] for half in prompt_halves(case))
     assert early_n.tolist() == [2.0, 1.0]
     assert early_k.tolist() == [1.0, 0.0]
     assert late_n.tolist() == [2.0, 1.0]

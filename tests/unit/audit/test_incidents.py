@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytest
+from as_asked import answer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ Fate = Literal["extinct", "shrunk", "steady", "grown", "newborn"]
 
 def found(check_id: str, status: Status = "fail", began: int | None = None, **fields: Any) -> Check:
     given: Mapping[str, Any] = {"title": f"{check_id}?", "method": "fold", "message": f"{check_id} was seen."}
-    return Check(**{**given, "id": check_id, "status": status, "first_step": began, **fields})
+    return answer(**{**given, "id": check_id, "status": status, "first_step": began, **fields})
 
 
 FORMATS = found(
