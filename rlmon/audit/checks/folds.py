@@ -486,7 +486,8 @@ FOLDS: tuple[Question, ...] = (
     _fold(_SPECS["lone-success"], "Do lucky one-offs carry little weight?", "advantages", about="reward"),
     _fold(_SPECS["answer-concentration"], "Do different prompts get different answers?", "completions", about="narrowing"),
     _fold(_SPECS["length-collapse"], "Do completions keep their length?", "tokens", "length", about="length"),
-    _fold(_SPECS["non-finite"], "Are all numbers finite?", "completions", "non-finite", about="numbers", method="exact"),
+    _fold(_SPECS["non-finite"], "Are all numbers finite?", "completions", "non-finite", about="numbers",
+          method="exact"),
 )  # fmt: skip
 
 

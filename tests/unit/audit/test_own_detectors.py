@@ -51,6 +51,6 @@ def test_a_detector_of_the_run_is_judged_by_an_audit_that_never_heard_of_it(tmp_
     assert check.title == "Is the reward believable?"
     assert check.status == ("fail" if rises else "pass")
     if rises:
-        assert "completions earned 0.344, now 0.934 (line 0.688). Confirmed" in check.message
+        assert "completions earned 0.344, now 1 (line 0.688). Confirmed" in check.message
         assert check.advice == SUDDEN.advice
     assert next(check for check in audit.checks if check.id == "replay").status == "pass"
