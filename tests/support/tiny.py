@@ -5,6 +5,7 @@ Used by the tests under invariant/ and faults/, and run as a script by those tha
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import warnings
@@ -165,3 +166,5 @@ def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Every training begins with a full collection of garbage: what was imported by now is never garbage.
+gc.freeze()
