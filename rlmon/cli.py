@@ -225,11 +225,12 @@ def policy(
     rlmon policy protect --format yaml > policy.yaml       a file to edit; then rlmon_policy: policy.yaml
     """
     import rlmon.interventions.show as show
+    from rlmon.extensions import installed
 
     if source is None:
         if form is PolicyFormat.yaml:
             raise ConfigError("--format yaml writes one policy: rlmon policy protect --format yaml.")
-        known = list(show.catalogue())
+        known = list(show.catalogue(installed("rlmon.actions")))
         if form is PolicyFormat.json:
             _say(json.dumps([{"kind": kind, "name": name, "help": text} for kind, name, text in known], indent=2))
             return

@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlmon import detectors
-from rlmon.detectors import DetectorState
+from rlmon.detectors.fold import step
+from rlmon.detectors.state import DetectorState, state_from_json, state_to_json
+from rlmon.detectors.telling import status
 from rlmon.errors import AttachError, RLMonError
 from rlmon.records import Block, StepRecord
 
@@ -68,16 +69,16 @@ def mapping(value: Any) -> Mapping[str, Any]:
 def detector_state(saved: Any) -> DetectorState:
     """The detectors' state, proved by one fold of a made-up record: parts that do not fit together fail here, once,
     and not at every step of the run. Raises where it cannot be used."""
-    state = detectors.state_from_json(mapping(saved))
+    state = state_from_json(mapping(saved))
     source = state.sources[0] if state.sources else "all"
     stats = dict.fromkeys(state.roster.statistics, 0.5)
     trial = StepRecord(
         attempt=0, step=0, time_unix_seconds=0.0, rounds=(0,), completions=2, prompts=2, tokens=2, metrics={},
         blocks=(Block(source=source, prompts=2, completions=2, stats=stats),),
     )  # fmt: skip
-    after, _ = detectors.step(state, trial)
-    detectors.status(after)
-    json.dumps(detectors.state_to_json(after), allow_nan=True)
+    after, _ = step(state, trial)
+    status(after)
+    json.dumps(state_to_json(after), allow_nan=True)
     if state.records < 0 or not all(isinstance(name, str) for name in state.sources):
         raise ValueError("the saved detector state holds impossible values")
     return state

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,9 +19,12 @@ from numpy.typing import NDArray
 
 from rlmon.detectors import DETECTORS
 from rlmon.errors import AttachError, ConfigError
-from rlmon.interventions import anchor, deferral, engine, mode_marginal
-from rlmon.interventions.actions import Anchor, Defer, ModeKind, ModeMarginal, Quarantine, RoundTable, Winsorise
+from rlmon.extensions import Extensions
+from rlmon.interventions import engine
+from rlmon.interventions.intervention import NOTHING, Blocked, Intervention, Turns
 from rlmon.interventions.policy import Policy, Rule, parse
+from rlmon.interventions.row_effect import RowEffect
+from rlmon.interventions.rows import ROW, ModeKind, RoundTable, as_rows, exchanged, row_key
 from rlmon.metrics.catalog import METRICS, local_metrics
 from rlmon.metrics.groups import SolveLedger, column
 from rlmon.metrics.rollouts import RowFeatures
@@ -30,39 +32,9 @@ from rlmon.metrics.success import scorer
 from rlmon.records import Action, Finding, RolloutBatch, StepRecord
 from rlmon.restored import Restored, UnreadableError, mapping
 
-ROW_ACTIONS = (ModeMarginal, Quarantine, Winsorise, Defer, Anchor)
-"""Actions that look at rows, or change what becomes of them."""
-COLUMNS = (
-    "ok", "prompt", "source", "format", "template", "opening", "moves", "answer", "tokens", "numbers", "reward",
-    "advantage", "logp_base", "success", "scorer",
-)  # fmt: skip
-"""Columns of the matrix that the ranks exchange: 64-bit keys, and floats by their bits."""
-FLOATS = ("tokens", "numbers", "reward", "advantage", "logp_base", "success")
-NEED_SUCCESS = (Quarantine, Defer, Anchor)
-"""Actions that can do nothing where it is not known what counts as a success."""
+METRICS_OF_RULES = ("kappa", "mode_ratio", "anchor_weight", "neutralised_share", "deferred_share")
+"""Null where no rule measures them."""
 _NUMBER = re.compile(r"\d+")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RowEffect:
-    """What becomes of the advantages of this rank's rows [n]: ``clip(A * factor, limit) + addition``."""
-
-    factor_n: NDArray[np.float64]
-    """0 for the rows of a neutralised group, else 1."""
-    limit: float | None
-    addition_n: NDArray[np.float64]
-
-    def on(self, advantage: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``advantage`` [n] or [n, T] as it is to be trained on."""
-        return engine.steered(advantage, self.factor_n, self.limit, self.addition_n)
-
-    def on_tokens(
-        self, advantage_nT: NDArray[np.float64], mask_nT: NDArray[np.bool_], gamma: float, lam: float
-    ) -> NDArray[np.float64]:
-        """The same for advantages by token of generalised advantage estimation: the addition is part of the reward at
-        the last token of ``mask_nT``."""
-        addition_nT = mode_marginal.per_token(self.addition_n, mask_nT, gamma, lam)
-        return engine.steered(advantage_nT, self.factor_n, self.limit, addition_nT)
 
 
 class Levers(Protocol):
@@ -71,10 +43,10 @@ class Levers(Protocol):
     def values(self) -> Mapping[str, float]:
         """``beta`` and ``entropy_coef`` as they are."""
 
-    def apply(self, action: Action, settings: Any) -> None:
+    def apply(self, action: Action, settings: Intervention) -> None:
         """Do what ``action`` says. Raises where that cannot be done; does the same on all ranks."""
 
-    def rest(self, settings: Any) -> None:
+    def rest(self, settings: Intervention) -> None:
         """Put back what a rule with these settings turned. Never raises."""
 
     def state(self) -> Mapping[str, Any]:
@@ -92,7 +64,7 @@ class RowsOnly:
 
     def __init__(self, policy: Policy) -> None:
         for rule in policy.rules:
-            if not isinstance(rule.action, ModeMarginal | Quarantine | Winsorise) and not rule.dry_run:
+            if rule.action.turns != "advantages" and not rule.dry_run:
                 raise ConfigError(
                     f"rule {rule.name!r} asks for {type(rule.action).__name__}, which this loop has no lever for. Pass "
                     "levers= to rlmon.Monitor, or use a TRL trainer with RLMon."
@@ -101,10 +73,10 @@ class RowsOnly:
     def values(self) -> Mapping[str, float]:
         return {}
 
-    def apply(self, action: Action, settings: Any) -> None:
+    def apply(self, action: Action, settings: Intervention) -> None:
         return None
 
-    def rest(self, settings: Any) -> None:
+    def rest(self, settings: Intervention) -> None:
         return None
 
     def state(self) -> Mapping[str, Any]:
@@ -114,13 +86,15 @@ class RowsOnly:
         return None
 
 
-def load_policy(source: Any) -> Policy:
-    """The policy of a preset, a YAML file or a mapping. Raises ``ConfigError`` saying where and what to type."""
+def load_policy(source: Any, actions: Iterable[type[Intervention]] = ()) -> Policy:
+    """The policy of a preset, a YAML file or a mapping, which may name ``actions`` and those of installed packages
+    (``rlmon.actions``). Raises ``ConfigError`` saying where and what to type."""
     return parse(
         source,
         known_findings=[spec.id for spec in DETECTORS],
         known_metrics=[metric.name for metric in METRICS],
         local_metrics=local_metrics(),
+        actions=Extensions(actions=tuple(actions)).with_installed().actions,
     )
 
 
@@ -168,12 +142,6 @@ def take_up(
     return made(None)
 
 
-def row_key(text: str) -> int:
-    """63-bit hash of a text: the same on every rank, in every process, on every resume."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") & (1 << 63) - 1
-
-
 class Steering:
     """The policy of one ``train()`` call on one rank.
 
@@ -203,11 +171,11 @@ class Steering:
         self._write = write
         self._rank, self._world_size = rank, world_size
         self._gather = gather
-        self._looks_at_rows = any(isinstance(rule.action, ROW_ACTIONS) for rule in policy.rules)
+        self._looks_at_rows = any(rule.action.looks_at_rows() for rule in policy.rules)
         self._ledger = SolveLedger()
         self._unconfirmed: tuple[Action, ...] = ()
         """In effect on this rank, and not yet known to be so on all of them."""
-        self._own = np.zeros((0, len(COLUMNS)), dtype=np.int64)
+        self._own = np.zeros(0, dtype=ROW)
         self.round_size = (0, 0)
         """Prompts and completions of the newest training round, over all ranks; zeros where it is not known."""
         self._rows_seen = (0, 0)
@@ -249,47 +217,35 @@ class Steering:
         """Modes that are dying, most lost first, and the weight of the supervised loss on them at this step."""
         for rule in self.policy.rules:
             at = self._engine.rules[rule.name]
-            if isinstance(rule.action, Anchor) and not rule.dry_run and at.level > 0.0:
-                shares = mode_marginal.shares(at.inner)
-                base = {mode: before for mode, (before, _) in shares.items()}
-                now = {mode: share for mode, (_, share) in shares.items()}
-                return anchor.dying(rule.action, base, now), anchor.weight(rule.action, step, at.began_step)
+            if rule.action.turns == "loss" and not rule.dry_run and at.level > 0.0:
+                return rule.action.anchoring(at, step)
         return (), 0.0
 
     def own_rows(self, kind: ModeKind) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Mode key and success of this rank's rows of the newest round, as the rules saw them; empty where unknown."""
-        mode_n = np.ascontiguousarray(self._own[:, COLUMNS.index(kind)])
-        return mode_n, np.ascontiguousarray(self._own[:, COLUMNS.index("success")]).view(np.float64)
+        return np.ascontiguousarray(self._own[kind]), np.ascontiguousarray(self._own["success"])
 
     def metrics(self, step: int) -> dict[str, float | None]:
         """``rlmon/intervention/*`` of the step that ends now; the same on every rank."""
-        anchors = any(isinstance(rule.action, Anchor) for rule in self.policy.rules)
-        values = self._levers.values()
-        marginal = [
-            (self._engine.rules[rule.name].level, mode_marginal.worst_ratio(self._engine.rules[rule.name].inner))
-            for rule in self.policy.rules
-            if isinstance(rule.action, ModeMarginal)
-        ]
-        ratios = [ratio for _, ratio in marginal if ratio is not None]
-        rows, neutralised = self._rows_seen
+        values, (rows, neutralised) = self._levers.values(), self._rows_seen
         self._rows_seen = (0, 0)
+        found: dict[str, list[float]] = {name: [] for name in METRICS_OF_RULES}
+        for rule in self.policy.rules:
+            at = self._engine.rules[rule.name]
+            for name, value in rule.action.measures(at, step, dry_run=rule.dry_run).items():
+                if value is not None:
+                    found.setdefault(name, []).append(value)
         if self.off is not None:  # the fold of a rank that failed is not that of the others
-            ratios, rows = [], 0
-        deferred = [
-            self._engine.rules[rule.name].inner.share
-            for rule in self.policy.rules
-            if isinstance(rule.action, Defer) and self.off is None
-        ]
-        found: dict[str, float | None] = {
-            "beta": values.get("beta"),
-            "entropy_coef": values.get("entropy_coef"),
-            "kappa": max((level for level, _ in marginal), default=None),
-            "mode_ratio": min(ratios, default=None),
-            "anchor_weight": self.anchoring(step)[1] if anchors else None,
-            "neutralised_share": neutralised / rows if rows else None,
-            "deferred_share": max(deferred, default=None),
+            rows, found["mode_ratio"], found["deferred_share"] = 0, [], []
+        if rows:
+            found["neutralised_share"].append(neutralised / rows)
+        return {
+            **{f"rlmon/intervention/{name}": values.get(name) for name in ("beta", "entropy_coef")},
+            **{
+                f"rlmon/intervention/{name}": (min if name.endswith("_ratio") else max)(each, default=None)
+                for name, each in found.items()
+            },
         }
-        return {f"rlmon/intervention/{name}": value for name, value in found.items()}
 
     # -- rounds ----------------------------------------------------------------------------------------------------
 
@@ -310,44 +266,41 @@ class Steering:
         """
         if not self._looks_at_rows:
             return None
-        matrix = np.zeros((rows, len(COLUMNS)), dtype=np.int64)
+        own = np.zeros(rows, dtype=ROW)
         failure: Exception | None = None
         try:
             if batch is None or features is None:
                 raise RuntimeError("the completions of this round could not be measured, so no rule looks at them")
-            matrix = _matrix(batch, features, logp_base_n, success_n, scorer(batch, self._world_size))
+            own = row_of_each(batch, features, logp_base_n, success_n, scorer(batch, self._world_size))
         except Exception as error:
             failure = error
-        self._own = matrix[:0] if failure is not None else matrix
+        self._own = own[:0] if failure is not None else own
         self.round_size = (0, 0)
-        gathered = matrix if self._gather is None else self._gather(matrix)
+        gathered = own if self._gather is None else as_rows(self._gather(exchanged(own)))
         if failure is not None:
             raise failure
         assert batch is not None
         # A rank without rows of its own is known to all by now, and so all leave this round alone.
-        if self.off is not None or not bool(gathered[:, 0].all()):
+        if self.off is not None or not bool(gathered["ok"].all()):
             return None
         self.round_size = (len(gathered) // max(1, batch.group_size), len(gathered))
         with self._intact():
-            table = _table(gathered, batch)
+            table = RoundTable.of(gathered, round=batch.round, step=batch.step, group_size=batch.group_size)
+            mine = slice(batch.global_row[0], batch.global_row[0] + rows)
             late_N = None
             if success_from is not None:
-                late_N = success_from(table.reward_N, gathered[:, COLUMNS.index("scorer")])
+                late_N = success_from(table.reward_N, np.ascontiguousarray(gathered["scorer"]))
             if late_N is not None:
                 table = dataclasses.replace(table, success_N=late_N)
-                known_n = table.success_N[batch.global_row[0] :][:rows]
-                self._own[:, COLUMNS.index("success")] = known_n.view(np.int64)
-            self._engine, effect = engine.on_round(self.policy, self._engine, table, self._views(table))
+                own["success"] = late_N[mine]
+            self._engine, effect, actions = engine.on_round(self.policy, self._engine, table, self._ask(table))
             seen, neutralised = self._rows_seen
-            self._rows_seen = (seen + len(table), neutralised + int((effect.factor_N == 0.0).sum()))
-            for action in effect.actions:
+            self._rows_seen = (seen + len(table), neutralised + int((effect.factor_n == 0.0).sum()))
+            for action in actions:
                 self._write(action)
                 if not action.dry_run:
                     self._unconfirmed = (*self._unconfirmed, action)
-            own = slice(batch.global_row[0], batch.global_row[0] + rows)
-        if effect.identity:
-            return None
-        return RowEffect(factor_n=effect.factor_N[own], limit=effect.limit, addition_n=effect.addition_N[own])
+        return None if effect.identity else effect.of(mine)
 
     @contextlib.contextmanager
     def _intact(self) -> Iterator[None]:
@@ -358,46 +311,24 @@ class Steering:
             self._broken = f"{type(error).__name__}: {str(error)[:300]}"
             raise
 
-    def _views(self, table: RoundTable) -> dict[str, Any]:
-        """What the ledger says of the prompts, for the rules that ask: to a quarantine as it was before this round."""
-        asking = [rule for rule in self.policy.rules if isinstance(rule.action, Quarantine | Defer)]
+    def _ask(self, table: RoundTable) -> dict[str, Any]:
+        """What the ledger says of the prompts to the rules that ask, before and after it has counted this round."""
+        asking = [rule for rule in self.policy.rules if rule.action.asks is not None]
         if not asking:
             return {}
-        prompts = [f"{key:x}" for key in table.prompt_N.tolist()]
-        sources = [f"{key:x}" for key in table.source_N.tolist()]
-        views: dict[str, Any] = {}
-        for rule in asking:
-            if isinstance(rule.action, Quarantine):
-                views[rule.name] = self._ledger.credibly_below(
-                    prompts, sources, rate=rule.action.solve_rate_below, credibility=rule.action.credibility
-                )
-        self._ledger.update(prompts, sources, table.success_N, step=table.step)
-        for rule in asking:
-            if isinstance(rule.action, Defer):
-                views[rule.name] = self._deferral_view(rule.action, table, prompts, sources)
-        return views
+        ledger = _LedgerOf(self._ledger, table)
+        known = {rule.name: rule.action.ask(ledger) for rule in asking if rule.action.asks == "before"}
+        ledger.count(table)
+        return known | {rule.name: rule.action.ask(ledger) for rule in asking if rule.action.asks == "after"}
 
-    def _deferral_view(
-        self, settings: Defer, table: RoundTable, prompts: Sequence[str], sources: Sequence[str]
-    ) -> deferral.LedgerView:
-        counts_N2 = np.array([self._ledger.counts(prompt) for prompt in prompts], dtype=np.int64).reshape(-1, 2)
-        return deferral.LedgerView(
-            table=table,
-            attempts_N=counts_N2[:, 0],
-            successes_N=counts_N2[:, 1],
-            credibly_below_N=self._ledger.credibly_below(
-                prompts, sources, rate=settings.solve_rate_below, credibility=settings.credibility
-            ),
-        )
-
-    def blocked(self, number: int) -> deferral.Blocked:
+    def blocked(self, number: int) -> Blocked:
         """What is not to be drawn in training round ``number``, as all ranks have agreed."""
         if self.off is None:
             for rule in self.policy.rules:
                 at = self._agreed.rules[rule.name]
-                if isinstance(rule.action, Defer) and not rule.dry_run and at.failed is None:
-                    return deferral.blocked(at.inner, number)
-        return deferral.NOTHING
+                if rule.action.turns == "draws" and not rule.dry_run and at.failed is None:
+                    return rule.action.blocked(at.inner, number)
+        return NOTHING
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -414,10 +345,10 @@ class Steering:
             share[self._world_size + i] = float(rule.name in self._failures)
         return share
 
-    def fail(self, kind: type[Any], reason: str) -> None:
-        """Part of an action of this kind failed on this rank, after it was applied: its rule stops on all ranks."""
+    def fail(self, turns: Turns, reason: str) -> None:
+        """What turns this failed on this rank, after it was applied: the rules that do stop on all ranks."""
         for rule in self.policy.rules:
-            if isinstance(rule.action, kind):
+            if rule.action.turns == turns:
                 self._failures.setdefault(rule.name, reason)
 
     def count_anew(self) -> None:
@@ -427,7 +358,7 @@ class Steering:
     def rest_without_success(self, reason: str) -> None:
         """It is not known what counts as a success, on any rank: the rules that need it are put at rest."""
         for rule in self.policy.rules:
-            if isinstance(rule.action, NEED_SUCCESS) and self._engine.rules[rule.name].failed is None:
+            if rule.action.needs_success and self._engine.rules[rule.name].failed is None:
                 self._failures.setdefault(rule.name, f"it needs to know what counts as a success: {reason}")
 
     def settled(self, action: Action) -> bool:
@@ -525,61 +456,57 @@ class Steering:
         }
 
 
-def _matrix(
+class _LedgerOf:
+    """The run's ledger as far as it concerns the rows of one round (``interventions.Ledger``)."""
+
+    def __init__(self, ledger: SolveLedger, table: RoundTable) -> None:
+        self._ledger = ledger
+        self._prompts = [f"{key:x}" for key in table.prompt_N.tolist()]
+        self._sources = [f"{key:x}" for key in table.source_N.tolist()]
+
+    def count(self, table: RoundTable) -> None:
+        self._ledger.update(self._prompts, self._sources, table.success_N, step=table.step)
+
+    def credibly_below(self, rate: float, credibility: float) -> NDArray[np.bool_]:
+        return self._ledger.credibly_below(self._prompts, self._sources, rate=rate, credibility=credibility)
+
+    def counts(self) -> NDArray[np.int64]:
+        return np.array([self._ledger.counts(prompt) for prompt in self._prompts], dtype=np.int64).reshape(-1, 2)
+
+
+def row_of_each(
     batch: RolloutBatch,
     features: RowFeatures,
     logp_base_n: NDArray[np.float64] | None,
     success_n: NDArray[np.float64] | None,
     scored_by: int = 0,
-) -> NDArray[np.int64]:
-    """This rank's rows as ``COLUMNS``."""
+) -> NDArray[np.void]:
+    """This rank's rows, of dtype ``ROW``."""
     rows = len(batch)
-    unknown = np.full(rows, np.nan)
-    moves = np.full(rows, -1, dtype=np.int64)
+    moves: Any = -1
     if features.openers is not None:
-        moves = np.array([int(row[0]) if len(row) else -1 for row in features.openers], dtype=np.int64)
-    tokens = features.tokens
+        moves = [int(row[0]) if len(row) else -1 for row in features.openers]
+    tokens: Any = features.tokens
     if tokens is None:
-        tokens = np.array([len(text.split()) for text in batch.completions], dtype=np.float64)
-    columns: dict[str, NDArray[Any]] = {
-        "ok": np.ones(rows, dtype=np.int64),
-        "prompt": np.array([row_key(name) for name in batch.prompt_id], dtype=np.int64),
-        "source": np.array([row_key(name) for name in batch.source], dtype=np.int64),
+        tokens = [len(text.split()) for text in batch.completions]
+    columns: dict[str, Any] = {
+        "ok": 1,
+        "prompt": [row_key(name) for name in batch.prompt_id],
+        "source": [row_key(name) for name in batch.source],
         "format": features.mode_code,
         "template": features.template_key,
         "opening": features.opening_key,
         "moves": moves,
-        "answer": np.array([-1 if key is None else key for key in features.answer_key], dtype=np.int64),
-        "tokens": np.asarray(tokens, dtype=np.float64),
-        "numbers": np.array([len(_NUMBER.findall(text)) for text in batch.completions], dtype=np.float64),
+        "answer": [-1 if key is None else key for key in features.answer_key],
+        "tokens": tokens,
+        "numbers": [len(_NUMBER.findall(text)) for text in batch.completions],
         "reward": column(batch.reward, rows),
         "advantage": column(batch.advantages, rows),
-        "logp_base": unknown if logp_base_n is None else logp_base_n,
-        "success": unknown if success_n is None else success_n,
-        "scorer": np.full(rows, scored_by, dtype=np.int64),
+        "logp_base": np.nan if logp_base_n is None else logp_base_n,
+        "success": np.nan if success_n is None else success_n,
+        "scorer": scored_by,
     }
-    return np.stack(
-        [np.ascontiguousarray(columns[name], dtype=np.float64).view(np.int64) if name in FLOATS else columns[name]
-         for name in COLUMNS],
-        axis=1,
-    )  # fmt: skip
-
-
-def _table(matrix_NK: NDArray[np.int64], batch: RolloutBatch) -> RoundTable:
-    column_of = {name: np.ascontiguousarray(matrix_NK[:, i]) for i, name in enumerate(COLUMNS)}
-    floats = {name: column_of[name].view(np.float64) for name in FLOATS}
-    return RoundTable(
-        round=batch.round,
-        step=batch.step,
-        group_size=batch.group_size,
-        prompt_N=column_of["prompt"],
-        source_N=column_of["source"],
-        modes_N={kind: column_of[kind] for kind in ("format", "template", "opening", "moves")},
-        answer_N=column_of["answer"],
-        tokens_N=floats["tokens"],
-        numbers_N=floats["numbers"],
-        reward_N=floats["reward"],
-        advantage_N=floats["advantage"],
-        logp_base_N=floats["logp_base"],
-        success_N=floats["success"],
-    )
+    made = np.zeros(rows, dtype=ROW)
+    for name, values in columns.items():
+        made[name] = values
+    return made

@@ -153,8 +153,8 @@ ARMS: Mapping[str, Arm] = {
                 "rules": {
                     "defer-guessed": {
                         "do": {
-                            "action": "defer", "by": "source", "guesses": True, "share": 0.85,
-                            "source_after_attempts": 4096, "random": True,
+                            "action": "random_defer", "by": "source", "guesses": True, "share": 0.85,
+                            "source_after_attempts": 4096,
                         }
                     }
                 },

@@ -45,6 +45,7 @@ from rlmon.runlog import open_run
 from rlmon.steering import load_policy
 from studies.arms import ARMS, REFUSED_SHARE, SURE_MODES, TASKS, WORTHLESS_MODE, Arm, Task
 from studies.frontier import write_report
+from studies.random_deferral import RandomDefer
 
 SCHEMA_VERSION = 1
 SEEDS = (0, 1, 2, 3, 4)
@@ -89,7 +90,7 @@ class Cell:
             "training": {**TRAINING, **_training(self, None)},
             "evaluation": [EVALUATION_SEED, PROMPTS, SAMPLES_PER_PROMPT, HARD_PROMPTS, SEQUENCES_PER_BATCH],
             "kl_every_steps": KL_EVERY_STEPS,
-            "policy": None if self.arm.policy is None else load_policy(self.arm.policy).to_dict(),
+            "policy": None if self.arm.policy is None else load_policy(self.arm.policy, [RandomDefer]).to_dict(),
         }
 
     def fingerprint(self) -> str:
@@ -241,7 +242,7 @@ def _train(cell: Cell, folder: Path) -> dict[str, Any]:
     watched: dict[str, Any] = {"rlmon_console": False, "rlmon_base_kl_every": KL_EVERY_STEPS}
     if arm.policy is not None:
         watched["rlmon_policy"] = arm.policy
-    RLMon(trainer, RLMonConfig(**watched))
+    RLMon(trainer, RLMonConfig(**watched), actions=[RandomDefer])
     trainer.train()
     trained = time.process_time()
     judged = _judge(task, trainer.model, base_model, tokenizer)

@@ -9,11 +9,78 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from rlmon.interventions.actions import Anchor
+from rlmon.interventions import mode_marginal
+from rlmon.interventions.intervention import (
+    NO_CHANGE,
+    Intervention,
+    Round,
+    RowChange,
+    RuleState,
+    default_of,
+    setting,
+)
+from rlmon.interventions.mode_marginal import ModeMarginal, ModeMarginalState
+from rlmon.interventions.rows import ModeKind
+from rlmon.interventions.setting import Setting
 
 LEAST_BASE_SHARE = 0.005
 """Modes that were rarer at the base are noise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anchor(Intervention):
+    """A small supervised loss on the base's own verified completions of modes that are dying."""
+
+    name = "anchor"
+    turns = "loss"
+    needs_success = True
+    measured_by = ("rlmon/format/effective", "up")
+    holds: ClassVar[Mapping[str, float | None]] = {"anchor_weight": 0.0}
+
+    modes: ModeKind = setting("format", "what counts as a mode")
+    weight: float = setting(0.05, "weight of the supervised loss when it begins", low=0.0, high=1.0)
+    decay: float = setting(0.98, "the weight is multiplied by this every step after it began", low=0.0, high=1.0)
+    below: float = setting(0.3, "a mode is dying below this share of its base share", low=0.0, high=1.0)
+    per_mode: int = setting(16, "verified completions kept for each mode, on each rank", low=1, high=1024)
+    batch: int = setting(8, "completions in one step's loss, on each rank", low=1, high=256)
+
+    @property
+    def knob(self) -> str:
+        return "anchor_weight"
+
+    def fresh(self) -> ModeMarginalState:
+        return ModeMarginalState()
+
+    def on_round(self, state: ModeMarginalState, round: Round) -> tuple[ModeMarginalState, RowChange]:
+        return mode_marginal.observe(ModeMarginal(modes=self.modes), state, round.table), NO_CHANGE
+
+    def next_level(self, at: RuleState, run: Any) -> tuple[float, None]:
+        return (self.weight if at.met else 0.0), None
+
+    def anchoring(self, at: RuleState, step: int) -> tuple[tuple[int, ...], float]:
+        shares = mode_marginal.shares(at.inner)
+        base = {mode: before for mode, (before, _) in shares.items()}
+        now = {mode: share for mode, (_, share) in shares.items()}
+        return dying(self, base, now), weight(self, step, at.began_step)
+
+    def measures(self, at: RuleState, step: int, *, dry_run: bool) -> Mapping[str, float]:
+        return {"anchor_weight": weight(self, step, at.began_step) if at.level > 0.0 and not dry_run else 0.0}
+
+    def useless(self, setting: Setting) -> str | None:
+        for name, text in (
+            ("weight", "makes a loss of nothing"),
+            ("decay", "ends the loss before its first step"),
+            ("below", "calls no mode dying"),
+        ):
+            if getattr(self, name) == 0.0:
+                return f"{name}: 0 {text}. Type {name}: {default_of(self, name):g}"
+        return None
+
+    def reach(self) -> Mapping[str, float]:
+        return {"anchor_weight": self.weight}
 
 
 def dying(settings: Anchor, base_shares: Mapping[int, float], now_shares: Mapping[int, float]) -> tuple[int, ...]:

@@ -15,12 +15,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon.interventions.actions import Defer, RoundTable
+from rlmon.interventions.intervention import (
+    NO_CHANGE,
+    NOTHING,
+    Blocked,
+    Intervention,
+    Ledger,
+    Level,
+    Round,
+    RowAct,
+    RowChange,
+    RuleState,
+    setting,
+)
+from rlmon.interventions.rows import RoundTable
+from rlmon.interventions.setting import Setting
 from rlmon.statistics import beta_cdf
 
 MEMORY_ATTEMPTS = 2048.0
@@ -49,15 +63,109 @@ BYTES_PER_UNIT = 100
 Why = Literal["", "unsolved", "guessed"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Defer(Intervention):
+    """Draw no more of the prompts (or sources) that are credibly not solvable now; try them again later."""
+
+    name = "defer"
+    turns = "draws"
+    needs_success = True
+    asks = "after"
+    measured_by = ("rlmon/group/all_bad", "down")
+    holds: ClassVar[Mapping[str, float | None]] = {"deferred_share": 0.0}
+    gone: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "random": (
+            False,
+            "was a control arm of an experiment and is an action of its own now, random_defer of "
+            "studies/random_deferral.py. Take random out, or give that class to RLMon(trainer, actions=[RandomDefer]).",
+        )
+    }
+    moves_when_dry = True
+
+    by: Literal["prompt", "source"] = setting("prompt", "what is deferred")
+    solve_rate_below: float = setting(0.02, "deferred when the solve rate is credibly below this", low=0.0, high=1.0)
+    credibility: float = setting(0.95, "posterior probability that counts as credible", low=0.5, high=1.0)
+    after_attempts: int = setting(16, "least attempts at a prompt before it is deferred", low=1)
+    source_after_attempts: int = setting(1024, "least attempts at a source before it is judged as a whole", low=1)
+    guesses: bool = setting(
+        False,
+        "also defer sources that are solved no more often than by the answers to their other prompts (by a constant, "
+        "for example); not for multiple choice, where learning begins at chance",
+    )
+    retry_after_rounds: int = setting(50, "rounds until a deferred prompt is drawn again", low=1)
+    share: float = setting(0.5, "most of the known prompts that may be deferred at once", low=0.0, high=0.95)
+
+    @property
+    def knob(self) -> str:
+        return "deferral"
+
+    def fresh(self) -> DeferralState:
+        return DeferralState(by=self.by)
+
+    def ask(self, ledger: Ledger) -> LedgerView:
+        counts_N2 = ledger.counts()
+        return LedgerView(
+            attempts_N=counts_N2[:, 0],
+            successes_N=counts_N2[:, 1],
+            credibly_below_N=ledger.credibly_below(self.solve_rate_below, self.credibility),
+        )
+
+    def on_round(self, state: DeferralState, round: Round) -> tuple[DeferralState, RowChange]:
+        state, changes = step(self, state, round.table, round.known, acting=round.acting)
+        if not changes:
+            return state, NO_CHANGE
+        return state, RowChange(act=RowAct(knob="draws", count=changes.count, reason=self.describe(changes)))
+
+    def describe(self, changes: Changes) -> str:
+        """What became of prompts or sources, in one line."""
+        return changes.describe()
+
+    @property
+    def blocks_sources(self) -> bool:
+        return self.by == "source"
+
+    def blocked(self, state: DeferralState, round: int) -> Blocked:
+        held = {key: unit.fraction for key, unit in state.units.items() if unit.deferred and round < unit.due_round}
+        if not held:
+            return NOTHING
+        return Blocked(prompts=frozenset(held)) if state.by == "prompt" else Blocked(sources=held)
+
+    def change(self, old: float, new: float) -> tuple[Level, Level]:
+        return ("off", "on") if new else ("on", "off")
+
+    def measures(self, at: RuleState, step: int, *, dry_run: bool) -> Mapping[str, float]:
+        return {"deferred_share": at.inner.share}
+
+    def useless(self, setting: Setting) -> str | None:
+        if self.share == 0.0:
+            return "share: 0 lets nothing be deferred. Type share: 0.5"
+        if self.solve_rate_below == 0.0 and not (self.guesses and self.by == "source"):
+            return "solve_rate_below: 0 is below every solve rate. Type solve_rate_below: 0.02"
+        return None
+
+    def too_late(self, setting: Setting) -> str | None:
+        if self.by == "source":
+            most, needed = setting.run_completions, self.source_after_attempts
+            if most is not None and most < needed:
+                return f"the run samples {most} completions, and source_after_attempts is {needed}. Lower that"
+        elif not self.guesses:
+            most, needed = setting.prompt_attempts or setting.run_completions, self.after_attempts
+            if most is not None and most < needed:
+                return f"a prompt has {most} attempts in this run, and after_attempts is {needed}. Lower after_attempts"
+        return None
+
+    def reach(self) -> Mapping[str, float]:
+        return {"deferred_share": self.share}
+
+
 @dataclass(frozen=True, kw_only=True)
 class LedgerView:
-    """The rows of one round and what is known of their prompts, this round included.
+    """What is known of the prompts of one round's rows, this round included.
 
     ``attempts_N`` and ``successes_N`` [N] are the whole run's counts of each row's prompt; ``credibly_below_N`` [N] is
     whether P(its solve rate < ``solve_rate_below``) is at least ``credibility``.
     """
 
-    table: RoundTable
     attempts_N: NDArray[np.int64]
     successes_N: NDArray[np.int64]
     credibly_below_N: NDArray[np.bool_]
@@ -125,7 +233,6 @@ class DeferralState:
     """Where the fold stands."""
 
     by: Literal["prompt", "source"]
-    random: bool
     units: Mapping[int, Unit] = field(default_factory=dict)
     sources: Mapping[int, Source] = field(default_factory=dict)
     deferrals: int = 0
@@ -141,21 +248,21 @@ class DeferralState:
     @property
     def share(self) -> float:
         """Share of the known prompts that is deferred."""
-        return self._prompts() / self.known if self.known else 0.0
+        return self.share_in(None)
 
-    def _prompts(self, until_due: int | None = None) -> float:
-        """Prompts deferred; with ``until_due`` only those that are not to be drawn in that round."""
-        return math.fsum(
+    def share_in(self, round: int | None) -> float:
+        """The same of those that are not to be drawn in that round; ``None``: of all."""
+        deferred = math.fsum(
             1.0 if self.by == "prompt" else unit.fraction * self.sources[key].prompts
             for key, unit in self.units.items()
-            if unit.deferred and (until_due is None or until_due < unit.due_round)
+            if unit.deferred and (round is None or round < unit.due_round)
         )
+        return deferred / self.known if self.known else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; floats and keys survive exactly."""
         return {
             "by": self.by,
-            "random": self.random,
             "units": [
                 [key, u.source, u.deferred, u.due_round, u.why, u.attempts, u.successes, u.fraction]
                 for key, u in self.units.items()
@@ -203,7 +310,6 @@ class DeferralState:
         deferrals, repilots, releases = saved["totals"]
         return cls(
             by=saved["by"],
-            random=saved["random"],
             units=units,
             sources=sources,
             deferrals=deferrals,
@@ -226,7 +332,6 @@ class Changes:
     """Of one round. True where something was deferred or released: a re-pilot that changed nothing is no action."""
 
     by: Literal["prompt", "source"] = "prompt"
-    random: bool = False
     changes: tuple[Change, ...] = ()
     share: float = 0.0
     """Share of the known prompts that is deferred now."""
@@ -249,53 +354,11 @@ class Changes:
             found = self.of(what)
             if found:
                 parts.append(f"{len(found)} {self.by}{'s'[: len(found) > 1]} {what} ({found[0].reason})")
-        control = "; in their place random ones (control)" if self.random else ""
-        return f"{'; '.join(parts)}; {self.share:.0%} of the known prompts are deferred{control}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Blocked:
-    """What is not to be drawn in one round. Keys are those of the ``RoundTable``."""
-
-    prompts: frozenset[int] = frozenset()
-    sources: Mapping[int, float] = field(default_factory=dict)
-    """By source, the share of its prompts (chosen by hash)."""
-    everywhere: float = 0.0
-    """Share of all prompts (by hash): the control arm."""
-
-    def __bool__(self) -> bool:
-        return bool(self.prompts or self.sources or self.everywhere > 0.0)
-
-    def holds(self, prompt: int, source: int | None = None) -> bool:
-        """Whether this prompt, of this source, is not to be drawn."""
-        if prompt in self.prompts:
-            return True
-        if self.everywhere > 0.0 and _unit_hash(prompt, 1) < self.everywhere:
-            return True
-        fraction = 0.0 if source is None else self.sources.get(source, 0.0)
-        return fraction >= 1.0 or (fraction > 0.0 and _unit_hash(prompt, 2) < fraction)
-
-
-NOTHING = Blocked()
-
-
-def start(settings: Defer) -> DeferralState:
-    """Before the first round."""
-    return DeferralState(by=settings.by, random=settings.random)
-
-
-def blocked(state: DeferralState, round: int) -> Blocked:
-    """What is not to be drawn in ``round``: all that is deferred and not yet due for a re-pilot."""
-    if state.random:
-        return Blocked(everywhere=state._prompts(round) / state.known) if state.known else NOTHING
-    held = {key: u.fraction for key, u in state.units.items() if u.deferred and round < u.due_round}
-    if not held:
-        return NOTHING
-    return Blocked(prompts=frozenset(held)) if state.by == "prompt" else Blocked(sources=held)
+        return f"{'; '.join(parts)}; {self.share:.0%} of the known prompts are deferred"
 
 
 def step(
-    settings: Defer, state: DeferralState, view: LedgerView, round: int, *, acting: bool = True
+    settings: Defer, state: DeferralState, table: RoundTable, known: LedgerView, *, acting: bool = True
 ) -> tuple[DeferralState, Changes]:
     """Fold one training round, with evidence from this round included.
 
@@ -304,12 +367,11 @@ def step(
     if state.by != settings.by:
         # A resumed run whose policy changed: what is deferred is of another kind.
         state = replace(state, units={})
-    table = view.table
     scored_N = np.isfinite(table.success_N)
     won_N = table.success_N == 1.0
-    prompts = _Prompts.of(view, scored_N, won_N)
+    prompts = _Prompts.of(table, known, scored_N, won_N)
     sources = _count(settings, state.sources, table, prompts, scored_N, won_N)
-    state = replace(state, by=settings.by, random=settings.random, sources=sources)
+    state = replace(state, by=settings.by, sources=sources)
     units = dict(state.units)
     changes: list[Change] = []
     if not acting:
@@ -318,9 +380,9 @@ def step(
                 changes.append(Change(key=key, what="released", reason="the rule is at rest"))
         units = {}
     elif settings.by == "prompt":
-        _judge_prompts(settings, state, prompts, round, units, changes)
+        _judge_prompts(settings, state, prompts, table.round, units, changes)
     else:
-        _judge_sources(settings, state, prompts, round, units, changes)
+        _judge_sources(settings, state, prompts, table.round, units, changes)
     total = {what: sum(change.what == what for change in changes) for what in ("deferred", "re-piloted", "released")}
     state = replace(
         state,
@@ -329,7 +391,7 @@ def step(
         repilots=state.repilots + total["re-piloted"],
         releases=state.releases + total["released"],
     )
-    return state, Changes(by=settings.by, random=settings.random, changes=tuple(changes), share=state.share)
+    return state, Changes(by=settings.by, changes=tuple(changes), share=state.share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,18 +410,20 @@ class _Prompts:
     """Place of each row's prompt in these arrays."""
 
     @classmethod
-    def of(cls, view: LedgerView, scored_N: NDArray[np.bool_], won_N: NDArray[np.bool_]) -> _Prompts:
-        key_P, first_P, of_N = np.unique(view.table.prompt_N, return_index=True, return_inverse=True)
+    def of(
+        cls, table: RoundTable, known: LedgerView, scored_N: NDArray[np.bool_], won_N: NDArray[np.bool_]
+    ) -> _Prompts:
+        key_P, first_P, of_N = np.unique(table.prompt_N, return_index=True, return_inverse=True)
         of_N = of_N.reshape(-1)
         P = len(key_P)
         return cls(
             key_P=key_P,
-            source_P=view.table.source_N[first_P],
+            source_P=table.source_N[first_P],
             drawn_P=np.bincount(of_N, weights=scored_N, minlength=P).astype(np.int64),
             solved_P=np.bincount(of_N, weights=won_N, minlength=P).astype(np.int64),
-            attempts_P=np.asarray(view.attempts_N, dtype=np.int64)[first_P],
-            successes_P=np.asarray(view.successes_N, dtype=np.int64)[first_P],
-            below_P=np.asarray(view.credibly_below_N, dtype=np.bool_)[first_P],
+            attempts_P=np.asarray(known.attempts_N, dtype=np.int64)[first_P],
+            successes_P=np.asarray(known.successes_N, dtype=np.int64)[first_P],
+            below_P=np.asarray(known.credibly_below_N, dtype=np.bool_)[first_P],
             of_N=of_N,
         )
 
@@ -552,12 +616,3 @@ def _rates(source: Source) -> str:
         return "solved more often than by guessing" if source.guessed else "solved again"
     rate, chance = source.successes / source.attempts, source.guessed / source.attempts
     return f"solved in {rate:.1%} of attempts" + (f", {chance:.1%} by guessing" if source.why == "guessed" else "")
-
-
-def _unit_hash(key: int, salt: int) -> float:
-    """In [0, 1), uniform over keys (splitmix64)."""
-    mask = (1 << 64) - 1
-    z = (key + salt * 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return ((z ^ (z >> 31)) >> 11) / 2.0**53

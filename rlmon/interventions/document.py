@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rlmon.interventions import policy_file
 from rlmon.interventions.actions import ACTIONS
-from rlmon.interventions.policy import OnFinding, OnMetric, Policy, Rule, action_name, condition_to_dict
+from rlmon.interventions.policy import OnFinding, OnMetric, Policy, Rule, condition_to_dict
 
 _INTRODUCTION = """# Interventions: reference
 
@@ -94,7 +94,7 @@ def _preset(name: str) -> str:
     rows = ["| rule | when | does | dry run |", "|---|---|---|---|"]
     for rule in policy.rules:
         when = _words(condition_to_dict(rule.when))
-        rows.append(f"| `{rule.name}` | {when} | [{action_name(rule.action)}](#{action_name(rule.action)}) | "
+        rows.append(f"| `{rule.name}` | {when} | [{rule.action.name}](#{rule.action.name}) | "
                     f"{'yes' if rule.dry_run else 'no'} |")  # fmt: skip
     return "\n".join(rows)
 

@@ -3,8 +3,8 @@
 ::
 
     state = start(policy, knobs={"beta": 0.0})
-    state, effect = on_round(policy, state, table, views)     # what happens to the rows of a round
-    state, actions = on_step(policy, state, record, findings) # what happens to the knobs
+    state, effect, actions = on_round(policy, state, table, known)  # what happens to the rows of a round
+    state, actions = on_step(policy, state, record, findings)  # what happens to the knobs
 
 Everything here is a function of what all ranks share, so that every rank decides the same; ``state.digest`` folds in
 whatever was decided, and ranks compare it before anything is applied that one rank alone must not do.
@@ -20,72 +20,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rlmon import series
-from rlmon.interventions import conditions, deferral, mode_marginal, quarantine, winsorise
-from rlmon.interventions.actions import (
-    Anchor,
-    Defer,
-    EntropyBonus,
-    KLPenalty,
-    ModeMarginal,
-    Quarantine,
-    ResetReference,
-    RollBack,
-    RoundTable,
-    Stop,
-    Winsorise,
-)
+from rlmon.interventions import conditions
 from rlmon.interventions.base_mean import BaseMean
+from rlmon.interventions.intervention import SILENT_VALUES, Level, Round, RowAct, RuleState, RunSoFar
 from rlmon.interventions.policy import Policy, Rule
+from rlmon.interventions.row_effect import RowEffect
+from rlmon.interventions.rows import RoundTable
 from rlmon.records import Action, Finding, StepRecord
+from rlmon.series import LEAST_INDEPENDENT, LEAST_VALUES, shift
 
-Level = float | str | None
-SILENT_WINDOW = 3
-"""Records whose share of silent groups is averaged before the KL penalty is suspended."""
 SILENT_METRICS = ("rlmon/group/all_good", "rlmon/group/all_bad")
 CRITIC_METRIC = "rlmon/value/loss"
 """In the records of trainers with a critic."""
 PENDING_MOST = 256
 """Effects waited for at once; what comes on top is said to be not measured at the next step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effect:
-    """What the rules do to the rows of one round; the identity where nothing acts."""
-
-    factor_N: NDArray[np.float64]
-    """0 for rows whose group is neutralised, else 1."""
-    limit: float | None
-    """Bound on the size of every advantage."""
-    addition_N: NDArray[np.float64]
-    actions: tuple[Action, ...] = ()
-    """Decided here; they take effect with these rows."""
-
-    def on(self, advantage_n: NDArray[np.float64], rows: slice = slice(None)) -> NDArray[np.float64]:
-        """The advantages to train on, of these rows."""
-        return steered(advantage_n, self.factor_N[rows], self.limit, self.addition_N[rows])
-
-    @property
-    def identity(self) -> bool:
-        return self.limit is None and bool((self.factor_N == 1.0).all()) and not self.addition_N.any()
-
-
-def steered(
-    advantage: NDArray[np.float64],
-    factor_n: NDArray[np.float64],
-    limit: float | None,
-    addition_n: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """``advantage`` [n] or [n, T] after the rules: neutralised, then bounded, then with the mode-marginal addition
-    ([n], or [n, T] where ``mode_marginal.per_token`` spread it)."""
-    shape = (-1,) + (1,) * (advantage.ndim - 1)
-    kept = advantage * factor_n.reshape(shape)
-    if limit is not None:
-        kept = winsorise.winsorise(kept, limit)[0]
-    addition = addition_n.reshape(shape) if addition_n.ndim == 1 else addition_n
-    return np.asarray(kept + addition, dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,24 +45,6 @@ class Pending:
     metric: str
     good: Literal["up", "down"]
     due_step: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuleState:
-    """Where one rule stands."""
-
-    condition: Any
-    met: bool = False
-    level: float = 0.0
-    """Value of the rule's knob; 1.0 and 0.0 where it is only on or off."""
-    began_step: int | None = None
-    changed_step: int | None = None
-    suspended: bool = False
-    """The KL penalty is held at 0, since rewards have no variance."""
-    failed: str | None = None
-    """Why the rule acts no more."""
-    inner: Any = None
-    """The fold of the action itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +72,9 @@ def start(policy: Policy, knobs: Mapping[str, float]) -> EngineState:
     return EngineState(
         rules={
             rule.name: RuleState(
-                condition=conditions.start(rule.when), inner=_inner_start(rule), level=_resting_level(rule, knobs)
+                condition=conditions.start(rule.when),
+                inner=rule.action.fresh(),
+                level=rule.action.resting_level(knobs),
             )
             for rule in policy.rules
         },
@@ -149,77 +82,54 @@ def start(policy: Policy, knobs: Mapping[str, float]) -> EngineState:
     )
 
 
-def _inner_start(rule: Rule) -> Any:
-    action = rule.action
-    if isinstance(action, ModeMarginal):
-        return mode_marginal.start(action)
-    if isinstance(action, Anchor):
-        return mode_marginal.start(ModeMarginal(modes=action.modes))
-    if isinstance(action, Quarantine):
-        return quarantine.start(action)
-    if isinstance(action, Defer):
-        return deferral.start(action)
-    return None
-
-
-def _resting_level(rule: Rule, knobs: Mapping[str, float]) -> float:
-    """The knob's value while the rule does not act."""
-    if isinstance(rule.action, KLPenalty):
-        return knobs.get("beta", 0.0)
-    if isinstance(rule.action, EntropyBonus):
-        return knobs.get("entropy_target", knobs.get("entropy_coef", 0.0))
-    return 0.0
-
-
 # -- rounds ------------------------------------------------------------------------------------------------------------
 
 
 def on_round(
-    policy: Policy, state: EngineState, table: RoundTable, views: Mapping[str, Any]
-) -> tuple[EngineState, Effect]:
-    """Fold one training round. ``views``: by rule name, what the ledger says of the table's prompts: for a quarantine
-    which rows [N] are nearly impossible, for a deferral its ``deferral.LedgerView``."""
-    rows = len(table)
-    factor_N = np.ones(rows)
-    addition_N = np.zeros(rows)
+    policy: Policy, state: EngineState, table: RoundTable, known: Mapping[str, Any]
+) -> tuple[EngineState, RowEffect, tuple[Action, ...]]:
+    """Fold one training round. ``known``: by rule name what the ledger told its intervention (``ask``)."""
+    factor_N, addition_N = np.ones(len(table)), np.zeros(len(table))
     limit: float | None = None
     actions: list[Action] = []
     rules = dict(state.rules)
     state = replace(state, scale=_scale(state.scale, table))
     for rule in policy.rules:
         at = rules[rule.name]
-        settings, acting = rule.action, at.level > 0.0 and at.failed is None
-        if isinstance(settings, Quarantine):
-            judged, factor, found = quarantine.step(settings, at.inner, table, views[rule.name])
-            at = replace(at, inner=judged)
-            if acting and found:
-                actions.append(_row_action(rule, table, "advantages", len(found), quarantine.describe(found)))
-                factor_N = factor_N if rule.dry_run else factor_N * factor
-        elif isinstance(settings, Winsorise):
-            if acting and not rule.dry_run:
-                limit = settings.limit if limit is None else min(limit, settings.limit)
-        elif isinstance(settings, ModeMarginal | Anchor):
-            kind = settings if isinstance(settings, ModeMarginal) else ModeMarginal(modes=settings.modes)
-            at = replace(at, inner=mode_marginal.observe(kind, at.inner, table))
-            if isinstance(settings, ModeMarginal) and acting and not rule.dry_run:
-                addition_N = addition_N + state.scale * mode_marginal.addition(settings, at.inner, table, at.level)
-        elif isinstance(settings, Defer):
-            inner, changes = deferral.step(settings, at.inner, views[rule.name], table.round, acting=acting)
-            at = replace(at, inner=inner)
-            if changes:
-                actions.append(_row_action(rule, table, "draws", changes.count, changes.describe()))
-        rules[rule.name] = at
+        acting = at.level > 0.0 and at.failed is None
+        inner, change = rule.action.on_round(
+            at.inner,
+            Round(
+                table=table,
+                level=at.level,
+                acting=acting,
+                dry_run=rule.dry_run,
+                scale=state.scale,
+                known=known.get(rule.name),
+            ),
+        )
+        rules[rule.name] = replace(at, inner=inner)
+        if change.act is not None:
+            actions.append(_row_action(rule, table, change.act))
+        if not acting or rule.dry_run:
+            continue
+        if change.factor_N is not None:
+            factor_N = factor_N * change.factor_N
+        if change.addition_N is not None:
+            addition_N = addition_N + change.addition_N
+        if change.limit is not None:
+            limit = change.limit if limit is None else min(limit, change.limit)
     # A neutralised group is out as a whole: a push on its modes would be a reward for nothing but them.
     addition_N = addition_N * factor_N
     digest = _digest(state.digest, factor_N.tobytes(), addition_N.tobytes(), repr(limit).encode(), *map(_key, actions))
     state = replace(state, rules=rules, digest=digest)
     for action in actions:
         state = _await_effect(policy, state, action, action.step)
-    return state, Effect(factor_N=factor_N, limit=limit, addition_N=addition_N, actions=tuple(actions))
+    return state, RowEffect(factor_n=factor_N, limit=limit, addition_n=addition_N), tuple(actions)
 
 
-def _row_action(rule: Rule, table: RoundTable, knob: str, count: int, reason: str) -> Action:
-    return _decided(rule, table.step, reason, knob=knob, new=f"{count}", mark=f"-r{table.round}")
+def _row_action(rule: Rule, table: RoundTable, act: RowAct) -> Action:
+    return _decided(rule, table.step, act.reason, knob=act.knob, new=f"{act.count}", mark=f"-r{table.round}")
 
 
 def _decided(
@@ -238,7 +148,7 @@ def _decided(
         action_id=f"{rule.name}-{step}{mark}",
         phase="decided",
         step=step,
-        knob=knob_of(rule) if knob is None else knob,
+        knob=rule.action.knob if knob is None else knob,
         old=old,
         new=new,
         reason=reason,
@@ -277,7 +187,8 @@ def on_step(
     for rule in policy.rules:
         at = state.rules[rule.name]
         condition, met, why, finding_id = conditions.step(rule.when, at.condition, record, findings, rule.hysteresis)
-        at, action = _judge(rule, replace(at, condition=condition, met=met), state, record, why, finding_id)
+        at = replace(at, condition=condition, met=met, inner=rule.action.on_step(at.inner, record))
+        at, action = _judge(rule, at, state, record, why, finding_id)
         state = replace(state, rules={**state.rules, rule.name: at})
         if action is not None:
             decided.append(action)
@@ -296,112 +207,40 @@ def _judge(
     """What the rule does now: its new state, and an action where its knob moves."""
     if at.failed is not None:
         return at, None
-    rest = _resting_level(rule, state.knobs)
-    if isinstance(rule.action, KLPenalty):
-        at, switched = _suspend(rule.action, at, state, rest)
-        if switched is not None:
-            old = at.level if at.suspended else 0.0
-            new = 0.0 if at.suspended else at.level
-            return replace(at, changed_step=record.step), _action(rule, record, old, new, switched, finding_id)
-        if at.suspended:
-            return at, None
-    if at.changed_step is not None and record.step - at.changed_step < rule.cool_off_steps:
+    run = RunSoFar(
+        rest=rule.action.resting_level(state.knobs),
+        given=state.knobs,
+        silent=state.silent,
+        base_entropy_nats=state.entropy_nats.mean,
+    )
+    suspended, switched = rule.action.suspends(at, run)
+    at = replace(at, suspended=suspended)
+    if switched is not None:
+        old, new = (at.level, 0.0) if suspended else (0.0, at.level)
+        return replace(at, changed_step=record.step), _changed(rule, record, old, new, switched, finding_id)
+    if suspended or (at.changed_step is not None and record.step - at.changed_step < rule.cool_off_steps):
         return at, None
-    level, reason = _next_level(rule, at, state, rest, why)
+    level, reason = rule.action.next_level(at, run)
     if level is None or level == at.level:
         return at, None
     began = at.began_step
-    if at.level == rest:
+    if at.level == run.rest:
         began = record.step
-    elif level == rest:
+    elif level == run.rest:
         began = None
-    action = _action(rule, record, at.level, level, reason, finding_id)
+    if reason is None:
+        reason = why if at.met else f"released: {why}"
+    action = _changed(rule, record, at.level, level, reason, finding_id)
     return replace(at, level=level, began_step=began, changed_step=record.step), action
 
 
-def _next_level(rule: Rule, at: RuleState, state: EngineState, rest: float, why: str) -> tuple[float | None, str]:
-    settings, level = rule.action, at.level
-    reason = why if at.met else f"released: {why}"
-    if isinstance(settings, KLPenalty):
-        low, high = max(settings.bounds[0], rest), max(settings.bounds[1], rest)
-        if at.met:
-            return min(high, max(settings.start, _tidy(level * settings.factor))), reason
-        lower = _tidy(level / settings.factor)
-        return (low if lower < max(settings.start, low) else lower), reason
-    if isinstance(settings, EntropyBonus) and "entropy_target" in state.knobs:
-        base_nats = state.entropy_nats.mean
-        return (rest if base_nats is None or not at.met else round(settings.target * base_nats, 6)), reason
-    if isinstance(settings, EntropyBonus):
-        low, high = max(settings.bounds[0], rest), max(settings.bounds[1], rest)
-        if at.met:
-            return min(high, _tidy(level + settings.increment)), reason
-        return max(low, _tidy(level - settings.increment)), reason
-    if isinstance(settings, ModeMarginal):
-        if not at.met:
-            return 0.0, reason
-        if level == 0.0:
-            return settings.kappa, reason
-        steered = mode_marginal.control(settings, at.inner, level)
-        return None if steered is None else _tidy(steered), mode_marginal.describe(settings, at.inner)
-    if isinstance(settings, Anchor):
-        return (settings.weight if at.met else 0.0), reason
-    if isinstance(settings, Winsorise | Quarantine | Defer):
-        return (1.0 if at.met else 0.0), reason
-    # Stop, roll back and reset happen once for each time that their condition becomes true.
-    return (1.0 if at.met else 0.0), reason
-
-
-def _tidy(level: float) -> float:
-    """A level that was raised and lowered as often is where it began, and reads well."""
-    return round(level, 9)
-
-
-def _suspend(settings: KLPenalty, at: RuleState, state: EngineState, rest: float) -> tuple[RuleState, str | None]:
-    """Hold the penalty at 0 while nearly no group has reward variance, and return to its level afterwards."""
-    if len(state.silent) < SILENT_WINDOW or at.level <= rest:
-        return replace(at, suspended=at.suspended and at.level > rest), None
-    share = sum(state.silent) / len(state.silent)
-    if not at.suspended and share >= settings.off_when_silent:
-        return replace(at, suspended=True), f"{share:.0%} of groups have no reward variance: the penalty is suspended"
-    if at.suspended and share < settings.off_when_silent - 0.05:
-        return replace(at, suspended=False), f"{1 - share:.0%} of groups have reward variance again"
-    return at, None
-
-
-def knob_of(rule: Rule) -> str:
-    """Name of what a rule turns, as actions call it."""
-    settings = rule.action
-    if isinstance(settings, KLPenalty):
-        return "beta"
-    if isinstance(settings, EntropyBonus):
-        return "entropy bonus"
-    if isinstance(settings, ModeMarginal):
-        return f"kappa ({settings.modes})"
-    if isinstance(settings, Winsorise):
-        return "advantage_limit"
-    if isinstance(settings, Quarantine):
-        return "quarantine"
-    if isinstance(settings, Defer):
-        return "deferral"
-    if isinstance(settings, Anchor):
-        return "anchor_weight"
-    return "reference" if isinstance(settings, ResetReference) else "training"
-
-
-def _action(
-    rule: Rule, record: StepRecord, old: Level, new: Level, reason: str, finding_id: str | None
+def _changed(
+    rule: Rule, record: StepRecord, old: float, new: float, reason: str, finding_id: str | None
 ) -> Action | None:
-    settings = rule.action
-    if isinstance(settings, ResetReference | Stop | RollBack):
-        if new != 1.0:  # released: nothing to take back
-            return None
-        old = None
-        new = {ResetReference: "the present policy", Stop: "stop", RollBack: "roll back"}[type(settings)]
-    elif isinstance(settings, Winsorise):
-        old, new = (None, settings.limit) if new else (settings.limit, None)
-    elif isinstance(settings, Quarantine | Defer):
-        old, new = ("off", "on") if new else ("on", "off")
-    return _decided(rule, record.step, reason, old=old, new=new, finding_id=finding_id)
+    said = rule.action.change(old, new)
+    if said is None:
+        return None
+    return _decided(rule, record.step, reason, old=said[0], new=said[1], finding_id=finding_id)
 
 
 def take_waiting(state: EngineState) -> tuple[EngineState, tuple[Action, ...]]:
@@ -430,29 +269,17 @@ def give_up(state: EngineState, names: Collection[str], reason: str) -> EngineSt
 
 # -- effects -----------------------------------------------------------------------------------------------------------
 
-MEASURED_BY: Mapping[type[Any], tuple[str, Literal["up", "down"]]] = {
-    KLPenalty: ("rlmon/kl/mean", "down"),
-    EntropyBonus: ("rlmon/entropy/mean", "up"),
-    ModeMarginal: ("rlmon/format/effective_correct", "up"),
-    Anchor: ("rlmon/format/effective", "up"),
-    Quarantine: ("rlmon/group/lone_success_weight", "down"),
-    Winsorise: ("rlmon/group/lone_success_weight", "down"),
-    Defer: ("rlmon/group/all_bad", "down"),
-    ResetReference: ("rlmon/health/reward_mean", "up"),
-}
-"""By which metric an action is judged where its rule's condition names none, and which way is good."""
-
 
 def measured_by(rule: Rule, finding: Finding | None = None) -> tuple[str, Literal["up", "down"]] | None:
     """The metric that the rule wants to move, and which way; ``None`` where nothing comes after it."""
-    if isinstance(rule.action, Stop | RollBack):
+    if rule.action.ends_training:
         return None
     named = conditions.metric_of(rule.when)
     if named is not None:
         return named
     if finding is not None and finding.value is not None and finding.baseline is not None:
         return finding.metric, ("up" if finding.value < finding.baseline else "down")
-    return MEASURED_BY[type(rule.action)]
+    return rule.action.measured_by
 
 
 def _remember(policy: Policy, state: EngineState, record: StepRecord) -> EngineState:
@@ -473,7 +300,7 @@ def _remember(policy: Policy, state: EngineState, record: StepRecord) -> EngineS
     shares = [record.metrics.get(name) for name in SILENT_METRICS]
     # Where there is a critic, a group without variance teaches as much as any other.
     if CRITIC_METRIC not in record.metrics and all(share is not None for share in shares):
-        silent = (*silent, sum(share for share in shares if share is not None))[-SILENT_WINDOW:]
+        silent = (*silent, sum(share for share in shares if share is not None))[-SILENT_VALUES:]
     entropy_nats = state.entropy_nats.after(record, record.metrics.get("rlmon/entropy/mean"))
     return replace(state, history=history, silent=silent, entropy_nats=entropy_nats)
 
@@ -513,20 +340,20 @@ def _effect(pending: Pending, state: EngineState) -> Action:
     def judged(effect: Literal["helped", "no_effect", "harmed", "not_measured"], reason: str) -> Action:
         return replace(action, phase="measured", step=pending.due_step, effect=effect, effect_reason=reason)
 
-    if min(len(before), len(after)) < series.LEAST_VALUES:
+    if min(len(before), len(after)) < LEAST_VALUES:
         return judged(
             "not_measured",
             f"{pending.metric} was measured {len(before)} times in the {span} steps before and {len(after)} times in "
-            f"those after; {series.LEAST_VALUES} each are needed (measure_after_steps)",
+            f"those after; {LEAST_VALUES} each are needed (measure_after_steps)",
         )
-    moved = series.shift(before, after)
+    moved = shift(before, after)
     said = f"{pending.metric} {before.mean():.4g} -> {after.mean():.4g} over {span} steps"
     alike = f"neighbours correlate by {float(moved.correlation):.2f}"
     if not moved.enough:
         return judged(
             "not_measured",
             f"{said}: too short to judge, for {alike}, so that {min(len(before), len(after))} values weigh as much as "
-            f"{float(moved.independent):.1f} independent ones; {series.LEAST_INDEPENDENT:g} are needed "
+            f"{float(moved.independent):.1f} independent ones; {LEAST_INDEPENDENT:g} are needed "
             "(measure_after_steps)",
         )
     effect: Literal["helped", "no_effect", "harmed"] = "no_effect"
@@ -556,7 +383,7 @@ def to_json(policy: Policy, state: EngineState) -> dict[str, Any]:
         rules[rule.name] = {
             **{f.name: getattr(at, f.name) for f in dataclasses.fields(at)},
             "condition": conditions.to_json(at.condition),
-            "inner": None if at.inner is None else at.inner.to_json(),
+            "inner": rule.action.save(at.inner),
             "action": type(rule.action).__name__,
         }
     return {
@@ -582,7 +409,7 @@ def from_json(policy: Policy, saved: Mapping[str, Any]) -> EngineState:
         if was is None or was["action"] != type(rule.action).__name__:
             continue
         plain = {k: v for k, v in was.items() if k not in ("condition", "inner", "action")}
-        inner = None if was["inner"] is None else type(rules[rule.name].inner).from_json(was["inner"])
+        inner = rule.action.load(was["inner"])
         rules[rule.name] = RuleState(condition=conditions.from_json(rule.when, was["condition"]), inner=inner, **plain)
     known = {rule.name for rule in policy.rules}
     return EngineState(

@@ -25,13 +25,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlmon.baseline import ROUNDS, Baseline
-from rlmon.interventions.actions import ModeMarginal, RoundTable
+from rlmon.interventions.intervention import (
+    NO_CHANGE,
+    Intervention,
+    Round,
+    RowChange,
+    RuleState,
+    RunSoFar,
+    default_of,
+    setting,
+    tidy,
+)
+from rlmon.interventions.rows import ModeKind, RoundTable
+from rlmon.interventions.setting import Setting
 from rlmon.statistics import beta_cdf, effective_number
 
 REST = -2
@@ -64,6 +76,68 @@ FULL_WITHIN = 0.15
 """Loss of the effective number within prompts at which the pressure inside prompts is whole."""
 DEAD_BAND = 0.03
 """Kappa is lowered only when the effective number is this far above the floor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModeMarginal(Intervention):
+    """Hold the distribution over modes to the base's: kappa * (log p0(mode) - log p(mode)) on every advantage."""
+
+    name = "mode_marginal"
+    measured_by = ("rlmon/format/effective_correct", "up")
+    starts_at = "kappa"
+    holds: ClassVar[Mapping[str, float | None]] = {"kappa": 0.0, "mode_ratio": None}
+    moves_when_dry = True
+
+    modes: ModeKind = setting("format", "what counts as a mode")
+    kappa: float = setting(1.0, "strength when the rule begins to act, in units of normalised advantage", low=0.0)
+    bounds: tuple[float, float] = setting((0.25, 1.5), "least and most kappa while it acts", low=0.0)
+    floor: float = setting(
+        0.9,
+        "share of the base's effective number (of rewarded completions) that kappa is steered to",
+        low=0.0,
+        high=1.0,
+    )
+    within: float = setting(
+        2.0,
+        "weight of the pressure inside each prompt beside that across prompts, once prompts narrow",
+        low=0.0,
+        high=4.0,
+    )
+    bound: float = setting(3.0, "most that one completion's log ratio may be, either way", low=0.0)
+    memory_completions: int = setting(320, "completions that the running shares remember", low=8)
+
+    @property
+    def knob(self) -> str:
+        return f"kappa ({self.modes})"
+
+    def fresh(self) -> ModeMarginalState:
+        return ModeMarginalState()
+
+    def on_round(self, state: ModeMarginalState, round: Round) -> tuple[ModeMarginalState, RowChange]:
+        state = observe(self, state, round.table)
+        if not round.acting or round.dry_run:
+            return state, NO_CHANGE
+        return state, RowChange(addition_N=round.scale * addition(self, state, round.table, round.level))
+
+    def next_level(self, at: RuleState, run: RunSoFar) -> tuple[float | None, str | None]:
+        if not at.met:
+            return 0.0, None
+        if at.level == 0.0:
+            return self.kappa, None
+        steered = control(self, at.inner, at.level)
+        return None if steered is None else tidy(steered), describe(self, at.inner)
+
+    def measures(self, at: RuleState, step: int, *, dry_run: bool) -> Mapping[str, float | None]:
+        return {"kappa": at.level, "mode_ratio": worst_ratio(at.inner)}
+
+    def useless(self, setting: Setting) -> str | None:
+        for name in ("kappa", "bound"):
+            if getattr(self, name) == 0.0:
+                return f"{name}: 0 adds nothing to any advantage. Type {name}: {default_of(self, name):g}"
+        return None
+
+    def reach(self) -> Mapping[str, float]:
+        return {"kappa": max(self.kappa, self.bounds[1])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,11 +258,6 @@ def _baseline(saved: Mapping[str, Any]) -> Baseline:
         return Baseline.from_json(saved["baseline"])
     rounds = float(ROUNDS if saved["complete"] else saved["base_rounds"])
     return Baseline(prompts=len(saved["base_prompts"]), completions=Tally.from_json(saved["base"]).total, rounds=rounds)
-
-
-def start(settings: ModeMarginal) -> ModeMarginalState:
-    """Before the first round."""
-    return ModeMarginalState()
 
 
 # -- the fold ----------------------------------------------------------------------------------------------------------
@@ -563,19 +632,6 @@ def predicted_shares(
     exponent = np.where(p0 > 0, reward / kappa, -np.inf)
     weight = p0 * np.exp(exponent - exponent.max())
     return np.asarray(weight / weight.sum(), dtype=np.float64)
-
-
-def per_token(
-    addition_B: NDArray[np.float64], mask_BT: NDArray[np.bool_], gamma: float, lam: float
-) -> NDArray[np.float64]:
-    """The addition as a trainer with advantages by token needs it [B, T]: a reward at the last token of ``mask_BT``,
-    through generalised advantage estimation without a critic, (gamma lam) ** (tokens until the end); 0 where masked.
-    """
-    mask = np.asarray(mask_BT, dtype=bool)
-    # Tokens of the completion that come after each.
-    after_BT = mask[:, ::-1].cumsum(axis=1)[:, ::-1] - 1
-    weight_BT = np.where(mask, np.power(gamma * lam, np.maximum(after_BT, 0), dtype=np.float64), 0.0)
-    return np.asarray(np.asarray(addition_B, dtype=np.float64)[:, None] * weight_BT, dtype=np.float64)
 
 
 def _effective(rows: Mapping[int, float]) -> float | None:

@@ -13,14 +13,15 @@ import math
 import numbers
 import re
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rlmon.errors import ConfigError
 from rlmon.interventions import policy_file
-from rlmon.interventions.actions import ACTIONS, ActionSettings, KLPenalty, ModeMarginal, setting
+from rlmon.interventions.actions import ACTIONS, known_actions
+from rlmon.interventions.intervention import Intervention, setting
 from rlmon.interventions.policy_file import Document, Where, nearest, one_of
 from rlmon.printable import one_line
 from rlmon.records import Severity
@@ -92,7 +93,7 @@ class Rule:
 
     name: str
     when: Condition
-    action: ActionSettings
+    action: Intervention
     cool_off_steps: int = setting(10, "least steps between two changes by this rule", low=0)
     hysteresis: float = setting(
         0.05, "a metric condition is released only once it is past its line by this share", low=0.0, high=0.9
@@ -117,6 +118,9 @@ class Policy:
     def __post_init__(self) -> None:
         rules = tuple(replace(rule, dry_run=True) if self.dry_run else rule for rule in self.rules)
         object.__setattr__(self, "rules", rules)
+        for rule in rules:
+            if not isinstance(rule.action, Intervention):
+                raise ConfigError(f"policy: rules.{rule.name}: {_came(rule.action)} is no action.")
         names = [rule.name for rule in rules]
         for name in names:
             if names.count(name) > 1:
@@ -139,7 +143,7 @@ class Policy:
             "rules": {
                 rule.name: {
                     "when": condition_to_dict(rule.when),
-                    "do": {"action": action_name(rule.action), **_plain(rule.action)},
+                    "do": {"action": rule.action.name, **_plain(rule.action)},
                     **{name: getattr(rule, name) for name in _RULE_SETTINGS},
                 }
                 for rule in self.rules
@@ -147,14 +151,12 @@ class Policy:
         }
 
     @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> Policy:
+    def from_dict(cls, saved: Mapping[str, Any], actions: Iterable[type[Intervention]] = ()) -> Policy:
         """The policy that ``to_dict`` described; names of findings and metrics are taken as they are."""
-        return _build(Document(name="policy", data=saved), None, None, {})
+        return _build(Document(name="policy", data=saved), None, None, {}, actions)
 
 
 _RULE_SETTINGS = ("cool_off_steps", "hysteresis", "measure_after_steps", "dry_run")
-_WITHIN_BOUNDS: Mapping[type[Any], str] = {KLPenalty: "start", ModeMarginal: "kappa"}
-"""The setting of an action that must lie within its bounds."""
 _CONDITIONS: Mapping[str, type[Any]] = {"finding": OnFinding, "metric": OnMetric, "any": AnyOf, "all": AllOf}
 """The key that tells what a condition is."""
 
@@ -165,6 +167,7 @@ def parse(
     known_findings: Collection[str] | None,
     known_metrics: Collection[str] | None,
     local_metrics: Mapping[str, str] = types.MappingProxyType({}),
+    actions: Iterable[type[Intervention]] = (),
 ) -> Policy:
     """Read and check a policy.
 
@@ -174,11 +177,13 @@ def parse(
         known_metrics: names of the metrics' catalogue, where a last part ``<mode>`` stands for any; ``None``: any name.
         local_metrics: those of them that no rule can read, since they depend on how many ranks there are, and what to
             read instead.
+        actions: classes of interventions beside those that come with rlmon.
 
     Raises ``ConfigError`` naming the file, the line, the field, what came and what was needed.
     """
     if isinstance(source, Policy):
         document = Document(name="policy", data=source.to_dict())
+        actions = dict.fromkeys([*actions, *(type(rule.action) for rule in source.rules)])
     elif isinstance(source, Mapping):
         document = Document(name="policy", data=source)
     elif isinstance(source, str | Path):
@@ -188,18 +193,10 @@ def parse(
             f"policy: is {_came(source)}; give {one_of(policy_file.preset_names())}, the path of a YAML file, or a "
             "mapping of rules."
         )
-    return _build(document, known_findings, known_metrics, local_metrics)
+    return _build(document, known_findings, known_metrics, local_metrics, actions)
 
 
 # -- to plain data -----------------------------------------------------------------------------------------------------
-
-
-def action_name(action: ActionSettings) -> str:
-    """The word after ``do:``."""
-    for name, kind in ACTIONS.items():
-        if type(action) is kind:
-            return name
-    raise ConfigError(f"policy: {_came(action)} is no action; the actions are {', '.join(ACTIONS)}.")
 
 
 def condition_to_dict(when: Condition) -> Any:
@@ -226,9 +223,10 @@ def _build(
     known_findings: Collection[str] | None,
     known_metrics: Collection[str] | None,
     local_metrics: Mapping[str, str],
+    actions: Iterable[type[Intervention]],
 ) -> Policy:
     document = _extended(document)
-    reading = _Reading(document, known_findings, known_metrics, local_metrics)
+    reading = _Reading(document, known_findings, known_metrics, local_metrics, known_actions(actions))
     dry_run = reading.value(bool, document.data.get("dry_run", False), ("dry_run",))
     entries = document.data.get("rules", {})
     if not entries:
@@ -310,8 +308,9 @@ class _Reading:
         findings: Collection[str] | None,
         metrics: Collection[str] | None,
         local_metrics: Mapping[str, str],
+        actions: Mapping[str, type[Intervention]],
     ) -> None:
-        self._document = document
+        self._document, self._actions = document, actions
         self._findings, self._metrics, self._local_metrics = findings, metrics, local_metrics
 
     def rule(self, name: str, entry: Mapping[str, Any]) -> Rule:
@@ -328,7 +327,7 @@ class _Reading:
             **self.settings(Rule, plain, where),
         )
 
-    def action(self, given: Any, where: Where) -> ActionSettings:
+    def action(self, given: Any, where: Where) -> Intervention:
         """``mode_marginal``, or ``{action: mode_marginal, kappa: 1.0}``."""
         if isinstance(given, str):
             given = {"action": given}
@@ -336,25 +335,34 @@ class _Reading:
             raise self._document.error(
                 where, f"is {_came(given)}; it takes the name of an action, or a mapping with action: and its settings."
             )
+        names = ", ".join(self._actions)
         if "action" not in given:
-            raise self._document.error(
-                where, f"has no action:; the actions are {', '.join(ACTIONS)}.{nearest(next(iter(given), ''), ACTIONS)}"
-            )
+            hint = nearest(next(iter(given), ""), self._actions)
+            raise self._document.error(where, f"has no action:; the actions are {names}.{hint}")
         name, at = given["action"], (*where, "action") if (*where, "action") in self._document.places else where
-        kind = ACTIONS.get(name) if isinstance(name, str) else None
+        kind = self._actions.get(name) if isinstance(name, str) else None
         if kind is None:
+            hint = nearest(name, self._actions)
             raise self._document.error(
-                at, f"{_shown(name)} is no action.{nearest(name, ACTIONS)} The actions are {', '.join(ACTIONS)}."
+                at,
+                f"{_shown(name)} is no action.{hint} The actions are {names}. One of your own is passed to RLMon "
+                "(actions=[...]), or comes with a package that has an entry point rlmon.actions.",
             )
         fields = [f.name for f in dataclasses.fields(kind)]
+        for old, (harmless, said) in kind.gone.items():
+            if given.get(old, harmless) != harmless:
+                raise self._document.error((*where, old), said)
+        given = {key: value for key, value in given.items() if key not in kind.gone}
         _known_keys(self._document, where, given, ("action", *fields), name, fields)
         values = self.settings(kind, {key: value for key, value in given.items() if key != "action"}, where)
-        action: ActionSettings = kind(**values)
-        inner = _WITHIN_BOUNDS.get(kind)
+        try:
+            action = kind(**values)
+        except ValueError as error:
+            raise self._document.error(where, one_line(str(error))) from error
+        inner = kind.starts_at
         if inner is not None:
-            assert isinstance(action, KLPenalty | ModeMarginal)
-            low, high = action.bounds
-            value = getattr(action, inner)
+            plain = _plain(action)
+            (low, high), value = plain["bounds"], plain[inner]
             if not low <= value <= high:
                 at = (*where, inner if inner in given else "bounds")
                 raise self._document.error(at, f"{inner} {value:g} does not lie within bounds [{low:g}, {high:g}].")
@@ -513,22 +521,23 @@ def _known_keys(
 
 def _clash(rules: Sequence[Rule]) -> tuple[Rule, Rule] | None:
     """Two rules that turn the same knob. Dry runs turn none, so that one may be tried beside a rule that acts."""
-    seen: dict[tuple[Any, ...], Rule] = {}
+    seen: dict[Any, Rule] = {}
     for rule in rules:
         if rule.dry_run:
             continue
-        knob = (type(rule.action), rule.action.modes if isinstance(rule.action, ModeMarginal) else None)
-        if knob in seen:
-            return seen[knob], rule
-        seen[knob] = rule
+        action = rule.action
+        # Every loop has but one of what else can be turned; to advantages several may contribute.
+        turned = (type(action), action.knob) if action.turns == "advantages" else action.turns
+        if turned in seen:
+            return seen[turned], rule
+        seen[turned] = rule
     return None
 
 
 def _clash_text(first: Rule, second: Rule) -> str:
-    name = action_name(second.action)
     return (
-        f"does {name}, as {first.name} does; one rule turns one knob. Join their conditions with any:, or take one "
-        f"out with `{first.name}: off`"
+        f"does {second.action.name}, as {first.name} does; one rule turns one knob. Join their conditions with any:, "
+        f"or take one out with `{first.name}: off`"
     )
 
 

@@ -26,15 +26,26 @@ nearly impossible, whatever its most frequent answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon.interventions.actions import Quarantine, RoundTable
+from rlmon.interventions.intervention import (
+    NO_CHANGE,
+    Intervention,
+    Ledger,
+    Level,
+    Round,
+    RowAct,
+    RowChange,
+    setting,
+)
+from rlmon.interventions.rows import RoundTable
+from rlmon.interventions.setting import Setting
 
 SOURCES = 64
 """Sources with a state of their own; later ones share one."""
@@ -57,6 +68,79 @@ LEAST_WINS = 12
 LEAST_WIN_PROMPTS = 3
 LEAST_USUAL_NUMBERS = 2.0
 """Where correct completions show fewer numbers, there is no computation that could be missing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quarantine(Intervention):
+    """Neutralise the groups of nearly impossible prompts whose success looks like a shortcut."""
+
+    name = "quarantine"
+    needs_success = True
+    asks = "before"
+    measured_by = ("rlmon/group/lone_success_weight", "down")
+    holds: ClassVar[Mapping[str, float | None]] = {"neutralised_share": 0.0}
+
+    solve_rate_below: float = setting(0.125, "the prompt's solve rate is credibly below this", low=0.0, high=1.0)
+    credibility: float = setting(0.95, "posterior probability that counts as credible", low=0.5, high=1.0)
+    signs: int = setting(1, "how many signs of a shortcut are needed", low=1, high=4)
+    answer_share: float = setting(
+        0.15, "sign: the winner's answer has at least this share of all answers in its source", low=0.0, high=1.0
+    )
+    answer_growth: float = setting(2.0, "and at least so many times the share that it had at first", low=0.0)
+    win_share: float = setting(
+        0.25, "or: the answer took this share of the source's wins, on several prompts", low=0.0, high=1.0
+    )
+    most_successes: float = setting(
+        0.9, "groups with several successes are looked at up to this share of the group", low=0.0, high=1.0
+    )
+    shorter_than: float = setting(
+        0.35, "sign: the winner is shorter than this share of its prompt's (or source's) usual length", low=0.0
+    )
+    fewer_numbers_than: float = setting(
+        0.35, "sign: the winner shows fewer numbers than this share of the usual (missing computation)", low=0.0
+    )
+    base_improbable_nats: float = setting(
+        3.0, "sign: the base's mean log-probability of the winner is so far below its group's, where known", low=0.0
+    )
+
+    def fresh(self) -> QuarantineState:
+        return QuarantineState()
+
+    def ask(self, ledger: Ledger) -> NDArray[np.bool_]:
+        return ledger.credibly_below(self.solve_rate_below, self.credibility)
+
+    def on_round(self, state: QuarantineState, round: Round) -> tuple[QuarantineState, RowChange]:
+        state, factor_N, found = step(self, state, round.table, round.known)
+        if not found:
+            return state, NO_CHANGE
+        return state, RowChange(
+            factor_N=factor_N, act=RowAct(knob="advantages", count=len(found), reason=describe(found))
+        )
+
+    def change(self, old: float, new: float) -> tuple[Level, Level]:
+        return ("off", "on") if new else ("on", "off")
+
+    def possible_signs(self, setting: Setting) -> int:
+        """How many signs of a shortcut a winner can show: that of the base needs TRL's reference."""
+        return 1 + (self.shorter_than > 0.0) + (self.fewer_numbers_than > 0.0) + setting.penalised
+
+    def useless(self, setting: Setting) -> str | None:
+        if self.solve_rate_below == 0.0:
+            return "solve_rate_below: 0 makes no prompt nearly impossible. Type solve_rate_below: 0.125"
+        if setting.group_size < 2:
+            return "groups of one have no lone success. Raise num_generations"
+        several, possible = self.most_successes * setting.group_size >= 2.0, self.possible_signs(setting)
+        if self.signs > possible and not several:
+            return f"signs: {self.signs} are needed, and {possible} can be seen here. Type signs: 1"
+        return None
+
+    def odd(self, setting: Setting, *, always: bool) -> Iterator[str]:
+        possible = self.possible_signs(setting)
+        if self.signs > possible:
+            yield f"signs: {self.signs} are needed of a lone success, and {possible} can be seen here"
+
+    def reach(self) -> Mapping[str, float]:
+        return {"neutralised_share": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +249,6 @@ class Quarantined:
     winners: tuple[int, ...]
     """Rows of the table."""
     reasons: tuple[str, ...]
-
-
-def start(settings: Quarantine) -> QuarantineState:
-    """Before the first round."""
-    return QuarantineState()
 
 
 def step(

@@ -62,7 +62,9 @@ class Setting:
     first_checkpoint: int | None = None
     """Step of the first checkpoint; ``None`` where it is not known."""
     lacks: Mapping[str, str] = field(default_factory=dict)
-    """By action, why it cannot work with this trainer, and what to change."""
+    """By what an intervention turns (``Intervention.turns``), why this trainer cannot, and what to change."""
+    penalised: bool = False
+    """``beta`` is above 0, or a rule may raise it: there is a reference."""
 
     @property
     def run_completions(self) -> int | None:

@@ -6,12 +6,13 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rlmon.interventions import policy_file
-from rlmon.interventions.actions import ACTIONS
+from rlmon.interventions.actions import known_actions
+from rlmon.interventions.intervention import Intervention
 from rlmon.interventions.policy import (
     AllOf,
     AnyOf,
@@ -20,7 +21,6 @@ from rlmon.interventions.policy import (
     OnMetric,
     Policy,
     Rule,
-    action_name,
     condition_to_dict,
 )
 
@@ -43,7 +43,7 @@ def row(rule: Rule) -> RuleRow:
     return RuleRow(
         name=rule.name,
         when=words(rule.when),
-        do=action_name(rule.action),
+        do=rule.action.name,
         settings=", ".join(f"{name} {_flow(value)}" for name, value in changed),
         dry_run=rule.dry_run,
     )
@@ -64,13 +64,14 @@ def words(when: Condition) -> str:
     return "always"
 
 
-def catalogue() -> Iterator[tuple[str, str, str]]:
-    """What there is to choose from: (``preset`` or ``action``, its name, what it is in a line)."""
+def catalogue(actions: Iterable[type[Intervention]] = ()) -> Iterator[tuple[str, str, str]]:
+    """What there is to choose from, ``actions`` beside those that come with rlmon: (``preset`` or ``action``, its name,
+    what it is in a line)."""
     for name in policy_file.preset_names():
         lines = (policy_file.PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
         comment = " ".join(line[1:].strip() for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
         yield "preset", name, f"{comment.removeprefix(f'{name}:').strip().split('. ')[0].rstrip('.')}."
-    for name, kind in ACTIONS.items():
+    for name, kind in known_actions(actions).items():
         yield "action", name, (kind.__doc__ or "").strip().split("\n", 1)[0].replace("``", "")
 
 
@@ -90,7 +91,7 @@ def to_yaml(policy: Policy) -> str:
     lines = [f"dry_run: {_flow(dry_run)}  # true: nothing acts, everything is written down", "rules:"]
     for rule in policy.rules:
         lines += [f"  {_flow(rule.name)}:", f"    when: {_flow(condition_to_dict(rule.when))}", "    do:"]
-        lines.append(f"      action: {action_name(rule.action)}")
+        lines.append(f"      action: {rule.action.name}")
         for field in dataclasses.fields(rule.action):
             lines.append(line(6, rule.action, field.name, getattr(rule.action, field.name)))
         for name in ("cool_off_steps", "hysteresis", "measure_after_steps"):

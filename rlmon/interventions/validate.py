@@ -17,23 +17,12 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from rlmon import series
 from rlmon.interventions import policy_file
-from rlmon.interventions.actions import (
-    Anchor,
-    Defer,
-    EntropyBonus,
-    KLPenalty,
-    ModeMarginal,
-    Quarantine,
-    ResetReference,
-    RollBack,
-    Stop,
-    Winsorise,
-)
+from rlmon.interventions.actions import ACTIONS
 from rlmon.interventions.engine import measured_by
+from rlmon.interventions.intervention import Intervention
 from rlmon.interventions.policy import (
     MODE,
     AllOf,
@@ -44,11 +33,11 @@ from rlmon.interventions.policy import (
     OnMetric,
     Policy,
     Rule,
-    action_name,
 )
 from rlmon.interventions.policy_file import nearest, one_of
 from rlmon.interventions.setting import MetricFacts, Setting
 from rlmon.records import SEVERITIES
+from rlmon.series import LEAST_VALUES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +69,9 @@ def problems(policy: Policy, setting: Setting) -> tuple[Problem, ...]:
     A dry run changes nothing: an error in it is only what can be meant in no run (a mistyped mode, a line that no value
     reaches). That a run is too short for a rule is never an error.
     """
-    useless = {rule.name: _useless(rule, policy, setting) for rule in policy.rules}
+    acting = [rule.action for rule in policy.rules if not rule.dry_run]
+    setting = replace(setting, penalised=setting.beta > 0.0 or any(action.turns == "beta" for action in acting))
+    useless = {rule.name: rule.action.useless(setting) for rule in policy.rules}
     firing = _firing(policy, setting, useless)
     facts = {**setting.metrics, **_turned(policy, setting, firing, useless)}
     found: list[Problem] = []
@@ -90,8 +81,9 @@ def problems(policy: Policy, setting: Setting) -> tuple[Problem, ...]:
             found.append(Problem(rule=rule.name, text=text, error=error, idle=idle))
 
         given = not _of_a_preset(rule)
-        lack = _lack(rule, policy, setting)
+        lack = rule.action.lacks(setting)
         if lack is not None:
+            lack = lack.rstrip(".")
             add(lack, error=not rule.dry_run)
         never = [(leaf, no) for leaf in _leaves(rule.when) if (no := _never_holds(leaf, setting, facts)) is not None]
         if rule.name not in firing:
@@ -107,11 +99,11 @@ def problems(policy: Policy, setting: Setting) -> tuple[Problem, ...]:
         reason = useless[rule.name]
         if lack is None and reason is not None:
             add(f"is of no use: {reason}", error=given and not rule.dry_run, idle=not rule.dry_run)
-        short = _too_short(rule, setting)
+        short = rule.action.too_late(setting)
         if lack is None and short is not None:
             add(f"is of no use in this run: {short}", error=False, idle=not rule.dry_run)
         if given and lack is None and reason is None and rule.name in firing:
-            for text in _odd(rule, policy, setting, facts):
+            for text in _odd(rule, setting, facts):
                 add(text, error=False)
     return tuple(found)
 
@@ -273,179 +265,33 @@ def _turned(
     policy: Policy, setting: Setting, firing: Collection[str], useless: Mapping[str, str | None]
 ) -> dict[str, MetricFacts]:
     """The metrics of the knobs, with the values that they can have while none but the rules ``firing`` turn them."""
-    turning = [
-        rule.action for rule in policy.rules if rule.name in firing and not rule.dry_run and useless[rule.name] is None
-    ]
-    asked = [type(rule.action) for rule in policy.rules]
-
-    def fact(given: float, most: list[float], kind: type[Any] | None = None, *, low: float = 0.0) -> MetricFacts:
-        missing = None
-        if kind is not None and kind not in asked:
-            missing = f"no rule of this policy does {_word(kind)}"
-        return MetricFacts(low=low, high=max([given, *most]), missing=missing)
-
-    beta = [action.bounds[1] for action in turning if isinstance(action, KLPenalty)]
-    beta += [action.beta for action in turning if isinstance(action, RollBack) and action.beta is not None]
-    bonus = [action.bounds[1] for action in turning if isinstance(action, EntropyBonus)]
-    kappa = [max(a.kappa, a.bounds[1]) for a in (r.action for r in policy.rules if r.name in firing)
-             if isinstance(a, ModeMarginal)]  # fmt: skip
     facts = {
-        "beta": fact(setting.beta, beta, low=0.0 if beta else setting.beta),
-        "entropy_coef": fact(setting.entropy_coef, bonus, low=setting.entropy_coef),
-        "kappa": fact(0.0, kappa, ModeMarginal),
-        "mode_ratio": replace(fact(0.0, [], ModeMarginal), high=None),
-        "anchor_weight": fact(0.0, [a.weight for a in turning if isinstance(a, Anchor)], Anchor),
-        "neutralised_share": fact(0.0, [1.0 for a in turning if isinstance(a, Quarantine)], Quarantine),
-        "deferred_share": fact(0.0, [r.action.share for r in policy.rules if isinstance(r.action, Defer)], Defer),
+        "beta": MetricFacts(low=setting.beta, high=setting.beta),
+        "entropy_coef": MetricFacts(low=setting.entropy_coef, high=setting.entropy_coef),
     }
+    asked = [rule.action for rule in policy.rules]
+    kinds: list[type[Intervention]] = [*ACTIONS.values(), *map(type, asked)]
+    for kind in kinds:
+        missing = None if any(type(action) is kind for action in asked) else f"no rule of this policy does {kind.name}"
+        facts |= {name: MetricFacts(low=0.0, high=high, missing=missing) for name, high in kind.holds.items()}
+    for rule in policy.rules:
+        acts = not rule.dry_run and useless[rule.name] is None
+        if rule.name not in firing or not (acts or rule.action.moves_when_dry):
+            continue
+        for name, most in rule.action.reach().items():
+            before = facts[name]  # beta, entropy_coef, or what it says that it holds
+            high = None if before.high is None else max(before.high, most)
+            facts[name] = replace(before, low=0.0 if name == "beta" else before.low, high=high)
     for name in setting.moved:
         facts[name] = MetricFacts(low=0.0, high=None)
     return {TURNED + name: known for name, known in facts.items()}
 
 
-def _word(kind: type[Any]) -> str:
-    return action_name(kind())
-
-
-# -- actions -----------------------------------------------------------------------------------------------------------
-
-
-def _lack(rule: Rule, policy: Policy, setting: Setting) -> str | None:
-    """Why the trainer cannot do what the rule asks for; ``None`` where it can."""
-    action = rule.action
-    asked = [action_name(action)]
-    if isinstance(action, RollBack) and action.beta:
-        asked.append("kl_penalty")
-    found = [setting.lacks[name].rstrip(".") for name in asked if name in setting.lacks]
-    if not found and isinstance(action, ResetReference) and setting.beta == 0.0 and not _penalised(policy):
-        return (
-            "reset_reference has nothing to reset: beta is 0 and no rule raises it. Add a rule with do: kl_penalty, or "
-            "set beta above 0 in the trainer's config"
-        )
-    return found[0] if found else None
-
-
-def _penalised(policy: Policy) -> bool:
-    return any(isinstance(rule.action, KLPenalty) and not rule.dry_run for rule in policy.rules)
-
-
-def _useless(rule: Rule, policy: Policy, setting: Setting) -> str | None:
-    """Why the rule's action would change nothing, or nothing but harm, in any step; ``None`` where it would."""
-    action = rule.action
-    if isinstance(action, KLPenalty):
-        return _useless_penalty(action, setting)
-    if isinstance(action, EntropyBonus):
-        if "entropy_coef" in setting.moved:
-            return None if action.target else "target: 0 tells TRL's controller to hold no entropy. Type target: 0.7"
-        most = max(action.bounds[1], setting.entropy_coef)
-        if min(most, setting.entropy_coef + action.increment) == setting.entropy_coef:
-            return (
-                f"entropy_coef is {setting.entropy_coef:g} from the start, bounds end at {action.bounds[1]:g}, and "
-                f"increment is {action.increment:g}. Raise increment above 0, and the second of bounds above "
-                f"{setting.entropy_coef:g}"
-            )
-    elif isinstance(action, ModeMarginal):
-        for name in ("kappa", "bound"):
-            if getattr(action, name) == 0.0:
-                return f"{name}: 0 adds nothing to any advantage. Type {name}: {_default(action, name):g}"
-    elif isinstance(action, Anchor):
-        for name, text in (
-            ("weight", "makes a loss of nothing"),
-            ("decay", "ends the loss before its first step"),
-            ("below", "calls no mode dying"),
-        ):
-            if getattr(action, name) == 0.0:
-                return f"{name}: 0 {text}. Type {name}: {_default(action, name):g}"
-    elif isinstance(action, Winsorise):
-        if action.limit == 0.0:
-            return "limit: 0 makes every advantage 0, and training learns nothing. Type limit: 2.5"
-        if setting.most_advantage is not None and action.limit >= setting.most_advantage:
-            return (
-                f"advantages of groups of {setting.group_size} never pass {setting.most_advantage:.3g} (scale_rewards: "
-                f"group), and limit is {action.limit:g}. Type a lower limit"
-            )
-    elif isinstance(action, Quarantine):
-        return _useless_quarantine(action, policy, setting)
-    elif isinstance(action, Defer):
-        return _useless_deferral(action)
-    return None
-
-
-def _default(action: Any, name: str) -> float:
-    return float(getattr(type(action)(), name))
-
-
-def _useless_penalty(action: KLPenalty, setting: Setting) -> str | None:
-    name, given = setting.beta_name, setting.beta
-    if given >= action.bounds[1] and given > 0.0:
-        return (
-            f"{name} is {given:g} from the start, and bounds end at {action.bounds[1]:g}. Raise the second of bounds "
-            f"above {given:g}"
-        )
-    if min(max(action.bounds[1], given), max(action.start, given * action.factor)) <= given:
-        wrong = "bounds" if action.bounds[1] == 0.0 else "start" if given == 0.0 else "factor"
-        value = getattr(action, wrong)
-        shown = f"[{value[0]:g}, {value[1]:g}]" if isinstance(value, tuple) else f"{value:g}"
-        return f"{wrong}: {shown} never takes {name} above the {given:g} that it is at the start. Raise {wrong}"
-    if action.off_when_silent == 0.0 and not setting.critic:
-        return "off_when_silent: 0 suspends the penalty in every step. Type off_when_silent: 0.9"
-    return None
-
-
-def _useless_quarantine(action: Quarantine, policy: Policy, setting: Setting) -> str | None:
-    if action.solve_rate_below == 0.0:
-        return "solve_rate_below: 0 makes no prompt nearly impossible. Type solve_rate_below: 0.125"
-    if setting.group_size < 2:
-        return "groups of one have no lone success. Raise num_generations"
-    several = action.most_successes * setting.group_size >= 2.0
-    possible = _signs(action, policy, setting)
-    if action.signs > possible and not several:
-        return f"signs: {action.signs} are needed, and {possible} can be seen here. Type signs: 1"
-    return None
-
-
-def _signs(action: Quarantine, policy: Policy, setting: Setting) -> int:
-    """How many signs of a shortcut a winner can show: that of the base needs TRL's reference."""
-    reference = setting.beta > 0.0 or _penalised(policy)
-    return 1 + (action.shorter_than > 0.0) + (action.fewer_numbers_than > 0.0) + reference
-
-
-def _useless_deferral(action: Defer) -> str | None:
-    if action.share == 0.0:
-        return "share: 0 lets nothing be deferred. Type share: 0.5"
-    guesses = action.guesses and action.by == "source"
-    if action.solve_rate_below == 0.0 and not guesses:
-        return "solve_rate_below: 0 is below every solve rate. Type solve_rate_below: 0.02"
-    return None
-
-
-def _too_short(rule: Rule, setting: Setting) -> str | None:
-    """Why the run ends before the action can do anything; ``None`` where it does not."""
-    action, steps = rule.action, setting.steps
-    if isinstance(action, RollBack):
-        first = setting.first_checkpoint
-        if first is not None and steps is not None and first >= steps:
-            return f"the first checkpoint would come at step {first}, and the run has {steps}. Lower save_steps"
-    elif isinstance(action, Defer) and action.by == "source":
-        most, needed = setting.run_completions, action.source_after_attempts
-        if most is not None and most < needed:
-            return f"the run samples {most} completions, and source_after_attempts is {needed}. Lower that"
-    elif isinstance(action, Defer) and not action.guesses:
-        most, needed = setting.prompt_attempts or setting.run_completions, action.after_attempts
-        if most is not None and most < needed:
-            return f"a prompt has {most} attempts in this run, and after_attempts is {needed}. Lower after_attempts"
-    return None
-
-
 # -- what is odd -------------------------------------------------------------------------------------------------------
 
 
-def _odd(rule: Rule, policy: Policy, setting: Setting, facts: Mapping[str, MetricFacts]) -> Iterator[str]:
+def _odd(rule: Rule, setting: Setting, facts: Mapping[str, MetricFacts]) -> Iterator[str]:
     """What is possible, and hardly meant."""
-    action = rule.action
-    if isinstance(rule.when, Always) and isinstance(action, Stop | RollBack):
-        does = "ends training at" if isinstance(action, Stop) else "wants to go back at"
-        yield f"always {does} the first step. Name a finding or a metric in when"
     for leaf in _leaves(rule.when):
         if not isinstance(leaf, OnMetric):
             continue
@@ -459,9 +305,7 @@ def _odd(rule: Rule, policy: Policy, setting: Setting, facts: Mapping[str, Metri
             yield f"{leaf.metric} is {metric.high:g} at most: below {leaf.below:g} holds always{hint}"
         if mode is not None and not leaf.metric.startswith("rlmon/format/share/"):
             yield f"{leaf.metric} is null in steps without a completion that is {mode}"
-    if isinstance(action, Quarantine) and action.signs > _signs(action, policy, setting):
-        possible = _signs(action, policy, setting)
-        yield f"signs: {action.signs} are needed of a lone success, and {possible} can be seen here"
+    yield from rule.action.odd(setting, always=isinstance(rule.when, Always))
     window = max((leaf.smooth_steps for leaf in _leaves(rule.when) if isinstance(leaf, OnMetric)), default=0)
     usual = {field.name: field.default for kind in (OnMetric, Rule) for field in dataclasses.fields(kind)}
     for name, length in (("smooth_steps", window), ("cool_off_steps", rule.cool_off_steps)):
@@ -481,9 +325,9 @@ def _odd(rule: Rule, policy: Policy, setting: Setting, facts: Mapping[str, Metri
             f"its effect is not measured: measure_after_steps is {rule.measure_after_steps}, and the run has "
             f"{setting.steps}"
         )
-    elif metric is not None and rule.measure_after_steps < series.LEAST_VALUES * metric.every_steps:
-        least = series.LEAST_VALUES * metric.every_steps
+    elif metric is not None and rule.measure_after_steps < LEAST_VALUES * metric.every_steps:
+        least = LEAST_VALUES * metric.every_steps
         yield (
             f"its effect is not measured: {judged[0]} has {rule.measure_after_steps // metric.every_steps} values in "
-            f"measure_after_steps: {rule.measure_after_steps}, and {series.LEAST_VALUES} are needed. Type {least}"
+            f"measure_after_steps: {rule.measure_after_steps}, and {LEAST_VALUES} are needed. Type {least}"
         )

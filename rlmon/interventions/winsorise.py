@@ -2,8 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from rlmon.interventions.intervention import Intervention, Level, Round, RowChange, setting
+from rlmon.interventions.setting import Setting
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Winsorise(Intervention):
+    """Bound the size of every advantage."""
+
+    name = "winsorise"
+    measured_by = ("rlmon/group/lone_success_weight", "down")
+
+    limit: float = setting(2.5, "advantages are clipped to plus or minus this", low=0.0)
+
+    @property
+    def knob(self) -> str:
+        return "advantage_limit"
+
+    def on_round(self, state: Any, round: Round) -> tuple[Any, RowChange]:
+        return state, RowChange(limit=self.limit)
+
+    def change(self, old: float, new: float) -> tuple[Level, Level]:
+        return (None, self.limit) if new else (self.limit, None)
+
+    def useless(self, setting: Setting) -> str | None:
+        if self.limit == 0.0:
+            return "limit: 0 makes every advantage 0, and training learns nothing. Type limit: 2.5"
+        if setting.most_advantage is not None and self.limit >= setting.most_advantage:
+            return (
+                f"advantages of groups of {setting.group_size} never pass {setting.most_advantage:.3g} (scale_rewards: "
+                f"group), and limit is {self.limit:g}. Type a lower limit"
+            )
+        return None
 
 
 def winsorise(advantage_N: NDArray[np.float64], limit: float) -> tuple[NDArray[np.float64], int]:

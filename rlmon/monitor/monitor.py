@@ -52,8 +52,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlmon.interventions.policy import Policy
+    from rlmon.interventions.row_effect import RowEffect
     from rlmon.sinks import Sink
-    from rlmon.steering import Levers, RowEffect, Steering
+    from rlmon.steering import Levers, Steering
 
 Vector = NDArray[np.float64]
 

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from rlmon.baseline import ROUNDS, Baseline
 from rlmon.errors import ConfigError
-from rlmon.interventions.actions import Anchor
-from rlmon.interventions.anchor import picks
+from rlmon.interventions.anchor import Anchor, picks
 
 MAX_TOKENS = 1_000_000
 """Tokens that a rank stores: 4 MB in memory, about 6 MB in a checkpoint."""

@@ -17,7 +17,6 @@ from rlmon.console import goodbye, hello, say
 from rlmon.detectors import DETECTORS, status
 from rlmon.errors import AttachError, ConfigError
 from rlmon.extensions import Extensions
-from rlmon.interventions.actions import RollBack
 from rlmon.interventions.validate import said
 from rlmon.monitor import Monitor, Resume
 from rlmon.printable import one_line
@@ -136,7 +135,7 @@ class RLMon(TrainerCallback):
             capture.sources = capture.build_sources()
         if self.config.rlmon_policy is not None:
             with in_words("make ready for the rules", "Leave rlmon_policy out"):
-                policy = load_policy(self.config.rlmon_policy)
+                policy = load_policy(self.config.rlmon_policy, self.extensions.actions)
                 self._helm = capture.helm = Helm(trainer, base, policy, capture.sources, self.config)
         with in_words("put its hooks in place", "Use TRL's own GRPOTrainer or RLOOTrainer"):
             capture.install()
@@ -356,7 +355,7 @@ class RLMon(TrainerCallback):
             return
         self.roll_back_to = helm.mark_return()
         if self.roll_back_to is None:  # rotated away since (save_total_limit), or on a disk that is full
-            monitor.steering.fail(RollBack, "the checkpoint to return to is gone or cannot be written to")
+            monitor.steering.fail("roll_back", "the checkpoint to return to is gone or cannot be written to")
             helm.ends = None
             return
         control.should_training_stop, control.should_save = True, False

@@ -18,11 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from rlmon.errors import AttachError
-from rlmon.interventions.actions import Defer
-from rlmon.interventions.deferral import Blocked
+from rlmon.interventions.intervention import Blocked, Intervention
+from rlmon.interventions.rows import row_key
 from rlmon.metrics.prompts import prompt_identity
 from rlmon.statistics import GOLDEN, splitmix64
-from rlmon.steering import row_key
 from rlmon.trl.stored import stored_column
 
 SORTED_ROWS = 8_192
@@ -39,7 +38,7 @@ class Draws:
 
     Args:
         trainer: a GRPO or RLOO trainer.
-        action: what is deferred.
+        action: what says which prompts are not to be drawn.
         source_of: name of a dataset row's source; needed where sources are deferred.
 
     Raises ``AttachError`` where a replacement cannot be the same on all ranks, or where the trainer's prompts are not
@@ -47,9 +46,9 @@ class Draws:
     """
 
     def __init__(
-        self, trainer: Any, action: Defer, source_of: Callable[[Mapping[str, Any]], str] | None = None
+        self, trainer: Any, action: Intervention, source_of: Callable[[Mapping[str, Any]], str] | None = None
     ) -> None:
-        self._by_source = action.by == "source"
+        self._by_source = action.blocks_sources
         if self._by_source and source_of is None:
             raise AttachError("defer with by: source needs to know the source of a dataset row, and nothing tells it.")
         self._source_of = source_of

@@ -15,18 +15,8 @@ import numpy as np
 import torch
 
 from rlmon.config import RLMonConfig
-from rlmon.interventions.actions import (
-    Anchor,
-    Defer,
-    EntropyBonus,
-    KLPenalty,
-    ModeMarginal,
-    Quarantine,
-    ResetReference,
-    RollBack,
-    Stop,
-    Winsorise,
-)
+from rlmon.interventions.anchor import Anchor
+from rlmon.interventions.intervention import Intervention, Turns
 from rlmon.interventions.policy import Policy
 from rlmon.records import Action, RolloutBatch
 from rlmon.restored import Restored
@@ -40,8 +30,8 @@ from rlmon.trl.ranks import of_rank_0
 from rlmon.trl.setting import refuse, setting_of_trainer
 
 if TYPE_CHECKING:
+    from rlmon.interventions.row_effect import RowEffect
     from rlmon.monitor import Monitor
-    from rlmon.steering import RowEffect
     from rlmon.trl.base import BaseModel
 
 
@@ -63,9 +53,9 @@ class Helm:
         """What is odd about the policy here, and possible."""
         self._knobs.prepare(acting)
         self._draws = next(
-            (Draws(trainer, action, sources.source_of) for action in acting if isinstance(action, Defer)), None
+            (Draws(trainer, action, sources.source_of) for action in acting if action.turns == "draws"), None
         )
-        self.may_roll_back = any(isinstance(action, RollBack) for action in acting)
+        self.may_roll_back = any(action.turns == "roll_back" for action in acting)
         self._keeps_text = config.rlmon_store_text == "full"
         self._anchor = next((AnchorStore(action) for action in acting if isinstance(action, Anchor)), None)
         self.ends: Action | None = None
@@ -91,15 +81,14 @@ class Helm:
         ]
 
     @contextlib.contextmanager
-    def _part(self, monitor: Monitor, *kinds: type[Any]) -> Iterator[None]:
-        """A part of these actions: what fails inside puts their rules at rest on all ranks, and is a counted fault."""
+    def _part(self, monitor: Monitor, turns: Turns) -> Iterator[None]:
+        """Turning this: what fails inside puts the rules that do at rest on all ranks, and is a counted fault."""
         with monitor.guard("interventions"):
             try:
                 yield
             except Exception as error:
-                for kind in kinds:
-                    if monitor.steering is not None:
-                        monitor.steering.fail(kind, f"{type(error).__name__}: {error}")
+                if monitor.steering is not None:
+                    monitor.steering.fail(turns, f"{type(error).__name__}: {error}")
                 raise
 
     @property
@@ -118,26 +107,26 @@ class Helm:
     def values(self) -> Mapping[str, float]:
         return self._knobs.values()
 
-    def apply(self, action: Action, settings: Any) -> None:
-        if isinstance(settings, KLPenalty):
+    def apply(self, action: Action, settings: Intervention) -> None:
+        # What turns advantages, draws or the loss acts by the level of its rule.
+        if settings.turns == "beta":
             self._turn_beta(float(action.new or 0.0))
-        elif isinstance(settings, EntropyBonus):
+        elif settings.turns == "entropy_coef":
             value = float(action.new or 0.0)
             if self._knobs.adaptive_entropy:
                 self._knobs.set_entropy_target(value)
             else:
                 self._turn_entropy_coef(value)
-        elif isinstance(settings, ResetReference):
+        elif settings.turns == "reference":
             self._knobs.reset_reference()
-        elif isinstance(settings, Stop):
+        elif settings.turns == "stop":
             self.ends = action
-        elif isinstance(settings, RollBack):
+        elif settings.turns == "roll_back":
             if self._returned:
                 raise RuntimeError("the run was rolled back before, and a second time would only repeat the third")
             if self._checkpoint_before(action.step) is None:
                 raise RuntimeError(f"there is no checkpoint from before step {action.step} (save_steps)")
             self.ends = action
-        # The others act on rows, draws or the loss, by the level of their rule.
 
     def _turn_beta(self, value: float) -> None:
         """Where it cannot be turned, the policy stands in for the reference (a KL of zero) until all ranks know: TRL's
@@ -156,15 +145,15 @@ class Helm:
             self.trainer._entropy_bonus_enabled = value != 0.0 or self._given["entropy_coef"] != 0.0
             raise
 
-    def rest(self, settings: Any) -> None:
-        if isinstance(settings, Stop | RollBack):
+    def rest(self, settings: Intervention) -> None:
+        if settings.ends_training:
             self.ends = None
         with contextlib.suppress(Exception):
-            if isinstance(settings, KLPenalty):
+            if settings.turns == "beta":
                 self._knobs.set_beta(self._given["beta"])
-            elif isinstance(settings, EntropyBonus) and self._knobs.adaptive_entropy:
+            elif settings.turns == "entropy_coef" and self._knobs.adaptive_entropy:
                 self._knobs.set_entropy_target(self._given["entropy_target"])
-            elif isinstance(settings, EntropyBonus):
+            elif settings.turns == "entropy_coef":
                 self._knobs.set_entropy_coef(self._given["entropy_coef"])
 
     def state(self) -> Mapping[str, Any]:
@@ -255,7 +244,7 @@ class Helm:
         if self._draws is None or monitor.steering is None or not self._training:
             return inputs
         drawn = inputs
-        with self._part(monitor, Defer):
+        with self._part(monitor, "draws"):
             number = monitor.coming_round("train")
             drawn = self._draws.swap(inputs, monitor.steering.blocked(number), number)
         return drawn
@@ -277,12 +266,12 @@ class Helm:
         if monitor.steering is None:
             return
         if self._anchor is not None:
-            with self._part(monitor, Anchor):
+            with self._part(monitor, "loss"):
                 mode_n, success_n = monitor.steering.own_rows(self._anchor.settings.modes)
                 prompts, completions = monitor.steering.round_size
                 self._anchor.collect(output, success_n, mode_n, prompts=prompts, completions=completions)
         if effect is not None:
-            with self._part(monitor, ModeMarginal, Quarantine, Winsorise):
+            with self._part(monitor, "advantages"):
                 output["advantages"] = steered(output, effect, self.trainer.args)
 
     # -- the loss --------------------------------------------------------------------------------------------------
@@ -295,7 +284,7 @@ class Helm:
             with monitor.guard("interventions"):
                 failure = self._knobs.before_loss(inputs)
         if failure is not None and monitor.steering is not None:
-            monitor.steering.fail(KLPenalty, failure)
+            monitor.steering.fail("beta", failure)
         try:
             yield
         finally:
@@ -310,11 +299,11 @@ class Helm:
         if not self._training or monitor.steering is None:
             return value
         if result is not None:
-            with self._part(monitor, EntropyBonus):
+            with self._part(monitor, "entropy_coef"):
                 bonus = self._knobs.extra_loss(inputs, result[0], result[1])
                 value = value if bonus is None else value + bonus
         if self._anchor is not None:
-            with self._part(monitor, Anchor):
+            with self._part(monitor, "loss"):
                 dying, weight = monitor.steering.anchoring(self.trainer.state.global_step + 1)
                 anchored = self._anchor.loss(self.trainer, dying, weight)
                 value = value if anchored is None else value + anchored

@@ -33,7 +33,7 @@ from torch import nn
 from trl import RLOOTrainer
 
 from rlmon.errors import AttachError
-from rlmon.interventions.actions import ActionSettings, KLPenalty, RollBack
+from rlmon.interventions.intervention import Intervention
 from rlmon.restored import UnreadableError
 from rlmon.trl.base import (
     BaseModel,
@@ -107,21 +107,19 @@ class Knobs:
     # -- before the first step -------------------------------------------------------------------------------------
 
     def lacks(self) -> dict[str, str]:
-        """By the name of an action why it cannot work with this trainer, and what to type."""
+        """By what an intervention turns why that cannot work with this trainer, and what to type."""
         found = {
-            "kl_penalty": self._lacks_penalty(),
-            "reset_reference": self._lacks_reset(),
-            "entropy_bonus": self._lacks_bonus(),
-            "anchor": self._lacks_forward("anchor"),
+            "beta": self._lacks_penalty(),
+            "reference": self._lacks_reset(),
+            "entropy_coef": self._lacks_bonus(),
+            "loss": self._lacks_forward("anchor"),
         }
         return {name: reason for name, reason in found.items() if reason is not None}
 
-    def prepare(self, actions: Iterable[ActionSettings]) -> None:
+    def prepare(self, actions: Iterable[Intervention]) -> None:
         """Make the reference for a penalty that starts from 0, alike on all ranks, so that raising ``beta`` later
         cannot fail on one of them."""
-        if self._given_beta == 0.0 and any(
-            isinstance(action, KLPenalty) or (isinstance(action, RollBack) and bool(action.beta)) for action in actions
-        ):
+        if self._given_beta == 0.0 and any(action.turns == "beta" or action.reach().get("beta") for action in actions):
             self._initial = self._initial_reference()
 
     def _lacks_penalty(self) -> str | None:

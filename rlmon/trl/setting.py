@@ -30,7 +30,7 @@ def setting_of(
 
     Args:
         plan: rows of ``capabilities.plan``.
-        lacks: by action why this trainer cannot do it.
+        lacks: by what an intervention turns why this trainer cannot.
         stock: whether advantages are TRL's own; a subclass may make others.
     """
     ppo, group = isinstance(args, PPOConfig), int(args.num_generations)
@@ -69,7 +69,7 @@ def setting_of_trainer(trainer: Any, base: BaseModel, config: RLMonConfig, lacks
             "roll_back goes on by a second train(), and rlmon was attached while the first one runs. Attach it before: "
             "RLMon(trainer, config), then trainer.train()"
         )
-    more = {"roll_back": lacks_checkpoints(trainer.args) or late, "defer": draws_lack(trainer)}
+    more = {"roll_back": lacks_checkpoints(trainer.args) or late, "draws": draws_lack(trainer)}
     lacks = {**lacks, **{name: reason for name, reason in more.items() if reason is not None}}
     return setting_of(trainer.args, config, plan_of_trainer(trainer, base, config), lacks, stock=_is_stock(trainer))
 

@@ -13,7 +13,7 @@ from rlmon.errors import ConfigError
 from rlmon.interventions import conditions, policy_file
 from rlmon.interventions.actions import ACTIONS
 from rlmon.interventions.document import render
-from rlmon.interventions.policy import Policy, action_name, parse
+from rlmon.interventions.policy import Policy, parse
 from rlmon.metrics.catalog import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,5 +87,5 @@ def test_every_policy_on_the_page_parses() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     policies = [block for block in blocks if re.search(r"^(rules|extends):", block, flags=re.MULTILINE)]
     assert len(policies) >= 3
-    done = {action_name(rule.action) for block in policies for rule in read(block).rules}
+    done = {rule.action.name for block in policies for rule in read(block).rules}
     assert done

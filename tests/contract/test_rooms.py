@@ -51,7 +51,7 @@ ROOMS = {
     "interventions": Room(LANGUAGE, {"numpy", "yaml"}),
     "runlog": Room(LANGUAGE, {"pyarrow"}),
     "restored": Room(LANGUAGE | {"detectors"}, STDLIB_ONLY),
-    "steering": Room(BELOW_MONITOR | {"restored"}, {"numpy"}),
+    "steering": Room(BELOW_MONITOR | {"restored", "extensions"}, {"numpy"}),
     # sinks: opened here, lazily, so that a loop without TRL has them too. Sinks know records only, so no cycle.
     "monitor": Room(BELOW_MONITOR | {"exchange", "extensions", "restored", "steering", "sinks"}, {"numpy"}),
     "sinks": Room(LANGUAGE, {"wandb"}),
@@ -63,7 +63,7 @@ ROOMS = {
         TRAINING | {"rich", "reasoning_gym"},
     ),
     "cli": Room(
-        BELOW_MONITOR | {"monitor", "steering", "sinks", "trl", "audit", "report", "lab", "version"},
+        BELOW_MONITOR | {"extensions", "monitor", "steering", "sinks", "trl", "audit", "report", "lab", "version"},
         {"typer", "rich", "pyarrow"},
     ),
     "__init__": Room({"audit", "config", "monitor", "runlog"}, STDLIB_ONLY),

@@ -13,7 +13,7 @@ import tiny
 import rlmon
 from rlmon import steering
 from rlmon.interventions import engine
-from rlmon.interventions.actions import RollBack
+from rlmon.interventions.once import RollBack
 from rlmon.records import Action
 from rlmon.runlog import RunLogWriter
 from rlmon.trl import RLMon, helm

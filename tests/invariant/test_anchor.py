@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from rlmon.errors import ConfigError
-from rlmon.interventions.actions import Anchor
+from rlmon.interventions.anchor import Anchor
 from rlmon.trl.anchor import MAX_MODES, AnchorStore
 
 pytestmark = pytest.mark.trl

@@ -25,12 +25,13 @@ from transformers import TrainerCallback
 
 from rlmon.errors import AttachError
 from rlmon.interventions import deferral
-from rlmon.interventions.actions import Defer, RoundTable
-from rlmon.interventions.deferral import Blocked, DeferralState, LedgerView
+from rlmon.interventions.deferral import Defer, DeferralState, LedgerView
+from rlmon.interventions.intervention import NOTHING, Blocked
+from rlmon.interventions.rows import RoundTable, row_key
 from rlmon.metrics.groups import SolveLedger
 from rlmon.metrics.prompts import prompt_identity
-from rlmon.steering import row_key
 from rlmon.trl.draws import SORTED_ROWS, Draws, continue_order
+from studies.random_deferral import RandomShare
 
 pytestmark = pytest.mark.trl
 
@@ -61,7 +62,7 @@ class Swap(TrainerCallback):
         settings = schedule if isinstance(schedule, Defer) else Defer()
         self.settings, self.schedule = settings, schedule
         self.trainer, self.draws = trainer, Draws(trainer, settings, lambda row: str(row["target"] % 2))
-        self.fold, self.ledger = deferral.start(settings), SolveLedger()
+        self.fold, self.ledger = settings.fresh(), SolveLedger()
         self.round, self.active = 0, active
         self.given: list[list[str]] = []
         """Per training round the prompt of each group of this rank, as TRL's own sampler had it."""
@@ -96,8 +97,8 @@ class Swap(TrainerCallback):
 
     def blocked(self) -> Blocked:
         if isinstance(self.schedule, Defer):
-            return deferral.blocked(self.fold, self.round)
-        return self.schedule.get(self.round, deferral.NOTHING)
+            return self.settings.blocked(self.fold, self.round)
+        return self.schedule.get(self.round, NOTHING)
 
     def observe(self, rows: Sequence[Mapping[str, Any]], reward_N: np.ndarray) -> None:
         names = [f"{key(row['prompt']):x}" for row in rows]
@@ -123,8 +124,8 @@ class Swap(TrainerCallback):
         below = self.ledger.credibly_below(
             names, sources, rate=self.settings.solve_rate_below, credibility=self.settings.credibility
         )
-        seen = LedgerView(table=table, attempts_N=counts[:, 0], successes_N=counts[:, 1], credibly_below_N=below)
-        self.fold, changes = deferral.step(self.settings, self.fold, seen, self.round)
+        known = LedgerView(attempts_N=counts[:, 0], successes_N=counts[:, 1], credibly_below_N=below)
+        self.fold, changes = deferral.step(self.settings, self.fold, table, known)
         self.repiloted += len(changes.of("re-piloted"))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -212,7 +213,7 @@ def test_nothing_blocked_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_evaluation_is_left_alone(tmp_path: Path) -> None:
-    everything = Blocked(everywhere=1.0)
+    everything = RandomShare(share=1.0)
     scored: list[str] = []
 
     def reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> Any:
@@ -371,7 +372,7 @@ def test_large_datasets_are_drawn_from_by_hash() -> None:
             return {"prompt": f"{index}", "index": index}
 
     draws = Draws(fake_trainer(dataset=Rows()), Defer())
-    blocked = Blocked(everywhere=0.5)
+    blocked = RandomShare(share=0.5)
     held = next(f"{i}" for i in range(99) if blocked.holds(key(f"{i}")))
     drawn = [draws.swap([{"prompt": held, "index": 0}] * 4, blocked, number)[0] for number in range(400)]
     assert not any(blocked.holds(key(row["prompt"])) for row in drawn)
@@ -405,7 +406,7 @@ def test_what_cannot_work_is_refused_at_attach() -> None:
 
 def test_rows_of_a_stream_that_json_would_change_are_not_kept() -> None:
     draws = Draws(fake_trainer(dataset=stream()), Defer())
-    draws.swap([{"prompt": "a", "image": b"1"}] * 4 + [{"prompt": "b", "n": 1}] * 4, deferral.NOTHING, 0)
+    draws.swap([{"prompt": "a", "image": b"1"}] * 4 + [{"prompt": "b", "n": 1}] * 4, NOTHING, 0)
     saved = json.loads(json.dumps(draws.state()))
     assert saved == {"reservoir": [[key("b"), {"prompt": "b", "n": 1}]]}
     assert draws.state(text=False) == {"reservoir": []}
@@ -414,7 +415,7 @@ def test_rows_of_a_stream_that_json_would_change_are_not_kept() -> None:
 def test_two_processes_draw_alike(tmp_path: Path) -> None:
     """Real ranks (gloo): groups that straddle them hold one prompt, and blocked prompts are on neither."""
     tiny.saved_model(tmp_path)
-    support = {"PYTHONPATH": str(Path(tiny.__file__).parent)}
+    support = {"PYTHONPATH": f"{Path(tiny.__file__).parent}{os.pathsep}{Path(__file__).parents[2]}"}
     two_processes.run(Path(__file__), str(tmp_path), environment=support)
     for name, batch in (("straddle", 6), ("whole", 8), ("stream", 8)):
         ranks = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]

@@ -18,8 +18,12 @@ from transformers import TrainerCallback
 
 import rlmon
 from rlmon.errors import AttachError
-from rlmon.interventions.actions import Anchor, EntropyBonus, KLPenalty, ResetReference, RollBack, Winsorise
+from rlmon.interventions.anchor import Anchor
+from rlmon.interventions.entropy_bonus import EntropyBonus
+from rlmon.interventions.kl_penalty import KLPenalty
+from rlmon.interventions.once import ResetReference, RollBack
 from rlmon.interventions.policy import Always, Policy, Rule
+from rlmon.interventions.winsorise import Winsorise
 from rlmon.trl import RLMon, RLMonConfig
 from rlmon.trl.base import BaseModel, _head
 from rlmon.trl.knobs import REFERENCE_KEY, Knobs

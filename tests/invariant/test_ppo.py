@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 import rlmon
 from rlmon.errors import AttachError, ConfigError
-from rlmon.interventions.mode_marginal import per_token
+from rlmon.interventions.row_effect import per_token
 from rlmon.trl import MonitoredPPOTrainer, PPOConfig, PPOTrainer, RLMon, RLMonConfig
 from rlmon.trl.ppo.critic import CRITIC_FILE
 from rlmon.trl.ppo.trainer import reshuffled

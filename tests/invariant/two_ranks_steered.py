@@ -26,7 +26,7 @@ import torch
 
 from rlmon import steering
 from rlmon.interventions import engine
-from rlmon.interventions.actions import RoundTable
+from rlmon.interventions.rows import RoundTable
 from rlmon.trl import MonitoredGRPOTrainer, RLMon
 from rlmon.trl.draws import Draws
 from rlmon.trl.generation import Generation

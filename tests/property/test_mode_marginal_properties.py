@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlmon.interventions import mode_marginal as mm
-from rlmon.interventions.actions import ModeMarginal, RoundTable
+from rlmon.interventions.mode_marginal import ModeMarginal
+from rlmon.interventions.rows import RoundTable
 
 G = 8
 
@@ -65,7 +66,7 @@ def runs(draw):
 @given(runs(), st.floats(0, 1), st.floats(0, 4))
 def test_any_run_is_finite_bounded_centred_and_resumable(rounds, within, kappa):
     of = ModeMarginal(within=within)
-    state = mm.start(of)
+    state = of.fresh()
     for now in rounds:
         state = mm.observe(of, state, now)
         added = mm.addition(of, state, now, kappa)
@@ -93,7 +94,7 @@ def test_names_of_modes_and_order_of_groups_do_not_matter(seed, factor):
     names = rng.permutation(6) * (factor // 6) + 1
     if len(set(names.tolist())) < 6:
         names = np.arange(6) + 1
-    one, other = mm.start(of), mm.start(of)
+    one, other = of.fresh(), of.fresh()
     for r in range(8):
         mode_PG = rng.choice(6, size=(8, G), p=[0.4, 0.2, 0.15, 0.1, 0.1, 0.05])
         good_PG = rng.integers(2, size=(8, G))
@@ -124,7 +125,7 @@ def train(solve_CM, *, kappa, within=0.5, steps=160, rate=0.3, seed=0, groups=8,
     C = len(solve_CM)
     z = np.log(np.tile(P0, (C, 1)))
     of = ModeMarginal(within=within)
-    state, path = mm.start(of), []
+    state, path = of.fresh(), []
     for t in range(steps):
         c_N = np.repeat(rng.integers(C, size=groups), G)
         p = softmax(z)
@@ -216,7 +217,7 @@ def test_sixty_four_modes_and_four_thousand_rows_take_milliseconds():
 
     rng = np.random.default_rng(0)
     of = ModeMarginal()
-    state = mm.start(of)
+    state = of.fresh()
     now = table(rng.integers(100, size=4096), rng.integers(2, size=4096), source_N=rng.integers(64, size=4096))
     state = mm.observe(of, mm.observe(of, state, now), dataclasses.replace(now, round=1))
     began = time.process_time()

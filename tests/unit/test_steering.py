@@ -13,12 +13,15 @@ import pytest
 
 from rlmon.errors import ConfigError
 from rlmon.interventions import engine
-from rlmon.interventions.actions import Defer, EntropyBonus, KLPenalty
+from rlmon.interventions.entropy_bonus import EntropyBonus
+from rlmon.interventions.kl_penalty import KLPenalty
 from rlmon.interventions.policy import Policy
+from rlmon.interventions.row_effect import RowEffect
+from rlmon.interventions.rows import FIELDS, exchanged, row_key
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.rollouts import Featurizer, RowFeatures
 from rlmon.records import Action, RolloutBatch, StepRecord
-from rlmon.steering import COLUMNS, RowEffect, RowsOnly, Steering, load_policy, row_key
+from rlmon.steering import RowsOnly, Steering, load_policy, row_of_each
 
 KL = "rlmon/kl/mean"
 OVER = {"metric": KL, "above": 0.3, "smooth_steps": 1}
@@ -112,16 +115,14 @@ class Ranks:
                 one.step(at, (), votes)
 
     def round(self, number: int, rewards: Sequence[float], broken: Sequence[int] = ()) -> list[RowEffect | None]:
-        from rlmon import steering as module
-
         rows = len(rewards) // len(self.levers)
         batches = [batch(number, rewards[i * rows : (i + 1) * rows], first=i * rows) for i in range(len(self.levers))]
         seen = [features(one) for one in batches]
         won = [np.asarray(one.reward) for one in batches]  # rewards of 0 and 1
         self.planned = [
-            np.zeros((rows, len(COLUMNS)), dtype=np.int64)
+            np.zeros((rows, FIELDS), dtype=np.int64)
             if i in broken
-            else module._matrix(batches[i], seen[i], None, won[i])
+            else exchanged(row_of_each(batches[i], seen[i], None, won[i]))
             for i in range(len(self.levers))
         ]
         effects: list[RowEffect | None] = []
@@ -260,7 +261,7 @@ def test_a_part_that_fails_later_stops_its_rule_on_all_ranks() -> None:
     ranks = Ranks(policy(budget={**BUDGET, "cool_off_steps": 10}), Knobs(), Knobs())
     for step in range(1, 6):
         if step == 5:
-            ranks.steering[1].fail(KLPenalty, "no memory")
+            ranks.steering[1].fail("beta", "no memory")
         ranks.step(record(step))
     assert acts(ranks.written[0])[-1][:2] == ("failed", 5)
     assert [lever.beta for lever in ranks.levers] == [0.0, 0.0]
@@ -357,7 +358,7 @@ def test_draws_follow_what_all_ranks_agreed_on_and_not_a_rule_that_failed() -> N
     assert held == ranks.steering[1].blocked(3)
     assert held.holds(row_key("p1"))
     assert not held.holds(row_key("p0"))
-    ranks.steering[1].fail(Defer, "broken")
+    ranks.steering[1].fail("draws", "broken")
     ranks.step(record(4))
     assert not ranks.steering[0].blocked(4)
 

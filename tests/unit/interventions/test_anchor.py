@@ -8,8 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rlmon.interventions.actions import Anchor
-from rlmon.interventions.anchor import dying, picks, weight
+from rlmon.interventions.anchor import Anchor, dying, picks, weight
 
 
 def test_a_mode_below_its_share_of_the_base_is_dying_and_the_most_lost_comes_first() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from rlmon.interventions import deferral
-from rlmon.interventions.actions import Defer, RoundTable
-from rlmon.interventions.deferral import Blocked, Changes, DeferralState, LedgerView
+from rlmon.interventions.deferral import Changes, Defer, DeferralState, LedgerView
+from rlmon.interventions.intervention import Blocked
+from rlmon.interventions.rows import RoundTable
 from rlmon.metrics.groups import SolveLedger
 
 G = 8
@@ -28,7 +30,7 @@ def view(
     successes: Any = 0,
     below: Any = True,
     round: int = 0,
-) -> LedgerView:
+) -> tuple[RoundTable, LedgerView]:
     """One group of G rows per entry of ``prompts``; counts of the whole run are given per prompt."""
 
     def rows(values: Any) -> np.ndarray:
@@ -51,12 +53,18 @@ def view(
         advantage_N=np.zeros(len(reward)),
         logp_base_N=np.full(len(reward), np.nan),
     )
-    return LedgerView(
-        table=table,
+    return table, LedgerView(
         attempts_N=rows(G if attempts is None else attempts).astype(np.int64),
         successes_N=rows(successes).astype(np.int64),
         credibly_below_N=rows(below).astype(np.bool_),
     )
+
+
+def step(
+    settings: Defer, state: DeferralState, seen: tuple[RoundTable, LedgerView], round: int, *, acting: bool = True
+) -> tuple[DeferralState, Changes]:
+    """The fold of that round."""
+    return deferral.step(settings, state, replace(seen[0], round=round), seen[1], acting=acting)
 
 
 def what(changes: Changes) -> list[tuple[int, str]]:
@@ -65,10 +73,10 @@ def what(changes: Changes) -> list[tuple[int, str]]:
 
 def deferred(settings: Defer, prompts: list[int], *, round: int = 1) -> DeferralState:
     """The state after two draws of each prompt, none solved."""
-    state = deferral.start(settings)
-    state, changes = deferral.step(settings, state, view(prompts, 0.0), round - 1)
+    state = settings.fresh()
+    state, changes = step(settings, state, view(prompts, 0.0), round - 1)
     assert not changes, "8 attempts are fewer than 16"
-    state, changes = deferral.step(settings, state, view(prompts, 0.0, attempts=16), round)
+    state, changes = step(settings, state, view(prompts, 0.0, attempts=16), round)
     assert changes
     return state
 
@@ -81,31 +89,31 @@ def one_of_eight() -> list[float]:
 
 
 def test_a_prompt_is_put_off_tried_again_and_released() -> None:
-    state = deferral.start(PLAIN)
+    state = PLAIN.fresh()
     known = view([1, 2], [0.0] * G + [1.0] * G, below=[True, False])
-    state, changes = deferral.step(PLAIN, state, known, 0)
+    state, changes = step(PLAIN, state, known, 0)
     assert not changes
     again = view([1, 2], [0.0] * G + [1.0] * G, attempts=16, successes=[0, 16], below=[True, False])
-    state, changes = deferral.step(PLAIN, state, again, 1)
+    state, changes = step(PLAIN, state, again, 1)
     assert what(changes) == [(1, "deferred")]
     assert changes.count == 1
     assert changes.describe() == "1 prompt deferred (0 of 16 solved); 50% of the known prompts are deferred"
     # Deferred in round 1, so due in round 1 + 50.
-    assert deferral.blocked(state, 2) == Blocked(prompts=frozenset({1}))
-    assert deferral.blocked(state, 50).holds(1)
-    assert not deferral.blocked(state, 51)
+    assert Defer().blocked(state, 2) == Blocked(prompts=frozenset({1}))
+    assert Defer().blocked(state, 50).holds(1)
+    assert not Defer().blocked(state, 51)
     # What is drawn before that is no re-pilot: the decision had not reached the trainer yet.
-    same, changes = deferral.step(PLAIN, state, view([1], one_of_eight(), attempts=24, successes=1), 2)
+    same, changes = step(PLAIN, state, view([1], one_of_eight(), attempts=24, successes=1), 2)
     assert not changes.changes
     assert same.units == state.units
-    state, changes = deferral.step(PLAIN, state, view([1], 0.0, attempts=24), 51)
+    state, changes = step(PLAIN, state, view([1], 0.0, attempts=24), 51)
     assert what(changes) == [(1, "re-piloted")]
     assert not changes, "a re-pilot that changed nothing is no action"
-    assert deferral.blocked(state, 100).holds(1)
-    assert not deferral.blocked(state, 101)
-    state, changes = deferral.step(PLAIN, state, view([1], one_of_eight(), attempts=32, successes=1), 107)
+    assert Defer().blocked(state, 100).holds(1)
+    assert not Defer().blocked(state, 101)
+    state, changes = step(PLAIN, state, view([1], one_of_eight(), attempts=32, successes=1), 107)
     assert what(changes) == [(1, "released")]
-    assert not deferral.blocked(state, 108)
+    assert not Defer().blocked(state, 108)
     assert (state.deferrals, state.repilots, state.releases) == (1, 1, 1)
 
 
@@ -115,20 +123,18 @@ def test_after_a_release_only_new_evidence_counts() -> None:
     settings = Defer(solve_rate_below=0.16, retry_after_rounds=5, share=0.9)
     state = deferred(settings, [1, 2])
     assert list(state.units) == [1], "90 % of 2 known prompts is 1"
-    state, changes = deferral.step(settings, state, view([1], one_of_eight(), attempts=816, successes=1), 6)
+    state, changes = step(settings, state, view([1], one_of_eight(), attempts=816, successes=1), 6)
     assert what(changes) == [(1, "released")]
     for r, attempts in ((7, 824), (8, 832)):
-        state, changes = deferral.step(settings, state, view([1], 0.0, attempts=attempts, successes=1), r)
+        state, changes = step(settings, state, view([1], 0.0, attempts=attempts, successes=1), r)
         assert not changes
-    state, changes = deferral.step(settings, state, view([1], 0.0, attempts=840, successes=1), 9)
+    state, changes = step(settings, state, view([1], 0.0, attempts=840, successes=1), 9)
     assert what(changes) == [(1, "deferred")]
     assert changes.changes[0].reason == "0 of 24 solved"
 
 
 def test_a_prompt_solved_in_this_very_draw_is_not_deferred() -> None:
-    state, changes = deferral.step(
-        PLAIN, deferral.start(PLAIN), view([1], one_of_eight(), attempts=400, successes=1), 0
-    )
+    state, changes = step(PLAIN, PLAIN.fresh(), view([1], one_of_eight(), attempts=400, successes=1), 0)
     assert not changes
     assert not state.units
 
@@ -137,56 +143,52 @@ def test_a_re_pilot_releases_what_its_source_made_hopeful() -> None:
     """0 of 8 once more, but the source's other prompts are solved by now, so that the posterior is no longer below."""
     state = deferred(PLAIN, [1, 2])
     key = next(iter(state.units))
-    state, changes = deferral.step(PLAIN, state, view([key], 0.0, attempts=24, below=False), 51)
+    state, changes = step(PLAIN, state, view([key], 0.0, attempts=24, below=False), 51)
     assert what(changes) == [(key, "released")]
 
 
 def test_the_cap_takes_the_worst_first() -> None:
     """8 known prompts, share .5: room for 4. Posterior means (1 + k) / (2 + n) with n = 100 k: fewer attempts without a
     success are less bad."""
-    state, _ = deferral.step(PLAIN, deferral.start(PLAIN), view(list(range(8)), 0.0, below=False), 0)
+    state, _ = step(PLAIN, PLAIN.fresh(), view(list(range(8)), 0.0, below=False), 0)
     assert state.known == 8
     attempts = [16, 80, 24, 72, 32, 64, 40, 56]
-    state, changes = deferral.step(PLAIN, state, view(list(range(8)), 0.0, attempts=attempts), 1)
+    state, changes = step(PLAIN, state, view(list(range(8)), 0.0, attempts=attempts), 1)
     assert what(changes) == [(1, "deferred"), (3, "deferred"), (5, "deferred"), (7, "deferred")]
     assert state.share == 0.5
-    state, changes = deferral.step(PLAIN, state, view([0], 0.0, attempts=200), 2)
+    state, changes = step(PLAIN, state, view([0], 0.0, attempts=200), 2)
     assert not changes, "no room"
-    state, changes = deferral.step(
-        PLAIN, state, view([1, 0], one_of_eight() + [0.0] * 8, attempts=208, successes=1), 60
-    )
+    state, changes = step(PLAIN, state, view([1, 0], one_of_eight() + [0.0] * 8, attempts=208, successes=1), 60)
     assert what(changes) == [(1, "released"), (0, "deferred")], "a release makes room"
 
 
 def test_at_rest_everything_is_released() -> None:
     state = deferred(PLAIN, [1, 2])
-    state, changes = deferral.step(PLAIN, state, view([3], 0.0), 2, acting=False)
+    state, changes = step(PLAIN, state, view([3], 0.0), 2, acting=False)
     assert [change.what for change in changes.changes] == ["released"]
     assert "rest" in changes.describe()
-    assert not deferral.blocked(state, 3)
+    assert not Defer().blocked(state, 3)
     assert state.known == 3, "prompts are counted on"
 
 
 def test_rows_without_a_reward_are_no_attempt() -> None:
     state = deferred(PLAIN, [1, 2])
     key = next(iter(state.units))
-    after, changes = deferral.step(PLAIN, state, view([key], np.nan, attempts=16), 51)
+    after, changes = step(PLAIN, state, view([key], np.nan, attempts=16), 51)
     assert not changes.changes
     assert after.units == state.units
 
 
 def test_state_survives_json_exactly_and_is_small() -> None:
     settings = Defer(share=0.9, guesses=True)
-    state, _ = deferral.step(
-        settings, deferral.start(settings), view(list(range(2**62, 2**62 + 400)), 0.0, answers=5), 0
-    )
+    state, _ = step(settings, settings.fresh(), view(list(range(2**62, 2**62 + 400)), 0.0, answers=5), 0)
     draws = view(list(range(2**62, 2**62 + 400)), 0.0, attempts=16, answers=list(range(400)), sources=2**62 + 1)
-    state, changes = deferral.step(settings, state, draws, 1)
+    state, changes = step(settings, state, draws, 1)
     assert changes.count == 360
     saved = json.loads(json.dumps(state.to_json()))
     again = DeferralState.from_json(saved)
     assert again == state
-    assert deferral.step(settings, again, draws, 51) == deferral.step(settings, state, draws, 51)
+    assert step(settings, again, draws, 51) == step(settings, state, draws, 51)
     assert len(json.dumps(state.to_json()["units"])) / 360 < deferral.BYTES_PER_UNIT
 
 
@@ -195,10 +197,10 @@ def test_state_survives_json_exactly_and_is_small() -> None:
 
 def fed(settings: Defer, rounds: int, reward: Any, answers: Any, *, prompts: int = 16) -> DeferralState:
     """``rounds`` rounds of one group for each of ``prompts`` prompts."""
-    state = deferral.start(settings)
+    state = settings.fresh()
     for r in range(rounds):
         rows = view(list(range(prompts)), reward, answers=answers, attempts=G * (r + 1), below=False, round=r)
-        state, _ = deferral.step(settings, state, rows, r)
+        state, _ = step(settings, state, rows, r)
     return state
 
 
@@ -240,12 +242,12 @@ def test_guessing_counts_prompts_without_a_winner_as_well() -> None:
     their expectation have the same mean, 1/4, though a right answer is known only where someone won (90 %)."""
     rng = np.random.default_rng(0)
     settings = Defer(guesses=True)
-    state = deferral.start(settings)
+    state = settings.fresh()
     right = rng.integers(0, 4, 64)
     for r in range(32):
         answers = rng.integers(0, 4, (64, G))
         won = (answers == right[:, None]).astype(float).ravel()
-        state, _ = deferral.step(settings, state, view(list(range(64)), won, answers=answers.ravel(), below=False), r)
+        state, _ = step(settings, state, view(list(range(64)), won, answers=answers.ravel(), below=False), r)
     source = state.sources[7]
     assert source.guessed / source.attempts == pytest.approx(0.25, abs=0.01)
     assert source.successes / source.attempts == pytest.approx(0.25, abs=0.03)
@@ -254,49 +256,33 @@ def test_guessing_counts_prompts_without_a_winner_as_well() -> None:
 def test_a_source_is_deferred_up_to_the_share_and_its_rest_pilots_it() -> None:
     """16 prompts of source 7, never solved, and 4 of source 9, always: share .5 of 20 is 10 of 16 = 62.5 %."""
     settings = Defer(by="source", source_after_attempts=256, retry_after_rounds=10, share=0.5)
-    state = deferral.start(settings)
+    state = settings.fresh()
     prompts, sources = list(range(20)), [7] * 16 + [9] * 4
     reward = [0.0] * 16 * G + [1.0] * 4 * G
     for r in range(2):
-        state, changes = deferral.step(
+        state, changes = step(
             settings, state, view(prompts, reward, sources=sources, attempts=G * (r + 1), below=False), r
         )
         assert bool(changes) == (r == 1), "128, 256 attempts"
     assert what(changes) == [(7, "deferred")]
-    held = deferral.blocked(state, 3)
+    held = Defer().blocked(state, 3)
     assert held.sources == {7: 0.625}
     assert state.share == 0.5
     chosen = [prompt for prompt in range(10_000) if held.holds(prompt, 7)]
     assert len(chosen) == pytest.approx(6_250, abs=200)  # 4 standard deviations of a binomial
     assert not any(held.holds(prompt, 9) for prompt in range(100))
-    assert not deferral.blocked(state, 12), "due"
+    assert not Defer().blocked(state, 12), "due"
     # One of 16 solved a round among what is still drawn. After 9 rounds about 9 of 256 + 144 remembered attempts are
     # successes, 2.4 %, and P(rate < 2 %) under a uniform prior falls below a quarter.
     for r in range(2, 20):
-        state, changes = deferral.step(
+        state, changes = step(
             settings, state, view([0, 1], one_of_eight() + [0.0] * 8, sources=7, attempts=99, below=False), r
         )
         if changes:
             break
     assert what(changes) == [(7, "released")]
     assert r == 10
-    assert not deferral.blocked(state, r + 1)
-
-
-def test_the_control_defers_as_many_at_the_same_times() -> None:
-    settings, control = (Defer(random=random) for random in (False, True))
-    a, b = deferred(settings, list(range(100))), deferred(control, list(range(100)))
-    assert a.units == b.units
-    assert len(deferral.blocked(a, 5).prompts) == 50
-    held = deferral.blocked(b, 5)
-    assert not held.prompts
-    assert held.everywhere == 0.5
-    chosen = {prompt for prompt in range(10_000) if held.holds(prompt)}
-    assert len(chosen) == pytest.approx(5_000, abs=200)
-    fewer = Blocked(everywhere=0.25)
-    assert {prompt for prompt in range(10_000) if fewer.holds(prompt)} < chosen
-    assert not deferral.blocked(a, 51)
-    assert not deferral.blocked(b, 51)
+    assert not Defer().blocked(state, r + 1)
 
 
 # -- simulations -------------------------------------------------------------------------------------------------------
@@ -315,7 +301,7 @@ def simulate(
     rng = np.random.default_rng(seed)
     kind = np.repeat([IMPOSSIBLE, LEARNABLE, EASY], each)
     own = rng.normal(0.0, 1.0, 3 * each)
-    state, ledger, wins = deferral.start(settings), SolveLedger(), 0.0
+    state, ledger, wins = settings.fresh(), SolveLedger(), 0.0
     order: list[int] = []
     drawn: Counter[int] = Counter()
 
@@ -324,7 +310,7 @@ def simulate(
         return np.select([kind[prompts] == IMPOSSIBLE, kind[prompts] == LEARNABLE], [0.0, learned], 0.5)
 
     for r in range(rounds):
-        held = deferral.blocked(state, r)
+        held = Defer().blocked(state, r)
         picked: list[int] = []
         while len(picked) < 8:
             order = order or rng.permutation(3 * each).tolist()
@@ -340,7 +326,7 @@ def simulate(
         counts = np.array([ledger.counts(name) for name in names])
         below = ledger.credibly_below(names, strata, rate=settings.solve_rate_below, credibility=settings.credibility)
         seen = view(picked, reward, sources=sources, attempts=counts[:, 0], successes=counts[:, 1], below=below)
-        state, _ = deferral.step(settings, state, seen, r)
+        state, _ = step(settings, state, seen, r)
         if r >= 3 * rounds // 4:
             drawn.update(kind[picked].tolist())
     now = Counter(int(kind[key]) for key, unit in state.units.items() if unit.deferred)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from rlmon.interventions import engine
-from rlmon.interventions.actions import RoundTable
 from rlmon.interventions.policy import Policy
+from rlmon.interventions.row_effect import RowEffect
+from rlmon.interventions.rows import RoundTable
 from rlmon.records import Action, Finding, StepRecord
 
 KL = "rlmon/kl/mean"
@@ -248,7 +249,7 @@ def test_state_survives_json_in_the_middle_of_everything() -> None:
     def fold(state: engine.EngineState, some: Sequence[StepRecord]) -> tuple[engine.EngineState, list[Action]]:
         actions: list[Action] = []
         for each in some:
-            state, _ = engine.on_round(rules, state, table(each.step), {})
+            state, *_ = engine.on_round(rules, state, table(each.step), {})
             state, new = engine.on_step(rules, state, each, [finding(7)] if each.step == 7 else [])
             actions += new
         return state, actions
@@ -292,7 +293,7 @@ def test_the_unit_of_the_additions_is_one_for_group_normalised_advantages() -> N
 
 
 def test_rows_are_bounded_first_and_pushed_afterwards() -> None:
-    effect = engine.Effect(factor_N=np.array([1.0, 0.0, 1.0]), limit=1.0, addition_N=np.array([0.5, 0.0, 0.0]))
+    effect = RowEffect(factor_n=np.array([1.0, 0.0, 1.0]), limit=1.0, addition_n=np.array([0.5, 0.0, 0.0]))
     assert effect.on(np.array([3.0, 3.0, -0.2])).tolist() == [1.5, 0.0, -0.2]
     assert not effect.identity
 

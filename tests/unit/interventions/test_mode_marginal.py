@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from rlmon.interventions import mode_marginal as mm
-from rlmon.interventions.actions import ModeMarginal, RoundTable
+from rlmon.interventions.mode_marginal import ModeMarginal
+from rlmon.interventions.row_effect import per_token
+from rlmon.interventions.rows import RoundTable
 from rlmon.statistics import beta_cdf
 
 A, B, C, NEW = 11, -(2**62), 2**62 + 1, 77
@@ -58,7 +60,7 @@ def based(counts, rewarded=None, *, group_size=4, settings=None, order=None):
         modes.append(mode)
         rewards.append(1.0 if good[mode] > 0 else 0.0)
         good[mode] -= 1
-    state = mm.observe(settings, mm.start(settings), table(modes, rewards, group_size=group_size))
+    state = mm.observe(settings, settings.fresh(), table(modes, rewards, group_size=group_size))
     assert state.complete
     return state
 
@@ -74,7 +76,7 @@ class TestBase:
         ],
     )
     def test_it_is_complete_by_completions_prompts_or_rounds(self, rows, prompts, rounds):
-        settings, state = ModeMarginal(), mm.start(ModeMarginal())
+        settings, state = ModeMarginal(), ModeMarginal().fresh()
         for r in range(rounds):
             assert not state.complete
             now = table([A, B] * (rows // 2), [1.0, 0.0] * (rows // 2), round=r, group_size=rows // prompts)
@@ -85,7 +87,7 @@ class TestBase:
     def test_before_it_nothing_is_added_or_steered(self):
         settings = ModeMarginal()
         now = table([A] * 7 + [B], [1.0] * 8)
-        state = mm.observe(settings, mm.start(settings), now)
+        state = mm.observe(settings, settings.fresh(), now)
         assert not state.complete
         assert not mm.addition(settings, state, now, 2.0).any()
         assert mm.control(settings, state, 1.0) is None
@@ -97,12 +99,12 @@ class TestBase:
     def test_rows_without_mode_or_reward_do_not_count(self):
         settings = ModeMarginal()
         now = table([A, A, -1, B], [1.0, math.nan, 1.0, 0.0])
-        state = mm.observe(settings, mm.start(settings), now)
+        state = mm.observe(settings, settings.fresh(), now)
         assert state.base.rows == {A: 1.0, B: 1.0}
         assert state.base.rewarded == {A: 1.0}
 
     def test_rounds_in_which_nothing_is_known_are_no_base(self):
-        settings, state = ModeMarginal(), mm.start(ModeMarginal())
+        settings, state = ModeMarginal(), ModeMarginal().fresh()
         for r in range(20):
             state = mm.observe(settings, state, table([A, B], [math.nan, math.nan], round=r))
         assert not state.complete
@@ -162,13 +164,13 @@ class TestAcross:
         """Source 1 is all A, source 2 all B. Later only source 1 is drawn: its shares are what they were."""
         settings = ModeMarginal(within=0.0)
         first = table([A] * 512 + [B] * 512, [1.0] * 1024, sources=[1] * 512 + [2] * 512)
-        state = mm.observe(settings, mm.start(settings), first)
+        state = mm.observe(settings, settings.fresh(), first)
         # Shrunk to the pooled shares by 64 completions, source 1 is expected to have 32 of 576 in B, .0556: 14 of 256.
         now = table([A] * 242 + [B] * 14, [1.0] * 256, round=1, sources=[1] * 256)
         for _ in range(20):
             state = mm.observe(settings, state, now)
         assert not mm.addition(settings, state, now, 1.0).any()
-        pooled = mm.observe(settings, mm.start(settings), table([A] * 512 + [B] * 512, [1.0] * 1024))
+        pooled = mm.observe(settings, settings.fresh(), table([A] * 512 + [B] * 512, [1.0] * 1024))
         for _ in range(20):
             pooled = mm.observe(settings, pooled, now)
         assert mm.addition(settings, pooled, now, 1.0)[-1] > 1.5
@@ -225,7 +227,7 @@ class TestWithin:
         """Source 1 writes A and B, source 2 only B, from the base on. Prompts of source 1 collapse one by one."""
         settings = ModeMarginal(within=1.0)
         first = table([A, B] * 128 + [B] * 256, [1.0] * 512, sources=[1] * 256 + [2] * 256)
-        state = mm.observe(settings, mm.start(settings), first)
+        state = mm.observe(settings, settings.fresh(), first)
         modes = ([A] * 4 + [B] * 4) * 32 + [B] * 256
         now = table(modes, [1.0] * 512, round=1, sources=[1] * 256 + [2] * 256)
         for _ in range(6):
@@ -246,7 +248,7 @@ class TestWithin:
         """A base in which each prompt has its own mode (code for code): nothing to widen."""
         settings = ModeMarginal(within=1.0)
         now = table(([A] * 4 + [B] * 4) * 32, [1.0] * 256)
-        state = mm.observe(settings, mm.start(settings), now)
+        state = mm.observe(settings, settings.fresh(), now)
         for _ in range(4):
             state = mm.observe(settings, state, now)
         assert np.abs(mm.addition(settings, state, now, 1.0)).max() < 1e-9
@@ -393,7 +395,7 @@ class TestState:
     def test_resume_is_exact(self):
         settings = ModeMarginal()
         rng = np.random.default_rng(3)
-        state = mm.start(settings)
+        state = settings.fresh()
         for r in range(12):
             state = mm.ModeMarginalState.from_json(json.loads(json.dumps(state.to_json())))
             modes = rng.choice([A, B, C, NEW], size=64, p=[0.5, 0.3, 0.15, 0.05] if r > 4 else [0.4, 0.3, 0.3, 0])
@@ -417,7 +419,7 @@ class TestPrediction:
 class TestPerToken:
     def test_a_terminal_reward_through_gae(self):
         mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
-        found = mm.per_token(np.array([2.0, -1.0, 5.0]), mask, gamma=0.8, lam=0.5)
+        found = per_token(np.array([2.0, -1.0, 5.0]), mask, gamma=0.8, lam=0.5)
         assert found == pytest.approx(np.array([[2 * 0.16, 2 * 0.4, 2.0, 0.0], [-1.0, 0, 0, 0], [0, 0, 0, 0]]))
 
     def test_it_is_what_gae_computes(self):
@@ -426,7 +428,7 @@ class TestPerToken:
         for reward in reversed(rewards):
             running = reward + 0.99 * 0.95 * running
             expected.insert(0, running)
-        found = mm.per_token(np.array([1.5]), np.ones((1, 5), dtype=bool), gamma=0.99, lam=0.95)
+        found = per_token(np.array([1.5]), np.ones((1, 5), dtype=bool), gamma=0.99, lam=0.95)
         assert found[0] == pytest.approx(expected)
 
 
@@ -437,7 +439,7 @@ class TestSources:
         push there. In source 2 B earns nothing, so that A has nothing to be held against."""
         settings = ModeMarginal(within=2.0)
         base = table([A, B] * 128, [1.0] * 256, sources=[1] * 128 + [2] * 128)
-        state = mm.observe(settings, mm.start(settings), base)
+        state = mm.observe(settings, settings.fresh(), base)
         assert state.complete
         now = table(
             [A, B] * 64 + [A, A, A, B] * 32,
@@ -453,14 +455,14 @@ class TestSources:
         assert not pushed.any()
         # By the run's pooled shares alone (5/8 A) both sources would be pushed away from A.
         one = table(now.modes_N["format"], now.reward_N, round=1)
-        pooled = mm.observe(settings, mm.start(settings), table([A, B] * 128, [1.0] * 256))
+        pooled = mm.observe(settings, settings.fresh(), table([A, B] * 128, [1.0] * 256))
         for _ in range(12):
             pooled = mm.observe(settings, pooled, one)
         assert mm.addition(settings, pooled, one, 1.0)[0] < 0.0
 
     def test_sources_survive_json(self):
         settings = ModeMarginal()
-        state = mm.observe(settings, mm.start(settings), table([A, B] * 128, [1.0] * 256, sources=[1, 2] * 128))
+        state = mm.observe(settings, settings.fresh(), table([A, B] * 128, [1.0] * 256, sources=[1, 2] * 128))
         state = mm.observe(settings, state, table([A, B] * 4, [1.0] * 8, round=1, sources=[1, 2] * 4))
         assert mm.ModeMarginalState.from_json(json.loads(json.dumps(state.to_json()))) == state
         assert set(state.now_by_source) == {1, 2}

@@ -11,8 +11,10 @@ import torch
 
 from rlmon.baseline import Baseline
 from rlmon.interventions import base_mean, conditions, engine, mode_marginal
-from rlmon.interventions.actions import Anchor, ModeMarginal, RoundTable
+from rlmon.interventions.anchor import Anchor
+from rlmon.interventions.mode_marginal import ModeMarginal
 from rlmon.interventions.policy import OnMetric, Policy
+from rlmon.interventions.rows import RoundTable
 from rlmon.records import StepRecord
 from rlmon.trl.anchor import AnchorStore
 
@@ -63,7 +65,7 @@ def test_all_close_with_the_same_round(prompts: int, completions: int) -> None:
         )
         assert stored == (not baseline.complete), "what is stored is of the rounds of the baseline"
         baseline = baseline.with_round(prompts=prompts, completions=completions)
-        state, _ = engine.on_round(rules, state, table(step, prompts, completions), {})
+        state, *_ = engine.on_round(rules, state, table(step, prompts, completions), {})
         now = record(step, prompts, completions, entropy=float(step))
         state, _ = engine.on_step(rules, state, now, [])
         ratio, *_ = conditions.step(condition, ratio, now, [], 0.0)
@@ -99,7 +101,7 @@ def test_checkpoints_of_the_version_before_are_read() -> None:
     full, part = base_mean.BaseMean.from_json([1.0, 2.0, 3.0, 4.0, 5.0]), base_mean.BaseMean.from_json([1.0, 2.0])
     assert full.mean == 3.0
     assert (part.mean, part.values, part.baseline.rounds) == (None, 2, 2)
-    before = mode_marginal.start(ModeMarginal()).to_json()
+    before = ModeMarginal().fresh().to_json()
     del before["baseline"]
     before |= {"base_prompts": [3, 4], "base_rounds": 2, "complete": False}
     begun = mode_marginal.ModeMarginalState.from_json(json.loads(json.dumps(before)))

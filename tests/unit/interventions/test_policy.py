@@ -17,7 +17,11 @@ import pytest
 from rlmon.detectors import DETECTORS
 from rlmon.errors import ConfigError, MissingExtraError
 from rlmon.interventions import policy_file
-from rlmon.interventions.actions import ACTIONS, EntropyBonus, KLPenalty, ModeMarginal, RollBack, Stop, Winsorise
+from rlmon.interventions.actions import ACTIONS
+from rlmon.interventions.entropy_bonus import EntropyBonus
+from rlmon.interventions.kl_penalty import KLPenalty
+from rlmon.interventions.mode_marginal import ModeMarginal
+from rlmon.interventions.once import RollBack, Stop
 from rlmon.interventions.policy import (
     MODE,
     AllOf,
@@ -29,6 +33,7 @@ from rlmon.interventions.policy import (
     Rule,
     parse,
 )
+from rlmon.interventions.winsorise import Winsorise
 from rlmon.metrics.catalog import METRICS, local_metrics
 from rlmon.steering import load_policy
 
@@ -393,7 +398,8 @@ def test_objects_are_checked_like_text() -> None:
     bad = Policy(rules=(dataclasses.replace(rule, action=EntropyBonus(increment=-1.0)),))
     assert "do.increment: is -1.0; it takes a number of at least 0." in refused(bad)
     assert "is no detector" in refused(Policy(rules=(dataclasses.replace(rule, when=OnFinding(finding="x")),)))
-    assert "is no action" in refused(Policy(rules=(dataclasses.replace(rule, action=Always()),)))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"rules\.a: a Always is no action"):
+        Policy(rules=(dataclasses.replace(rule, action=Always()),))  # type: ignore[arg-type]
     assert Policy(rules=(rule,), dry_run=True).rules[0].dry_run
     assert not rule.dry_run
     assert read(Policy(rules=(dataclasses.replace(rule, action=RollBack(beta=0.1)),))).rules[0].action.beta == 0.1

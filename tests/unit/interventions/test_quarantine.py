@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rlmon.interventions import quarantine
-from rlmon.interventions.actions import Quarantine, RoundTable
+from rlmon.interventions.quarantine import Quarantine
+from rlmon.interventions.rows import RoundTable
 
 G = 8
 HARD, EASY = 7, 3
@@ -53,7 +54,7 @@ HONEST = {"reward": LONE, "answer": list(range(100, 100 + G))}
 def once(group: dict[str, Any], *, hard: bool = True, state: Any = None, **settings: Any) -> list[str]:
     """The reasons for which one group is neutralised by a fold with this past; empty where it is not."""
     chosen = Quarantine(**settings)
-    state = quarantine.start(chosen) if state is None else state
+    state = chosen.fresh() if state is None else state
     _, factor_N, found = quarantine.step(chosen, state, table([group]), np.full(G, hard))
     assert factor_N.tolist() == [0.0 if found else 1.0] * G, "the group as a whole"
     return list(found[0].reasons) if found else []
@@ -64,7 +65,7 @@ def usual(
 ) -> quarantine.QuarantineState:
     """A source's past: ``share`` of its answers are ``habit`` (``before``: in the first 256), solved prompts have
     winners of 100 tokens and 6 numbers."""
-    settings, state, drawn = Quarantine(), quarantine.start(Quarantine()), 0
+    settings, state, drawn = Quarantine(), Quarantine().fresh(), 0
     for round in range(rounds):
         groups = []
         for _ in range(8):
@@ -242,7 +243,7 @@ def test_a_hard_source_whose_winners_compute_is_learned_from() -> None:
     """2,000 groups of a hard source (solve rate .04), each prompt with a truth of its own; winners compute as the
     correct do: lengths log-normal (sigma .4), numbers Poisson(8). Few may be neutralised, and few of an easier one."""
     rng = np.random.default_rng(0)
-    settings, state = Quarantine(), quarantine.start(Quarantine())
+    settings, state = Quarantine(), Quarantine().fresh()
     winners = neutralised = 0
     for round in range(250):
         groups = []
@@ -279,7 +280,7 @@ def train(arm: str, seed: int, *, mode_p: float = 0.3, steps: int = 150, rate: f
     rng, settings, g = np.random.default_rng(seed), Quarantine(), 16
     if arm == "one success only":
         settings = Quarantine(most_successes=0.0)
-    state = quarantine.start(settings)
+    state = settings.fresh()
     guess, skill = np.zeros(len(VALUES)), 0.5
     guess[TWELVE] = 0.6  # e^.6 / (22 + e^.6) = .076
     for now in range(steps):
@@ -349,7 +350,7 @@ def random_rounds(seed: int, rounds: int, sources: int = 3) -> list[tuple[RoundT
 
 
 def test_resume_is_bit_exact() -> None:
-    settings, state, resumed = Quarantine(), quarantine.start(Quarantine()), quarantine.start(Quarantine())
+    settings, state, resumed = Quarantine(), Quarantine().fresh(), Quarantine().fresh()
     some = 0
     for rows, hard_N in random_rounds(1, 60):
         resumed = quarantine.QuarantineState.from_json(json.loads(json.dumps(resumed.to_json(), allow_nan=False)))
@@ -363,7 +364,7 @@ def test_resume_is_bit_exact() -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    settings, state = Quarantine(), quarantine.start(Quarantine())
+    settings, state = Quarantine(), Quarantine().fresh()
     for rows, hard_N in random_rounds(2, 80, sources=200):
         state, _, _ = quarantine.step(settings, state, rows, hard_N)
     assert len(state.sources) == quarantine.SOURCES + 1
@@ -390,7 +391,7 @@ def test_nothing_global_is_drawn_and_the_table_is_left_as_it_was() -> None:
     before = np.random.get_state()[1].copy()
     [(rows, hard_N)] = random_rounds(4, 1)
     copies = {f.name: np.array(getattr(rows, f.name)) for f in dataclasses.fields(rows) if f.name.endswith("_N")}
-    quarantine.step(Quarantine(), quarantine.start(Quarantine()), rows, hard_N)
+    quarantine.step(Quarantine(), Quarantine().fresh(), rows, hard_N)
     assert (np.random.get_state()[1] == before).all()
     for name in copies.keys() - {"modes_N"}:
         assert np.array_equal(copies[name], getattr(rows, name), equal_nan=True)
@@ -398,9 +399,7 @@ def test_nothing_global_is_drawn_and_the_table_is_left_as_it_was() -> None:
 
 def test_it_says_what_it_did() -> None:
     short = {**HONEST, "tokens": first(10.0, 100.0)}
-    _, _, found = quarantine.step(
-        Quarantine(), quarantine.start(Quarantine()), table([short] * 4), np.ones(4 * G, dtype=bool)
-    )
+    _, _, found = quarantine.step(Quarantine(), Quarantine().fresh(), table([short] * 4), np.ones(4 * G, dtype=bool))
     said = quarantine.describe(found)
     assert said.startswith(
         "4 groups of nearly impossible prompts neutralised. group 0 (1 success): 10 tokens where 100"

@@ -168,12 +168,12 @@ def test_that_a_run_is_too_short_is_a_note(when: Any, do: Any, facts: dict[str, 
 
 
 def test_what_the_trainer_lacks_is_an_error_of_what_acts() -> None:
-    facts = setting(lacks={"kl_penalty": "it has no reference.", "roll_back": "nothing is saved"})
+    facts = setting(lacks={"beta": "it has no reference.", "roll_back": "nothing is saved"})
     assert errors(one("always", "kl_penalty", facts)) == "rule rule: it has no reference."
     assert errors(one({"finding": "kl-drift"}, {"action": "roll_back"}, facts)) == "rule rule: nothing is saved."
     assert "no reference" in errors(
         one({"finding": "kl-drift"}, {"action": "roll_back", "beta": 0.1}, dataclasses.replace(
-            facts, lacks={"kl_penalty": "it has no reference"}
+            facts, lacks={"beta": "it has no reference"}
         ))
     )  # fmt: skip
     assert errors(one("always", "kl_penalty", facts, dry_run=True)) == ""

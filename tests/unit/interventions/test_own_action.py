@@ -1,0 +1,108 @@
+"""An action of one's own, from one file: named in a policy, on one rank and on two, resumed, and read without it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from own_action import Shorten
+from simulated_ranks import Run, round_of
+
+import rlmon
+from rlmon.errors import ConfigError
+from rlmon.interventions import show
+from rlmon.interventions.policy import Policy
+from rlmon.steering import load_policy
+
+RULES = {
+    "rules": {
+        "brief": {
+            "when": "always",
+            "do": {"action": "shorten", "tokens": 10.0, "most": 0.3},
+            "cool_off_steps": 2,
+            "measure_after_steps": 6,
+        }
+    }
+}
+POLICY = load_policy(RULES, actions=[Shorten])
+ROUNDS = [round_of(number, sources=["a"], prompts=4, group=4, narrow={}) for number in range(16)]
+
+
+def run(folder: Path, world: int, rounds: Any = ROUNDS, **more: Any) -> Run:
+    return Run(folder, world, rounds, group=4, policy=POLICY, **more)
+
+
+def told(folder: Path) -> list[tuple[Any, ...]]:
+    acts = rlmon.open_run(folder).actions
+    return [(a.phase, a.action_id, a.step, a.knob, a.old, a.new, a.reason, a.effect) for a in acts]
+
+
+def test_a_policy_names_it_and_its_settings_are_checked() -> None:
+    assert POLICY.rule("brief").action == Shorten(tokens=10.0, most=0.3)
+    assert Policy.from_dict(POLICY.to_dict(), actions=[Shorten]) == POLICY
+    assert load_policy(POLICY) == POLICY
+    text = show.to_yaml(POLICY)
+    assert "most: 0.3  # and goes no further than this" in text
+    assert load_policy(text, actions=[Shorten]) == POLICY
+    assert "shorten" in {name for _, name, _ in show.catalogue([Shorten])}
+    wrong = {"rules": {"brief": {"when": "always", "do": {"action": "shorten", "most": 9.0}}}}
+    with pytest.raises(ConfigError, match=r"do\.most: is 9\.0; it takes a number from 0 to 3\."):
+        load_policy(wrong, actions=[Shorten])
+    with pytest.raises(ConfigError, match=r"'shorten' is no action\..*passed to RLMon \(actions=\[\.\.\.\]\)"):
+        load_policy(RULES)
+
+
+def test_it_acts_on_rows_by_the_level_that_it_takes_and_every_act_is_recorded(tmp_path: Path) -> None:
+    alone = run(tmp_path / "alone", 1)
+    alone.close()
+    found = told(tmp_path / "alone")
+    levels = [(phase, step, old, new) for phase, _, step, knob, old, new, *_ in found if knob == "shorten"]
+    assert [level for level in levels if level[0] == "decided"] == [
+        ("decided", 1, 0.0, 0.1), ("decided", 3, 0.1, 0.2), ("decided", 5, 0.2, pytest.approx(0.3)),
+    ]  # fmt: skip
+    assert len([one for one in levels if one[0] == "applied"]) == 3
+    assert any("completions are long" in one[6] for one in found if one[3] == "advantages")
+    assert {one[7] for one in found if one[0] == "measured"} > {"not_measured"}
+    effect = alone.effects[0][1]
+    long = [len(text) > 10 for text in ROUNDS[1]["completions"]]
+    assert [bool(value) for value in effect.addition_n] == long
+
+
+def test_ranks_act_alike(tmp_path: Path) -> None:
+    one, two = run(tmp_path / "one", 1), run(tmp_path / "two", 2)
+    for each in (one, two):
+        each.close()
+    alone, split = (
+        [act[:6] for act in told(tmp_path / name) if act[0] == "decided" and act[3] == "shorten"]
+        for name in ("one", "two")
+    )
+    assert alone
+    assert split == alone
+    assert [monitor.steering.off for monitor in two.monitors] == [None, None]  # type: ignore[union-attr]
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", 1)
+    half = run(tmp_path / "half", 1, ROUNDS[:7])
+    state = json.loads(json.dumps(half.state()))
+    rest = run(tmp_path / "half", 1, ROUNDS[7:], first_step=7, states=[state])
+    assert rest.state()["shared"]["steering"] == whole.state()["shared"]["steering"]
+    assert whole.monitors[0].steering._engine.rules["brief"].inner["long_rows"] > 0  # type: ignore[union-attr]
+
+
+def test_an_audit_that_lacks_it_shows_its_acts(tmp_path: Path) -> None:
+    run(tmp_path / "log", 1).close()
+    code = (
+        "import rlmon, sys; audit = rlmon.audit(sys.argv[1]); "
+        "assert 'own_action' not in sys.modules; print(len(audit.to_json()['actions'])); "
+        "assert not [check.id for check in audit.checks if check.status == 'error']"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "log")], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(told(tmp_path / "log"))
