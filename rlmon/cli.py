@@ -251,14 +251,12 @@ def policy(
 
 
 def _draw_policy(rows: Sequence[RuleRow]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     from rlmon.printable import one_line
+    from rlmon.report.screen import columns
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for head in ("rule", "do", "when", "not the default"):
-        table.add_column(head, overflow="fold", no_wrap=head == "rule")
+    table = columns(("rule", "do", "when", "not the default"), frozenset(), fold=frozenset({1, 2, 3}))
     for row in rows:
         do = Text(row.do, style="cyan").append(" (dry run)" if row.dry_run else "", style="yellow")
         table.add_row(Text(row.name, style="bold"), do, Text(one_line(row.when)), Text(one_line(row.settings)))
@@ -562,8 +560,10 @@ def compare(
     rlmon compare out/plain-0,out/plain-1 out/kl-0,out/kl-1 --html compare.html
     rlmon compare out/plain-0 out/kl-0 --a out/plain-1 --b out/kl-1 --base out/base
     """
-    import rlmon.report.compare as compare_report
+    import rlmon.report.compare_markdown as compare_markdown
     import rlmon.report.compare_page as compare_page
+    import rlmon.report.compare_terminal as compare_terminal
+    import rlmon.report.compare_words as compare_words
     from rlmon.audit.comparison import compare as compared
 
     columns = _mapping(mapping)
@@ -573,7 +573,7 @@ def compare(
         audits[0],
         audits[1],
         None if base is None else _audit(base, reader, columns, None, processes, success),
-        compare_report.side_names(*sides),
+        compare_words.side_names(*sides),
     )
     if page is not None:
         _write(page, compare_page.html(result))
@@ -581,9 +581,9 @@ def compare(
     if form is CompareFormat.rich:
         from rich.console import Console
 
-        _draw(compare_report.terminal(result, width=Console().width))
+        _draw(compare_terminal.render(result, width=Console().width))
     else:
-        text = compare_report.json(result) if form is CompareFormat.json else compare_report.markdown(result)
+        text = compare_words.json(result) if form is CompareFormat.json else compare_markdown.render(result)
         _say(text.rstrip("\n"))
 
 

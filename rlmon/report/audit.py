@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from rlmon.audit.result import EXAMPLE_CHARACTERS, EXAMPLE_HEAD, Audit, Check, E
 from rlmon.errors import RLMonError
 from rlmon.metrics.catalog import lookup
 from rlmon.printable import one_line
-from rlmon.report.figure import OTHER_COLOUR, Shares, colours, draw_order
+from rlmon.report.charts import CHARTS, ITEM_CHARACTERS, ITEMS_SHOWN, bucketed, coded, stacked
 from rlmon.report.page import HERE, fill, json_for_html, render
 from rlmon.report.still import still
 
@@ -26,110 +25,13 @@ CHART_POINTS = 2_000
 FURTHER_POINTS = 60_000
 """The same for all curves behind the disclosure together."""
 SHARE_POINTS = 600
-MODES_DRAWN = 9
 FURTHER_CHARTS = 160
 EVENTS_SHOWN = 300
 RECORDS_SHOWN = 300
-ITEMS_SHOWN = 300
-ITEM_CHARACTERS = 500
 TEXT_BUDGET_BYTES = 1_500_000
 """Prompts and completions together, as JSON. Over it, each is cut shorter, to one of ``TEXT_CUTS``."""
 TEXT_CUTS = (4_000, 2_500, 1_600, 1_000, 600, 350, 200)
 HEAT_PROMPT_CHARACTERS = 160
-
-Title = tuple[str, str, tuple[tuple[str, str], ...]]
-VARIED = "as varied as so many equally common ones"
-CHARTS: Sequence[Title] = (
-    (
-        "Formats in use",
-        VARIED,
-        (
-            ("rlmon/collision/mode_across_effective", "across prompts"),
-            ("rlmon/collision/mode_within_effective", "same prompt"),
-            ("rlmon/collision/mode_correct_across_effective", "rewarded"),
-        ),
-    ),
-    (
-        "Formats in use",
-        "e to the entropy of their shares",
-        (("rlmon/format/effective", "all"), ("rlmon/format/effective_correct", "rewarded")),
-    ),
-    ("Largest format", "share of completions", (("rlmon/format/top_share", "share"),)),
-    ("Reward", "mean", (("rlmon/health/reward_mean", "reward"),)),
-    ("Token entropy", "nats per token", (("rlmon/entropy/mean", "entropy"),)),
-    ("KL to the base", "nats per token", (("rlmon/kl/mean", "KL"),)),
-    (
-        "Groups that teach nothing",
-        "share of groups",
-        (
-            ("rlmon/group/silent", "equal rewards"),
-            ("rlmon/group/all_good", "all good"),
-            ("rlmon/group/all_bad", "all bad"),
-        ),
-    ),
-    ("Completion length", "tokens", (("rlmon/health/length_mean", "mean"),)),
-    ("Completion length", "characters", (("completion characters", "mean"),)),
-    (
-        "Distinct n-grams",
-        "share, at a fixed budget of words",
-        (
-            ("rlmon/text/distinct_1", "1-grams"),
-            ("rlmon/text/distinct_2", "2-grams"),
-            ("rlmon/text/distinct_3", "3-grams"),
-        ),
-    ),
-    (
-        "Near-duplicates",
-        "share of pairs",
-        (("rlmon/text/near_duplicate_within", "same prompt"), ("rlmon/text/near_duplicate_across", "across prompts")),
-    ),
-    (
-        "Templates in use",
-        VARIED,
-        (
-            ("rlmon/collision/template_across_effective", "across prompts"),
-            ("rlmon/collision/template_within_effective", "same prompt"),
-        ),
-    ),
-    (
-        "Ways to begin a sentence",
-        VARIED,
-        (("rlmon/moves/effective_across", "across prompts"), ("rlmon/moves/effective_within", "same prompt")),
-    ),
-    (
-        "Templates of correct answers",
-        "to one prompt",
-        (("rlmon/text/effective_templates_within_correct", "templates"),),
-    ),
-    ("Different answers", "to one prompt", (("rlmon/text/effective_answers_within", "answers"),)),
-    ("Weight of lucky one-offs", "share of |advantage|", (("rlmon/group/lone_success_weight", "weight"),)),
-    ("Truncated", "share of completions", (("rlmon/health/truncated", "truncated"),)),
-    ("Distance to the base's formats", "Jensen-Shannon", (("rlmon/format/js_to_base", "distance"),)),
-    ("Critic: explained variance", "share of the returns' variance", (("rlmon/value/explained_variance", "share"),)),
-    ("Critic: value loss", "squared reward", (("rlmon/value/loss", "loss"),)),
-    (
-        "Critic: values and returns",
-        "reward, mean over tokens",
-        (("rlmon/value/mean", "values"), ("rlmon/value/return_mean", "returns")),
-    ),
-    (
-        "Critic: advantages",
-        "quantiles over tokens",
-        (
-            ("rlmon/value/advantage_p05", "5 %"),
-            ("rlmon/value/advantage_p50", "50 %"),
-            ("rlmon/value/advantage_p95", "95 %"),
-        ),
-    ),
-    ("Policy: KL penalty", "beta", (("rlmon/intervention/beta", "beta"),)),
-    ("Policy: hold on the formats", "strength", (("rlmon/intervention/kappa", "strength"),)),
-    (
-        "Policy: rows and prompts set aside",
-        "share",
-        (("rlmon/intervention/neutralised_share", "neutralised"), ("rlmon/intervention/deferred_share", "deferred")),
-    ),
-)
-"""Title, unit and curves of the charts that come first, in their order; a chart without a value is left out."""
 
 
 def build_page(audit: Audit) -> str:
@@ -290,47 +192,6 @@ def _plain(value: Any) -> Any:
 # ---- curves
 
 
-def thin(steps: Sequence[int], values: Sequence[float | None], points: int) -> tuple[list[int], list[float | None]]:
-    """At most about ``points`` measured values with their steps, the least and the greatest of every bucket kept.
-
-    Steps without a value are left out, but one ``None`` stands in every gap more than four times as wide as usual, so
-    that a curve measured every few steps is drawn through and one that stopped for a while is not.
-    """
-    known = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None and math.isfinite(v)]
-    if not known:
-        return [], []
-    gaps = sorted(b[0] - a[0] for a, b in pairwise(known))
-    wide = 4 * gaps[len(gaps) // 2] if gaps else math.inf
-    if len(known) > points:
-        buckets = max(1, points // 2)
-        kept: set[int] = {0, len(known) - 1}
-        for bucket in range(buckets):
-            inside = range(len(known) * bucket // buckets, len(known) * (bucket + 1) // buckets)
-            kept |= {min(inside, key=lambda at: known[at][1]), max(inside, key=lambda at: known[at][1])}
-        order = sorted(kept)
-    else:
-        order = list(range(len(known)))
-    out_steps: list[int] = []
-    out_values: list[float | None] = []
-    broken = [at for at in range(1, len(known)) if known[at][0] - known[at - 1][0] > wide]
-    next_break = 0
-    for at in order:
-        passed = False
-        while next_break < len(broken) and broken[next_break] <= at:
-            passed, next_break = True, next_break + 1
-        if passed and out_steps and known[at][0] - out_steps[-1] > 1:
-            out_steps.append(out_steps[-1] + 1)
-            out_values.append(None)
-        out_steps.append(known[at][0])
-        out_values.append(_rounded(known[at][1]))
-    return out_steps, out_values
-
-
-def _rounded(value: float) -> float:
-    """Six significant digits."""
-    return float(f"{value:.6g}")
-
-
 def _charts(audit: Audit) -> dict[str, Any]:
     """``charts``: the important ones and those that a check complains about. ``further``: one for each other series."""
     series = {name: values for name, values in audit.series.items() if any(value is not None for value in values)}
@@ -373,16 +234,16 @@ def _single(audit: Audit, name: str, points: int) -> dict[str, Any]:
 
 
 def _chart(audit: Audit, title: str, unit: str, curves: Sequence[tuple[str, str]], points: int) -> dict[str, Any]:
-    """One chart. Steps are differences to the one before, which is half the bytes."""
+    """One chart."""
     lines = []
     for name, label in curves:
-        steps, values = thin(audit.steps, audit.series[name], points)
+        steps, values = coded(audit.steps, audit.series[name], points)
         summary = audit.metrics.get(name)
         lines.append(
             {
                 "name": name[:ITEM_CHARACTERS],
                 "label": label,
-                "steps": steps[:1] + [after - before for before, after in pairwise(steps)],
+                "steps": steps,
                 "values": values,
                 "base": None if summary is None else summary.base,
                 "measured": sum(value is not None for value in audit.series[name]),
@@ -404,31 +265,13 @@ def _chart(audit: Audit, title: str, unit: str, curves: Sequence[tuple[str, str]
 
 
 def _shares(audit: Audit) -> dict[str, Any] | None:
-    """Stacked shares: the mean of each bucket of steps, modes in the order of drawing, small ones pooled."""
-    present = [at for at in range(len(audit.steps)) if any(v[at] is not None for v in audit.mode_shares.values())]
-    if not present:
+    """Stacked shares: the mean of each bucket of steps, formats in the order of drawing, small ones pooled."""
+    run, widest = bucketed("", audit.steps, audit.mode_shares, SHARE_POINTS)
+    if not run.steps:
         return None
-    buckets = min(SHARE_POINTS, len(present))
-    parts = [present[len(present) * b // buckets : len(present) * (b + 1) // buckets] for b in range(buckets)]
-    means = {
-        mode: [sum(values[at] or 0.0 for at in part) / len(part) for part in parts]
-        for mode, values in audit.mode_shares.items()
-    }
-    order = draw_order([Shares(title="", steps=[audit.steps[part[0]] for part in parts], shares=means)])
-    drawn, pooled = order[:MODES_DRAWN], order[MODES_DRAWN:]
-    palette = colours(drawn)
-    rows = [
-        {"mode": mode[:ITEM_CHARACTERS], "colour": palette[mode], "values": [round(v, 4) for v in means[mode]]}
-        for mode in drawn
-    ]
-    if pooled:
-        sums = [round(sum(means[mode][at] for mode in pooled), 4) for at in range(buckets)]
-        rows.append({"mode": f"{len(pooled)} more", "colour": OTHER_COLOUR, "values": sums})
-    return {
-        "steps": [audit.steps[part[len(part) // 2]] for part in parts],
-        "rows": rows,
-        "pooled_steps": max(len(part) for part in parts),
-    }
+    layers, (values,) = stacked([run])
+    rows = [{"mode": mode, "colour": colour, "values": row} for (mode, colour), row in zip(layers, values, strict=True)]
+    return {"steps": run.steps, "rows": rows, "pooled_steps": widest}
 
 
 def _chosen_events(events: Sequence[Event]) -> list[Event]:

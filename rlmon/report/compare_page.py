@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape as escape_markup
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,17 @@ from rlmon.audit.settings import SettingDifference
 from rlmon.metrics.catalog import lookup
 from rlmon.printable import one_line
 from rlmon.report.as_json import plain
-from rlmon.report.audit import thin
-from rlmon.report.compare import (
-    ITEM_CHARACTERS,
-    ITEMS_SHOWN,
+from rlmon.report.charts import ITEM_CHARACTERS, ITEMS_SHOWN, bucketed, coded, metric_title, stacked
+from rlmon.report.compare_words import (
     chosen_metrics,
     difference_words,
     each_of,
-    metric_title,
     result_word,
     settings_words,
     side_labels,
     status_words,
     verdict_words,
 )
-from rlmon.report.figure import OTHER_COLOUR, Shares, colours, draw_order
 
 CHART_POINTS = 60_000
 """Points of the curves that come first, all together; of longer ones the extremes of each bucket are kept."""
@@ -40,7 +35,6 @@ RUNS_DRAWN = 8
 """Runs of a side that are drawn; the mean is over all of them."""
 SHARE_POINTS = 2_400
 """Points of the stacked shares of all runs together."""
-MODES_DRAWN = 9
 
 
 def html(result: Comparison) -> str:
@@ -176,10 +170,9 @@ def _charts(result: Comparison, rows: Sequence[MetricDifference], budget: int) -
 
 
 def _line(side: int, mean: bool, steps: Sequence[int], values: Sequence[float | None], points: int) -> dict[str, Any]:
-    """One curve. Steps are differences to the one before, which is half the bytes."""
-    kept, thinned = thin(steps, values, points)
-    deltas = kept[:1] + [after - before for before, after in pairwise(kept)]
-    return {"side": side, "mean": mean, "steps": deltas, "values": thinned}
+    """One curve."""
+    kept, thinned = coded(steps, values, points)
+    return {"side": side, "mean": mean, "steps": kept, "values": thinned}
 
 
 def _mean(result: Comparison, name: str, side: int) -> tuple[list[int], list[float | None]]:
@@ -200,35 +193,12 @@ def _shares(result: Comparison) -> dict[str, Any] | None:
     titles = _run_titles(result)
     points = max(LEAST_POINTS, SHARE_POINTS // max(1, len(drawn)))
     runs = [
-        (side, _bucketed(titles[label], result.curves.steps[label], result.curves.mode_shares[label], points))
-        for side, label in drawn
+        bucketed(titles[label], result.curves.steps[label], result.curves.mode_shares[label], points)[0]
+        for _, label in drawn
     ]
-    order = draw_order([run for _, run in runs])
-    if not order:
-        return None
-    kept, pooled = order[:MODES_DRAWN], order[MODES_DRAWN:]
-    palette = colours(kept)
-    modes = [[mode[:ITEM_CHARACTERS], palette[mode]] for mode in kept]
-    if pooled:
-        modes.append([f"{len(pooled)} more", OTHER_COLOUR])
-    rows = []
-    for side, run in runs:
-        nothing = [0.0] * len(run.steps)
-        values = [[round(v, 4) for v in run.shares.get(mode, nothing)] for mode in kept]
-        if pooled:
-            rest = [run.shares.get(mode, nothing) for mode in pooled]
-            values.append([round(math.fsum(column), 4) for column in zip(*rest, strict=True)])
-        rows.append({"side": side, "label": run.title[:ITEM_CHARACTERS], "steps": list(run.steps), "values": values})
-    return {"modes": modes, "runs": rows}
-
-
-def _bucketed(title: str, steps: Sequence[int], shares: Mapping[str, Sequence[float | None]], points: int) -> Shares:
-    """The shares of one run as means over buckets of steps that have completions."""
-    present = [at for at in range(len(steps)) if any(values[at] is not None for values in shares.values())]
-    buckets = min(points, len(present))
-    parts = [present[len(present) * b // buckets : len(present) * (b + 1) // buckets] for b in range(buckets)]
-    means = {
-        mode: [math.fsum(values[at] or 0.0 for at in part) / len(part) for part in parts]
-        for mode, values in shares.items()
-    }
-    return Shares(title=title, steps=[steps[part[len(part) // 2]] for part in parts], shares=means)
+    layers, values = stacked(runs)
+    rows = [
+        {"side": side, "label": run.title[:ITEM_CHARACTERS], "steps": list(run.steps), "values": rows}
+        for (side, _), run, rows in zip(drawn, runs, values, strict=True)
+    ]
+    return {"modes": layers, "runs": rows} if layers else None

@@ -16,7 +16,6 @@ from rlmon.report.figure import (
     draw_order,
     inline_strip,
     inline_svg,
-    picture,
 )
 from rlmon.report.page import HERE, fill, render
 from rlmon.runlog import open_run
@@ -73,20 +72,20 @@ def series_of(log: Path) -> dict[str, Any]:
 def build_page(demo: Mapping[str, Any], series: Mapping[str, Mapping[str, Any]]) -> str:
     """The page as text. ``series`` maps ``<arm>-seed<seed>`` to what ``series_of`` returns."""
     runs = demo["runs"]
-    figures = [_shares_of(run, series[_name(run)]) for run in runs if _name(run) in series]
+    figures = [shares_of(run, series[name_of(run)]) for run in runs if name_of(run) in series]
     order = draw_order(figures)
     palette = colours(order)
     legend = "".join(f'<li><i style="background:{palette[mode]}"></i>{escape(mode)}</li>' for mode in order)
     stacks: dict[int, list[str]] = {}
-    for run, figure in zip([run for run in runs if _name(run) in series], figures, strict=True):
+    for run, figure in zip([run for run in runs if name_of(run) in series], figures, strict=True):
         label = (
             f"Format shares over {len(figure.steps)} steps, {figure.title}: ends with {run['top_format']} at "
             f"{run['top_share']:.0%}. Numbers in the table below."
         )
-        caption = "".join(f"<p>{escape(line)}</p>" for line in _caption(demo["base"], run))
+        caption = "".join(f"<p>{escape(line)}</p>" for line in caption_of(demo["base"], run))
         stacks.setdefault(run["seed"], []).append(
             f'<figure class="arm">{inline_svg(figure, order, label)}<figcaption>{caption}</figcaption>'
-            f"{_held_html(demo['arms'].get(run['arm'], {}), figure, series[_name(run)].get('held', {}))}</figure>"
+            f"{_held_html(demo['arms'].get(run['arm'], {}), figure, series[name_of(run)].get('held', {}))}</figure>"
         )
     grid = "".join(
         f'<div class="pair" data-seed="{int(seed)}">{"".join(panels)}</div>' for seed, panels in stacks.items()
@@ -103,29 +102,14 @@ def build_page(demo: Mapping[str, Any], series: Mapping[str, Mapping[str, Any]])
 
 def write_page(out: Path) -> Path:
     """Builds ``out/demo.html`` from ``out/demo.json`` and the logs it names; returns its path."""
-    demo, series = _load(out)
+    demo, series = load(out)
     page = out / "demo.html"
     page.write_text(build_page(demo, series), encoding="utf-8")
     return page
 
 
-def write_picture(out: Path, path: Path, seed: int | None = None) -> Path:
-    """The one picture of a finished demo (all arms, one seed) as an SVG file; returns its path."""
-    demo, series = _load(out)
-    seed = demo["seeds"][0] if seed is None else seed
-    runs = [run for run in demo["runs"] if run["seed"] == seed]
-    path.write_text(
-        picture(
-            [_shares_of(run, series[_name(run)]) for run in runs],
-            [_caption(demo["base"], run) for run in runs],
-            "Nothing in the reward asks for a format. Unprotected, one of six eats the others.",
-        ),
-        encoding="utf-8",
-    )
-    return path
-
-
-def _caption(base: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str, str]:
+def caption_of(base: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str, str]:
+    """Two lines below the picture of a run."""
     return (
         f"formats in use {base['effective_formats']:.2f} to {run['effective_formats']:.2f}",
         f"accuracy {base['accuracy']:.1%} to {run['accuracy']:.1%}, held out",
@@ -171,16 +155,19 @@ def _held_html(arm: Mapping[str, Any], figure: Shares, held: Mapping[str, Sequen
     return f'<p class="held">{escape(held_by)}</p>'
 
 
-def _load(out: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def load(out: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What ``out/demo.json`` holds, and the series of each of its runs by name."""
     demo: dict[str, Any] = json.loads((out / "demo.json").read_text(encoding="utf-8"))
-    return demo, {_name(run): series_of(out / run["log"]) for run in demo["runs"]}
+    return demo, {name_of(run): series_of(out / run["log"]) for run in demo["runs"]}
 
 
-def _name(run: Mapping[str, Any]) -> str:
+def name_of(run: Mapping[str, Any]) -> str:
+    """``protect-seed0``."""
     return f"{run['arm']}-seed{run['seed']}"
 
 
-def _shares_of(run: Mapping[str, Any], series: Mapping[str, Any]) -> Shares:
+def shares_of(run: Mapping[str, Any], series: Mapping[str, Any]) -> Shares:
+    """The format shares of one run, with its alarms."""
     return Shares(
         title=f"{_ARM_WORDS.get(run['arm'], run['arm'])}, seed {run['seed']}",
         steps=series["steps"],

@@ -1,42 +1,23 @@
 """An audit as Markdown for a pull request comment or a CI job summary.
 
-Every text of the run is neutralised: Markdown and HTML are escaped, mentions, issue numbers and addresses are broken
-up by an invisible space so that nobody is notified and nothing is linked, and completions stand in code fences that
-are longer than any run of backticks inside.
+Completions stand in code fences that are longer than any run of backticks inside; ``rlmon.report.markup`` neutralises
+everything else.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 import rlmon.report.phrases as phrases
-from rlmon.acts import entries, fold, summary
+from rlmon.acts import Entry, entries, fold, summary
 from rlmon.audit.incidents import Incident, incidents
 from rlmon.audit.result import Audit, Check, Example
 from rlmon.printable import one_line
+from rlmon.report.markup import MAX_CHARACTERS, STATUS_SIGNS, cut, details, escape, escape_html, table
 
-STATUS_SIGNS: Mapping[str, str] = {
-    "fail": "🔴 FAIL",
-    "warn": "🟡 WARN",
-    "error": "🟣 ERROR",
-    "unsure": "🟠 UNSURE",
-    "note": "🔵 NOTE",
-    "pass": "🟢 PASS",
-    "skip": "⚪ SKIP",
-}
 VERDICT_SIGNS = {"fail": "🔴", "warn": "🟡", "pass": "🟢", "insufficient": "⚪"}
-MAX_CHARACTERS = 60_000
-"""A comment on GitHub may hold 65,536; a longer one is refused as a whole."""
 HEAD_CHARACTERS, TAIL_CHARACTERS = 300, 600
 ACTS_SHOWN = 20
-
-_INVISIBLE = "\u200b"
-_SPECIAL = re.compile(r"([\\`*_\[\]|~$!])")
-_BLOCK = re.compile(r"^(\d{0,9})([-+#=.)])")
-"""What would begin a list, a heading or a rule at the start of a line."""
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_LINKING = re.compile(r"([@#:]|www|GH-)(?=[\w./-])", re.IGNORECASE)
 
 
 def render(*audits: Audit) -> str:
@@ -48,37 +29,11 @@ def render(*audits: Audit) -> str:
     return cut("\n".join(_summary(audit) for audit in audits), "rlmon audit --html")
 
 
-def cut(summary: str, command: str) -> str:
-    """The lines of a summary that fit, and what shows the rest."""
-    lines: list[str] = []
-    size = 0
-    for line in summary.split("\n"):
-        size += len(line) + 1
-        if size > MAX_CHARACTERS:
-            break
-        lines.append(line)
-    return "\n".join([*lines, "", f"The details are left out: too long for a comment. `{command}` has them.", ""])
-
-
-def escape(text: str, limit: int = 600) -> str:
-    """``text`` as one line of Markdown that shows it literally, also inside a table cell."""
-    shown = _SPECIAL.sub(r"\\\1", one_line(text, limit).strip())
-    shown = _BLOCK.sub(r"\1\\\2", shown)
-    shown = re.sub(r"[&<>]", lambda match: _ENTITIES[match[0]], shown)
-    return _LINKING.sub(rf"\1{_INVISIBLE}", shown)
-
-
-def escape_html(text: str, limit: int = 600) -> str:
-    """``text`` as one line inside an HTML block, where Markdown's own escapes would be shown."""
-    shown = re.sub(r"[&<>]", lambda match: _ENTITIES[match[0]], one_line(text, limit))
-    return _LINKING.sub(rf"\1{_INVISIBLE}", shown)
-
-
 def fence(example: Example) -> str:
     """Both ends of a completion in a code fence that it cannot close; control characters as escapes, lines kept."""
     head, characters, tail = example.ends(HEAD_CHARACTERS, TAIL_CHARACTERS)
-    cut = f"{head}\n{phrases.left_out(characters)}\n{tail}" if characters else head
-    body = "\n".join(one_line(line, TAIL_CHARACTERS + 1) for line in cut.split("\n"))
+    shown = f"{head}\n{phrases.left_out(characters)}\n{tail}" if characters else head
+    body = "\n".join(one_line(line, TAIL_CHARACTERS + 1) for line in shown.split("\n"))
     longest = max((len(run) for run in re.findall(r"`+", body)), default=0)
     mark = "`" * max(3, longest + 1)
     return f"{mark}text\n{body}\n{mark}"
@@ -93,10 +48,8 @@ def _one(audit: Audit) -> str:
         parts.append(_acts(audit))
     parts.append(_table(audit))
     if groups := phrases.skipped(audit):
-        amount = sum(len(ids) for _, ids in groups)
-        lines = [f"<details><summary>Not judged ({amount})</summary>", ""]
-        lines += [f"- {', '.join(escape(name) for name in ids)}: {escape(reason)}" for reason, ids in groups]
-        parts.append("\n".join([*lines, "", "</details>", ""]))
+        lines = [f"- {', '.join(escape(name) for name in ids)}: {escape(reason)}" for reason, ids in groups]
+        parts.append("\n".join(details(f"Not judged ({sum(len(ids) for _, ids in groups)})", [*lines, ""])))
     facts = [("Baseline", phrases.baseline_line(audit)), ("Read", phrases.coverage_line(audit))]
     facts += [("Alarms", audit.correction), *(("Note", note) for note in audit.run.notes)]
     lines = [f"{label}: {escape(text)}  " for label, text in facts if text]
@@ -111,10 +64,8 @@ def _incident(incident: Incident) -> str:
     if incident.setting:
         lines.append(f"Change first: {escape(incident.setting)}")
     if incident.pair:
-        lines += ["", "<details><summary>How answers looked and look now</summary>", ""]
-        for example in incident.pair:
-            lines += [*_example(example), ""]
-        lines.append("</details>")
+        shown = [line for example in incident.pair for line in (*_example(example), "")]
+        return "\n".join([*lines, "", *details("How answers looked and look now", shown)])
     return "\n".join([*lines, ""])
 
 
@@ -122,24 +73,23 @@ def _acts(audit: Audit) -> str:
     """What the policy did, newest first; acts of one rule on rows are one line."""
     acts = fold(audit.actions)
     shown = entries(acts)
-    lines = [f"<details><summary>Interventions: {escape_html(summary(acts))}</summary>", ""]
-    lines += ["| | step | rule | what was done | effect | why |", "| --- | ---: | --- | --- | --- | --- |"]
-    for entry in shown[:ACTS_SHOWN]:
-        act = entry.newest
-        done = " ".join(part for part in (act.change.replace(" -> ", " → "),
-                                          f"{entry.count:,} times" if entry.count > 1 else "") if part)  # fmt: skip
-        cells = [
-            phrases.outcome(act.outcome),
-            phrases.act_steps(entry).removeprefix("step "),
-            escape(act.rule, 64),
-            escape(done, 120),
-            escape(entry.effect, 60),
-            escape(act.reason, 200),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines = table(["", "step", "rule", "what was done", "effect", "why"], map(_act, shown[:ACTS_SHOWN]), frozenset({1}))
     if len(shown) > ACTS_SHOWN:
-        lines += ["", f"{len(shown) - ACTS_SHOWN:,} more."]
-    return "\n".join([*lines, "", "</details>", ""])
+        lines += [f"{len(shown) - ACTS_SHOWN:,} more.", ""]
+    return "\n".join(details(f"Interventions: {escape_html(summary(acts))}", lines))
+
+
+def _act(entry: Entry) -> list[str]:
+    act = entry.newest
+    times = f"{entry.count:,} times" if entry.count > 1 else ""
+    return [
+        phrases.outcome(act.outcome),
+        phrases.act_steps(entry).removeprefix("step "),
+        escape(act.rule, 64),
+        escape(" ".join(part for part in (act.change.replace(" -> ", " → "), times) if part), 120),
+        escape(entry.effect, 60),
+        escape(act.reason, 200),
+    ]
 
 
 def _summary(audit: Audit) -> str:
@@ -159,13 +109,12 @@ def _table(audit: Audit) -> str:
     shown = [check for check in audit.checks if check.status != "skip"]
     if not shown:
         return ""
-    lines = [f"<details><summary>Checks: {escape_html(phrases.counts(audit))}</summary>", ""]
-    lines += ["| | check | base → now | line | began | |", "| --- | --- | --- | ---: | ---: | --- |"]
-    return "\n".join([*lines, *map(_row, shown), "", "</details>", ""])
+    lines = table(["", "check", "base → now", "line", "began", ""], map(_row, shown), frozenset({3, 4}))
+    return "\n".join(details(f"Checks: {escape_html(phrases.counts(audit))}", lines))
 
 
-def _row(check: Check) -> str:
-    cells = [
+def _row(check: Check) -> list[str]:
+    return [
         STATUS_SIGNS[check.status],
         escape(check.id, 60),
         escape(phrases.base_to_now(check)),
@@ -173,22 +122,16 @@ def _row(check: Check) -> str:
         phrases.step(check.first_step),
         escape(phrases.said(check), 200),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _detail(check: Check) -> str:
-    sign = STATUS_SIGNS[check.status]
-    lines = [
-        f"<details><summary>{sign} {escape_html(check.id, 60)}: {escape_html(check.title, 120)}</summary>",
-        "",
-        escape(phrases.said(check)),
-        "",
-    ]
+    lines = [escape(phrases.said(check)), ""]
     if where := phrases.where(check):
         lines += [escape(where), ""]
     if check.advice:
         lines += [f"**What to do:** {escape(check.advice)}", ""]
-    return "\n".join([*lines, "</details>", ""])
+    sign = STATUS_SIGNS[check.status]
+    return "\n".join(details(f"{sign} {escape_html(check.id, 60)}: {escape_html(check.title, 120)}", lines))
 
 
 def _example(example: Example) -> list[str]:

@@ -12,8 +12,7 @@ from rich.text import Text
 import rlmon.report.phrases as phrases
 from rlmon.audit.overview import WORST_FIRST, Line
 from rlmon.printable import one_line
-from rlmon.report.terminal import VERDICT_STYLES
-from rlmon.report.watch import sparkline
+from rlmon.report.screen import VERDICT_STYLES, sparkline
 
 WIDE = 120
 """Columns from which what happened stands beside the numbers, else below them."""

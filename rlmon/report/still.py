@@ -8,10 +8,10 @@ import rlmon.report.phrases as phrases
 from rlmon.audit.incidents import Incident, incidents
 from rlmon.audit.result import Audit, Check, Example
 from rlmon.printable import one_line
-from rlmon.report.figure import FIGURE_STYLE, Shares, colours, draw_order, inline_svg
+from rlmon.report.charts import MODES_DRAWN, bucketed
+from rlmon.report.figure import FIGURE_STYLE, colours, draw_order, inline_svg
 
 STEPS_DRAWN = 300
-FORMATS_DRAWN = 9
 HEAD_CHARACTERS, TAIL_CHARACTERS = 400, 800
 
 
@@ -33,14 +33,10 @@ def _text(text: str, limit: int = 2_000) -> str:
 
 def _shares(audit: Audit) -> str:
     """The picture of a collapse; nothing where no format is known."""
-    known = [at for at in range(len(audit.steps)) if any(v[at] is not None for v in audit.mode_shares.values())]
-    every = max(1, -(-len(known) // STEPS_DRAWN))
-    taken = known[::every]
-    if len(taken) < 2:
+    run, _ = bucketed("Share of each answer format", audit.steps, audit.mode_shares, STEPS_DRAWN)
+    if len(run.steps) < 2:
         return ""
-    shares = {mode: [values[at] or 0.0 for at in taken] for mode, values in audit.mode_shares.items()}
-    run = Shares(title="Share of each answer format", steps=[audit.steps[at] for at in taken], shares=shares)
-    order = draw_order([run])[:FORMATS_DRAWN]
+    order = draw_order([run])[:MODES_DRAWN]
     palette = colours(order)
     names = " ".join(f'<span style="color:{palette[mode]}">■</span> {_text(mode, 40)}' for mode in order)
     return (

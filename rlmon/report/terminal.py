@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
@@ -10,31 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 import rlmon.report.phrases as phrases
-from rlmon.acts import Entry, entries, fold, summary
+from rlmon.acts import entries, fold, summary
 from rlmon.audit.clauses import percent
 from rlmon.audit.incidents import Incident, incidents
 from rlmon.audit.result import Audit, Check, Example
 from rlmon.printable import one_line
 from rlmon.records import Status
+from rlmon.report.screen import STATUS_STYLES, VERDICT_STYLES, WIDE, act_lines, columns, hanging, labelled
 
-STATUS_STYLES: dict[Status, str] = {
-    "fail": "bold red",
-    "warn": "yellow",
-    "error": "magenta",
-    "unsure": "magenta",
-    "note": "cyan",
-    "pass": "green",
-    "skip": "dim",
-}
-VERDICT_STYLES = {"fail": "bold white on red", "warn": "bold black on yellow", "pass": "bold black on green"}
 FATE_STYLES = {"extinct": "red", "shrunk": "yellow", "grown": "cyan", "newborn": "cyan", "steady": "dim"}
-WIDE = 110
-"""Columns from which a check's message fits beside its numbers."""
 MODES_SHOWN = 8
 ACTS_SHOWN = 6
 MAX_EXAMPLE_CHARACTERS = 4_096
-OUTCOME_STYLES = {"applied": "cyan", "failed": "bold red", "dry run": "dim cyan"}
-EFFECT_STYLES = {"helped": "green", "harmed": "yellow"}
 
 
 def render(audit: Audit, *, width: int = 80, page: str | None = None) -> Group:
@@ -68,19 +55,17 @@ def _parts(audit: Audit, width: int, page: str | None) -> Iterator[RenderableTyp
     # Last, where the eye is when the command has ended.
     verdict = Text(f" {phrases.VERDICT_WORDS[audit.verdict]} ", style=VERDICT_STYLES.get(audit.verdict, "reverse"))
     for line in phrases.missing(audit):
-        yield _hanging("  ", Text(line))
-    yield _labelled([(verdict, Text(one_line(audit.headline), style="bold"))])
+        yield hanging("  ", Text(line))
+    yield labelled([(verdict, Text(one_line(audit.headline), style="bold"))])
 
 
 def _checks(audit: Audit, width: int) -> Table | None:
     shown = [check for check in audit.checks if check.status not in ("pass", "skip")]
     if not shown:
         return None
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     rows = [_row(check, 24 if width >= WIDE else 16) for check in shown]
     heads = ("", "check", "base", "→ now", "line", "began")
-    for head, justify in zip(heads, ("left", "left", "right", "left", "right", "right"), strict=True):
-        table.add_column(head, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+    table = columns(heads, frozenset({2, 4, 5}))
     taken = sum(max(cell_len(head), *(row[i].cell_len for row in rows)) + 2 for i, head in enumerate(heads))
     if width >= WIDE and width - taken >= 20:
         table.add_column("", no_wrap=True)
@@ -110,20 +95,20 @@ def _folded(audit: Audit) -> Iterator[RenderableType]:
     words: tuple[tuple[Status, str], ...] = (("pass", "passed"), ("skip", "not judged"))
     for status, word in words:
         if ids := phrases.folded(audit, status):
-            yield _hanging(f"{len(ids)} {word}  ", Text(", ".join(ids), style="dim"))
+            yield hanging(f"{len(ids)} {word}  ", Text(", ".join(ids), style="dim"))
 
 
 def _incident(incident: Incident, audit: Audit, width: int) -> Iterator[RenderableType]:
     """One event: what happened, who saw it, how answers looked before and look now, and the setting to change."""
     style = STATUS_STYLES[incident.severity]
-    yield _hanging(Text(f"{incident.severity.upper()} ", style=style), Text(one_line(incident.sentence), style="bold"))
-    yield _hanging("  ", Text(phrases.seen_by(incident), style="dim"))
+    yield hanging(Text(f"{incident.severity.upper()} ", style=style), Text(one_line(incident.sentence), style="bold"))
+    yield hanging("  ", Text(phrases.seen_by(incident), style="dim"))
     if incident.kind == "narrowing" and (modes := _modes(audit)):
-        yield _hanging("  ", modes)
+        yield hanging("  ", modes)
     for example in incident.pair:
         yield from _example(example, max(width - 4, 20))
     if incident.setting:
-        yield _hanging("  → ", Text(one_line(incident.setting), style="cyan"))
+        yield hanging("  → ", Text(one_line(incident.setting), style="cyan"))
 
 
 def _example(example: Example, room: int) -> Iterator[Text]:
@@ -154,11 +139,11 @@ def _detail(check: Check) -> Iterator[RenderableType]:
     head = Text.assemble((check.status.upper(), style), " ", (one_line(check.id, 60), "bold"))
     head.append(f"  {one_line(check.title, 120)}", style="dim")
     yield head
-    yield _hanging("  ", Text(phrases.said(check)))
+    yield hanging("  ", Text(phrases.said(check)))
     if where := phrases.where(check):
-        yield _hanging("  ", Text(where, style="dim"))
+        yield hanging("  ", Text(where, style="dim"))
     if check.advice:
-        yield _hanging("  → ", Text(one_line(check.advice), style="cyan"))
+        yield hanging("  → ", Text(one_line(check.advice), style="cyan"))
 
 
 def _modes(audit: Audit) -> Text | None:
@@ -186,26 +171,6 @@ def _acts(audit: Audit) -> Iterator[RenderableType]:
         yield Text(f"{len(shown) - ACTS_SHOWN:,} more: --html and --format json have all", style="dim")
 
 
-def act_lines(shown: Sequence[Entry]) -> Iterator[Text]:
-    """One line for each entry: what became of it, when, by which rule, what was turned, what it did, and why."""
-    steps = [phrases.act_steps(entry) for entry in shown]
-    wide, names = (max((len(text) for text in texts), default=0) for texts in (steps, [e.newest.rule for e in shown]))
-    for entry, when in zip(shown, steps, strict=True):
-        act = entry.newest
-        line = Text(no_wrap=True, overflow="ellipsis")
-        line.append(f"{phrases.outcome(act.outcome):<7} ", style=OUTCOME_STYLES.get(act.outcome, ""))
-        line.append(f"{when:<{wide}}  ", style="dim")
-        line.append(f"{one_line(act.rule, 24):<{min(names, 24)}}  ", style="bold")
-        parts = [(one_line(act.change.replace(" -> ", " → "), 60), "")]
-        parts.append((f"{entry.count:,} times" if entry.count > 1 else "", ""))
-        parts.append((one_line(entry.effect, 60), EFFECT_STYLES.get(entry.effect, "")))
-        parts.append((one_line(act.reason), "dim"))
-        for at, (text, style) in enumerate(part for part in parts if part[0]):
-            line.append(" · " if at else "", style="dim")
-            line.append(text, style=style)
-        yield line
-
-
 def _facts(audit: Audit, page: str | None) -> Table:
     rows: list[tuple[str | Text, Text]] = [
         ("Baseline", Text(phrases.baseline_line(audit))),
@@ -214,21 +179,4 @@ def _facts(audit: Audit, page: str | None) -> Table:
     rows += [("Note", Text(one_line(note))) for note in audit.run.notes]
     if page is not None:
         rows.append(("Page", Text(one_line(page, 400), style="cyan")))
-    return _labelled([(label, text) for label, text in rows if text.plain])
-
-
-def _labelled(rows: Sequence[tuple[str | Text, Text]]) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(Text(label, style="dim") if isinstance(label, str) else label, text)
-    return table
-
-
-def _hanging(indent: str | Text, text: Text) -> Table:
-    table = Table.grid()
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row(indent, text)
-    return table
+    return labelled([(label, text) for label, text in rows if text.plain])

@@ -10,8 +10,8 @@ import pytest
 
 from rlmon.audit.checks import ABOUT_ROWS, ABOUT_THE_MONITOR, FOLDS, HINDSIGHT
 from rlmon.detectors import DETECTORS
-from rlmon.report.audit import CHARTS
-from rlmon.report.watch import HEADLINE
+from rlmon.report.charts import CHARTS
+from rlmon.report.live import HEADLINE
 
 GLOSSARY = Path(__file__).parents[2] / "docs" / "glossary.md"
 NEEDS_THE_MANUAL = re.compile(

@@ -21,7 +21,8 @@ from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.values import VALUE_SUMS
 from rlmon.monitor import Monitor, Ranks, Resume, StrictError, opening
 from rlmon.records import Action, RolloutBatch
-from rlmon.report.watch import View, frame
+from rlmon.report.live import View
+from rlmon.report.watch import frame
 from rlmon.steering import load_policy
 
 TEXTS = ["print(7+9)", "16", '{"answer": 16}', "\\boxed{16}"]

@@ -24,7 +24,8 @@ from rlmon.audit.result import Audit
 from rlmon.detectors.catalog import VERSION
 from rlmon.monitor import About
 from rlmon.report.audit import build_page
-from rlmon.report.watch import View, frame
+from rlmon.report.live import View
+from rlmon.report.watch import frame
 from rlmon.sinks.terminal import TerminalSink
 
 STEPS, SOLVED_FROM, PROMPTS, GROUP = 90, 40, 8, 8

@@ -15,7 +15,8 @@ from page_parts import DATA, Tags, data_of
 from rlmon.audit.result import Event
 from rlmon.errors import RLMonError
 from rlmon.report import audit as report
-from rlmon.report.audit import build_page, thin, write_page
+from rlmon.report.audit import build_page, write_page
+from rlmon.report.charts import thin
 from rlmon.report.page import HERE
 
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from rlmon.audit.comparison import Comparison, MetricDifference, family
 from rlmon.audit.comparison import compare as compared
 from rlmon.audit.result import Audit
-from rlmon.report import compare, compare_page
+from rlmon.report import charts, compare_markdown, compare_page, compare_terminal, compare_words
 
 
 def seed(audit: Audit, number: int) -> Audit:
@@ -90,7 +90,7 @@ def screen(result: Comparison, width: int, *, colour: bool = False) -> str:
     stream = io.StringIO()
     system: Any = "truecolor" if colour else None
     console = Console(file=stream, width=width, force_terminal=colour, color_system=system, highlight=False)
-    console.print(compare.terminal(result, width=width))
+    console.print(compare_terminal.render(result, width=width))
     return stream.getvalue()
 
 
@@ -116,14 +116,14 @@ def row(**changes: Any) -> MetricDifference:
 def test_a_difference_has_the_digits_that_its_interval_allows(
     difference: float, low: float | None, high: float | None, shown: str
 ) -> None:
-    assert compare.difference_words(row(difference=difference, low=low, high=high)) == shown
+    assert compare_words.difference_words(row(difference=difference, low=low, high=high)) == shown
 
 
 def test_statuses_are_counted_worst_first_with_their_onsets() -> None:
-    found = compare.status_words(["pass", "fail", "warn", "fail"], [None, 62, None, 53])
+    found = compare_words.status_words(["pass", "fail", "warn", "fail"], [None, 62, None, 53])
     assert found == [("fail", "2 FAIL at 53, 62"), ("warn", "1 WARN"), ("pass", "1 PASS")]
-    assert compare.status_words(["fail"], [7]) == [("fail", "FAIL at 7")]
-    assert compare.status_words(["absent"], [None]) == [("absent", "ABSENT")]
+    assert compare_words.status_words(["fail"], [7]) == [("fail", "FAIL at 7")]
+    assert compare_words.status_words(["absent"], [None]) == [("absent", "ABSENT")]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_statuses_are_counted_worst_first_with_their_onsets() -> None:
     ],
 )
 def test_sides_are_named_by_what_tells_their_paths_apart(a: list[str], b: list[str], names: tuple[str, str]) -> None:
-    assert compare.side_names([Path(path) for path in a], [Path(path) for path in b]) == names
+    assert compare_words.side_names([Path(path) for path in a], [Path(path) for path in b]) == names
 
 
 # ---- terminal
@@ -171,9 +171,9 @@ def test_the_result_comes_first_and_everything_that_differs_is_there(width: int)
     assert "beta 0.0 0.1" in flat
     assert result.correction.split(":")[0] in flat
     # A line for each family of metrics; the others are folded into what they are about.
-    chosen, rest = compare.chosen_metrics(result)
+    chosen, rest = compare_words.chosen_metrics(result)
     for metric in chosen:
-        assert re.split("[ /]", compare.metric_title(metric.name))[0] in flat
+        assert re.split("[ /]", charts.metric_title(metric.name))[0] in flat
     assert len(chosen) == len({family(metric.name) for metric in chosen})
     assert sum(int(found) for found in re.findall(r"(?:Also distinct|Not distinct|Same mean) \((\d+)\)", flat)) == len(
         rest
@@ -190,14 +190,14 @@ def test_a_metrics_line_holds_both_ends_the_difference_and_where_they_part() -> 
     cells = line.removeprefix("* Formats in use").split()
     cells.insert(0, "")
     assert cells[1:3] == [f"{found.last_a:.3g}", f"{found.last_b:.3g}"]
-    assert " ".join(cells[3:6]) == compare.difference_words(found)
+    assert " ".join(cells[3:6]) == compare_words.difference_words(found)
     assert cells[6:] == [f"{found.effect:+.1f}", str(found.departure_step)]
 
 
 def test_a_long_name_goes_on_below_and_no_number_is_cut() -> None:
-    assert compare._broken("text/effective_templates", 16) == ["text/effective_", "templates"]
-    assert compare._broken("x" * 7, 3) == ["xxx", "xxx", "x"]
-    assert compare._broken("abc", 10) == ["abc"]
+    assert compare_terminal._broken("text/effective_templates", 16) == ["text/effective_", "templates"]
+    assert compare_terminal._broken("x" * 7, 3) == ["xxx", "xxx", "x"]
+    assert compare_terminal._broken("abc", 10) == ["abc"]
     assert "…" not in screen(seeds(), 80)
 
 
@@ -206,9 +206,9 @@ def test_a_note_on_one_side_stands_between_what_went_wrong_and_what_passed() -> 
     assert (row.a, row.b) == (["note"], ["absent"])
     assert noted().checks[0] is row
     assert "NOTE at 71" in screen(noted(), 120)
-    assert "🔵 NOTE at 71" in compare.markdown(noted())
+    assert "🔵 NOTE at 71" in compare_markdown.render(noted())
     # Of three seeds a side: worst first, the note after the error.
-    assert compare.status_words(["pass", "note", "error", "fail"], [None, 71, None, 5]) == [
+    assert compare_words.status_words(["pass", "note", "error", "fail"], [None, 71, None, 5]) == [
         ("fail", "1 FAIL at 5"), ("error", "1 ERROR"), ("note", "1 NOTE at 71"), ("pass", "1 PASS"),
     ]  # fmt: skip
 
@@ -250,7 +250,7 @@ OURS = re.compile(r"(<details><summary>[^<>]*</summary>|</details>|<br>)\n*")
 @pytest.mark.parametrize("make", MAKERS)
 def test_markdown_holds_no_markup_but_ours(make: Maker) -> None:
     result = make()
-    text = compare.markdown(result)
+    text = compare_markdown.render(result)
     found = tokens(text)
     assert not {t.type for t in found} & {"link_open", "image", "code_inline", "code_block", "s_open"}
     assert all(OURS.fullmatch(t.content) for t in found if t.type in ("html_block", "html_inline"))
@@ -261,7 +261,7 @@ def test_markdown_holds_no_markup_but_ours(make: Maker) -> None:
 
 def test_markdown_tables_have_a_row_for_everything() -> None:
     result = seeds()
-    rows = sum(t.type == "tr_open" for t in tokens(compare.markdown(result)))
+    rows = sum(t.type == "tr_open" for t in tokens(compare_markdown.render(result)))
     modes = sum(abs(mode.last_a - mode.last_b) >= 0.005 for mode in result.modes)
     differing = sum(check.differs for check in result.checks)
     # Six facts of the sides, then a head for each of the six tables.
@@ -271,11 +271,11 @@ def test_markdown_tables_have_a_row_for_everything() -> None:
 def test_a_comment_is_never_too_long_and_says_what_is_missing() -> None:
     result = seeds()
     many = [row(name=f"{number} {'x' * 90}") for number in range(900)]
-    text = compare.markdown(dataclasses.replace(result, metrics=many))
+    text = compare_markdown.render(dataclasses.replace(result, metrics=many))
     assert len(text) <= 65_536
     wide = [dataclasses.replace(result.checks[0], id=f"{number}", a=["fail"] * 40, b=["pass"] * 40,
                                 onsets_a=list(range(40)), onsets_b=[None] * 40) for number in range(2_000)]  # fmt: skip
-    text = compare.markdown(dataclasses.replace(result, checks=wide))
+    text = compare_markdown.render(dataclasses.replace(result, checks=wide))
     assert len(text) <= 65_536
     assert "details are left out" in text
     assert "<details>" not in text
@@ -287,7 +287,7 @@ def test_a_comment_is_never_too_long_and_says_what_is_missing() -> None:
 @pytest.mark.parametrize("make", MAKERS)
 def test_json_is_strict_and_whole(make: Maker) -> None:
     result = make()
-    text = compare.json(result)
+    text = compare_words.json(result)
     assert text.isascii()
 
     def refuse(value: str) -> None:

@@ -19,8 +19,10 @@ from rich.console import Console
 from rlmon import detectors
 from rlmon.errors import RunLogError
 from rlmon.records import Block
-from rlmon.report import watch
-from rlmon.report.watch import SPARKS, Strip, Tail, View, frame, sparkline
+from rlmon.report import live, watch
+from rlmon.report.live import Strip, Tail, View
+from rlmon.report.screen import SPARKS, sparkline
+from rlmon.report.watch import frame
 from rlmon.runlog import RunLogWriter, open_run
 
 START = 1_700_000_000.0
@@ -224,7 +226,7 @@ def test_acts_of_the_policy_are_one_line_each_the_newest_first(tmp_path: Path) -
 
 
 def test_what_is_kept_of_many_acts_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "ACTS_KEPT", 3)
+    monkeypatch.setattr(live, "ACTS_KEPT", 3)
     write(tmp_path, range(1, 10))
     writer = RunLogWriter.open(tmp_path, make_runlog.header(1, attempt_kind="resumed"), resume=True, from_step=9)
     for step in range(1, 9):
@@ -261,8 +263,8 @@ def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write(tmp_path, range(1, 101))
     view = read(View(tmp_path))
     seen: list[bytes] = []
-    original = watch.lines.parse_line
-    monkeypatch.setattr(watch.lines, "parse_line", lambda line: seen.append(line) or original(line))
+    original = live.lines.parse_line
+    monkeypatch.setattr(live.lines, "parse_line", lambda line: seen.append(line) or original(line))
     read(view)
     assert seen == []
     with (tmp_path / "steps.jsonl").open("ab") as file:
@@ -359,8 +361,8 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_passed_over_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "MAX_LINE_BYTES", 1_000)
-    monkeypatch.setattr(watch, "PIECE_BYTES", 300)
+    monkeypatch.setattr(live, "MAX_LINE_BYTES", 1_000)
+    monkeypatch.setattr(live, "PIECE_BYTES", 300)
     file = tmp_path / "steps.jsonl"
     file.write_bytes(b"first\n" + b"x" * 5_000)
     tail = Tail(file)
@@ -402,7 +404,7 @@ def test_a_strip_keeps_a_bounded_number_of_means() -> None:
     for i in range(10_000):
         strip.add(float(i), base=i < 4)
     values = strip.values()
-    assert len(values) <= watch.BINS
+    assert len(values) <= live.BINS
     # 10,000 values in bins of 64: each bin is the mean of 64 successive integers.
     assert strip.per_bin == 64
     assert values[:2] == [31.5, 95.5]

@@ -13,7 +13,7 @@ import pytest
 from rlmon.audit.engine import audit
 from rlmon.audit.readers import open_source, runs_at
 from rlmon.errors import ReadError
-from rlmon.report.watch import sparkline
+from rlmon.report.screen import sparkline
 
 
 def lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
