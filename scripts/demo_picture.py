@@ -1,7 +1,7 @@
 """docs/demo.svg from a finished demo: ``rlmon demo && python scripts/demo_picture.py out/demo docs/demo.svg``.
 
-All arms of the first seed side by side. docs/demo.png, which README.md shows, is what a browser makes of it at twice its
-size.
+All arms of the first seed side by side. docs/demo.png, which README.md shows, is what a browser makes of it at
+twice its size.
 """
 
 from __future__ import annotations
