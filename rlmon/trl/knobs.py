@@ -35,14 +35,10 @@ from trl import RLOOTrainer
 from rlmon.errors import AttachError
 from rlmon.interventions.intervention import Intervention
 from rlmon.restored import UnreadableError
-from rlmon.trl.base import (
-    BaseModel,
-    _copy_refusal,
-    _frozen_copy,
-    _trainable_tensors,
-    _tuner_layers,
-)
+from rlmon.trl.base import BaseModel
+from rlmon.trl.base_kinds import Snapshot, frozen_copy, memory_refusal
 from rlmon.trl.checkpoint import whole
+from rlmon.trl.models import trainable_tensors, tuner_layers
 from rlmon.trl.ppo.config import PPOConfig
 from rlmon.trl.references import (
     AdapterReference,
@@ -159,7 +155,7 @@ class Knobs:
             or self._lacks_layout(name)
         )
         if reason is None and not hasattr(self._policy, "peft_config"):
-            refusal = _copy_refusal(self._policy)
+            refusal = memory_refusal(self._policy)
             if refusal is not None:
                 return (
                     f"reset_reference cannot work: {refusal}. Leave the rule out, or train an adapter "
@@ -212,7 +208,7 @@ class Knobs:
 
     def _lacks_layout(self, what: str) -> str | None:
         policy = self._policy
-        if hasattr(policy, "peft_config") and not _tuner_layers(policy):
+        if hasattr(policy, "peft_config") and not tuner_layers(policy):
             return (
                 f"{what} cannot work with this PEFT method: it has no adapter layers that could be switched off. Use "
                 "LoRA, or leave the rule out."
@@ -381,7 +377,8 @@ class Knobs:
     def _initial_reference(self) -> Reference:
         base, kept = self._base, self._initial
         # rlmon's self-test may have found at the first step that switching the adapter off is not the initial policy.
-        changed = base.kind == "snapshot" and isinstance(kept, AdapterReference) and kept.tensors is not base.snapshot
+        own = base.own
+        changed = isinstance(own, Snapshot) and isinstance(kept, AdapterReference) and kept.tensors is not own.tensors
         if kept is not None and not changed:
             return kept
         return initial_reference(self.trainer, self._policy, base)
@@ -390,12 +387,12 @@ class Knobs:
         """Make the policy, with ``tensors`` in place of its own where given, the trainer's reference."""
         trainer, policy = self.trainer, self._policy
         if hasattr(policy, "peft_config"):
-            reference: Reference = AdapterReference(trainer, policy, _trainable_tensors(policy))
+            reference: Reference = AdapterReference(trainer, policy, trainable_tensors(policy))
         elif isinstance(self._reset, CopyReference):
             reference = self._reset
             reference.take(dict(policy.named_parameters()))
         else:
-            reference = CopyReference(trainer, policy, _frozen_copy(policy))
+            reference = CopyReference(trainer, policy, frozen_copy(policy))
         if tensors is not None:
             reference.take(tensors)
         self._base.hold_reference()

@@ -19,7 +19,9 @@ from accelerate.utils import convert_to_fp32
 from torch import nn
 
 from rlmon.errors import AttachError
-from rlmon.trl.base import BaseModel, _adapters_off, _evaluation_mode
+from rlmon.trl.base import BaseModel
+from rlmon.trl.base_kinds import AdapterOff, FrozenCopy, Snapshot
+from rlmon.trl.models import adapters_off, evaluation_mode
 
 MULTIMODAL = (
     "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
@@ -33,13 +35,10 @@ add_fused_lm_head: Any = getattr(trl.trainer.utils, "add_fused_lm_head", None)
 
 def initial_reference(trainer: Any, policy: nn.Module, base: BaseModel) -> Reference:
     """The initial base as a reference. Raises ``RuntimeError`` where there is none."""
-    if base.kind == "copy":
-        assert base.frozen is not None
-        return CopyReference(trainer, policy, base.frozen)
-    if base.kind == "adapter":
-        return AdapterReference(trainer, policy, None)
-    if base.kind == "snapshot":
-        return AdapterReference(trainer, policy, base.snapshot)
+    if isinstance(base.own, FrozenCopy):
+        return CopyReference(trainer, policy, base.own.model)
+    if isinstance(base.own, AdapterOff | Snapshot):
+        return AdapterReference(trainer, policy, base.own.tensors if isinstance(base.own, Snapshot) else None)
     raise RuntimeError(f"there is no reference for a KL penalty: {base.reason or base.kind}")
 
 
@@ -67,7 +66,7 @@ class Reference(nn.Module):
                 output = self.answer(*args, **kwargs)
             except Exception as error:
                 self.failure = describe(error)
-                with _evaluation_mode(self.policy):
+                with evaluation_mode(self.policy):
                     output = self.policy(*args, **kwargs)
         # As accelerate does to the policy's own outputs.
         return convert_to_fp32(output) if accelerator.native_amp else output
@@ -128,9 +127,9 @@ class AdapterReference(Reference):
         self.tensors = tensors
 
     def answer(self, *args: Any, **kwargs: Any) -> Any:
-        with _evaluation_mode(self.policy):
+        with evaluation_mode(self.policy):
             if self.tensors is None:
-                with _adapters_off(self.policy):
+                with adapters_off(self.policy):
                     return self.policy(*args, **kwargs)
             return torch.func.functional_call(self.policy, self.tensors, args, kwargs)
 
@@ -146,7 +145,7 @@ def reference_logps(
     input_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
     attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
     extras = {name: inputs[name] for name in MULTIMODAL if inputs.get(name) is not None}
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         result = trainer._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, inputs["completion_ids"].size(1), batch_size=batch_size, **extras
         )

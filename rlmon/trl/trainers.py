@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trl import GRPOTrainer, RLOOTrainer
 
 from rlmon.config import RLMonConfig
+from rlmon.errors import ConfigError
 from rlmon.trl.binding import bound_arguments
 from rlmon.trl.callback import RLMon
 from rlmon.trl.ppo.trainer import PPOTrainer
@@ -22,9 +23,15 @@ class _Monitored:
 
     rlmon: RLMon
 
-    def __init__(self, *args: Any, rlmon: RLMonConfig | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, rlmon: RLMonConfig | RLMon | None = None, **kwargs: Any) -> None:
         settings = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("rlmon_")}
-        monitor = RLMon(config=rlmon, **settings)  # what is wrong with the settings is said before a model is loaded
+        if isinstance(rlmon, RLMon) and settings:
+            raise ConfigError(
+                f"{', '.join(settings)} came beside an RLMon that has settings already. Give them to it: "
+                f"rlmon=RLMon({', '.join(f'{name}=...' for name in settings)})."
+            )
+        # What is wrong with the settings is said before a model is loaded.
+        monitor = rlmon if isinstance(rlmon, RLMon) else RLMon(config=rlmon, **settings)
         super().__init__(*args, **kwargs)
         self.rlmon = monitor
         self.rlmon.attach(self)
@@ -48,7 +55,7 @@ class MonitoredGRPOTrainer(_Monitored, GRPOTrainer):
     """``trl.GRPOTrainer`` that watches its own output distribution.
 
     Takes everything that ``GRPOTrainer`` takes, and ``rlmon``, an ``RLMonConfig``, or settings by keyword
-    (``rlmon_policy="protect"``), which win over it.
+    (``rlmon_policy="protect"``), which win over it; or as ``rlmon`` an ``RLMon`` with all that it is to have.
     """
 
 
@@ -56,7 +63,7 @@ class MonitoredRLOOTrainer(_Monitored, RLOOTrainer):
     """``trl.RLOOTrainer`` that watches its own output distribution.
 
     Takes everything that ``RLOOTrainer`` takes, and ``rlmon``, an ``RLMonConfig``, or settings by keyword
-    (``rlmon_policy="protect"``), which win over it.
+    (``rlmon_policy="protect"``), which win over it; or as ``rlmon`` an ``RLMon`` with all that it is to have.
     """
 
 
@@ -64,5 +71,5 @@ class MonitoredPPOTrainer(_Monitored, PPOTrainer):
     """``rlmon.trl.PPOTrainer`` that watches its own output distribution, and its critic.
 
     Takes everything that ``PPOTrainer`` takes, and ``rlmon``, an ``RLMonConfig``, or settings by keyword
-    (``rlmon_policy="protect"``), which win over it.
+    (``rlmon_policy="protect"``), which win over it; or as ``rlmon`` an ``RLMon`` with all that it is to have.
     """

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from rlmon.errors import RLMonError
-from rlmon.trl.base import BaseModel, _evaluation_mode
+from rlmon.trl.base import BaseModel
 from rlmon.trl.binding import bound_arguments
+from rlmon.trl.models import evaluation_mode
 
 LOGPS = ("model", "input_ids", "attention_mask", "logits_to_keep")
 """TRL's names of the leading parameters of ``_get_per_token_logps_and_entropies``."""
@@ -96,7 +97,7 @@ def unmask(
             f"Completions that the trainer masks out of its loss are in no entropy, log-probability or KL: {blocked}."
         )
     box: list[torch.Tensor] = []
-    with torch.no_grad(), _evaluation_mode(policy), contextlib.ExitStack() as stack:
+    with torch.no_grad(), evaluation_mode(policy), contextlib.ExitStack() as stack:
         if call.tapped and base is not None:
             stack.enter_context(base.tap_policy(box))
         result = call.original(

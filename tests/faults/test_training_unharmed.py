@@ -18,10 +18,9 @@ from transformers import TrainerCallback
 
 import rlmon
 import rlmon.runlog.files
-import rlmon.trl.base
 from rlmon.metrics import rollouts
 from rlmon.monitor import StrictError
-from rlmon.trl import RLMon, RLMonConfig, batches
+from rlmon.trl import RLMon, RLMonConfig, base, batches, models
 
 pytestmark = pytest.mark.trl
 
@@ -215,7 +214,7 @@ def test_the_base_forward_runs_out_of_memory(run: Any, monkeypatch: pytest.Monke
     def out_of_memory(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory, on purpose")
 
-    monitor, log = run(lambda _: monkeypatch.setattr(rlmon.trl.base, "exact_kl", out_of_memory))
+    monitor, log = run(lambda _: monkeypatch.setattr(base, "exact_kl", out_of_memory))
     named(monitor, log, "base.forward")
     assert log.step_records()[0].metrics["rlmon/kl/mean"] is not None
     assert log.step_records()[-1].metrics["rlmon/kl/mean"] is None
@@ -230,7 +229,8 @@ def test_a_backbone_that_shows_no_hidden_states(run: Any, monkeypatch: pytest.Mo
 
     def start(monitor: Any) -> None:
         backbone = monitor._trainer.model.base_model
-        monkeypatch.setattr(rlmon.trl.base, "_backbone", lambda model: Spy(backbone))
+        for module in (base, models):
+            monkeypatch.setattr(module, "backbone_of", lambda model: Spy(backbone))
 
     class Spy:
         def __init__(self, backbone: Any) -> None:

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 import rlmon
 from rlmon.errors import AttachError, ConfigError, RunLogError, SchemaError
+from rlmon.sinks import Sink
 from rlmon.trl import MonitoredGRPOTrainer, RLMon, RLMonConfig, callback, capabilities, probe
 
 pytestmark = pytest.mark.trl
@@ -63,6 +64,13 @@ def test_settings_by_keyword(tmp_path: Path) -> None:
     assert (own.rlmon.config.rlmon_policy, own.rlmon.config.rlmon_alpha) == ("observe", 0.05)
     with pytest.raises(ConfigError, match=r"Did you mean rlmon_policy\?"):
         tiny.trainer(tmp_path / "own", cls=MonitoredGRPOTrainer, extra={"rlmon_polcy": "observe"})
+    given = RLMon(alpha=0.02, sinks=[sink := Sink()])
+    own = tiny.trainer(tmp_path / "given", cls=MonitoredGRPOTrainer, extra={"rlmon": given})
+    assert own.rlmon is given
+    assert given.attached
+    assert given.extensions.sinks == [sink]
+    with pytest.raises(ConfigError, match=r"rlmon_alpha came beside.*rlmon=RLMon\(rlmon_alpha=\.\.\.\)"):
+        tiny.trainer(tmp_path, cls=MonitoredGRPOTrainer, extra={"rlmon": RLMon(), "rlmon_alpha": 0.1})
 
 
 def test_the_wrong_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

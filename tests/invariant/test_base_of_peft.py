@@ -17,6 +17,7 @@ from rlmon.errors import AttachError
 from rlmon.metrics.tokens import ExactKL
 from rlmon.trl import RLMon, RLMonConfig
 from rlmon.trl.base import BaseModel
+from rlmon.trl.base_kinds import FrozenCopy
 
 pytestmark = pytest.mark.trl
 
@@ -166,7 +167,7 @@ def test_the_self_test_lets_no_near_miss_pass(tmp_path: Path) -> None:
     """The bare model differs from a prompt-tuned policy by .06 nats in one token, and by 8e-4 nats of KL."""
     trained = tiny.trainer(tmp_path / "run", lora=virtual("PromptTuningConfig")(), policy=tiny.model())
     base = BaseModel.choose(trained, RLMonConfig(), initial_weights=True)
-    base.kind, base.frozen, base.snapshot = "copy", tiny.model(), None
+    base.own = FrozenCopy(tiny.model())
     assert measured(trained, base) is None
     assert base.kind == "off"
     assert "before the first update policy and base differ by" in base.reason

@@ -25,8 +25,9 @@ from rlmon.interventions.once import ResetReference, RollBack
 from rlmon.interventions.policy import Always, Policy, Rule
 from rlmon.interventions.winsorise import Winsorise
 from rlmon.trl import RLMon, RLMonConfig
-from rlmon.trl.base import BaseModel, _head
+from rlmon.trl.base import BaseModel
 from rlmon.trl.knobs import REFERENCE_KEY, Knobs
+from rlmon.trl.models import head_of
 from rlmon.trl.references import AdapterReference, CopyReference
 from rlmon.trl.setting import refuse, setting_of_trainer
 
@@ -330,8 +331,7 @@ def test_what_rlmon_measures_is_not_patched(tmp_path: Path) -> None:
     """The handle that TRL asks shares the frozen weights; rlmon's own copy answers as before."""
     trainer = build(tmp_path, "full")
     base = BaseModel.choose(trainer, RLMonConfig(), initial_weights=True)
-    frozen = base.frozen
-    assert frozen is not None
+    frozen = base.own.model
     ids = torch.tensor([[3, 4, 5]])
     before = vars(frozen).get("forward"), frozen.base_model(input_ids=ids).last_hidden_state
     drive = Drive(trainer, base=base)
@@ -344,7 +344,7 @@ def test_what_rlmon_measures_is_not_patched(tmp_path: Path) -> None:
     ours = dict(handle.named_parameters())
     assert all(ours[name] is parameter for name, parameter in frozen.named_parameters())
     with torch.no_grad():
-        _head(trainer.model).weight.mul_(2.0)
+        head_of(trainer.model).weight.mul_(2.0)
     inputs = {"prompt_ids": ids[:, :1], "completion_ids": ids[:, 1:]}
     inputs |= {"prompt_mask": torch.ones(1, 1), "completion_mask": torch.ones(1, 2)}
     assert drive.knobs.before_loss(inputs) is None
@@ -358,11 +358,11 @@ def test_rlmons_copy_has_a_head_of_its_own_under_cast_lm_head_to_fp32(tmp_path: 
     trainer = build(tmp_path, "full", cast_lm_head_to_fp32=True)
     base = BaseModel.choose(trainer, RLMonConfig(), initial_weights=True)
     hidden = torch.ones(2, 32)
-    before = _head(base.frozen)(hidden)
+    before = head_of(base.own.model)(hidden)
     with torch.no_grad():
-        _head(trainer.model).weight.mul_(2.0)
-    assert torch.equal(_head(base.frozen)(hidden), before)
-    torch.testing.assert_close(_head(trainer.model)(hidden), 2 * before)
+        head_of(trainer.model).weight.mul_(2.0)
+    assert torch.equal(head_of(base.own.model)(hidden), before)
+    torch.testing.assert_close(head_of(trainer.model)(hidden), 2 * before)
 
 
 # -- a reference that fails --------------------------------------------------------------------------------------------
@@ -702,7 +702,7 @@ def test_models_spread_over_devices(tmp_path: Path) -> None:
     assert "device_map" in refusal(trainer, KLPenalty())
 
 
-def test_before_the_fused_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_the_fusedhead_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL before 1.15: Liger's kernel has beta in it, and RLOO's entropies carry no gradient."""
     monkeypatch.setattr("rlmon.trl.knobs.add_fused_lm_head", None)
     rloo = build(tmp_path / "rloo", "full", rloo=True, beta=0.0)

@@ -593,7 +593,7 @@ def test_silent_groups_are_no_damage_under_a_critic(tmp_path: Path) -> None:
 
 def test_the_base_is_kept_once(tmp_path: Path) -> None:
     trained = tiny.trainer(tmp_path / "run", cls=MonitoredPPOTrainer, ppo=True, extra={"rlmon": WATCHED})
-    assert trained.rlmon._capture.base.frozen is trained.base.frozen
+    assert trained.rlmon._capture.base.own is trained.base.own
     assert trained.base.kind == "copy"
     trained.train()
     assert trained.monitor.last_record.metrics["rlmon/kl/mean"] > 0.0

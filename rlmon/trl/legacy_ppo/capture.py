@@ -24,12 +24,14 @@ from rlmon.errors import AttachError
 from rlmon.metrics.prompts import prompt_identity
 from rlmon.metrics.sampling import sample_tokens
 from rlmon.records import RolloutBatch
-from rlmon.trl.base import BaseModel, Kind, _adapter_refusal, _tuner_layers
+from rlmon.trl.base import BaseModel
+from rlmon.trl.base_kinds import AdapterOff, Base, TrainersReference
 from rlmon.trl.batches import or_none
 from rlmon.trl.frames import is_training
 from rlmon.trl.legacy_ppo.functions import leave, listen
 from rlmon.trl.legacy_ppo.plan import notice, plan
 from rlmon.trl.legacy_ppo.rounds import Comparison, Round
+from rlmon.trl.models import tuner_layers
 from rlmon.trl.prompts import SourceMap, spread
 from rlmon.trl.stored import stored_column
 from rlmon.trl.watched import Watched
@@ -99,21 +101,19 @@ class LegacyPPOCapture(Watched):
         """TRL's reference, where it is the policy as it starts. Raises ``AttachError`` for a base asked for by name
         that this loop cannot show."""
         trainer, config, policy = self.trainer, self.config, self.policy
-        own: Kind = "adapter" if trainer.ref_model is None else "reference"
+        own: Base = AdapterOff() if trainer.ref_model is None else TrainersReference.held_by(trainer)
         asked = config.rlmon_base_kl
-        if config.rlmon_base_model is not None or asked not in ("auto", "off", own):
+        if config.rlmon_base_model is not None or asked not in ("auto", "off", own.kind):
             wanted = f"rlmon_base_kl={asked}" if config.rlmon_base_model is None else "rlmon_base_model"
             raise AttachError(
-                f"{wanted} cannot work with TRL's PPOTrainer: its loop shows no base but its own reference ({own}). "
-                "Use rlmon_base_kl: auto."
+                f"{wanted} cannot work with TRL's PPOTrainer: its loop shows no base but its own reference "
+                f"({own.kind}). Use rlmon_base_kl: auto."
             )
         refusal = "rlmon_base_kl is off" if asked == "off" else _reference_refusal(trainer, policy)
-        if refusal is not None and asked == own:
+        if refusal is not None and asked == own.kind:
             raise AttachError(f"rlmon_base_kl={asked} cannot work here ({refusal}). Use rlmon_base_kl: auto.")
-        seen = SimpleNamespace(
-            accelerator=trainer.accelerator, model=policy, args=trainer.args, ref_model=trainer.ref_model
-        )
-        return BaseModel(seen, config, kind="off" if refusal is not None else own, reason=refusal or "")
+        seen = SimpleNamespace(accelerator=trainer.accelerator, model=policy, args=trainer.args)
+        return BaseModel(seen, config, None if refusal is not None else own, refusal or "")
 
     def build_sources(self) -> SourceMap:
         """Strata by template of the decoded prompts: the loop shows token ids only. Raises ``AttachError`` where a
@@ -348,9 +348,9 @@ def _reference_refusal(trainer: Any, policy: Any) -> str | None:
     """Why TRL's reference would not be the policy as it starts."""
     if trainer.ref_adapter_name:
         return "ref_adapter_name makes another adapter the reference"
-    tuners = _tuner_layers(policy)
+    tuners = tuner_layers(policy)
     if tuners:
-        refusal = _adapter_refusal(policy, tuners, True)
+        refusal = AdapterOff.refusal(policy, tuners, True)
         if refusal is not None or trainer.ref_model is None:
             return refusal
         policy = policy.get_base_model()

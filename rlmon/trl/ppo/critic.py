@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlmon.errors import ConfigError
-from rlmon.trl.base import _backbone, _head
+from rlmon.trl.models import backbone_of, head_of
 
 CriticKind = Literal["shared", "shared_detached", "separate"]
 CRITIC_FILE = "value_head.safetensors"
@@ -37,7 +37,7 @@ class Critic(nn.Module):
         self.kind = kind
         # Behind a tuple: the policy's parameters are not the critic's.
         self._policy = (policy,)
-        width = int(_head(policy).weight.shape[-1])
+        width = int(head_of(policy).weight.shape[-1])
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(seed)
             self.head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
@@ -48,7 +48,7 @@ class Critic(nn.Module):
         """Whether it has seen a return."""
         self.trunk: nn.Module | None = None
         if kind == "separate":
-            self.trunk = copy.deepcopy(_backbone(policy))
+            self.trunk = copy.deepcopy(backbone_of(policy))
             for parameter in self.trunk.parameters():
                 parameter.grad = None
         self.to(next(policy.parameters()).device)
@@ -68,9 +68,9 @@ class Critic(nn.Module):
 
         def hear(module: nn.Module, arguments: Any, output: Any) -> None:
             hidden = output.last_hidden_state[:, -(completion_length + 1) :]
-            heard.append(self._head(hidden.detach() if self.kind == "shared_detached" else hidden))
+            heard.append(self.head_of(hidden.detach() if self.kind == "shared_detached" else hidden))
 
-        handle = _backbone(self._policy[0]).register_forward_hook(hear)
+        handle = backbone_of(self._policy[0]).register_forward_hook(hear)
         try:
             yield heard
         finally:
@@ -85,10 +85,10 @@ class Critic(nn.Module):
         for start in range(0, len(input_ids), size):
             rows = slice(start, start + size)
             output = self.trunk(input_ids=input_ids[rows], attention_mask=attention_mask[rows], use_cache=False)
-            found.append(self._head(output.last_hidden_state[:, -(completion_length + 1) :]))
+            found.append(self.head_of(output.last_hidden_state[:, -(completion_length + 1) :]))
         return torch.cat(found)
 
-    def _head(self, hidden_BTD: Tensor) -> Tensor:
+    def head_of(self, hidden_BTD: Tensor) -> Tensor:
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             values: Tensor = self.head(hidden_BTD.float()).squeeze(-1)
         return values
