@@ -42,7 +42,8 @@ SuccessRule = Annotated[
     typer.Option(
         "--success",
         metavar="WHAT",
-        help="What a success is: 0.5, accuracy_reward or accuracy_reward>0.9. Default: the log's own, else its rewards.",
+        help="What a success is: 0.5, accuracy_reward or accuracy_reward>0.9. Default: the log's own, else its "
+        "rewards.",
     ),
 ]
 Processes = Annotated[int | None, typer.Option("--processes", min=1, help="Worker processes. Default: what pays.")]
