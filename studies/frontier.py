@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlmon.interventions.mode_marginal import predicted_shares
+import numpy as np
+from numpy.typing import NDArray
+
 from rlmon.statistics import t_quantile
 from studies.arms import Task
 
@@ -507,3 +509,20 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     lines = ["| " + " | ".join(row) + " |" for row in (head, *body)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def predicted_shares(
+    p0_M: Sequence[float] | NDArray[np.float64], mean_reward_M: Sequence[float] | NDArray[np.float64], kappa: float
+) -> NDArray[np.float64]:
+    """Shares [M] at which reward and pressure balance, p0 exp(R / kappa) / Z.
+
+    ``mean_reward_M``: mean of each mode in units of the advantage that ``kappa`` is added to, for the policy as it is
+    then. ``kappa`` 0 is the best mode alone.
+    """
+    p0, reward = np.asarray(p0_M, dtype=np.float64), np.asarray(mean_reward_M, dtype=np.float64)
+    if kappa <= 0.0:
+        best = np.where((p0 > 0) & (reward == reward[p0 > 0].max()), p0, 0.0)
+        return np.asarray(best / best.sum(), dtype=np.float64)
+    exponent = np.where(p0 > 0, reward / kappa, -np.inf)
+    weight = p0 * np.exp(exponent - exponent.max())
+    return np.asarray(weight / weight.sum(), dtype=np.float64)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rlmon.interventions import mode_marginal
 from rlmon.interventions.intervention import (
     NO_CHANGE,
     Intervention,
@@ -22,7 +21,7 @@ from rlmon.interventions.intervention import (
     default_of,
     setting,
 )
-from rlmon.interventions.mode_marginal import ModeMarginal, ModeMarginalState
+from rlmon.interventions.mode_counts import ModeCounts, load, observe, shares
 from rlmon.interventions.rows import ModeKind
 from rlmon.interventions.setting import Setting
 
@@ -51,19 +50,22 @@ class Anchor(Intervention):
     def knob(self) -> str:
         return "anchor_weight"
 
-    def fresh(self) -> ModeMarginalState:
-        return ModeMarginalState()
+    def fresh(self) -> ModeCounts:
+        return ModeCounts()
 
-    def on_round(self, state: ModeMarginalState, round: Round) -> tuple[ModeMarginalState, RowChange]:
-        return mode_marginal.observe(ModeMarginal(modes=self.modes), state, round.table), NO_CHANGE
+    def load(self, found: Mapping[str, Any]) -> ModeCounts:
+        return load(found)
+
+    def on_round(self, state: ModeCounts, round: Round) -> tuple[ModeCounts, RowChange]:
+        return observe(state, round.table, self.modes), NO_CHANGE
 
     def next_level(self, at: RuleState, run: Any) -> tuple[float, None]:
         return (self.weight if at.met else 0.0), None
 
     def anchoring(self, at: RuleState, step: int) -> tuple[tuple[int, ...], float]:
-        shares = mode_marginal.shares(at.inner)
-        base = {mode: before for mode, (before, _) in shares.items()}
-        now = {mode: share for mode, (_, share) in shares.items()}
+        found = shares(at.inner)
+        base = {mode: before for mode, (before, _) in found.items()}
+        now = {mode: share for mode, (_, share) in found.items()}
         return dying(self, base, now), weight(self, step, at.began_step)
 
     def measures(self, at: RuleState, step: int, *, dry_run: bool) -> Mapping[str, float]:

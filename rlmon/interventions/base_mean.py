@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlmon.baseline import COMPLETIONS, PROMPTS, ROUNDS, Baseline
+from rlmon.interventions import saved
 from rlmon.records import StepRecord
 
 RECORDS_BEFORE = 5
@@ -51,25 +52,10 @@ class BaseMean:
             f"{PROMPTS}, {COMPLETIONS} or {ROUNDS} of them"
         )
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "total": self.total,
-            "values": self.values,
-            "baseline": self.baseline.to_json(),
-            "newest": list(self.newest),
-        }
-
     @classmethod
-    def from_json(cls, saved: Mapping[str, Any] | Sequence[float]) -> BaseMean:
-        """What ``to_json`` gave, or the list of first values that checkpoints of 0.1 have."""
-        if not isinstance(saved, Mapping):
-            complete = len(saved) >= RECORDS_BEFORE
-            rounds = float(ROUNDS if complete else len(saved))
-            return cls(total=math.fsum(saved), values=len(saved), baseline=Baseline(rounds=rounds))
-        prompts, completions = saved["newest"]
-        return cls(
-            total=float(saved["total"]),
-            values=int(saved["values"]),
-            baseline=Baseline.from_json(saved["baseline"]),
-            newest=(float(prompts), float(completions)),
-        )
+    def from_json(cls, found: Mapping[str, Any] | Sequence[float]) -> BaseMean:
+        """That of a checkpoint; those of 0.1 have the list of first values."""
+        if isinstance(found, Mapping):
+            return saved.from_json(cls, found)
+        rounds = float(ROUNDS if len(found) >= RECORDS_BEFORE else len(found))
+        return cls(total=math.fsum(found), values=len(found), baseline=Baseline(rounds=rounds))

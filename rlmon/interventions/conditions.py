@@ -8,12 +8,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from rlmon.interventions import saved
 from rlmon.interventions.base_mean import BaseMean
 from rlmon.interventions.policy import AllOf, Always, AnyOf, Condition, OnFinding, OnMetric
 from rlmon.printable import one_line
@@ -24,13 +24,14 @@ from rlmon.records import SEVERITIES, Finding, StepRecord
 class AlwaysState:
     """Nothing to remember."""
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "always"}
+    kind: ClassVar[str] = "always"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FindingState:
     """The newest finding that counted."""
+
+    kind: ClassVar[str] = "finding"
 
     finding: str
     severity: str
@@ -39,17 +40,12 @@ class FindingState:
     finding_id: str | None = None
     found_severity: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "finding", **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> FindingState:
-        return cls(**{key: value for key, value in saved.items() if key != "kind"})
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricState:
     """The newest values of a metric, and its base."""
+
+    kind: ClassVar[str] = "metric"
 
     metric: str
     met: bool = False
@@ -57,29 +53,12 @@ class MetricState:
     """Newest values, at most ``smooth_steps``."""
     base: BaseMean = field(default_factory=BaseMean)
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": "metric",
-            "metric": self.metric,
-            "met": self.met,
-            "window": [*self.window],
-            "base": self.base.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> MetricState:
-        base = BaseMean.from_json(saved["base"])
-        return cls(metric=saved["metric"], met=saved["met"], window=tuple(saved["window"]), base=base)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupState:
     """States of the parts of an ``any`` or ``all``, in their order."""
 
     parts: tuple[State, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "group", "parts": [part.to_json() for part in self.parts]}
 
 
 State = AlwaysState | FindingState | MetricState | GroupState
@@ -212,20 +191,22 @@ def metric_of(condition: Condition) -> tuple[str, Literal["up", "down"]] | None:
 
 def to_json(state: State) -> dict[str, Any]:
     """The state as JSON types; floats survive exactly."""
-    return state.to_json()
+    if isinstance(state, GroupState):
+        return {"kind": "group", "parts": [to_json(part) for part in state.parts]}
+    return {"kind": state.kind, **saved.to_json(state)}
 
 
-def from_json(condition: Condition, saved: Mapping[str, Any]) -> State:
+def from_json(condition: Condition, found: Mapping[str, Any]) -> State:
     """The state that ``to_json`` described. A part whose condition is another now begins anew."""
     fresh = start(condition)
-    if isinstance(condition, OnFinding) and saved["kind"] == "finding":
-        found = FindingState.from_json(saved)
-        same = (found.finding, found.severity) == (condition.finding, condition.severity)
-        return found if same else fresh
-    if isinstance(condition, OnMetric) and saved["kind"] == "metric":
-        return MetricState.from_json(saved) if saved["metric"] == condition.metric else fresh
-    if isinstance(condition, AnyOf | AllOf) and saved["kind"] == "group":
-        parts = saved["parts"]
+    if isinstance(condition, OnFinding) and found["kind"] == "finding":
+        same = (found["finding"], found["severity"]) == (condition.finding, condition.severity)
+        return saved.from_json(FindingState, found) if same else fresh
+    if isinstance(condition, OnMetric) and found["kind"] == "metric" and found["metric"] == condition.metric:
+        base = saved.to_json(BaseMean.from_json(found["base"]))
+        return saved.from_json(MetricState, {**found, "base": base})
+    if isinstance(condition, AnyOf | AllOf) and found["kind"] == "group":
+        parts = found["parts"]
         if len(parts) == len(condition.conditions):
             return GroupState(parts=tuple(map(from_json, condition.conditions, parts)))
     return fresh

@@ -102,6 +102,12 @@ class Defer(Intervention):
     def fresh(self) -> DeferralState:
         return DeferralState(by=self.by)
 
+    def save(self, state: DeferralState) -> Any:
+        return state.to_json()
+
+    def load(self, found: Any) -> DeferralState:
+        return DeferralState.from_json(found)
+
     def ask(self, ledger: Ledger) -> LedgerView:
         counts_N2 = ledger.counts()
         return LedgerView(

@@ -12,7 +12,6 @@ whatever was decided, and ranks compare it before anything is applied that one r
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlmon.interventions import conditions
+from rlmon.interventions import conditions, saved
 from rlmon.interventions.base_mean import BaseMean
 from rlmon.interventions.intervention import SILENT_VALUES, Level, Round, RowAct, RuleState, RunSoFar
 from rlmon.interventions.policy import Policy, Rule
@@ -381,50 +380,31 @@ def to_json(policy: Policy, state: EngineState) -> dict[str, Any]:
     for rule in policy.rules:
         at = state.rules[rule.name]
         rules[rule.name] = {
-            **{f.name: getattr(at, f.name) for f in dataclasses.fields(at)},
+            **saved.to_json(replace(at, inner=None)),
             "condition": conditions.to_json(at.condition),
             "inner": rule.action.save(at.inner),
             "action": type(rule.action).__name__,
         }
-    return {
-        "version": 1,
-        "rules": rules,
-        "knobs": dict(state.knobs),
-        "history": {name: [list(entry) for entry in values] for name, values in state.history.items()},
-        "silent": list(state.silent),
-        "entropy_nats": state.entropy_nats.to_json(),
-        "scale": state.scale,
-        "pending": [dataclasses.asdict(pending) for pending in state.pending],
-        "waiting": [dataclasses.asdict(action) for action in state.waiting],
-        "digest": state.digest,
-    }
+    return {"version": 1, **saved.to_json(replace(state, rules={})), "rules": rules}
 
 
-def from_json(policy: Policy, saved: Mapping[str, Any]) -> EngineState:
+def from_json(policy: Policy, found: Mapping[str, Any]) -> EngineState:
     """The state that ``to_json`` described. Rules that are new, or do something else now, begin anew."""
-    fresh = start(policy, saved["knobs"])
-    rules = dict(fresh.rules)
+    rules = dict(start(policy, found["knobs"]).rules)
     for rule in policy.rules:
-        was = saved["rules"].get(rule.name)
+        was = found["rules"].get(rule.name)
         if was is None or was["action"] != type(rule.action).__name__:
             continue
-        plain = {k: v for k, v in was.items() if k not in ("condition", "inner", "action")}
-        inner = rule.action.load(was["inner"])
-        rules[rule.name] = RuleState(condition=conditions.from_json(rule.when, was["condition"]), inner=inner, **plain)
-    known = {rule.name for rule in policy.rules}
-    return EngineState(
-        rules=rules,
-        knobs=dict(saved["knobs"]),
-        history={name: tuple((int(s), float(v)) for s, v in values) for name, values in saved["history"].items()},
-        silent=tuple(saved["silent"]),
-        entropy_nats=BaseMean.from_json(saved["entropy_nats"]),
-        scale=float(saved["scale"]),
-        pending=tuple(
-            Pending(**{**p, "action": Action(**p["action"])}) for p in saved["pending"] if p["action"]["rule"] in known
-        ),
-        waiting=tuple(Action(**action) for action in saved["waiting"] if action["rule"] in known),
-        digest=int(saved["digest"]),
-    )
+        condition, inner = conditions.from_json(rule.when, was["condition"]), rule.action.load(was["inner"])
+        plain = {name: was[name] for name in was if name != "action"}
+        rules[rule.name] = RuleState(**{**plain, "condition": condition, "inner": inner})
+    known = {
+        "rules": {},
+        "entropy_nats": saved.to_json(BaseMean.from_json(found["entropy_nats"])),
+        "pending": [pending for pending in found["pending"] if pending["action"]["rule"] in rules],
+        "waiting": [action for action in found["waiting"] if action["rule"] in rules],
+    }
+    return replace(saved.from_json(EngineState, {**found, **known}), rules=rules)
 
 
 def _key(action: Action) -> bytes:

@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rlmon.interventions import saved
 from rlmon.interventions.rows import RoundTable
 from rlmon.interventions.setting import Setting
 from rlmon.records import StepRecord
@@ -189,7 +190,7 @@ class Intervention:
         return cls.on_round is not Intervention.on_round
 
     def fresh(self) -> Any:
-        """Its state before the first round: plain JSON, or an object with ``to_json()`` and ``from_json(saved)``."""
+        """Its state before the first round: JSON types, or a frozen dataclass of them."""
         return None
 
     def ask(self, ledger: Ledger) -> Any:
@@ -268,12 +269,12 @@ class Intervention:
 
     def save(self, state: Any) -> Any:
         """The state as JSON types; floats survive exactly."""
-        return state.to_json() if hasattr(state, "to_json") else state
+        return saved.to_json(state)
 
-    def load(self, saved: Any) -> Any:
+    def load(self, found: Any) -> Any:
         """The state that ``save`` gave."""
         fresh = self.fresh()
-        return type(fresh).from_json(saved) if saved is not None and hasattr(fresh, "from_json") else saved
+        return saved.from_json(type(fresh), found) if dataclasses.is_dataclass(fresh) else found
 
 
 def default_of(intervention: Intervention, name: str) -> float:

@@ -23,14 +23,13 @@ hold the modes of every base.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon.baseline import ROUNDS, Baseline
 from rlmon.interventions.intervention import (
     NO_CHANGE,
     Intervention,
@@ -42,17 +41,20 @@ from rlmon.interventions.intervention import (
     setting,
     tidy,
 )
+from rlmon.interventions.mode_counts import (
+    MEMORY_COMPLETIONS,
+    POOLED,
+    REST,
+    ModeCounts,
+    known,
+    labelled,
+    load,
+    observe,
+)
 from rlmon.interventions.rows import ModeKind, RoundTable
 from rlmon.interventions.setting import Setting
 from rlmon.statistics import beta_cdf, effective_number
 
-REST = -2
-"""Key of all modes that are not among the base's most frequent; -1 is a mode that is not known."""
-POOLED = -1
-"""In place of a source: all of them together."""
-LABELS = 64
-"""Modes of the base that have a share of their own."""
-SOURCES = 64
 SHRINK_COMPLETIONS = 16.0
 """The running shares are shrunk to the base's by so many completions: bounds the log ratio of a vanished mode."""
 SHRINK_GROUP = 4.0
@@ -62,8 +64,6 @@ SHRINK_SOURCE = 64.0
 DESERVES = 0.25
 """A mode deserves protection unless its solve rate is credibly below this share of the run's."""
 CREDIBILITY = 0.95
-TRIALS = 256.0
-"""Completions of a mode that its solve rate remembers. Its own, so that what a dead mode was is not forgotten."""
 LEAST_SUCCESSES = 8.0
 """Fewer rewarded completions than this tell nothing about modes."""
 LEAST_REWARDED = 16.0
@@ -104,17 +104,20 @@ class ModeMarginal(Intervention):
         high=4.0,
     )
     bound: float = setting(3.0, "most that one completion's log ratio may be, either way", low=0.0)
-    memory_completions: int = setting(320, "completions that the running shares remember", low=8)
+    memory_completions: int = setting(MEMORY_COMPLETIONS, "completions that the running shares remember", low=8)
 
     @property
     def knob(self) -> str:
         return f"kappa ({self.modes})"
 
-    def fresh(self) -> ModeMarginalState:
-        return ModeMarginalState()
+    def fresh(self) -> ModeCounts:
+        return ModeCounts()
 
-    def on_round(self, state: ModeMarginalState, round: Round) -> tuple[ModeMarginalState, RowChange]:
-        state = observe(self, state, round.table)
+    def load(self, found: Mapping[str, Any]) -> ModeCounts:
+        return load(found)
+
+    def on_round(self, state: ModeCounts, round: Round) -> tuple[ModeCounts, RowChange]:
+        state = observe(state, round.table, self.modes, self.memory_completions)
         if not round.acting or round.dry_run:
             return state, NO_CHANGE
         return state, RowChange(addition_N=round.scale * addition(self, state, round.table, round.level))
@@ -140,176 +143,7 @@ class ModeMarginal(Intervention):
         return {"kappa": max(self.kappa, self.bounds[1])}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tally:
-    """What has been counted: of the base all of it, of the run what is remembered."""
-
-    rows: Mapping[int, float] = field(default_factory=dict)
-    """Scored completions by mode."""
-    rewarded: Mapping[int, float] = field(default_factory=dict)
-    by_source: Mapping[int, float] = field(default_factory=dict)
-    """Scored completions by source."""
-    equal_pairs: float = 0.0
-    """Ordered pairs of two completions of one prompt with equal mode, mean over prompts times prompts."""
-    pairs: float = 0.0
-    """Prompts with at least one pair."""
-    equal_pairs_rewarded: float = 0.0
-    pairs_rewarded: float = 0.0
-
-    def plus(self, other: Tally, keep: float) -> Tally:
-        """``keep`` times this and once ``other``."""
-        return Tally(
-            rows=_add(self.rows, other.rows, keep),
-            rewarded=_add(self.rewarded, other.rewarded, keep),
-            by_source=_add(self.by_source, other.by_source, keep),
-            equal_pairs=self.equal_pairs * keep + other.equal_pairs,
-            pairs=self.pairs * keep + other.pairs,
-            equal_pairs_rewarded=self.equal_pairs_rewarded * keep + other.equal_pairs_rewarded,
-            pairs_rewarded=self.pairs_rewarded * keep + other.pairs_rewarded,
-        )
-
-    @property
-    def total(self) -> float:
-        return math.fsum(self.rows.values())
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "rows": _pairs(self.rows),
-            "rewarded": _pairs(self.rewarded),
-            "by_source": _pairs(self.by_source),
-            "equal_pairs": self.equal_pairs,
-            "pairs": self.pairs,
-            "equal_pairs_rewarded": self.equal_pairs_rewarded,
-            "pairs_rewarded": self.pairs_rewarded,
-        }
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> Tally:
-        return cls(
-            rows=_unpairs(saved["rows"]),
-            rewarded=_unpairs(saved["rewarded"]),
-            by_source=_unpairs(saved["by_source"]),
-            equal_pairs=float(saved["equal_pairs"]),
-            pairs=float(saved["pairs"]),
-            equal_pairs_rewarded=float(saved["equal_pairs_rewarded"]),
-            pairs_rewarded=float(saved["pairs_rewarded"]),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModeMarginalState:
-    """Where the fold stands."""
-
-    base: Tally = field(default_factory=Tally)
-    base_by_source: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
-    """The base's completions by source, then mode."""
-    baseline: Baseline = field(default_factory=Baseline)
-    """Rounds with completions that have a mode and a reward: what ``base`` covers."""
-    now: Tally = field(default_factory=Tally)
-    """Running, forgetting with ``memory_completions``."""
-    now_by_source: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
-    """``now.rows`` by source, then mode; where the base has several sources."""
-    rewarded_by_source: Mapping[int, float] = field(default_factory=dict)
-    """Rewarded completions by source, remembered as ``now`` is."""
-    trials: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
-    """By source (``POOLED`` where there is one), then mode, what its solve rate is judged from: forgets only as new
-    completions of the mode come."""
-    solved: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        """Whether the base is known."""
-        return self.baseline.complete
-
-    def source_of(self, source: int) -> int:
-        """The key under which a source is counted: its own where the base showed several and this is one of them."""
-        return source if len(self.base_by_source) > 1 and source in self.base_by_source else POOLED
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON types only; floats and keys survive exactly."""
-        return {
-            "base": self.base.to_json(),
-            "base_by_source": _nested(self.base_by_source),
-            "baseline": self.baseline.to_json(),
-            "now": self.now.to_json(),
-            "now_by_source": _nested(self.now_by_source),
-            "rewarded_by_source": _pairs(self.rewarded_by_source),
-            "trials": _nested(self.trials),
-            "solved": _nested(self.solved),
-        }
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> ModeMarginalState:
-        return cls(
-            base=Tally.from_json(saved["base"]),
-            base_by_source=_unnested(saved["base_by_source"]),
-            baseline=_baseline(saved),
-            now=Tally.from_json(saved["now"]),
-            now_by_source=_unnested(saved["now_by_source"]),
-            rewarded_by_source=_unpairs(saved["rewarded_by_source"]),
-            trials=_unnested(saved["trials"]),
-            solved=_unnested(saved["solved"]),
-        )
-
-
-def _baseline(saved: Mapping[str, Any]) -> Baseline:
-    """Checkpoints of 0.1 kept the prompts themselves, and whether it was complete."""
-    if "baseline" in saved:
-        return Baseline.from_json(saved["baseline"])
-    rounds = float(ROUNDS if saved["complete"] else saved["base_rounds"])
-    return Baseline(prompts=len(saved["base_prompts"]), completions=Tally.from_json(saved["base"]).total, rounds=rounds)
-
-
-# -- the fold ----------------------------------------------------------------------------------------------------------
-
-
-def observe(settings: ModeMarginal, state: ModeMarginalState, table: RoundTable) -> ModeMarginalState:
-    """Fold one training round, whether the rule acts or not. Rows without a mode or a reward are not counted."""
-    key_N = table.modes_N[settings.modes]
-    known_N = _known(table, key_N)
-    if state.complete:
-        key_N = _labelled(state, key_N)
-    tally = _tally(table, key_N, known_N)
-    if not state.complete:
-        state = _grow_base(state, table, key_N, known_N, tally)
-        if state.complete:
-            state = _close_base(state)
-            # What the base's rounds showed is the first that is remembered. Which source earned what was not counted.
-            return replace(
-                state,
-                now=state.base,
-                now_by_source=state.base_by_source if len(state.base_by_source) > 1 else {},
-                trials={POOLED: state.base.rows},
-                solved={POOLED: state.base.rewarded},
-            )
-        return state
-    keep = math.exp(-tally.total / settings.memory_completions)
-    trials, solved = dict(state.trials), dict(state.solved)
-    now_by_source = {source: _add(rows, {}, keep) for source, rows in state.now_by_source.items()}
-    rewarded = {source: n * keep for source, n in state.rewarded_by_source.items()}
-    source_N = np.array([state.source_of(source) for source in table.source_N.tolist()], dtype=np.int64)
-    for source in sorted({POOLED, *source_N[known_N].tolist()}):
-        of = tally if source == POOLED else _tally(table, key_N, known_N & (source_N == source))
-        if source != POOLED:
-            now_by_source[source] = _add(now_by_source.get(source, {}), of.rows, 1.0)
-            rewarded[source] = rewarded.get(source, 0.0) + math.fsum(of.rewarded.values())
-        tried, good = dict(trials.get(source, {})), dict(solved.get(source, {}))
-        for label, rows in of.rows.items():
-            kept = max(0.0, 1.0 - rows / TRIALS)
-            tried[label] = tried.get(label, 0.0) * kept + min(rows, TRIALS)
-            good[label] = good.get(label, 0.0) * kept + of.rewarded.get(label, 0.0) * min(1.0, TRIALS / rows)
-        trials[source], solved[source] = tried, good
-    return replace(
-        state,
-        now=_bounded_sources(state.now.plus(tally, keep)),
-        now_by_source=now_by_source,
-        rewarded_by_source=rewarded,
-        trials=trials,
-        solved=solved,
-    )
-
-
-def addition(settings: ModeMarginal, state: ModeMarginalState, table: RoundTable, kappa: float) -> NDArray[np.float64]:
+def addition(settings: ModeMarginal, state: ModeCounts, table: RoundTable, kappa: float) -> NDArray[np.float64]:
     """What comes to each row's advantage [N], in units of a group-normalised one.
 
     Call it after ``observe`` of the same table: the shares are then those of the policy that sampled it. Each row is
@@ -320,8 +154,8 @@ def addition(settings: ModeMarginal, state: ModeMarginalState, table: RoundTable
     if not state.complete or kappa == 0.0:
         return result_N
     key_N = table.modes_N[settings.modes]
-    known_N = _known(table, key_N)
-    label_N = _labelled(state, key_N)
+    known_N = known(table, key_N)
+    label_N = labelled(state, key_N)
     source_N = np.array([state.source_of(source) for source in table.source_N.tolist()], dtype=np.int64)
     lost = {source: undeserving(state, source) for source in np.unique(source_N).tolist()}
     held_N = known_N & (label_N != REST)
@@ -348,7 +182,7 @@ def addition(settings: ModeMarginal, state: ModeMarginalState, table: RoundTable
     return np.asarray(kappa * result_N, dtype=np.float64)
 
 
-def control(settings: ModeMarginal, state: ModeMarginalState, kappa: float) -> float | None:
+def control(settings: ModeMarginal, state: ModeCounts, kappa: float) -> float | None:
     """The next kappa, ``None`` where it stays.
 
     Raised, by up to a quarter, as far as the effective number of rewarded completions is below ``floor`` times the
@@ -368,14 +202,14 @@ def control(settings: ModeMarginal, state: ModeMarginalState, kappa: float) -> f
     return None if new == kappa else new
 
 
-def worst_ratio(state: ModeMarginalState) -> float | None:
+def worst_ratio(state: ModeCounts) -> float | None:
     """The smaller of the effective numbers, across and within, over the base's: those of rewarded completions, or of
     all where the base or the run has too few rewarded ones. Where a source has modes that deserve no protection, what
     counts is what is held in each source: the rest is no loss, and no kappa would bring it back."""
     lost = {source: undeserving(state, source) for source in state.now_by_source}
     if any(lost.values()):
         return _held_ratio(state, lost)
-    found = _ratios(state)
+    found = ratios(state)
     known = [
         found[name] if found[f"correct_{name}"] is None else found[f"correct_{name}"] for name in ("across", "within")
     ]
@@ -383,7 +217,7 @@ def worst_ratio(state: ModeMarginalState) -> float | None:
     return min(present) if present else None
 
 
-def _held_ratio(state: ModeMarginalState, lost: Mapping[int, frozenset[int]]) -> float | None:
+def _held_ratio(state: ModeCounts, lost: Mapping[int, frozenset[int]]) -> float | None:
     """Effective number over the base's of the modes held in each source, mean over what is remembered of it."""
     total = weighted = 0.0
     for source, rows in state.now_by_source.items():
@@ -398,31 +232,7 @@ def _held_ratio(state: ModeMarginalState, lost: Mapping[int, frozenset[int]]) ->
     return weighted / total if total else None
 
 
-def measures(settings: ModeMarginal, state: ModeMarginalState) -> dict[str, float | None]:
-    """Where the modes stand; ``None`` while the base is incomplete or too little was counted.
-
-    ``ratio_*``: effective number (order 1) now over the base's, across prompts or within (that across times the
-    chance of equal modes in the run over that in one prompt), of all or of rewarded (``correct``) completions.
-    ``divergence_nats``: KL of the shares now to the base's, by as much as exceeds noise, over the modes that
-    deserve protection. ``undeserving_modes``: how many do not. ``rest_share``: modes that the base did not show.
-    """
-    ratios = {f"ratio_{name}": value for name, value in _ratios(state).items()}
-    if not state.complete:
-        return {**ratios, "divergence_nats": None, "undeserving_modes": None, "rest_share": None}
-    lost = undeserving(state)
-    across = _across(state, lost)
-    held = {label: n for label, n in state.now.rows.items() if n > 0 and label not in lost and label != REST}
-    total = math.fsum(held.values())
-    divergence = -math.fsum(n / total * across[label] for label, n in held.items()) if total else None
-    return {
-        **ratios,
-        "divergence_nats": divergence,
-        "undeserving_modes": float(len(lost)),
-        "rest_share": state.now.rows.get(REST, 0.0) / state.now.total if state.now.total else None,
-    }
-
-
-def describe(settings: ModeMarginal, state: ModeMarginalState) -> str:
+def describe(settings: ModeMarginal, state: ModeCounts) -> str:
     """Why kappa is what it is, in a line."""
     ratio = worst_ratio(state)
     if ratio is None:
@@ -434,17 +244,7 @@ def describe(settings: ModeMarginal, state: ModeMarginalState) -> str:
     )
 
 
-def shares(state: ModeMarginalState) -> dict[int, tuple[float, float]]:
-    """By mode key the base's share and the share now; empty while the base is incomplete."""
-    if not state.complete:
-        return {}
-    base, now = state.base.total, state.now.total
-    return {
-        label: (n / base, state.now.rows.get(label, 0.0) / now) for label, n in state.base.rows.items() if base and now
-    }
-
-
-def undeserving(state: ModeMarginalState, source: int = POOLED) -> frozenset[int]:
+def undeserving(state: ModeCounts, source: int = POOLED) -> frozenset[int]:
     """Modes whose solve rate in the source is credibly (``CREDIBILITY``) below ``DESERVES`` times the source's.
 
     By source, since a kind of prompt may be solvable in one mode alone: to hold the others there would be to hold back
@@ -471,7 +271,7 @@ def undeserving(state: ModeMarginalState, source: int = POOLED) -> frozenset[int
 # -- pressure ----------------------------------------------------------------------------------------------------------
 
 
-def _across(state: ModeMarginalState, lost: frozenset[int], source: int = POOLED) -> dict[int, float]:
+def _across(state: ModeCounts, lost: frozenset[int], source: int = POOLED) -> dict[int, float]:
     """log p0(m) - log p(m) by mode that is held, both of the source and renormalised over the held modes, and the same
     of the rest.
 
@@ -495,7 +295,7 @@ def _across(state: ModeMarginalState, lost: frozenset[int], source: int = POOLED
     return result
 
 
-def _target(state: ModeMarginalState, source: int = POOLED) -> dict[int, float]:
+def _target(state: ModeCounts, source: int = POOLED) -> dict[int, float]:
     """The base's share of each mode: the source's, or standardised to the mix of sources that the run remembers.
 
     A mode that the base did not show has half a completion, so that the first of it is no catastrophe and the
@@ -521,14 +321,14 @@ def _floored(rows: Mapping[int, float]) -> dict[int, float]:
     return {label: n / total for label, n in counts.items()}
 
 
-def _source_shares(state: ModeMarginalState, pooled: Mapping[int, float], source: int) -> dict[int, float]:
+def _source_shares(state: ModeCounts, pooled: Mapping[int, float], source: int) -> dict[int, float]:
     rows = state.base_by_source.get(source, {})
     total = math.fsum(rows.values()) + SHRINK_SOURCE
     return {label: (rows.get(label, 0.0) + SHRINK_SOURCE * share) / total for label, share in pooled.items()}
 
 
 def _concentration(
-    state: ModeMarginalState,
+    state: ModeCounts,
     group_size: int,
     source_N: NDArray[np.int64],
     label_N: NDArray[np.int64],
@@ -559,7 +359,7 @@ def _concentration(
     return result_N
 
 
-def _running(state: ModeMarginalState, lost: frozenset[int], source: int) -> dict[int, float]:
+def _running(state: ModeCounts, lost: frozenset[int], source: int) -> dict[int, float]:
     """The source's shares now over the modes that are acted on, shrunk to its base's."""
     target = _target(state, source)
     rows = state.now.rows if source == POOLED else state.now_by_source.get(source, {})
@@ -570,7 +370,7 @@ def _running(state: ModeMarginalState, lost: frozenset[int], source: int) -> dic
     return {label: weight / total for label, weight in weights.items()}
 
 
-def _narrowed(state: ModeMarginalState) -> float:
+def _narrowed(state: ModeCounts) -> float:
     """How much prompts have narrowed more than the run, 0 (not) to 1 (by ``FULL_WITHIN`` or more).
 
     What one group shows is mostly noise: it is worth its variance only when the run's groups together have narrowed.
@@ -603,7 +403,7 @@ def _surprise(share: float, others: int, correlation: float) -> NDArray[np.float
     return np.asarray(float(weight @ log_q / weight.sum()) - log_q, dtype=np.float64)
 
 
-def _base_correlation(state: ModeMarginalState) -> float:
+def _base_correlation(state: ModeCounts) -> float:
     """How much more often than two completions of the run two of one prompt have the same mode in the base, between
     .001 (not credibly more often: prompts do not matter) and .9."""
     spread = _base_spread(state.base.rows, state.base.equal_pairs, state.base.pairs)
@@ -614,115 +414,13 @@ def _base_correlation(state: ModeMarginalState) -> float:
     return float(min(0.9, max(0.001, across * (1.0 / spread - 1.0) / max(1e-9, 1.0 - across))))
 
 
-# -- what follows from it ----------------------------------------------------------------------------------------------
-
-
-def predicted_shares(
-    p0_M: Sequence[float] | NDArray[np.float64], mean_reward_M: Sequence[float] | NDArray[np.float64], kappa: float
-) -> NDArray[np.float64]:
-    """Shares [M] at which reward and pressure balance, p0 exp(R / kappa) / Z.
-
-    ``mean_reward_M``: mean of each mode in units of the advantage that ``kappa`` is added to, for the policy as it is
-    then. ``kappa`` 0 is the best mode alone.
-    """
-    p0, reward = np.asarray(p0_M, dtype=np.float64), np.asarray(mean_reward_M, dtype=np.float64)
-    if kappa <= 0.0:
-        best = np.where((p0 > 0) & (reward == reward[p0 > 0].max()), p0, 0.0)
-        return np.asarray(best / best.sum(), dtype=np.float64)
-    exponent = np.where(p0 > 0, reward / kappa, -np.inf)
-    weight = p0 * np.exp(exponent - exponent.max())
-    return np.asarray(weight / weight.sum(), dtype=np.float64)
-
-
 def _effective(rows: Mapping[int, float]) -> float | None:
     """exp of the entropy of the counts (Hill number of order 1); ``None`` for no counts."""
     # In one order on all ranks, whatever each of them met first.
     return float(effective_number(sorted(rows.values()))) if math.fsum(rows.values()) > 0.0 else None
 
 
-# -- counting ----------------------------------------------------------------------------------------------------------
-
-
-def _known(table: RoundTable, key_N: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return np.asarray((key_N != -1) & np.isfinite(table.reward_N), dtype=np.bool_)
-
-
-def _labelled(state: ModeMarginalState, key_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Keys [N] with all that have no share of their own replaced by ``REST``."""
-    own = np.array([label for label in state.base.rows if label != REST], dtype=np.int64)
-    return np.where(np.isin(key_N, own) | (key_N == -1), key_N, REST)
-
-
-def _tally(table: RoundTable, key_N: NDArray[np.int64], known_N: NDArray[np.bool_]) -> Tally:
-    rewarded_N = known_N & (table.success_N == 1.0)
-    equal, prompts = _pairs_within(table.group_size, key_N, known_N)
-    equal_rewarded, prompts_rewarded = _pairs_within(table.group_size, key_N, rewarded_N)
-    return Tally(
-        rows=_counts(key_N[known_N]),
-        rewarded=_counts(key_N[rewarded_N]),
-        by_source=_counts(table.source_N[known_N]),
-        equal_pairs=equal,
-        pairs=prompts,
-        equal_pairs_rewarded=equal_rewarded,
-        pairs_rewarded=prompts_rewarded,
-    )
-
-
-def _pairs_within(group_size: int, key_N: NDArray[np.int64], of_N: NDArray[np.bool_]) -> tuple[float, float]:
-    """Sum over groups of the share of pairs with equal mode, and the number of groups that have a pair."""
-    if not of_N.any():
-        return 0.0, 0.0
-    group_n = np.arange(len(key_N))[of_N] // max(1, group_size)
-    cells, count = np.unique(np.stack([group_n, key_N[of_N]]), axis=1, return_counts=True)
-    size = np.bincount(group_n).astype(np.float64)
-    equal = np.bincount(cells[0].astype(np.int64), weights=count * (count - 1.0), minlength=len(size))
-    several = size > 1
-    return float((equal[several] / (size[several] * (size[several] - 1.0))).sum()), float(several.sum())
-
-
-def _grow_base(
-    state: ModeMarginalState,
-    table: RoundTable,
-    key_N: NDArray[np.int64],
-    known_N: NDArray[np.bool_],
-    tally: Tally,
-) -> ModeMarginalState:
-    by_source = {source: dict(rows) for source, rows in state.base_by_source.items()}
-    for source in np.unique(table.source_N[known_N]).tolist():
-        if source in by_source or len(by_source) < SOURCES:
-            rows = _counts(key_N[known_N & (table.source_N == source)])
-            by_source[source] = _add(by_source.get(source, {}), rows, 1.0)
-    base = state.base.plus(tally, 1.0)
-    # Nothing scored is no base, however many rounds it took.
-    completions = len(table) if known_N.any() else 0
-    baseline = state.baseline.with_round(prompts=len(table) / max(1, table.group_size), completions=completions)
-    return replace(state, base=base, base_by_source=by_source, baseline=baseline)
-
-
-def _close_base(state: ModeMarginalState) -> ModeMarginalState:
-    """Pool what is not among the ``LABELS`` most frequent modes; of equally frequent ones the smaller key is kept."""
-    ranked = sorted(state.base.rows.items(), key=lambda entry: (-entry[1], entry[0]))
-    own = {label for label, _ in ranked[:LABELS]}
-
-    def pool(rows: Mapping[int, float]) -> dict[int, float]:
-        kept = {label: n for label, n in rows.items() if label in own}
-        rest = math.fsum(n for label, n in rows.items() if label not in own)
-        return {**kept, REST: rest} if rest else kept
-
-    base = replace(state.base, rows=pool(state.base.rows), rewarded=pool(state.base.rewarded))
-    by_source = {source: pool(rows) for source, rows in state.base_by_source.items()}
-    return replace(state, base=_bounded_sources(base), base_by_source=by_source)
-
-
-def _bounded_sources(tally: Tally) -> Tally:
-    """The ``SOURCES`` heaviest sources; what is hardly remembered goes first."""
-    if len(tally.by_source) <= SOURCES:
-        return tally
-    ranked = sorted(tally.by_source.items(), key=lambda entry: (-entry[1], entry[0]))
-    return replace(tally, by_source=dict(sorted(ranked[:SOURCES])))
-
-
-def _ratios(state: ModeMarginalState) -> dict[str, float | None]:
+def ratios(state: ModeCounts) -> dict[str, float | None]:
     names = ("across", "within", "correct_across", "correct_within")
     if not state.complete:
         return dict.fromkeys(names, None)
@@ -779,28 +477,3 @@ def _times(a: float | None, b: float | None) -> float | None:
 
 def _over(now: float | None, base: float | None) -> float | None:
     return None if now is None or base is None else now / base
-
-
-def _counts(key_n: NDArray[np.int64]) -> dict[int, float]:
-    keys, count = np.unique(key_n, return_counts=True)
-    return dict(zip(keys.tolist(), count.astype(np.float64).tolist(), strict=True))
-
-
-def _add(old: Mapping[int, float], new: Mapping[int, float], keep: float) -> dict[int, float]:
-    return {key: old.get(key, 0.0) * keep + new.get(key, 0.0) for key in sorted({*old, *new})}
-
-
-def _nested(values: Mapping[int, Mapping[int, float]]) -> list[list[Any]]:
-    return [[key, _pairs(rows)] for key, rows in values.items()]
-
-
-def _unnested(saved: Sequence[Sequence[Any]]) -> dict[int, dict[int, float]]:
-    return {int(key): _unpairs(rows) for key, rows in saved}
-
-
-def _pairs(values: Mapping[int, float]) -> list[list[float]]:
-    return [[key, value] for key, value in values.items()]
-
-
-def _unpairs(saved: Sequence[Sequence[Any]]) -> dict[int, float]:
-    return {int(key): float(value) for key, value in saved}

@@ -29,7 +29,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +111,7 @@ class Quarantine(Intervention):
 
     def on_round(self, state: QuarantineState, round: Round) -> tuple[QuarantineState, RowChange]:
         state, factor_N, found = step(self, state, round.table, round.known)
-        if not found:
+        if not found or not round.acting:
             return state, NO_CHANGE
         return state, RowChange(
             factor_N=factor_N, act=RowAct(knob="advantages", count=len(found), reason=describe(found))
@@ -163,38 +163,6 @@ class SourceState:
     log_tokens: float = 0.0
     numbers: float = 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON types only; floats and keys survive exactly."""
-        return {
-            "answers": [[key, count] for key, count in self.answers.items()],
-            "answers_total": self.answers_total,
-            "first": [[key, count] for key, count in self.first.items()],
-            "first_total": self.first_total,
-            "wins": [list(pair) for pair in self.wins],
-            "groups": self.groups,
-            "rate_sum": self.rate_sum,
-            "rate_square": self.rate_square,
-            "correct": self.correct,
-            "log_tokens": self.log_tokens,
-            "numbers": self.numbers,
-        }
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> SourceState:
-        return cls(
-            answers={int(key): float(count) for key, count in saved["answers"]},
-            answers_total=float(saved["answers_total"]),
-            first={int(key): float(count) for key, count in saved["first"]},
-            first_total=float(saved["first_total"]),
-            wins=tuple((int(answer), int(prompt)) for answer, prompt in saved["wins"]),
-            groups=float(saved["groups"]),
-            rate_sum=float(saved["rate_sum"]),
-            rate_square=float(saved["rate_square"]),
-            correct=float(saved["correct"]),
-            log_tokens=float(saved["log_tokens"]),
-            numbers=float(saved["numbers"]),
-        )
-
     def share(self, answer: int) -> float:
         """The answer's share of all answers of the source; 0 while too few are known."""
         return self.answers.get(answer, 0.0) / self.answers_total if self.answers_total >= LEAST_ANSWERS else 0.0
@@ -228,14 +196,6 @@ class QuarantineState:
     """Where the fold stands: sources in the order in which they were first seen."""
 
     sources: Mapping[int, SourceState] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON types only; floats and keys survive exactly."""
-        return {"sources": [[key, source.to_json()] for key, source in self.sources.items()]}
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> QuarantineState:
-        return cls(sources={int(key): SourceState.from_json(source) for key, source in saved["sources"]})
 
 
 @dataclass(frozen=True, kw_only=True)

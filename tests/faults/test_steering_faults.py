@@ -11,9 +11,9 @@ import steered
 import tiny
 
 import rlmon
-from rlmon import steering
 from rlmon.interventions import engine
 from rlmon.interventions.once import RollBack
+from rlmon.interventions.rows import RoundTable
 from rlmon.records import Action
 from rlmon.runlog import RunLogWriter
 from rlmon.trl import RLMon, helm
@@ -81,7 +81,7 @@ def at_work(actions: list[Action]) -> set[str]:
     [
         (engine, "on_round", on_call(5), 5),
         (engine, "on_step", on_call(5), 6),
-        (steering, "_table", on_call(5), 5),
+        (RoundTable, "of", on_call(5), 5),
     ],
     ids=["a round's fold", "a step's fold", "a table"],
 )

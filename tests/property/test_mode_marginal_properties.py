@@ -8,11 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlmon.interventions import mode_counts
 from rlmon.interventions import mode_marginal as mm
 from rlmon.interventions.mode_marginal import ModeMarginal
 from rlmon.interventions.rows import RoundTable
+from studies.frontier import predicted_shares
 
 G = 8
+
+
+def observe(of, state, rows):
+    return mode_counts.observe(state, rows, of.modes, of.memory_completions)
 
 
 def won(rewards):
@@ -68,9 +74,9 @@ def test_any_run_is_finite_bounded_centred_and_resumable(rounds, within, kappa):
     of = ModeMarginal(within=within)
     state = of.fresh()
     for now in rounds:
-        state = mm.observe(of, state, now)
+        state = observe(of, state, now)
         added = mm.addition(of, state, now, kappa)
-        again = mm.ModeMarginalState.from_json(json.loads(json.dumps(state.to_json(), allow_nan=False)))
+        again = of.load(json.loads(json.dumps(of.save(state), allow_nan=False)))
         assert again == state
         assert np.array_equal(mm.addition(of, again, now, kappa), added)
         assert np.isfinite(added).all()
@@ -81,7 +87,7 @@ def test_any_run_is_finite_bounded_centred_and_resumable(rounds, within, kappa):
         assert (added[new] <= 0.0).all()
         # Two values within the bound, their mean, and what the rest lost.
         assert np.abs(added).max(initial=0.0) <= kappa * of.bound * (2 + len(added)) + 1e-9
-        assert all(value is None or np.isfinite(value) for value in mm.measures(of, state).values())
+        assert all(value is None or np.isfinite(value) for value in mm.ratios(state).values())
         steered = mm.control(of, state, 1.0)
         assert steered is None or of.bounds[0] <= steered <= of.bounds[1]
 
@@ -101,7 +107,7 @@ def test_names_of_modes_and_order_of_groups_do_not_matter(seed, factor):
         order = rng.permutation(8)
         plain = table(mode_PG.ravel(), good_PG.ravel(), round=r)
         moved = table(names[mode_PG[order]].ravel(), good_PG[order].ravel(), round=r)
-        one, other = mm.observe(of, one, plain), mm.observe(of, other, moved)
+        one, other = observe(of, one, plain), observe(of, other, moved)
         added = mm.addition(of, one, plain, 1.0).reshape(8, G)
         assert mm.addition(of, other, moved, 1.0).reshape(8, G) == pytest.approx(added[order], abs=1e-9)
 
@@ -135,7 +141,7 @@ def train(solve_CM, *, kappa, within=0.5, steps=160, rate=0.3, seed=0, groups=8,
         advantage = (good_PG - good_PG.mean(1, keepdims=True)) / (good_PG.std(1, ddof=1, keepdims=True) + 1e-4)
         advantage_N = advantage.ravel() if fixed is None else fixed[m_N] - float(p.mean(0) @ fixed)
         now = table(m_N, good_N, round=t)
-        state = mm.observe(of, state, now)
+        state = observe(of, state, now)
         advantage_N = advantage_N + mm.addition(of, state, now, kappa)
         gradient = np.zeros_like(z)
         np.add.at(gradient, (c_N, m_N), advantage_N)
@@ -195,7 +201,7 @@ def test_the_shares_end_where_they_are_predicted():
     kappa = 1.5
     end, _, path = train(np.ones((1, 7)), kappa=kappa, within=0.0, fixed=fixed, steps=300, groups=32)
     late = np.mean([p for p, _ in path[-100:]], axis=0)
-    predicted = mm.predicted_shares(P0, fixed, kappa)
+    predicted = predicted_shares(P0, fixed, kappa)
     # .12 e^.8 / (.88 + .12 e^.8) = .233
     assert predicted[2] == pytest.approx(0.2328, abs=1e-4)
     assert late[2] == pytest.approx(predicted[2], abs=0.05)
@@ -219,7 +225,7 @@ def test_sixty_four_modes_and_four_thousand_rows_take_milliseconds():
     of = ModeMarginal()
     state = of.fresh()
     now = table(rng.integers(100, size=4096), rng.integers(2, size=4096), source_N=rng.integers(64, size=4096))
-    state = mm.observe(of, mm.observe(of, state, now), dataclasses.replace(now, round=1))
+    state = observe(of, observe(of, state, now), dataclasses.replace(now, round=1))
     began = time.process_time()
-    mm.addition(of, mm.observe(of, state, now), now, 1.0)
+    mm.addition(of, observe(of, state, now), now, 1.0)
     assert time.process_time() - began < 0.5

@@ -166,3 +166,11 @@ def test_report_is_the_same_bytes_twice(tmp_path: Path) -> None:
     assert "worthless" not in text.split("## seven")[1].split("## Figures")[0]
     stored = json.loads((tmp_path / "first" / "seven.json").read_text(encoding="utf-8"))
     assert [found["seed"] for found in stored["cells"]] == [0, 1, 0, 1, 0, 1]
+
+
+def test_the_predicted_tilt_by_hand() -> None:
+    # exp(0) .5 : exp(ln 3) .5 = 1 : 3
+    assert frontier.predicted_shares([0.5, 0.5], [0.0, 2 * math.log(3)], 2.0) == pytest.approx([0.25, 0.75])
+    # What the base never does stays so; without pressure the best of the base alone is left.
+    assert frontier.predicted_shares([0.5, 0.5, 0.0], [0.0, 0.0, 1e6], 0.01).tolist() == [0.5, 0.5, 0.0]
+    assert frontier.predicted_shares([0.25, 0.75, 0.0], [1.0, 0.0, 2.0], 0.0).tolist() == [1.0, 0.0, 0.0]

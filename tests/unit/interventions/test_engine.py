@@ -292,6 +292,17 @@ def test_the_unit_of_the_additions_is_one_for_group_normalised_advantages() -> N
     assert engine._scale(0.7, silent) == 0.7
 
 
+@pytest.mark.parametrize("when", [{"metric": KL, "above": 9.0}, "always"], ids=["at rest", "acting"])
+def test_a_shortcut_is_an_act_only_while_the_rule_acts(when: Any) -> None:
+    rules = policy(suspect={"when": when, "do": {"action": "quarantine", "shorter_than": 10.0}})
+    state = engine.start(rules, {"beta": 0.0})
+    state, _ = engine.on_step(rules, state, record(1, kl=0.1), [])
+    lone = dataclasses.replace(table(2, rows=8), success_N=np.eye(8)[0], tokens_N=np.arange(1.0, 9.0))
+    state, effect, acts = engine.on_round(rules, state, lone, {"suspect": np.full(8, True)})
+    assert [(act.knob, act.new) for act in acts] == ([("advantages", "1")] if when == "always" else [])
+    assert effect.identity == (when != "always")
+
+
 def test_rows_are_bounded_first_and_pushed_afterwards() -> None:
     effect = RowEffect(factor_n=np.array([1.0, 0.0, 1.0]), limit=1.0, addition_n=np.array([0.5, 0.0, 0.0]))
     assert effect.on(np.array([3.0, 3.0, -0.2])).tolist() == [1.5, 0.0, -0.2]

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from rlmon.interventions import mode_counts
 from rlmon.interventions import mode_marginal as mm
 from rlmon.interventions.mode_marginal import ModeMarginal
 from rlmon.interventions.row_effect import per_token
@@ -14,6 +15,10 @@ from rlmon.statistics import beta_cdf
 
 A, B, C, NEW = 11, -(2**62), 2**62 + 1, 77
 """Keys are opaque: beyond what a double can hold, and negative."""
+
+
+def observe(settings, state, rows):
+    return mode_counts.observe(state, rows, settings.modes, settings.memory_completions)
 
 
 def won(rewards):
@@ -60,7 +65,7 @@ def based(counts, rewarded=None, *, group_size=4, settings=None, order=None):
         modes.append(mode)
         rewards.append(1.0 if good[mode] > 0 else 0.0)
         good[mode] -= 1
-    state = mm.observe(settings, settings.fresh(), table(modes, rewards, group_size=group_size))
+    state = observe(settings, settings.fresh(), table(modes, rewards, group_size=group_size))
     assert state.complete
     return state
 
@@ -80,33 +85,33 @@ class TestBase:
         for r in range(rounds):
             assert not state.complete
             now = table([A, B] * (rows // 2), [1.0, 0.0] * (rows // 2), round=r, group_size=rows // prompts)
-            state = mm.observe(settings, state, now)
+            state = observe(settings, state, now)
         assert state.complete
         assert state.base.rows == {B: rows * rounds / 2, A: rows * rounds / 2}
 
     def test_before_it_nothing_is_added_or_steered(self):
         settings = ModeMarginal()
         now = table([A] * 7 + [B], [1.0] * 8)
-        state = mm.observe(settings, settings.fresh(), now)
+        state = observe(settings, settings.fresh(), now)
         assert not state.complete
         assert not mm.addition(settings, state, now, 2.0).any()
         assert mm.control(settings, state, 1.0) is None
-        assert set(mm.measures(settings, state).values()) == {None}
-        assert mm.shares(state) == {}
+        assert set(mm.ratios(state).values()) == {None}
+        assert mode_counts.shares(state) == {}
         assert mm.undeserving(state) == frozenset()
         assert "not known" in mm.describe(settings, state)
 
     def test_rows_without_mode_or_reward_do_not_count(self):
         settings = ModeMarginal()
         now = table([A, A, -1, B], [1.0, math.nan, 1.0, 0.0])
-        state = mm.observe(settings, settings.fresh(), now)
+        state = observe(settings, settings.fresh(), now)
         assert state.base.rows == {A: 1.0, B: 1.0}
         assert state.base.rewarded == {A: 1.0}
 
     def test_rounds_in_which_nothing_is_known_are_no_base(self):
         settings, state = ModeMarginal(), ModeMarginal().fresh()
         for r in range(20):
-            state = mm.observe(settings, state, table([A, B], [math.nan, math.nan], round=r))
+            state = observe(settings, state, table([A, B], [math.nan, math.nan], round=r))
         assert not state.complete
 
     def test_the_64_most_frequent_are_kept_and_the_others_are_one(self):
@@ -114,7 +119,7 @@ class TestBase:
         counts = {m: 4 if m < 6 else 5 for m in range(70)}
         state = based(counts)
         assert len(state.base.rows) == 65
-        assert state.base.rows[mm.REST] == 24.0
+        assert state.base.rows[mode_counts.REST] == 24.0
         assert state.base.total == 6 * 4 + 64 * 5
 
 
@@ -125,7 +130,7 @@ class TestAcross:
         settings = ModeMarginal(within=0.0)
         state = based({A: 128, B: 128})
         now = table(([A] * 3 + [B]) * 64, [1.0] * 256, round=1)
-        state = mm.observe(settings, state, now)
+        state = observe(settings, state, now)
         keep = math.exp(-0.8)
         a, b = 128 * keep + 192, 128 * keep + 64
         # Half a completion for what the base did not show does not touch the held modes' ratio: both are 1/2.
@@ -144,16 +149,16 @@ class TestAcross:
         settings = ModeMarginal(within=0.0)
         state = based({A: 200, B: 56})
         now = table([A] * 203 + [B] * 53, [1.0] * 256, round=1)
-        state = mm.observe(settings, state, now)
+        state = observe(settings, state, now)
         assert not mm.addition(settings, state, now, 1.0).any()
 
     def test_a_vanished_mode_is_rewarded_within_the_bound(self):
         settings = ModeMarginal(within=0.0, bound=0.5)
         state = based({A: 128, B: 128})
         for r in range(1, 12):
-            state = mm.observe(settings, state, table([A] * 256, [1.0] * 256, round=r))
+            state = observe(settings, state, table([A] * 256, [1.0] * 256, round=r))
         now = table([A] * 255 + [B], [1.0] * 256, round=12)
-        state = mm.observe(settings, state, now)
+        state = observe(settings, state, now)
         added = mm.addition(settings, state, now, 1.0)
         # Both ratios are at the bound: -.5 (log .5 = -.69) for 255 rows, +.5 for one; their mean is -.49609375.
         centre = (-255 * 0.5 + 0.5) / 256
@@ -164,15 +169,15 @@ class TestAcross:
         """Source 1 is all A, source 2 all B. Later only source 1 is drawn: its shares are what they were."""
         settings = ModeMarginal(within=0.0)
         first = table([A] * 512 + [B] * 512, [1.0] * 1024, sources=[1] * 512 + [2] * 512)
-        state = mm.observe(settings, settings.fresh(), first)
+        state = observe(settings, settings.fresh(), first)
         # Shrunk to the pooled shares by 64 completions, source 1 is expected to have 32 of 576 in B, .0556: 14 of 256.
         now = table([A] * 242 + [B] * 14, [1.0] * 256, round=1, sources=[1] * 256)
         for _ in range(20):
-            state = mm.observe(settings, state, now)
+            state = observe(settings, state, now)
         assert not mm.addition(settings, state, now, 1.0).any()
-        pooled = mm.observe(settings, settings.fresh(), table([A] * 512 + [B] * 512, [1.0] * 1024))
+        pooled = observe(settings, settings.fresh(), table([A] * 512 + [B] * 512, [1.0] * 1024))
         for _ in range(20):
-            pooled = mm.observe(settings, pooled, now)
+            pooled = observe(settings, pooled, now)
         assert mm.addition(settings, pooled, now, 1.0)[-1] > 1.5
 
 
@@ -196,7 +201,7 @@ class TestWithin:
         state = based({A: 128, B: 128})
         now = table(([A] * 4 + [B] * 4) * 32, [1.0] * 256, round=1)
         for _ in range(6):
-            state = mm.observe(settings, state, now)
+            state = observe(settings, state, now)
         return state
 
     def test_prompts_that_collapse_one_by_one_are_seen(self):
@@ -227,11 +232,11 @@ class TestWithin:
         """Source 1 writes A and B, source 2 only B, from the base on. Prompts of source 1 collapse one by one."""
         settings = ModeMarginal(within=1.0)
         first = table([A, B] * 128 + [B] * 256, [1.0] * 512, sources=[1] * 256 + [2] * 256)
-        state = mm.observe(settings, settings.fresh(), first)
+        state = observe(settings, settings.fresh(), first)
         modes = ([A] * 4 + [B] * 4) * 32 + [B] * 256
         now = table(modes, [1.0] * 512, round=1, sources=[1] * 256 + [2] * 256)
         for _ in range(6):
-            state = mm.observe(settings, state, now)
+            state = observe(settings, state, now)
         added = mm.addition(settings, state, now, 1.0)
         # All of these fill their groups; in source 2 that is what is expected, in source 1 it is not.
         assert added[4] < added[300] - 0.1
@@ -248,9 +253,9 @@ class TestWithin:
         """A base in which each prompt has its own mode (code for code): nothing to widen."""
         settings = ModeMarginal(within=1.0)
         now = table(([A] * 4 + [B] * 4) * 32, [1.0] * 256)
-        state = mm.observe(settings, settings.fresh(), now)
+        state = observe(settings, settings.fresh(), now)
         for _ in range(4):
-            state = mm.observe(settings, state, now)
+            state = observe(settings, state, now)
         assert np.abs(mm.addition(settings, state, now, 1.0)).max() < 1e-9
 
     def test_groups_of_one_have_no_within(self):
@@ -268,7 +273,7 @@ class TestModesThatEarnNothing:
         assert mm.undeserving(state) == {C}
         # It dies and A takes all: the others are held to each other's proportion, C stays where reward puts it.
         now = table([A] * 200 + [B] * 40 + [C] * 16, [1.0] * 240 + [0.0] * 16, round=1)
-        state = mm.observe(settings, state, now)
+        state = observe(settings, state, now)
         added = mm.addition(settings, state, now, 1.0)
         assert not added[-16:].any()
         assert added[200] > 0 > added[0]
@@ -276,14 +281,14 @@ class TestModesThatEarnNothing:
         state = based({A: 100, B: 79, C: 77}, {A: 100, B: 79, C: 0})
         now = table([A] * 143 + [B] * 113, [1.0] * 256, round=1)
         for _ in range(10):
-            state = mm.observe(settings, state, now)
+            state = observe(settings, state, now)
         assert not mm.addition(settings, state, now, 1.0).any()
 
     def test_a_dead_mode_is_not_forgotten_and_so_not_revived(self):
         settings = ModeMarginal()
         state = based({A: 100, B: 79, C: 77}, {A: 100, B: 79, C: 0})
         for r in range(1, 100):
-            state = mm.observe(settings, state, table([A, B] * 128, [1.0] * 256, round=r))
+            state = observe(settings, state, table([A, B] * 128, [1.0] * 256, round=r))
         assert state.now.rows[C] < 1e-20
         assert mm.undeserving(state) == {C}
 
@@ -293,16 +298,16 @@ class TestModesThatEarnNothing:
         for r in range(1, 40):
             # One failure a round: all that the run's memory of 320 would keep of C is 1.8 of them.
             now = table([A, B] * 127 + [A, C], [1.0] * 255 + [0.0], round=r)
-            state = mm.observe(settings, state, now)
+            state = observe(settings, state, now)
         # 77 shrink by 1/256 with each new one: 77 (255/256)^39 + sum of (255/256)^k for k < 39 = 66.1 + 36.2.
-        assert state.trials[mm.POOLED][C] == pytest.approx(102.3, abs=0.1)
+        assert state.trials[mode_counts.POOLED][C] == pytest.approx(102.3, abs=0.1)
         assert mm.undeserving(state) == {C}
 
     def test_a_mode_that_learns_is_protected_again(self):
         settings = ModeMarginal()
         state = based({A: 100, B: 79, C: 77}, {A: 100, B: 79, C: 0})
         # 256 of its own trials are remembered: after 64 rewarded ones the rate is 64/141 = .45, far above .25.
-        state = mm.observe(settings, state, table([C] * 64 + [A] * 64, [1.0] * 128, round=1))
+        state = observe(settings, state, table([C] * 64 + [A] * 64, [1.0] * 128, round=1))
         assert mm.undeserving(state) == frozenset()
 
     def test_a_few_failures_are_no_proof(self):
@@ -320,17 +325,17 @@ class TestModesThatEarnNothing:
         settings = ModeMarginal()
         state = based({A: 128, B: 128})
         now = table([A] * 8 + [B] * 200 + [NEW] * 48, [1.0] * 256, round=1)
-        state = mm.observe(settings, state, now)
+        state = observe(settings, state, now)
         added = mm.addition(settings, state, now, 1.0)
         assert (added[-48:] < -1.0).all()
         assert added.sum() == pytest.approx(0.0, abs=1e-9)
-        assert mm.measures(settings, state)["rest_share"] == pytest.approx(48 / (256 * math.exp(-0.8) + 256))
+        assert state.now.rows[mode_counts.REST] / state.now.total == pytest.approx(48 / (256 * math.exp(-0.8) + 256))
 
     def test_the_first_new_one_is_not_rewarded_either(self):
         settings = ModeMarginal(within=0.0)
         state = based({A: 128, B: 128})
         now = table([A] * 200 + [B] * 55 + [NEW], [1.0] * 256, round=1)
-        state = mm.observe(settings, state, now)
+        state = observe(settings, state, now)
         added = mm.addition(settings, state, now, 1.0)
         assert added[-1] <= 0.0 < added[-2]
 
@@ -339,7 +344,7 @@ class TestControl:
     def run_to(self, modes, settings, group_size=4):
         state = based({A: 128, B: 128}, group_size=group_size)
         for r in range(1, 30):
-            state = mm.observe(settings, state, table(modes, [1.0] * len(modes), round=r, group_size=group_size))
+            state = observe(settings, state, table(modes, [1.0] * len(modes), round=r, group_size=group_size))
         return state
 
     def test_it_rises_by_what_is_missing_and_stays_in_bounds(self):
@@ -368,11 +373,11 @@ class TestControl:
     def test_it_looks_inside_prompts_too(self):
         settings = ModeMarginal()
         state = self.run_to(([A] * 4 + [B] * 4) * 32, settings)
-        found = mm.measures(settings, state)
-        assert found["ratio_across"] == pytest.approx(1.0)
+        found = mm.ratios(state)
+        assert found["across"] == pytest.approx(1.0)
         # Base: A, B, A, B in each prompt, wider than chance: that counts as chance. Now two of the run are equal with
         # .5 (A : B is 1 : 1), two of a prompt with 1.
-        assert found["ratio_within"] == pytest.approx(0.5, rel=0.01)
+        assert found["within"] == pytest.approx(0.5, rel=0.01)
         assert mm.control(settings, state, 1.0) == 1.25
 
     def test_what_is_rewarded_is_measured_for_itself(self):
@@ -381,13 +386,13 @@ class TestControl:
         state = based({A: 128, B: 128})
         for r in range(1, 30):
             now = table([A, A, B, B, B, B, A, A] * 32, [1.0, 1.0, 0.0, 0.0] * 64, round=r)
-            state = mm.observe(settings, state, now)
-        found = mm.measures(settings, state)
-        assert found["ratio_correct_across"] == pytest.approx(1.0)
+            state = observe(settings, state, now)
+        found = mm.ratios(state)
+        assert found["correct_across"] == pytest.approx(1.0)
         # The two rewarded ones of a prompt are equal always, two of the run half the time.
-        assert found["ratio_correct_within"] == pytest.approx(0.5, rel=0.01)
+        assert found["correct_within"] == pytest.approx(0.5, rel=0.01)
         # Of all four, 4 of 12 ordered pairs are equal: .5 / (1/3), wider than chance.
-        assert found["ratio_within"] == pytest.approx(1.5, rel=0.01)
+        assert found["within"] == pytest.approx(1.5, rel=0.01)
         assert mm.control(settings, state, 1.0) == 1.25
 
 
@@ -397,23 +402,11 @@ class TestState:
         rng = np.random.default_rng(3)
         state = settings.fresh()
         for r in range(12):
-            state = mm.ModeMarginalState.from_json(json.loads(json.dumps(state.to_json())))
+            state = settings.load(json.loads(json.dumps(settings.save(state))))
             modes = rng.choice([A, B, C, NEW], size=64, p=[0.5, 0.3, 0.15, 0.05] if r > 4 else [0.4, 0.3, 0.3, 0])
-            state = mm.observe(settings, state, table(modes, rng.integers(2, size=64), round=r, sources=modes % 3))
-            assert mm.ModeMarginalState.from_json(json.loads(json.dumps(state.to_json()))) == state
+            state = observe(settings, state, table(modes, rng.integers(2, size=64), round=r, sources=modes % 3))
+            assert settings.load(json.loads(json.dumps(settings.save(state)))) == state
         assert {A, B, C} <= set(state.base.rows)
-
-
-class TestPrediction:
-    def test_the_tilt_by_hand(self):
-        # exp(0) .5 : exp(ln 3) .5 = 1 : 3
-        assert mm.predicted_shares([0.5, 0.5], [0.0, 2 * math.log(3)], 2.0) == pytest.approx([0.25, 0.75])
-
-    def test_what_the_base_never_does_stays_so(self):
-        assert mm.predicted_shares([0.5, 0.5, 0.0], [0.0, 0.0, 1e6], 0.01).tolist() == [0.5, 0.5, 0.0]
-
-    def test_without_pressure_the_best_of_the_base_alone(self):
-        assert mm.predicted_shares([0.25, 0.75, 0.0], [1.0, 0.0, 2.0], 0.0).tolist() == [1.0, 0.0, 0.0]
 
 
 class TestPerToken:
@@ -439,7 +432,7 @@ class TestSources:
         push there. In source 2 B earns nothing, so that A has nothing to be held against."""
         settings = ModeMarginal(within=2.0)
         base = table([A, B] * 128, [1.0] * 256, sources=[1] * 128 + [2] * 128)
-        state = mm.observe(settings, settings.fresh(), base)
+        state = observe(settings, settings.fresh(), base)
         assert state.complete
         now = table(
             [A, B] * 64 + [A, A, A, B] * 32,
@@ -448,21 +441,21 @@ class TestSources:
             sources=[1] * 128 + [2] * 128,
         )
         for _ in range(1, 12):
-            state = mm.observe(settings, state, now)
+            state = observe(settings, state, now)
         assert mm.undeserving(state, 2) == {B}
         assert mm.undeserving(state, 1) == frozenset()
         pushed = mm.addition(settings, state, now, 1.0)
         assert not pushed.any()
         # By the run's pooled shares alone (5/8 A) both sources would be pushed away from A.
         one = table(now.modes_N["format"], now.reward_N, round=1)
-        pooled = mm.observe(settings, settings.fresh(), table([A, B] * 128, [1.0] * 256))
+        pooled = observe(settings, settings.fresh(), table([A, B] * 128, [1.0] * 256))
         for _ in range(12):
-            pooled = mm.observe(settings, pooled, one)
+            pooled = observe(settings, pooled, one)
         assert mm.addition(settings, pooled, one, 1.0)[0] < 0.0
 
     def test_sources_survive_json(self):
         settings = ModeMarginal()
-        state = mm.observe(settings, settings.fresh(), table([A, B] * 128, [1.0] * 256, sources=[1, 2] * 128))
-        state = mm.observe(settings, state, table([A, B] * 4, [1.0] * 8, round=1, sources=[1, 2] * 4))
-        assert mm.ModeMarginalState.from_json(json.loads(json.dumps(state.to_json()))) == state
+        state = observe(settings, settings.fresh(), table([A, B] * 128, [1.0] * 256, sources=[1, 2] * 128))
+        state = observe(settings, state, table([A, B] * 4, [1.0] * 8, round=1, sources=[1, 2] * 4))
+        assert settings.load(json.loads(json.dumps(settings.save(state)))) == state
         assert set(state.now_by_source) == {1, 2}

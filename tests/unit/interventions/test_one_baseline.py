@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlmon.baseline import Baseline
-from rlmon.interventions import base_mean, conditions, engine, mode_marginal
+from rlmon.interventions import base_mean, conditions, engine, saved
 from rlmon.interventions.anchor import Anchor
 from rlmon.interventions.mode_marginal import ModeMarginal
 from rlmon.interventions.policy import OnMetric, Policy
@@ -101,12 +101,12 @@ def test_checkpoints_of_the_version_before_are_read() -> None:
     full, part = base_mean.BaseMean.from_json([1.0, 2.0, 3.0, 4.0, 5.0]), base_mean.BaseMean.from_json([1.0, 2.0])
     assert full.mean == 3.0
     assert (part.mean, part.values, part.baseline.rounds) == (None, 2, 2)
-    before = ModeMarginal().fresh().to_json()
+    before = saved.to_json(ModeMarginal().fresh())
     del before["baseline"]
     before |= {"base_prompts": [3, 4], "base_rounds": 2, "complete": False}
-    begun = mode_marginal.ModeMarginalState.from_json(json.loads(json.dumps(before)))
+    begun = ModeMarginal().load(json.loads(json.dumps(before)))
     assert begun.baseline == Baseline(prompts=2, completions=0, rounds=2)
-    done = mode_marginal.ModeMarginalState.from_json(before | {"base_prompts": [], "base_rounds": 4, "complete": True})
+    done = ModeMarginal().load(before | {"base_prompts": [], "base_rounds": 4, "complete": True})
     assert done.complete
     store = AnchorStore(Anchor())
     store.load({"rows": [], "rounds": 3, "closed": True})

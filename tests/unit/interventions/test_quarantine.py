@@ -353,14 +353,14 @@ def test_resume_is_bit_exact() -> None:
     settings, state, resumed = Quarantine(), Quarantine().fresh(), Quarantine().fresh()
     some = 0
     for rows, hard_N in random_rounds(1, 60):
-        resumed = quarantine.QuarantineState.from_json(json.loads(json.dumps(resumed.to_json(), allow_nan=False)))
+        resumed = settings.load(json.loads(json.dumps(settings.save(resumed), allow_nan=False)))
         state, factor_N, found = quarantine.step(settings, state, rows, hard_N)
         resumed, again_N, found_again = quarantine.step(settings, resumed, rows, hard_N)
         assert (factor_N == again_N).all()
         assert found == found_again
         some += len(found)
     assert some > 0
-    assert json.dumps(state.to_json()) == json.dumps(resumed.to_json())
+    assert json.dumps(settings.save(state)) == json.dumps(settings.save(resumed))
 
 
 def test_what_is_kept_is_bounded() -> None:
