@@ -19,9 +19,11 @@ import rlmon.audit.readers.tensorboard as tensorboard
 import rlmon.audit.readers.trackio as trackio
 import rlmon.audit.readers.trl as trl
 import rlmon.audit.readers.wandb as wandb
+from rlmon.audit.readers.choosing import preset_names
 from rlmon.audit.readers.columns import inside
 from rlmon.audit.readers.foreign import Foreign
 from rlmon.audit.readers.history import scalar_lacks
+from rlmon.audit.readers.probing import NoStepsError
 from rlmon.audit.run import OpenedRun, Reader
 from rlmon.console import say
 from rlmon.errors import ConfigError, ReadError, RLMonError
@@ -170,7 +172,7 @@ def _subfolders(path: Path) -> list[Path]:
 
 def names(tools: Sequence[Reader] = OF_TOOLS) -> list[str]:
     """What ``--reader`` takes: readers, then layouts of mapped files."""
-    return [one.NAME for one in (*tools, *OF_FILES)] + mapped.preset_names()
+    return [one.NAME for one in (*tools, *OF_FILES)] + preset_names()
 
 
 def _recognised_run(path: Path, tools: Sequence[Reader]) -> OpenedRun:
@@ -197,7 +199,7 @@ def _recognised_run(path: Path, tools: Sequence[Reader]) -> OpenedRun:
             elif not run.shards:
                 run = _with_rows(run, path)
         except RLMonError as problem:
-            if isinstance(problem, mapped.NoStepsError) and not _has_other_curves(path):
+            if isinstance(problem, NoStepsError) and not _has_other_curves(path):
                 raise  # numbers that stand beside completions are no curves
             failed.append(problem)
             notes.append(f"{module.NAME} was here too, but: {problem}")
@@ -285,7 +287,7 @@ def _by_name(path: Path, name: str, tools: Sequence[Reader]) -> OpenedRun:
     for one in (*tools, *OF_FILES):
         if name == one.NAME:
             return one.open_run(_place(one, path) or path)
-    if name in mapped.preset_names():
+    if name in preset_names():
         return mapped.open_run(path, preset=name)
     raise ReadError(f"There is no reader {name!r}; there are {', '.join(names(tools))}.")
 

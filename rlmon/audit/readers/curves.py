@@ -24,7 +24,8 @@ from rlmon.audit.readers.columns import STEP_NAMED
 from rlmon.audit.readers.console_log import BAR
 from rlmon.audit.readers.history import STEP_KEYS, History, beside_curves
 from rlmon.audit.readers.log_files import LogFile
-from rlmon.audit.readers.tables import no_completions, number_of
+from rlmon.audit.readers.table_layout import number_of
+from rlmon.audit.readers.tables import no_completions
 from rlmon.audit.run import OpenedRun
 from rlmon.errors import ReadError
 

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 import rlmon.audit.readers.columns as columns
-from rlmon.audit.readers.files import FORMATS, Part, blocks, csv_batches, format_of, json_records, record_of
+from rlmon.audit.readers.layout import FORMATS, Part, format_of
+from rlmon.audit.readers.raw import blocks, csv_batches, json_records, record_of
 
 PROBED_BYTES = 8 << 20
 DEPTH = 5

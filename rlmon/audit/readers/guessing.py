@@ -9,10 +9,10 @@ from typing import Any
 
 import rlmon.audit.readers.shapes as shapes
 from rlmon.audit.readers.columns import number
-from rlmon.audit.readers.files import CANONICAL
+from rlmon.audit.readers.layout import CANONICAL
 from rlmon.audit.readers.messages import conversation, written
 from rlmon.audit.readers.parsing import literal
-from rlmon.audit.readers.tables import reward_weights
+from rlmon.audit.readers.table_layout import reward_weights
 from rlmon.errors import ReadError
 
 GUESSES: Mapping[str, tuple[str, ...]] = {

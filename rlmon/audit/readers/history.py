@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import rlmon.audit.aliases as aliases
-from rlmon.audit.readers.tables import EVAL_PREFIXES, Logged, Split
+from rlmon.audit.readers.table_layout import Logged, Split
+from rlmon.audit.readers.tables import EVAL_PREFIXES
 from rlmon.audit.run import Lack
 
 STEP_KEYS = (

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 import rlmon.audit.aliases as aliases
 import rlmon.audit.readers.columns as columns
 import rlmon.audit.readers.console_log as console_log
-from rlmon.audit.readers.files import EXPANSION, FREE_BYTES
-from rlmon.audit.readers.tables import UnreadableTable, parse_json
+from rlmon.audit.readers.raw import EXPANSION, FREE_BYTES
+from rlmon.audit.readers.table_layout import UnreadableTable, parse_json
 from rlmon.errors import ReadError
 
 SNIFFED_BYTES = 1 << 16

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 import rlmon.audit.readers.attempts as attempts
 from rlmon.audit.readers.attempts import Attempt
 from rlmon.audit.readers.history import NOT_MEASURED, all_series, beside_curves, is_evaluation, went_back
-from rlmon.audit.readers.tables import group_size, no_completions
+from rlmon.audit.readers.table_layout import group_size
+from rlmon.audit.readers.tables import no_completions
 from rlmon.audit.run import OpenedRun
 from rlmon.errors import ReadError
 

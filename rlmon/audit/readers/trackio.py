@@ -20,7 +20,7 @@ import pyarrow as pa
 
 import rlmon.audit.readers.columns as columns
 from rlmon.audit.readers.history import History, beside_curves, reward_functions, step_key_of
-from rlmon.audit.readers.tables import (
+from rlmon.audit.readers.table_layout import (
     MAX_TABLE_BYTES,
     Cells,
     Logged,
@@ -29,8 +29,8 @@ from rlmon.audit.readers.tables import (
     is_count,
     number_of,
     parse_json,
-    plan,
 )
+from rlmon.audit.readers.tables import plan
 from rlmon.audit.run import ROWS, OpenedRun, RowBatch
 from rlmon.errors import ReadError
 from rlmon.metrics.prompts import prompt_identity

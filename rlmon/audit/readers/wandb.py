@@ -26,7 +26,7 @@ from rlmon.audit.readers.history import (
     step_key_of,
 )
 from rlmon.audit.readers.own_word import OwnWordInFile
-from rlmon.audit.readers.tables import (
+from rlmon.audit.readers.table_layout import (
     MAX_TABLE_BYTES,
     Cells,
     Logged,
@@ -35,9 +35,8 @@ from rlmon.audit.readers.tables import (
     is_count,
     number_of,
     parse_cells,
-    path_inside,
-    plan,
 )
+from rlmon.audit.readers.tables import path_inside, plan
 from rlmon.audit.run import OpenedRun
 from rlmon.errors import MissingExtraError, ReadError
 

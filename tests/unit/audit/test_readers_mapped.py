@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlmon.audit.readers import files, folder, mapped
+from rlmon.audit.readers import cutting, files, folder, layout, mapped, raw
 from rlmon.audit.run import OpenedRun
 from rlmon.errors import ReadError
 
@@ -242,7 +242,7 @@ def test_shards_end_at_line_ends_and_between_steps(
 ) -> None:
     records = [line(step, index) for step in range(20) for index in range(5)]
     path = lines(tmp_path / "a.jsonl", records)
-    for module in (mapped, files):
+    for module in (cutting, files):
         monkeypatch.setattr(module, "BLOCK_BYTES", blocks)
     run = mapped.open_run(path, MAP)
     assert len(run.shards) > 1 or blocks == 1 << 20
@@ -255,7 +255,7 @@ def test_shards_end_at_line_ends_and_between_steps(
 def test_steps_out_of_order_stay_in_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [line(step, index) for step in (*range(10), *range(5), *range(10, 20)) for index in range(5)]
     path = lines(tmp_path / "a.jsonl", records)
-    monkeypatch.setattr(mapped, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(cutting, "BLOCK_BYTES", 100)
     run = mapped.open_run(path, MAP)
     assert len(run.shards) == 1
     assert any("not in order" in note for note in run.notes)
@@ -269,7 +269,7 @@ def test_row_groups_are_cut_between_steps(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "astride.parquet", row_group_size=6)
     for name, expected in (("aligned", 6), ("astride", 4)):
         path = tmp_path / f"{name}.parquet"
-        parts = mapped._cut_row_groups(folder.files_below(path)[1][0], files.Spec(name="x", columns=MAP))
+        parts = cutting._cut_row_groups(folder.files_below(path)[1][0], layout.Spec(name="x", columns=MAP))
         # Groups of 8 rows are two steps each; of groups of 6 rows every second begins a step.
         assert len(parts) == expected
         assert [row["completion"] for row in rows_of(mapped.open_run(path, MAP))] == [r["c"] for r in records]
@@ -294,8 +294,8 @@ def test_a_torn_archive_gives_what_can_be_read(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "FREE_BYTES", 1 << 20)
-    monkeypatch.setattr(files, "EXPANSION", 100)
+    monkeypatch.setattr(raw, "FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(raw, "EXPANSION", 100)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(line(1)).encode() + b"\n" + b" " * (50 << 20)))
     batches = [batch for shard in mapped.open_run(path, MAP).shards for batch in shard.read()]
@@ -303,7 +303,7 @@ def test_a_bomb_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_line_without_end_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "LINE_BYTES", 1 << 16)
+    monkeypatch.setattr(raw, "LINE_BYTES", 1 << 16)
     monkeypatch.setattr(files, "BLOCK_BYTES", 1 << 12)
     path = lines(tmp_path / "a.jsonl", [line(1), line(2, c="x" * (1 << 18)), line(3)])
     run = mapped.open_run(path, MAP)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from make_foreign_trackers import framed
 
-from rlmon.audit.readers import tables, wandb
+from rlmon.audit.readers import table_rows, tables, wandb
 from rlmon.audit.run import ROWS, OpenedRun
 from rlmon.errors import MissingExtraError, ReadError
 
@@ -342,7 +342,7 @@ def test_overlap_is_the_longest_common_end_and_beginning() -> None:
         before = [draw.choice("ab") for _ in range(draw.randrange(9))]
         now = [draw.choice("ab") for _ in range(draw.randrange(9))]
         longest = max(k for k in range(min(len(before), len(now)) + 1) if before[len(before) - k :] == now[:k])
-        assert tables.overlap(before, now) == longest
+        assert table_rows.overlap(before, now) == longest
 
 
 def test_conversations_are_rendered_and_tool_results_left_out(tmp_path: Path) -> None:
