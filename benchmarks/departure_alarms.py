@@ -11,7 +11,8 @@ import argparse
 
 import numpy as np
 
-from rlmon.audit.comparison import LAST_SHARE, LAST_STEPS, _of_steps, _p, departure
+from rlmon.audit.contrast import LAST_SHARE, LAST_STEPS
+from rlmon.audit.parting import _of_steps, _p, departure
 
 
 def series(rng: np.random.Generator, pairs: int, steps: int, correlation: float) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import rlmon.report.phrases as phrases
-from rlmon.audit.comparison import Comparison, MetricDifference
+from rlmon.audit.compared import Comparison, MetricDifference
 from rlmon.printable import one_line
 from rlmon.report.charts import ITEMS_SHOWN
 from rlmon.report.compare_words import (

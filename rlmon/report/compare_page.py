@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import rlmon.report.page as page
-from rlmon.audit.comparison import Comparison, MetricDifference, SideFacts
+from rlmon.audit.compared import Comparison, MetricDifference, SideFacts
 from rlmon.audit.settings import SettingDifference
 from rlmon.metrics.catalog import lookup
 from rlmon.printable import one_line

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import rlmon.report.phrases as phrases
-from rlmon.audit.comparison import Comparison, MetricDifference
+from rlmon.audit.compared import Comparison, MetricDifference
 from rlmon.printable import one_line
 from rlmon.report.compare_words import (
     EFFECT_WORDS,

@@ -10,18 +10,10 @@ from json import dumps
 from pathlib import Path
 
 import rlmon.report.phrases as phrases
-from rlmon.audit.comparison import (
-    OF_FUNCTIONS,
-    TOTAL_REWARD,
-    CheckDifference,
-    Comparison,
-    MetricDifference,
-    ModeDifference,
-    SideFacts,
-    family,
-    matters,
-)
+from rlmon.audit.compared import CheckDifference, Comparison, MetricDifference, ModeDifference, SideFacts
+from rlmon.audit.comparison import family
 from rlmon.audit.incidents import listed
+from rlmon.audit.parting import OF_FUNCTIONS, TOTAL_REWARD, matters
 from rlmon.printable import one_line
 from rlmon.records import WORST_FIRST
 from rlmon.report.as_json import plain

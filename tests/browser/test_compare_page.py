@@ -12,7 +12,8 @@ from typing import Any
 import make_audit
 import pytest
 
-from rlmon.audit.comparison import Comparison, compare
+from rlmon.audit.compared import Comparison
+from rlmon.audit.comparison import compare
 from rlmon.audit.result import Audit
 from rlmon.report.compare_page import html
 

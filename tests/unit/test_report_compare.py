@@ -20,8 +20,9 @@ from page_parts import DATA, Tags, data_of
 from rich.cells import cell_len
 from rich.console import Console
 
-from rlmon.audit.comparison import Comparison, MetricDifference, family
+from rlmon.audit.compared import Comparison, MetricDifference
 from rlmon.audit.comparison import compare as compared
+from rlmon.audit.comparison import family
 from rlmon.audit.result import Audit
 from rlmon.report import charts, compare_markdown, compare_page, compare_terminal, compare_words
 

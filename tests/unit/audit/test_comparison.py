@@ -15,8 +15,10 @@ import pytest
 import scipy.spatial.distance
 import scipy.stats
 
-from rlmon.audit import comparison
-from rlmon.audit.comparison import MetricDifference, compare, departure
+from rlmon.audit import parting
+from rlmon.audit.compared import COMPARISON_VERSION, MetricDifference
+from rlmon.audit.comparison import compare
+from rlmon.audit.parting import departure
 from rlmon.audit.result import Audit, Check, MetricSummary, ModeStory
 from rlmon.errors import ConfigError
 
@@ -251,7 +253,7 @@ def test_holm_is_its_definition() -> None:
     for count in (1, 2, 5, 40):
         for _ in range(40):
             ps = (10.0 ** rng.uniform(-5, 0, count)).tolist()
-            rows = comparison._holm([dataclasses.replace(row, p=p, distinct=True) for p in ps])
+            rows = parting.holm([dataclasses.replace(row, p=p, distinct=True) for p in ps])
             assert [one.distinct for one in rows] == [p <= 0.05 for p in adjusted(ps)]
             assert [one.p for one in rows] == ps
 
@@ -261,15 +263,15 @@ def test_what_one_compares_runs_for_does_not_pay_for_other_curves() -> None:
     mine = dataclasses.replace(row, name="rlmon/format/effective", p=0.04)
     others = [dataclasses.replace(row, name=f"other {i}", p=0.5) for i in range(50)]
     # .04 <= .05 in a family of one; in one family of 51 it would have to be below .001.
-    assert [one.distinct for one in comparison._holm([mine, *others])] == [True] + [False] * 50
-    assert not any(one.distinct for one in comparison._holm([dataclasses.replace(mine, name="other"), *others]))
+    assert [one.distinct for one in parting.holm([mine, *others])] == [True] + [False] * 50
+    assert not any(one.distinct for one in parting.holm([dataclasses.replace(mine, name="other"), *others]))
 
 
 def test_metrics_without_p_neither_count_nor_are_distinct() -> None:
     [row] = compare(ends([1.0, 1.1]), ends([1.2, 1.4])).metrics
-    rows = comparison._holm([dataclasses.replace(row, p=p) for p in (None, 0.03, None)])
+    rows = parting.holm([dataclasses.replace(row, p=p) for p in (None, 0.03, None)])
     assert [one.distinct for one in rows] == [False, True, False]
-    rows = comparison._holm([dataclasses.replace(row, p=p) for p in (0.03, 0.04)])
+    rows = parting.holm([dataclasses.replace(row, p=p) for p in (0.03, 0.04)])
     assert [one.distinct for one in rows] == [False, False]
 
 
@@ -330,14 +332,14 @@ def test_a_departure_does_not_depend_on_units_or_order_of_the_sides() -> None:
 def test_equal_law_is_rarely_told_apart() -> None:
     """400 pairs of runs with the same law: what is found is a false alarm. A real gap is found."""
     rng = np.random.default_rng(11)
-    last = max(comparison.LAST_STEPS, round(comparison.LAST_SHARE * 200))
+    last = max(parting.LAST_STEPS, round(parting.LAST_SHARE * 200))
     for correlation in (0.0, 0.5, 0.9):
         gaps = ar1(rng, 400, 200, correlation) - ar1(rng, 400, 200, correlation)
         departures = sum(at(gap) is not None for gap in gaps)
         small = 0
         for gap in gaps:
-            error, degrees = comparison._of_steps(gap, last)
-            p = comparison._p(float(gap[-last:].mean()), error, degrees)
+            error, degrees = parting._of_steps(gap, last)
+            p = parting._p(float(gap[-last:].mean()), error, degrees)
             assert p is not None
             small += p < 0.05
         assert departures / 400 < 0.01
@@ -508,4 +510,4 @@ def test_the_object_is_json_and_holds_no_curves() -> None:
     found = compare([make_audit.collapsed()], [make_audit.healthy(180)])
     values = found.to_json()
     assert "curves" not in values
-    assert json.loads(json.dumps(values, allow_nan=False))["schema_version"] == comparison.COMPARISON_VERSION
+    assert json.loads(json.dumps(values, allow_nan=False))["schema_version"] == COMPARISON_VERSION
