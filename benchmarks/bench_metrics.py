@@ -15,9 +15,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from rlmon.metrics.families import WATCHING
+from rlmon.metrics.family import RankRows, RoundRows
+from rlmon.metrics.features import Featurizer
 from rlmon.metrics.formats import ModeSet
-from rlmon.metrics.groups import SolveLedger
-from rlmon.metrics.rollouts import Featurizer, SumsLayout, default_group_stats, round_blocks, round_sums
+from rlmon.metrics.groups import SolveLedger, groups_of_batch
+from rlmon.metrics.rows import rows_of
+from rlmon.metrics.step import Families
+from rlmon.metrics.success import Deciding
 from rlmon.records import RolloutBatch
 
 ROWS = 256
@@ -98,14 +103,17 @@ def batch(kind: str, seed: int) -> RolloutBatch:
     )
 
 
-def one_round(featurizer: Featurizer, layout: SumsLayout, ledger: SolveLedger, rows: RolloutBatch) -> float:
+def one_round(featurizer: Featurizer, families: Families, ledger: SolveLedger, rows: RolloutBatch) -> float:
     """CPU seconds of features, group statistics, sums, blocks and the ledger for one round."""
     begin = time.process_time()
     features = featurizer.features(rows)
     hard = ledger.credibly_below(rows.prompt_id, rows.source)
-    stats = default_group_stats(rows, hard)
-    round_sums(layout, rows, features, group_stats=stats)
-    round_blocks(rows, features, stats)
+    success = Deciding().observe(rows, 1)[1]
+    stats, sums = groups_of_batch(rows, success.success_B, success.round_N, hard), families.zeros()
+    table = rows_of(rows, features, stats.success_B)
+    families.add_rows(sums, RankRows(rows, features, stats, table))
+    families.add_round(sums, RoundRows(table, stats))
+    families.blocks_of_round(RoundRows(table, stats))
     ledger.update(rows.prompt_id, rows.source, stats.success_B, step=rows.step)
     return time.process_time() - begin
 
@@ -114,9 +122,9 @@ def measure(kind: str, rounds: int) -> float:
     """Median milliseconds of CPU per round; every completion is new to the featurizer."""
     modes = ModeSet.build(None)
     featurizer = Featurizer(modes, b"bench", vocabulary())
-    layout, ledger = SumsLayout(modes.names), SolveLedger()
+    families, ledger = Families(WATCHING, modes.names), SolveLedger()
     return 1000.0 * statistics.median(
-        one_round(featurizer, layout, ledger, batch(kind, seed)) for seed in range(rounds)
+        one_round(featurizer, families, ledger, batch(kind, seed)) for seed in range(rounds)
     )
 
 
@@ -124,7 +132,7 @@ def flat(rounds: int = 2_000) -> tuple[float, float, float]:
     """(median ms of the first 100 rounds after 10, of the last 100, growth of peak memory in MB after 200 rounds)."""
     modes = ModeSet.build(None)
     featurizer = Featurizer(modes, b"bench", vocabulary())
-    layout, ledger = SumsLayout(modes.names), SolveLedger(max_prompts=20_000)
+    families, ledger = Families(WATCHING, modes.names), SolveLedger(max_prompts=20_000)
     pool = [batch("prose", seed) for seed in range(8)]
     costs, peak = [], 0.0
     for number in range(rounds):
@@ -137,7 +145,7 @@ def flat(rounds: int = 2_000) -> tuple[float, float, float]:
                 "completions": [f"{number} {completion}" for completion in template.completions],
             }
         )
-        costs.append(1000.0 * one_round(featurizer, layout, ledger, rows))
+        costs.append(1000.0 * one_round(featurizer, families, ledger, rows))
         if number == min(200, rounds // 2):
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
     growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0 - peak

@@ -7,7 +7,7 @@ is made from it depends on how many ranks there are, or on which of them saw wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmon.keys import content_key, source_label
-from rlmon.metrics.rows import ROW, Rows
+from rlmon.metrics.family import Sums
+from rlmon.metrics.rows import Rows
 
 Vector = NDArray[np.float64]
 
@@ -27,7 +28,7 @@ NAMES_KEPT = 1_024
 _NAME_BYTES = 84
 _BYTES_PER_FLOAT = 6
 
-HEAD = np.dtype([(name, "f8") for name in ("completions", "prompts", "tokens", "rounds", "shed", "non_finite")])
+HEAD = np.dtype([(name, "f8") for name in ("completions", "prompts", "tokens", "rounds", "shed")])
 _NAME = np.dtype([("key_plus_one", "f8"), ("text", "f8", (_NAME_BYTES // _BYTES_PER_FLOAT,))])
 _OPINION = np.dtype([(name, "f8") for name in ("folds_plus_one", "state", "definition", "bytes")])
 _POWERS = 256.0 ** np.arange(_BYTES_PER_FLOAT)
@@ -104,16 +105,16 @@ def _spread(group_N: NDArray[np.int64], groups: int, wanted: int) -> tuple[NDArr
 class Step:
     """What one rank enters, or the sum over all of them."""
 
-    sums: Vector
+    sums: Sums
     head: Mapping[str, float]
-    faults: Vector
+    faults: Mapping[str, int]
+    """Where a part of the monitor failed on some rank, and how often over all of them."""
     rows: Rows
     """Of the sum: those of all ranks, in the order of rounds and of ``global_row``."""
     collided: int
     """Numbers (round and ``global_row``) that several rows came with: none of those rows is known."""
     names: Mapping[int, str]
     """Key and name of sources."""
-    values: Vector
     votes: Vector
     scorers: Mapping[int, str]
     """Names of the functions that rewards of several ranks are of, by ``metrics.success.scorer``."""
@@ -157,21 +158,27 @@ class Exchange:
     """The layout of the vector, and which names of sources all ranks know."""
 
     def __init__(
-        self, places: Places, *, sums: int, faults: int, values: int, votes: int, names: Mapping[str, str]
+        self,
+        places: Places,
+        *,
+        sums: np.dtype[Any],
+        row: np.dtype[Any],
+        faults: Sequence[str],
+        votes: int,
+        names: dict[str, str],
     ) -> None:
         self.places = places
-        self.names = dict(names)
-        """Names of sources by key, as all ranks have learned them."""
+        self.names = names
+        """Names of sources by key, as all ranks have learned them; it grows."""
         self._own_names = max(1, NAMES_A_STEP // places.world_size)
         self._untold: dict[int, str] = {}
         self._layout = np.dtype(
             [
-                ("sums", "f8", (sums,)),
+                ("sums", sums),
                 ("head", HEAD),
-                ("faults", "f8", (faults,)),
-                ("rows", ROW, (places.count,)),
+                ("faults", [(place, "f8") for place in faults]),
+                ("rows", row, (places.count,)),
                 ("names", _NAME, (self._own_names * places.world_size,)),
-                ("values", "f8", (values,)),
                 ("votes", "f8", (votes,)),
                 ("scorers", _NAME, (places.world_size,)),
                 ("opinions", _OPINION, (places.world_size,)),
@@ -189,12 +196,10 @@ class Exchange:
         """A share of zeros: what a rank enters that failed."""
         return np.zeros(1, dtype=self._layout)
 
-    def fill(
-        self, share: Any, *, sums: Vector, head: Mapping[str, float], rows: Rows, values: Vector, scorer: str = ""
-    ) -> None:
+    def fill(self, share: Any, *, sums: Sums, head: Mapping[str, float], rows: Rows, scorer: str = "") -> None:
         """Put this rank's part of a step into ``share``."""
         mine = share[0]
-        mine["sums"], mine["values"] = sums, values
+        mine["sums"] = sums
         for name, value in head.items():
             mine["head"][name] = value
         entered, at = self.places.of(rows)
@@ -225,13 +230,12 @@ class Exchange:
         collided = int(np.count_nonzero(whole["rows"]["present"] > 1.0) + np.count_nonzero(again[1:] & ~again[:-1]))
         named = whole["names"][whole["names"]["key_plus_one"] > 0]
         return Step(
-            sums=whole["sums"],
+            sums=np.array(whole["sums"]),
             head={name: float(whole["head"][name]) for name in HEAD.names or ()},
-            faults=whole["faults"],
+            faults={name: int(count) for name, count in _items(whole["faults"]) if count},
             rows=rows[~(again[1:] | again[:-1])],
             collided=collided,
             names={int(slot["key_plus_one"]) - 1: _as_text(slot["text"]) for slot in named},
-            values=whole["values"],
             votes=whole["votes"],
             scorers={int(slot["key_plus_one"]): _as_text(slot["text"]) for slot in whole["scorers"] if slot[0] > 0},
             opinions=whole["opinions"],
@@ -244,6 +248,10 @@ class Exchange:
         self.names |= new
         self._untold = {key: name for key, name in self._untold.items() if key not in names}
         return new
+
+
+def _items(fields: Any) -> Iterable[tuple[str, float]]:
+    return ((name, fields[name]) for name in fields.dtype.names)
 
 
 def _as_floats(text: str) -> Vector:

@@ -196,6 +196,26 @@ def t_quantile(p: float, degrees: int) -> float:
     return high
 
 
+# -- codes -------------------------------------------------------------------------------------------------------------
+
+
+def codes_of(*keys: NDArray[Any]) -> Ints:
+    """Codes from 0 of the distinct tuples, in sorted order, so that the order of the rows does not matter. Several keys
+    are of numbers; a single one may be of objects."""
+    if len(keys) == 1:
+        return np.asarray(np.unique(keys[0], return_inverse=True)[1], dtype=np.int64).reshape(-1)
+    if not keys[0].size:
+        return np.zeros(0, dtype=np.int64)
+    order = np.lexsort(keys[::-1])
+    change = np.zeros(order.size, dtype=np.int64)
+    for key in keys:
+        ordered = key[order]
+        change[1:] |= ordered[1:] != ordered[:-1]
+    codes = np.empty(order.size, dtype=np.int64)
+    codes[order] = np.cumsum(change)
+    return codes
+
+
 # -- hashes of integers ------------------------------------------------------------------------------------------------
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rlmon.audit.features import Bools, Ints
-from rlmon.metrics.blocks import codes_of
+from rlmon.statistics import codes_of
 
 NEIGHBOURS = 0.5
 """Share of a step's rows that stand beside as many of their prompt as a group has, from which on order means groups."""

@@ -23,14 +23,14 @@ import rlmon.baseline as baseline
 from rlmon.audit.aliases import LARGEST
 from rlmon.audit.features import UNKNOWN, Bools, Features, Floats, Ints, Reader, codes, column, floats, key_of_each
 from rlmon.audit.run import RowBatch, Shard
-from rlmon.metrics.blocks import codes_of, deal
-from rlmon.metrics.collision import equality_pairs
+from rlmon.metrics.blocks import Dealt
+from rlmon.metrics.families.collision import equal_pairs, put_pairs, put_tallies
+from rlmon.metrics.families.group import put_silent
 from rlmon.metrics.formats import ModeSet
-from rlmon.metrics.groups import no_spread
+from rlmon.metrics.groups import facts_of_groups
 from rlmon.metrics.prompts import template_name
 from rlmon.metrics.success import TOTAL, Success
-from rlmon.metrics.tallies import parts_of_prompts, tallies_of_blocks
-from rlmon.statistics import effective_number_of_each, hashed
+from rlmon.statistics import codes_of, effective_number_of_each, hashed
 
 PROMPT_CHARACTERS = 2_000
 """Of the prompt of a sampled completion."""
@@ -205,9 +205,13 @@ def _count_rows(rows: pa.Table, settings: Settings) -> Partial:
     part.functions = _function_columns(rows, step, ~evaluation)
     train = ~evaluation & (read.mode >= 0)
     if train.any():
-        kernels = _kernels(read, success == 1.0)
-        part.steps = _step_columns(kernels, read, step, prompt, train)
-        part.blocks = _block_columns(rows, kernels, read, step, prompt, source, group, reward, part.groups, train)
+        columns = {
+            "mode": read.mode, "template": read.template, "answer": read.answer, "success": success, "prompt": prompt,
+            "tokens": floats(rows, "completion_tokens"), "reward": reward, "group": group,
+        }  # fmt: skip
+        columns = {name: values[train] for name, values in columns.items()}
+        part.steps = _step_columns(columns, read.text[train], step[train])
+        part.blocks = _block_columns(columns, read.characters[train], step[train], source[train], part.groups)
     part.samples = [_samples(rows, read, step, evaluation, prompt, source, sources, settings)]
     return part
 
@@ -369,22 +373,13 @@ def _group_columns(
             return np.bincount(group, weights=values, minlength=count).astype(np.float64)
         return np.bincount(group[keep], weights=values[keep], minlength=count).astype(np.float64)
 
-    n_scored = total(scored)
-    n_known = total(np.isfinite(outcome))
-    wins = total(success)
+    facts = facts_of_groups(group, reward, outcome, count)
     # As live: what was only sampled tells of formats and solve rates; silent groups and lone successes are of what was
     # trained on, which is everything where a run does not say.
     taken = total(floats(rows, "trained") != 0.0) > 0
-    _, _, still = no_spread(group[scored], reward[scored], count)
-    judged, still = taken & (n_scored >= 2), taken & still
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = total(reward, scored) / n_scored
-        square = total((reward - mean[group]) ** 2, scored)
-        std = np.where(judged, np.sqrt(square / np.maximum(n_scored - 1, 1)), np.nan)
+    judged, lone = taken & (facts.size >= 2), taken & facts.lone
     advantage = np.abs(floats(rows, "advantage"))
     weighed = advantage <= LARGEST
-    classified = judged & (n_known == n_scored)
-    lone = classified & (wins == 1)
     known = read.mode >= 0
     by_mode = group[known] * modes + read.mode[known]
     right = known & success
@@ -401,18 +396,18 @@ def _group_columns(
         "grouped": grouped[first],
         "prompts": np.bincount(np.unique(np.stack([group, prompt]), axis=1)[0], minlength=count),
         "rows": total(np.ones(group.size)),
-        "scored": n_scored,
+        "scored": facts.size.astype(np.float64),
         "missing": total(missing),
         "non_finite": total(non_finite),
-        "known": n_known,
-        "successes": wins,
+        "known": total(np.isfinite(outcome)),
+        "successes": facts.successes.astype(np.float64),
         "reward": total(reward, scored),
-        "reward_std": std,
+        "reward_std": np.where(taken, facts.reward_std, np.nan),
         "judged": judged,
-        "silent": still,
-        "classified": classified,
-        "all_good": classified & still & (wins == n_scored),
-        "all_bad": classified & still & (wins == 0),
+        "silent": taken & facts.silent,
+        "classified": taken & facts.classified,
+        "all_good": taken & facts.all_good,
+        "all_bad": taken & facts.all_bad,
         "lone": lone,
         "weight": np.where(total(weighed) > 0, total(advantage, weighed), np.nan),
         "weight_lone": total(advantage, weighed & success & lone[group]),
@@ -452,33 +447,19 @@ def _effective(value: Ints, group: Ints, keep: Bools, count: int) -> Floats:
     return effective_number_of_each(value[keep], group[keep], count)
 
 
-def _kernels(read: Features, success: Bools) -> dict[str, tuple[Ints, Bools]]:
-    """Values whose equality is counted over pairs of completions, and which rows take part."""
-    return {
-        "mode": (read.mode, read.mode >= 0),
-        "mode_correct": (read.mode, (read.mode >= 0) & success),
-        "template": (read.template, read.template >= 0),
-        "answer": (read.answer, read.answer >= 0),
-        "text": (read.text, read.text >= 0),
-    }
-
-
-def _step_columns(
-    kernels: Mapping[str, tuple[Ints, Bools]], read: Features, step: Ints, prompt: Ints, train: Bools
-) -> dict[str, NDArray[Any]]:
-    steps, at = np.unique(step[train], return_inverse=True)
-    prompt_code = codes_of(at, prompt[train])
-    columns: dict[str, NDArray[Any]] = {"step": steps}
-    for name, (value, keep) in kernels.items():
-        pairs = equality_pairs(value[train], prompt_code, at, steps.size, keep[train])
-        columns[f"pairs_{name}"] = np.stack(
+def _step_columns(columns: Mapping[str, NDArray[Any]], text: Ints, step: Ints) -> dict[str, NDArray[Any]]:
+    """Pairs of the completions of each step, and how many texts there are; all of training rows."""
+    steps, at = np.unique(step, return_inverse=True)
+    found: dict[str, NDArray[Any]] = {"step": steps}
+    for name, pairs in equal_pairs(columns, codes_of(at, columns["prompt"]), at, steps.size).items():
+        found[f"pairs_{name}"] = np.stack(
             [pairs.across_sum, pairs.across_pairs, pairs.within_sum, pairs.within_pairs], axis=1
         )
-    stored = read.text[train] >= 0
-    distinct = np.unique(np.stack([at[stored], read.text[train][stored]]), axis=1)
-    columns["distinct_texts"] = np.bincount(distinct[0], minlength=steps.size).astype(np.float64)
-    columns["texts"] = np.bincount(at[stored], minlength=steps.size).astype(np.float64)
-    return columns
+    stored = text >= 0
+    distinct = np.unique(np.stack([at[stored], text[stored]]), axis=1)
+    found["distinct_texts"] = np.bincount(distinct[0], minlength=steps.size).astype(np.float64)
+    found["texts"] = np.bincount(at[stored], minlength=steps.size).astype(np.float64)
+    return found
 
 
 def _place_in_run(*keys: NDArray[Any], order_by: NDArray[Any] | None = None) -> Ints:
@@ -496,73 +477,40 @@ def _place_in_run(*keys: NDArray[Any], order_by: NDArray[Any] | None = None) -> 
 
 
 def _block_columns(
-    rows: pa.Table,
-    kernels: Mapping[str, tuple[Ints, Bools]],
-    read: Features,
+    columns: Mapping[str, NDArray[Any]],
+    characters: Floats,
     step: Ints,
-    prompt: Ints,
     source: Ints,
-    group: Ints,
-    reward: Floats,
     groups: Mapping[str, NDArray[Any]],
-    train: Bools,
 ) -> dict[str, NDArray[Any]]:
-    """As ``rlmon.metrics.blocks.rollout_blocks``, over all steps at once: a stratum is a source of a step."""
-    step, prompt, source = step[train], prompt[train], source[train]
-    stratum = codes_of(step, source)
-    block, prompt_code, block_of_prompt = deal(stratum, prompt)
-    count = int(block_of_prompt.max()) + 1
-    stats = np.full((count, len(BLOCK_STATISTICS)), np.nan)
+    """The blocks of training rows, as live ones, over all steps at once: a stratum is a source of a step."""
 
-    def put(name: str, top: Floats, bottom: Floats) -> None:
-        seen = bottom > 0
-        stats[seen, BLOCK_STATISTICS.index(name)] = top[seen] / bottom[seen]
+    def wants_tallies(name: str) -> Bools:
+        return _early(step[first], source[first])
 
-    for kernel, name in (("mode", "mode_collision"), ("template", "template_collision"), ("answer", "answer_collision"),
-                         ("mode_correct", "mode_collision_correct")):  # fmt: skip
-        value, keep = kernels[kernel]
-        pairs = equality_pairs(value[train], prompt_code, block, count, keep[train])
-        put(name, pairs.across_sum, pairs.across_pairs)
-        if f"{name}_within" in BLOCK_STATISTICS:
-            put(f"{name}_within", pairs.within_sum, pairs.within_pairs)
-
-    def mean(name: str, values: Floats) -> None:
-        stats[:, BLOCK_STATISTICS.index(name)] = _mean_by(block, values, count)
-
-    tokens = floats(rows, "completion_tokens")[train]
-    mean("completion_tokens", tokens)
-    mean("reward", reward[train])
-    block_of_group = np.full(groups["rows"].size, count)  # those without a row here are counted behind all blocks
-    block_of_group[group[train]] = block
-
-    def groups_of_block(name: str) -> Floats:
-        return np.bincount(block_of_group, weights=groups[name], minlength=count + 1)[:count].astype(np.float64)
-
-    for name in ("all_good", "all_bad"):
-        put(name, groups_of_block(name), groups_of_block("classified"))
-    first_of_block = np.zeros(count, dtype=np.int64)
-    first_of_block[block[::-1]] = np.arange(block.size)[::-1]
-    step_of_block, source_of_block = step[first_of_block], source[first_of_block]
-    early = _early(step_of_block, source_of_block)
-    part_of_prompt = parts_of_prompts(block_of_prompt)
-    block_of_part = np.zeros(int(part_of_prompt.max()) + 1, dtype=np.int64)
-    block_of_part[part_of_prompt] = block_of_prompt
-    tallies: NDArray[Any] = np.array([{} for _ in range(count)], dtype=object)
-    for kernel in ("mode", "template", "answer"):
-        value, keep = kernels[kernel]
-        name = f"{kernel}_collision"
-        wanted = early & np.isfinite(stats[:, BLOCK_STATISTICS.index(name)])
-        found = tallies_of_blocks(value[train], part_of_prompt[prompt_code], block_of_part, wanted, keep[train])
-        for b in np.flatnonzero(wanted):
-            tallies[b][name] = found[b]
+    dealt = Dealt(codes_of(step, source), columns["prompt"], wants_tallies)
+    first = dealt.first_row
+    for kernel, pairs in equal_pairs(columns, dealt.prompt_B, dealt.block_B, dealt.count).items():
+        put_pairs(dealt, kernel, pairs)
+    dealt.put_mean("completion_tokens", columns["tokens"])
+    dealt.put_mean("reward", columns["reward"])
+    put_silent(dealt, columns["group"], groups["classified"], groups["all_good"], groups["all_bad"])
+    put_tallies(dealt, columns)
+    dealt.put_mean("characters", characters)
+    prompts, completions = dealt.prompts_and_rows()
+    tallies: NDArray[Any] = np.array([{} for _ in range(dealt.count)], dtype=object)
+    for name, of_block in dealt.tallies.items():
+        for b, tally in enumerate(of_block):
+            if tally:
+                tallies[b][name] = tally
     return {
-        "step": step_of_block,
-        "source": source_of_block,
+        "step": step[first],
+        "source": source[first],
         "tallies": tallies,
-        "prompts": np.bincount(block_of_prompt, minlength=count).astype(np.int64),
-        "completions": np.bincount(block, minlength=count).astype(np.int64),
-        "characters": _mean_by(block, read.characters[train], count),
-        "stats": stats,
+        "prompts": prompts.astype(np.int64),
+        "completions": completions.astype(np.int64),
+        "characters": dealt.stats["characters"],
+        "stats": np.stack([dealt.stats[name] for name in BLOCK_STATISTICS], axis=1),
     }
 
 
@@ -573,13 +521,6 @@ def _early(step_of_block: Ints, source_of_block: Ints) -> Bools:
     ordered = source_of_block[first]
     place = np.arange(first.size) - np.searchsorted(ordered, ordered)
     return np.asarray((place < baseline.ROUNDS)[pair])
-
-
-def _mean_by(block: Ints, values: Floats, count: int) -> Floats:
-    known = np.isfinite(values)
-    total = np.bincount(block[known], weights=values[known], minlength=count)
-    seen = np.bincount(block[known], minlength=count)
-    return np.where(seen > 0, total / np.maximum(seen, 1), np.nan)
 
 
 SAMPLE_SCHEMA = pa.schema(

@@ -18,7 +18,8 @@ import rlmon.metrics.text as text
 from rlmon.audit.contrast import Difference, Windows
 from rlmon.audit.features import Floats, Ints
 from rlmon.metrics.collision import overlap_pairs, sampled_pairs
-from rlmon.metrics.rollouts import NEAR_DUPLICATE, SKETCH_PAIRS
+from rlmon.metrics.families.text import NEAR_DUPLICATE
+from rlmon.metrics.family import SKETCH_PAIRS
 from rlmon.statistics import t_quantile
 
 BINS = 32

@@ -148,10 +148,10 @@ _OPENING_TOKENS = 8
 
 def opening_tokens(text: str) -> tuple[str, ...]:
     """The first 8 tokens (words or single marks) of the masked text; fewer where the text is shorter."""
-    return _opening_of_masked(mask_template(text[:400]))
+    return opening_of_masked(mask_template(text[:400]))
 
 
-def _opening_of_masked(masked: str) -> tuple[str, ...]:
+def opening_of_masked(masked: str) -> tuple[str, ...]:
     found = itertools.islice(_OPENING_TOKEN.finditer(masked[:200]), _OPENING_TOKENS)
     return tuple(token.group() for token in found)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmon.keys import KEY_MASK, content_key, recorded_source_key, source_key, source_label
+from rlmon.records import RolloutBatch
 from rlmon.statistics import beta_cdf
 
 HARD_SOLVE_RATE = 0.125
@@ -36,18 +37,54 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def no_spread(
-    group_N: NDArray[np.int64], value_N: NDArray[np.float64], groups: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Of each group [groups]: how many finite values it has, its largest (-inf without one), and whether it has at
-    least two and no spread: max - min <= 1e-9 max(1, max |value|). ``value_N`` are finite, ``group_N`` their groups."""
-    size = np.bincount(group_N, minlength=groups)
+@dataclass(frozen=True, eq=False)
+class GroupFacts:
+    """What the rewards of each group say, each [P]. No spread: max - min <= 1e-9 max(1, max |reward|)."""
+
+    size: NDArray[np.int64]
+    """Rows with a finite reward."""
+    successes: NDArray[np.int64]
+    reward_std: NDArray[np.float64]
+    """Standard deviation, ddof=1; NaN with fewer than two."""
+    silent: NDArray[np.bool_]
+    """At least two, and no spread."""
+    classified: NDArray[np.bool_]
+    """At least two, and of each of them it is known whether it is a success."""
+    all_good: NDArray[np.bool_]
+    """No spread, every completion a success."""
+    all_bad: NDArray[np.bool_]
+    """No spread, no success."""
+    lone: NDArray[np.bool_]
+    """Exactly one success among at least two."""
+
+
+def facts_of_groups(
+    group_N: NDArray[np.int64], reward_N: NDArray[np.float64], success_N: NDArray[np.float64], groups: int
+) -> GroupFacts:
+    """The facts of ``groups`` groups from their rows, whose group is a code from 0 (-1: of none)."""
+    scored = np.isfinite(reward_N) & (group_N >= 0)
+    group, value, won = group_N[scored], reward_N[scored], success_N[scored]
+    size = np.bincount(group, minlength=groups)
     high, low = np.full(groups, -np.inf), np.full(groups, np.inf)
-    np.maximum.at(high, group_N, value_N)
-    np.minimum.at(low, group_N, value_N)
-    with np.errstate(invalid="ignore"):
+    np.maximum.at(high, group, value)
+    np.minimum.at(low, group, value)
+    with np.errstate(invalid="ignore", divide="ignore"):
         silent = (size >= 2) & (high - low <= 1e-9 * np.maximum(1.0, np.maximum(np.abs(high), np.abs(low))))
-    return size, high, silent
+        mean = np.bincount(group, weights=value, minlength=groups) / size
+        square = np.bincount(group, weights=(value - mean[group]) ** 2, minlength=groups)
+        std: NDArray[np.float64] = np.where(size >= 2, np.sqrt(square / np.maximum(size - 1, 1)), np.nan)
+    successes = np.bincount(group, weights=(won == 1.0), minlength=groups).astype(np.int64)
+    classified = (size >= 2) & (np.bincount(group, weights=np.isfinite(won), minlength=groups) == size)
+    return GroupFacts(
+        size=size,
+        successes=successes,
+        reward_std=std,
+        silent=silent,
+        classified=classified,
+        all_good=silent & classified & (successes == size),
+        all_bad=silent & classified & (successes == 0),
+        lone=classified & (successes == 1),
+    )
 
 
 @dataclass(frozen=True)
@@ -139,36 +176,58 @@ def group_statistics(
         taken_P = np.bincount(group_B[counted], weights=np.asarray(trained_B)[counted], minlength=groups) > 0
         counted[counted] = taken_P[group_B[counted]]
         group_B, own = np.where(counted, group_B, -1), own & taken_P
-    finite = np.isfinite(judged_reward) & (group_J >= 0)
-    code = group_J[finite]
-    value = judged_reward[finite]
-    size, _, silent = no_spread(code, value, groups)
-    won = judged_success[finite]
-    successes = np.bincount(code, weights=(won == 1.0), minlength=groups).astype(np.int64)
-    classified = (size >= 2) & (np.bincount(code, weights=np.isfinite(won), minlength=groups) == size)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.bincount(code, weights=value, minlength=groups) / size
-        square = np.bincount(code, weights=(value - mean[code]) ** 2, minlength=groups)
-        std: NDArray[np.float64] = np.where(size >= 2, np.sqrt(square / np.maximum(size - 1, 1)), np.nan)
-    lone = classified & (successes == 1)
+    facts = facts_of_groups(group_J, judged_reward, judged_success, groups)
     lone_B = (success_B == 1.0) & (group_B >= 0)
-    lone_B[lone_B] = lone[group_B[lone_B]]
+    lone_B[lone_B] = facts.lone[group_B[lone_B]]
     return GroupStats(
         group_B=group_B.astype(np.int64),
-        size_P=np.where(own, size, 0).astype(np.int64),
-        successes_P=successes,
-        reward_std_P=std,
-        silent_P=own & silent,
-        classified_P=own & classified,
-        all_good_P=own & silent & classified & (successes == size),
-        all_bad_P=own & silent & classified & (successes == 0),
-        lone_P=own & lone,
+        size_P=np.where(own, facts.size, 0).astype(np.int64),
+        successes_P=facts.successes,
+        reward_std_P=facts.reward_std,
+        silent_P=own & facts.silent,
+        classified_P=own & facts.classified,
+        all_good_P=own & facts.all_good,
+        all_bad_P=own & facts.all_bad,
+        lone_P=own & facts.lone,
         lone_B=lone_B,
         hard_B=None if hard_B is None else np.asarray(hard_B, dtype=bool),
         advantage_B=column(advantages, rows),
         success_B=success_B,
         whole=int(own.sum()),
         partial=int(ids.size - groups),
+    )
+
+
+def groups_of_batch(
+    batch: RolloutBatch,
+    success_B: NDArray[np.float64],
+    round_success_N: NDArray[np.float64] | None = None,
+    hard_B: NDArray[np.bool_] | None = None,
+) -> GroupStats:
+    """Group statistics of the rows of one rank; ``hard_B`` is what the ledger knew before this round."""
+    return group_statistics(
+        batch.global_row,
+        batch.reward,
+        batch.group_size,
+        advantages=batch.advantages,
+        hard_B=hard_B,
+        success=success_B,
+        round_reward=batch.round_reward,
+        round_success=round_success_N,
+        trained_B=batch.trained,
+    )
+
+
+def groups_of_round(rows: NDArray[Any], group_size: int, hard_B: NDArray[np.bool_] | None = None) -> GroupStats:
+    """Group statistics of the rows of one round of all ranks (``rlmon.metrics.rows.ROW``)."""
+    return group_statistics(
+        rows["global_row"].astype(np.int64),
+        rows["reward"],
+        group_size,
+        advantages=rows["advantage"],
+        hard_B=hard_B,
+        success=rows["success"],
+        trained_B=rows["trained"] > 0,
     )
 
 

@@ -7,18 +7,16 @@ others. Keys are 48-bit integers, which a float64 holds exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlmon.keys import KEY_MASK, content_key
+from rlmon.metrics.features import RowFeatures
 from rlmon.metrics.groups import column
 from rlmon.metrics.moves import STORED_OPENERS, Openers
 from rlmon.records import RolloutBatch
-
-if TYPE_CHECKING:
-    from rlmon.metrics.rollouts import RowFeatures
 
 _BUCKET_BITS = 12
 _COUNT_BITS = 14
@@ -68,11 +66,14 @@ Rows = NDArray[Any]
 
 
 def rows_of(
-    batch: RolloutBatch, features: RowFeatures | None = None, success_B: NDArray[np.float64] | None = None
+    batch: RolloutBatch,
+    features: RowFeatures | None = None,
+    success_B: NDArray[np.float64] | None = None,
+    dtype: np.dtype[Any] = ROW,
 ) -> Rows:
-    """The rows of a batch in its order, fresh where their features are known."""
+    """The rows of a batch in its order, fresh where their features are known; ``dtype`` is ``ROW`` or ends in more."""
     count = len(batch)
-    rows = np.zeros(count, dtype=ROW)
+    rows = np.zeros(count, dtype=dtype)
     rows["present"] = 1.0
     rows["round"] = batch.round
     rows["global_row"] = batch.global_row

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -150,20 +151,6 @@ def token_sums(
     )
 
 
-def add_token_sums(parts: list[TokenSums]) -> TokenSums:
-    """Micro-batches put one behind another: ``_B`` columns are concatenated, the rest is added.
-
-    Raises ``ValueError`` for an empty list.
-    """
-    if not parts:
-        raise ValueError("no TokenSums to add")
-    joined: dict[str, Any] = {}
-    for column in fields(TokenSums):
-        values = [getattr(part, column.name) for part in parts]
-        joined[column.name] = np.concatenate(values) if column.name.endswith("_B") else sum(values[1:], values[0])
-    return TokenSums(**joined)
-
-
 class ExactKL(NamedTuple):
     """Full-vocabulary comparison of two models on T tokens, each column [T] in nats."""
 
@@ -173,6 +160,32 @@ class ExactKL(NamedTuple):
     logp_pi_T: NDArray[np.float64] | None
     """Log-probability of the sampled token under the policy; ``None`` where the tokens were not given."""
     logp_base_T: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KLSample:
+    """The T sampled tokens of a comparison with the base, of B rows; nats."""
+
+    kl_T: NDArray[np.float64]
+    reverse_T: NDArray[np.float64]
+    entropy_base_T: NDArray[np.float64]
+    logp_pi_T: NDArray[np.float64] | None = None
+    logp_base_T: NDArray[np.float64] | None = None
+    row_T: NDArray[np.int64]
+    """Each token's row."""
+    weight_T: NDArray[np.float64]
+    """How many tokens of its row each sampled one stands for (``metrics.sampling``)."""
+    tokens_B: NDArray[np.float64]
+    """Completion tokens of every row that the sample stands for, whether it is in it or not."""
+    mode_code_B: NDArray[np.int64]
+    """-1 where it is not known."""
+    prompt_B: NDArray[np.int64]
+    """A code per row: the cluster of the estimators' standard errors."""
+
+    @cached_property
+    def finite_T(self) -> NDArray[np.bool_]:
+        """Tokens whose comparison is finite."""
+        return np.asarray(np.isfinite(self.kl_T) & np.isfinite(self.reverse_T) & np.isfinite(self.entropy_base_T))
 
 
 def exact_kl(

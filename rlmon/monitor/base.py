@@ -9,31 +9,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmon.baseline import Baseline
-from rlmon.metrics.layout import SumsLayout
+from rlmon.metrics.family import Sums
+from rlmon.metrics.step import Families
 from rlmon.restored import mapping
 
 Vector = NDArray[np.float64]
 
-ILLUSTRATED = ("mode_count", "openers", "opener_tokens")
-"""Sums that a finding is illustrated by."""
-OF_BASE = (*ILLUSTRATED, "entropy")
-"""Sums that are read of the baseline too."""
+_VERSION_2 = {
+    "mode_count": ("format/mode_count",),
+    "openers": ("moves/openers",),
+    "opener_tokens": ("moves/tokens",),
+    "entropy": ("entropy/nats", "entropy/tokens"),
+}
+"""Names of sums before they were those of families."""
 
 
 class BaseSums:
     """What the baseline of the run was, as sums over all ranks; round 0 *is* the base."""
 
-    def __init__(self) -> None:
+    def __init__(self, families: Families) -> None:
         self.baseline = Baseline()
         self.sums: dict[str, Vector] | None = None
-        """``OF_BASE`` by name; ``None`` before the first completions."""
+        """``Families.of_base`` by name; ``None`` before the first completions."""
+        self._families = families
 
-    def grow(self, sums: Mapping[str, Vector], *, prompts: float, completions: float) -> None:
+    def grow(self, sums: Sums, *, prompts: float, completions: float) -> None:
         """Add a step while the baseline is still growing."""
         if self.baseline.complete or not completions:
             return
         before = self.sums
-        self.sums = {name: sums[name] + (0.0 if before is None else before[name]) for name in OF_BASE}
+        now = dict(self._families.of_base(sums))
+        # A family that joined while it grows has what came since.
+        self.sums = {name: np.asarray(value + (before or {}).get(name, 0.0)) for name, value in now.items()}
         self.baseline = self.baseline.with_round(prompts=prompts, completions=completions)
 
     def state(self) -> dict[str, Any]:
@@ -43,20 +50,49 @@ class BaseSums:
             "base_sums": None if self.sums is None else {name: value.tolist() for name, value in self.sums.items()},
         }
 
-    def load(self, shared: Mapping[str, Any], layout: SumsLayout) -> None:
+    def load(self, shared: Mapping[str, Any]) -> None:
         """Go on from what ``state`` gave. Raises where it is something else, and has taken up nothing then."""
+        saved = shared["base_sums"]
         if "baseline" in shared:
-            counts, sums = Baseline.from_json(mapping(shared["baseline"])), shared["base_sums"]
+            counts = Baseline.from_json(mapping(shared["baseline"]))
         else:  # version 1
             prompts, completions, rounds = (float(count) for count in shared["base_counts"])
-            counts, sums = Baseline(prompts=prompts, completions=completions, rounds=rounds), shared["base_sums"]
-            if sums is not None:  # sums that came later stand at the end of the layout
-                kept = np.array(sums, dtype=np.float64)
-                sums = layout.unflatten(np.pad(kept, (0, max(0, layout.size - kept.size))))
+            counts = Baseline(prompts=prompts, completions=completions, rounds=rounds)
+            saved = None if saved is None else _of_version_1(np.array(saved, dtype=np.float64), self._families.modes)
         taken: dict[str, Vector] | None = None
-        if sums is not None:
-            taken = {name: np.array(mapping(sums)[name], dtype=np.float64) for name in OF_BASE}
-            for name, value in taken.items():
-                if value.shape != layout.keys[name]:
-                    raise ValueError(f"{name} has shape {value.shape}, not {layout.keys[name]}")
+        if saved is not None:
+            given = _named(mapping(saved))
+            taken = {}
+            for name, zero in self._families.of_base(self._families.zeros()):
+                if name not in given and self._families.is_added(name):
+                    continue  # it was not there at the checkpoint
+                value = np.array(given[name], dtype=np.float64)
+                if value.shape != zero.shape:
+                    raise ValueError(f"{name} has shape {value.shape}, not {zero.shape}")
+                taken[name] = value
         self.baseline, self.sums = counts, taken
+
+
+def _named(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Sums by their names of today."""
+    if not _VERSION_2.keys() <= saved.keys():
+        return saved
+    found: dict[str, Any] = {}
+    for old, names in _VERSION_2.items():
+        values = np.array(saved[old], dtype=np.float64)
+        found |= {names[0]: values} if len(names) == 1 and values.size > 1 else dict(zip(names, values, strict=True))
+    return found
+
+
+def _of_version_1(vector: Vector, modes: tuple[str, ...]) -> dict[str, Vector]:
+    """What is read of the one vector that version 1 kept all sums in."""
+    count, openers = len(modes), 4_096
+    opened = 2 + 5 * count + 2 + 7 + 8 * 4 + 10 * 4
+    lengths, advantages = 212, 161
+    entropy = opened + openers + 1 + 12 + 2 + lengths + 2 + 2 + 2 + 20 + advantages
+    return {
+        "mode_count": vector[2 : 2 + count],
+        "openers": vector[opened : opened + openers],
+        "opener_tokens": vector[opened + openers : opened + openers + 1],
+        "entropy": vector[entropy : entropy + 2],
+    }

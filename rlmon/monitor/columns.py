@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from rlmon.metrics.rollouts import RowFeatures
+from rlmon.metrics.features import RowFeatures
 from rlmon.records import RolloutBatch
 
 

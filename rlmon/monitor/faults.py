@@ -7,9 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
-from numpy.typing import NDArray
-
+from rlmon.monitor.setting import Ranks
 from rlmon.printable import one_line
 from rlmon.records import Fault
 
@@ -20,29 +18,31 @@ PLACES = (
     "runlog.directory", "runlog.compact", "detectors", "interventions", "sinks", "subscribers", "mirror", "checkpoint",
     "collective", "elsewhere",
 )  # fmt: skip
-"""Where a part of the monitor can fail: a fixed list, since the counts of all ranks are added in one vector."""
+"""Where a part of the monitor can fail: a list that settings alone make, since the counts of all ranks are added."""
 
 
 class Faults:
     """The faults of one rank.
 
     Args:
-        rank: that of this process.
+        ranks: this process among the others.
         write: takes a fault that is said for the first time, on rank 0; may raise.
         keep: keep the newest exception for whoever raises it later (``rlmon_strict``).
         console: say faults on stderr also where they were written.
     """
 
-    def __init__(self, *, rank: int, write: Callable[[Fault], None], keep: bool, console: bool) -> None:
-        self.rank = rank
+    places: tuple[str, ...] = PLACES
+    """Those of this run: a user's parts have places of their own."""
+
+    def __init__(self, ranks: Ranks, *, write: Callable[[Fault], None], keep: bool, console: bool) -> None:
         self.step = 0
         """The last step that ended: a new fault belongs to it."""
-        self.counts = np.zeros(len(PLACES))
-        """Since the last step, by ``PLACES``."""
+        self.counts: dict[str, int] = {}
+        """Since the last step, by place."""
         self.totals: dict[str, int] = {}
         """Of the whole run, by place."""
         self.newest: BaseException | None = None
-        self._write, self._keep, self._console = write, keep, console
+        self._ranks, self._write, self._keep, self._console = ranks, write, keep, console
         self._depth = 0
         self._own_seconds = 0.0
 
@@ -64,20 +64,21 @@ class Faults:
 
     def fault(self, place: str, error: BaseException | str, count: int = 1) -> None:
         """Count a failure of ours, and say it once: in events.jsonl, and on stderr of the rank it happened on."""
-        self.counts[PLACES.index(place) if place in PLACES else -1] += count
+        counted = place if place in self.places else "elsewhere"
+        self.counts[counted] = self.counts.get(counted, 0) + count
         total = self.totals.get(place, 0) + count
         self.totals[place] = total
         if total != count:
             return
         text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         written = False
-        if self.rank == 0 and not place.startswith("runlog.events"):
+        if self._ranks.rank == 0 and not place.startswith("runlog.events"):
             with contextlib.suppress(Exception):
-                self._write(Fault(place=place, step=self.step, rank=self.rank, error=text[:500], count=total))
+                self._write(Fault(place=place, step=self.step, rank=self._ranks.rank, error=text[:500], count=total))
                 written = True
         if self._console or not written:
             with contextlib.suppress(Exception):
-                print(f"rlmon FAULT {place} (rank {self.rank}): {one_line(text)}", file=sys.stderr, flush=True)
+                print(f"rlmon FAULT {place} (rank {self._ranks.rank}): {one_line(text)}", file=sys.stderr, flush=True)
 
     def not_ours(self, seconds: float) -> None:
         """Time inside of a guard that is told apart from the monitor's own (a forward pass of the base)."""
@@ -87,8 +88,3 @@ class Faults:
         """Processor seconds in guards since the last call."""
         seconds, self._own_seconds = self._own_seconds, 0.0
         return max(0.0, seconds)
-
-
-def by_place(counts: NDArray[np.float64]) -> dict[str, int]:
-    """Counts of ``PLACES`` that are not zero."""
-    return {place: int(count) for place, count in zip(PLACES, counts, strict=True) if count}

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon.metrics import moves
-from rlmon.monitor.base import ILLUSTRATED
+import rlmon.metrics.moves as moves
+from rlmon.metrics.family import Sums
 from rlmon.restored import mapping
 
 Vector = NDArray[np.float64]
 
 SAMPLE_ROWS = 32
 EXAMPLE_CHARACTERS = 500
+ILLUSTRATED = (("format", "mode_count"), ("moves", "openers"), ("moves", "tokens"))
+"""Family and field of the sums that a finding is illustrated by."""
 RECENT_STEPS = 8
 """Steps whose counts are pooled as "now" when a finding is illustrated."""
 
@@ -62,9 +64,13 @@ class Illustration:
             if base:
                 self.base_examples = newest | self.base_examples
 
-    def add(self, sums: Mapping[str, Vector]) -> None:
+    def sample_rows(self, count: int) -> list[dict[str, Any]]:
+        """At most ``count`` of ``samples``."""
+        return self.samples[:count]
+
+    def add(self, sums: Sums) -> None:
         """The counts of a step that had completions."""
-        self._recent.append({name: sums[name] for name in ILLUSTRATED})
+        self._recent.append({f"{family}/{field}": sums[family][field].copy() for family, field in ILLUSTRATED})
 
     def of(
         self, finding_id: str, base: Mapping[str, Vector] | None, opener_words: Callable[[], Sequence[str | None]]
@@ -75,8 +81,8 @@ class Illustration:
         """
         if base is None or not self._recent:
             return None
-        recent = {name: np.sum([step[name] for step in self._recent], axis=0) for name in ILLUSTRATED}
-        then, now = base["mode_count"], recent["mode_count"]
+        recent = {name: np.sum([step[name] for step in self._recent], axis=0) for name in self._recent[0]}
+        then, now = base["format/mode_count"], recent["format/mode_count"]
         if not then.sum() or not now.sum():
             return None
         base_share, now_share = then / then.sum(), now / now.sum()
@@ -96,8 +102,8 @@ class Illustration:
         openers: Sequence[moves.OpenerChange] = ()
         if self.keeps_text:
             openers = moves.changed_openers(
-                recent["openers"], float(recent["opener_tokens"][0]),
-                base["openers"], float(base["opener_tokens"][0]), opener_words(),
+                recent["moves/openers"], float(recent["moves/tokens"]),
+                base["moves/openers"], float(base["moves/tokens"]), opener_words(),
             )  # fmt: skip
         return {
             "finding_id": finding_id,

@@ -10,6 +10,7 @@ from rlmon import console
 from rlmon.config import RLMonConfig
 from rlmon.monitor.faults import Faults
 from rlmon.monitor.observed import Share
+from rlmon.monitor.setting import Ranks
 from rlmon.printable import one_line
 from rlmon.records import Action, Finding, StepRecord
 from rlmon.runlog import RunLogWriter
@@ -26,10 +27,10 @@ class Journal:
 
     writer: RunLogWriter
 
-    def __init__(self, config: RLMonConfig, rank: int) -> None:
-        self.config, self.rank = config, rank
+    def __init__(self, config: RLMonConfig, ranks: Ranks) -> None:
+        self.config, self._ranks = config, ranks
         self.faults = Faults(
-            rank=rank,
+            ranks,
             write=lambda fault: self.writer.append_event("fault", dataclasses.asdict(fault)),
             keep=config.rlmon_strict,
             console=config.rlmon_console,
@@ -45,7 +46,7 @@ class Journal:
     def open_sinks(self, own: Sequence[Any] = ()) -> None:
         """Mirror to the terminal and to an open W&B run, as configured, and to the user's ``own`` sinks or classes of
         them. Of rank 0 alone."""
-        if self.rank != 0:
+        if self._ranks.rank != 0:
             return
         made = list(own)
         if self.config.rlmon_wandb:
@@ -62,6 +63,11 @@ class Journal:
                 sink.open(self.writer.header)
                 self.sinks.append(sink)
 
+    @property
+    def attempt(self) -> int:
+        """Of the log."""
+        return self.writer.header.attempt
+
     def event(self, kind: str, payload: Any) -> None:
         """Write an event into the log."""
         with self.faults.guard("runlog.events"):
@@ -69,7 +75,7 @@ class Journal:
 
     def say(self, text: str) -> None:
         """One line on stderr of rank 0."""
-        if self.rank == 0 and self.config.rlmon_console:
+        if self._ranks.rank == 0 and self.config.rlmon_console:
             console.say(one_line(text))
 
     def note(self, text: str) -> None:
@@ -79,7 +85,7 @@ class Journal:
     def action(self, action: Action) -> None:
         """An act of the policy, to log and sinks."""
         self.event("action", action)
-        if self.rank == 0:
+        if self._ranks.rank == 0:
             for sink in self.sinks:
                 with self.faults.guard("sinks"):
                     sink.action(action)
@@ -88,7 +94,7 @@ class Journal:
         self, record: StepRecord, findings: tuple[Finding, ...], sample_rows: Callable[[int], list[dict[str, Any]]]
     ) -> None:
         """A step that is in the log, to sinks and subscribers."""
-        if self.rank != 0:
+        if self._ranks.rank != 0:
             return
         for sink in self.sinks:
             with self.faults.guard("sinks"):

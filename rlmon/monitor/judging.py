@@ -7,16 +7,16 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rlmon import detectors
-from rlmon.metrics import blocks
-from rlmon.metrics.groups import SolveLedger
+import rlmon.detectors as detectors
+from rlmon.metrics.blocks import at_most, by_round
+from rlmon.metrics.families.format import Format
+from rlmon.metrics.family import RoundRows, Sums
+from rlmon.metrics.groups import SolveLedger, groups_of_round
 from rlmon.metrics.rows import Rows
+from rlmon.metrics.step import Families
 from rlmon.monitor.successes import Successes
 from rlmon.records import Block, Finding, StepRecord
-
-Vector = NDArray[np.float64]
 
 BLOCKS_A_STEP = 64
 
@@ -43,25 +43,25 @@ class Judging:
         ignored = set(detectors.GROUP_BASELINE) if critic else set()
         self._read = set(self.state.roster.statistics) - ignored
 
-    def blocks(self, rows: Rows, sums: dict[str, Vector], successes: Successes, step: int) -> list[Block]:
+    def blocks(self, rows: Rows, sums: Sums, families: Families, successes: Successes, step: int) -> list[Block]:
         """The blocks of a step from the rows of all ranks; their pairs and groups go into ``sums``, their rewards into
         the ledger."""
         found: list[Block] = []
         want = functools.partial(detectors.open_tallies, self.state)
-        for part in blocks.by_round(rows):
+        for part in by_round(rows):
             prompts, sources = part["prompt"].astype(np.int64).tolist(), part["source"].astype(np.int64).tolist()
-            successes.fill(part, sums, step)
+            Format.add_successes(sums["format"], successes.fill(part, step))
             hard_B = self.ledger.credibly_below(prompts, sources) if successes.definition.known else None
-            groups = blocks.groups_of(part, int(part["group_size"][0]), hard_B)
-            for name, value in blocks.pair_and_group_sums(part, groups).items():
-                sums[name] = sums[name] + value
-            found += blocks.rollout_blocks(part, groups, want)
+            seen = RoundRows(part, groups_of_round(part, int(part["group_size"][0]), hard_B))
+            families.add_round(sums, seen)
+            found += families.blocks_of_round(seen, want)
             scored = np.where(np.isfinite(part["reward"]), part["success"], np.nan)
             self.ledger.update(prompts, sources, scored, step=step)
-        found += blocks.token_blocks(rows)
+        found += families.blocks_of_tokens(rows)
+        read = self._read | set(families.columns)
         return [
-            dataclasses.replace(block, stats={name: block.stats[name] for name in block.stats if name in self._read})
-            for block in blocks.at_most(found, BLOCKS_A_STEP)
+            dataclasses.replace(block, stats={name: block.stats[name] for name in block.stats if name in read})
+            for block in at_most(found, BLOCKS_A_STEP)
         ]
 
     def findings(self, record: StepRecord) -> tuple[Finding, ...]:

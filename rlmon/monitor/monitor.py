@@ -10,7 +10,6 @@ counted fault. ``rlmon_strict`` raises at the end of a step, on all ranks togeth
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import secrets
@@ -23,30 +22,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon import detectors
+import rlmon.detectors as detectors
 from rlmon.config import RLMonConfig
 from rlmon.errors import RLMonError
-from rlmon.exchange import Exchange, Places, Step
+from rlmon.exchange import Exchange, Places
 from rlmon.extensions import Extensions
-from rlmon.metrics import rollouts, tokens, values
+from rlmon.metrics.families import CRITIC, WATCHING
+from rlmon.metrics.family import CriticTokens, RankRows, RoundRows
+from rlmon.metrics.features import Featurizer, RowFeatures
 from rlmon.metrics.formats import ModeSet
-from rlmon.metrics.groups import SolveLedger
-from rlmon.metrics.rows import ROW, Rows, rows_of
-from rlmon.metrics.success import scorer
-from rlmon.monitor.base import BaseSums
+from rlmon.metrics.groups import groups_of_batch
+from rlmon.metrics.rows import Rows, rows_of
+from rlmon.metrics.step import Families
+from rlmon.metrics.success import RowSuccess, scorer
+from rlmon.metrics.tokens import ExactKL, token_sums
+from rlmon.monitor.closing import Closing
 from rlmon.monitor.columns import rollout_columns
-from rlmon.monitor.faults import PLACES, by_place
-from rlmon.monitor.illustration import Illustration
+from rlmon.monitor.faults import PLACES
 from rlmon.monitor.journal import Journal
 from rlmon.monitor.judging import Judging
-from rlmon.monitor.observed import Observed, Share
+from rlmon.monitor.observed import Observed
 from rlmon.monitor.opening import open_log
-from rlmon.monitor.reasons import of_missing_parts
 from rlmon.monitor.setting import About, Ranks, Resume
-from rlmon.monitor.successes import Successes
-from rlmon.records import Block, Finding, RolloutBatch, RunHeader, Split, StepRecord
-from rlmon.restored import NO_STATE, detector_state, mapping, policy_change
-from rlmon.runlog import as_stored
+from rlmon.monitor.state import State
+from rlmon.records import Finding, RolloutBatch, RunHeader, Split, StepRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,8 +54,6 @@ if TYPE_CHECKING:
     from rlmon.interventions.row_effect import RowEffect
     from rlmon.sinks import Sink
     from rlmon.steering import Levers, Steering
-
-Vector = NDArray[np.float64]
 
 
 class StrictError(RLMonError):
@@ -97,120 +94,84 @@ class Monitor:
         extensions: Extensions | None = None,
     ) -> None:
         self.config = config if config is not None else RLMonConfig()
-        self.ranks = ranks if ranks is not None else Ranks()
-        self.group_size, self.critic = group_size, critic
-        self.extensions = (extensions if extensions is not None else Extensions()).with_installed()
-        self.log_dir = Path(directory)
-        self.modes = ModeSet.build(self.config.modes)
-        self.layout = rollouts.SumsLayout(self.modes.names)
-        self.kl_reason = "no base model was compared"
-        self.findings: list[Finding] = []
-        """The newest 1,000 findings of this attempt."""
-        self.last_record: StepRecord | None = None
-        self.journal = Journal(self.config, self.ranks.rank)
-        self.faults = self.journal.faults
-
         about = about if about is not None else About()
         resume = resume if resume is not None else Resume()
-        self._base_seconds = 0.0
-        self._non_finite = 0.0
-        self._rounds: dict[Split, int] = {"train": 0, "eval": 0}
-        self._observed = Observed(self.layout, values.VALUE_SUMS if critic else 0)
-        self._illustration = Illustration(
+        self.ranks = ranks if ranks is not None else Ranks()
+        self.group_size, self.critic, self.log_dir = group_size, critic, Path(directory)
+        self.extensions = (extensions if extensions is not None else Extensions()).with_installed()
+        self.modes = ModeSet.build(self.config.modes)
+        self.last_record: StepRecord | None = None
+        self.journal = Journal(self.config, self.ranks)
+        self.faults = self.journal.faults
+        self.faults.step = resume.step or 0
+        self.families = Families(
+            (*WATCHING, CRITIC) if critic else WATCHING,
             self.modes.names,
-            keeps_text=self.config.rlmon_store_text == "full" and self.config.rlmon_text_sample_per_round != 0,
+            added=self.extensions.metrics,
+            guard=self.guard,
         )
-        self._base = BaseSums()
-        self._counts_anew = False
-        self._successes = Successes(
-            self.config.success,
-            world_size=self.ranks.world_size,
-            changed=self._say_success,
-            count_anew=self._count_anew,
-        )
-        self._judging = Judging(
+        self.faults.places = (*PLACES, *self.families.places)
+        self._observed = Observed(self.families)
+        judging = Judging(
             alpha=self.config.rlmon_alpha,
             total_steps=about.total_steps,
             group_size=group_size,
             critic=critic,
             own=self.extensions.detectors,
         )
-        self.faults.step = resume.step or 0
-        self._newest: tuple[RolloutBatch | None, rollouts.RowFeatures | None] = (None, None)
+        self._state = State(self.config, self.families, judging, self.journal, self.ranks, policy)
+        self._newest: tuple[RolloutBatch | None, RowFeatures | None] = (None, None)
         """The rows observed last and their features: what the rules look at."""
-        self.steering: Steering | None = None
-        self._source_names: dict[str, str] = {}
-        self._policy = None if policy is None else policy.to_dict()
         if resume.state is not None:
-            self._load(resume.state, resume)
+            self._state.load(resume)
         if policy is not None and policy.rules:
-            self._take_up(policy, levers, resume)
-        self._exchange = Exchange(
-            Places(
-                rank=self.ranks.rank,
-                world_size=self.ranks.world_size,
-                group_size=max(1, group_size),
-                rows_per_round=about.rows_per_round,
-                rounds_per_step=max(1, about.rounds_per_step),
-            ),
-            sums=self.layout.size,
-            faults=len(PLACES),
-            values=values.VALUE_SUMS if critic else 0,
-            votes=0 if self.steering is None else self.steering.votes,
-            names=self._source_names,
+            self._state.act_by(policy, levers, resume)
+        places = Places(
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            group_size=max(1, group_size),
+            rows_per_round=about.rows_per_round,
+            rounds_per_step=max(1, about.rounds_per_step),
         )
-        header = RunHeader(
+        self._exchange = Exchange(
+            places,
+            sums=self.families.layout,
+            row=self.families.row,
+            faults=self.faults.places,
+            votes=0 if self.steering is None else self.steering.votes,
+            names=self._state.source_names,
+        )
+        self._closing = Closing(self._state, self._observed, self._exchange, self.journal, self.ranks)
+        self.journal.writer = self.writer = open_log(
+            self.log_dir, self._header(about, resumed=resume.step is not None), self.config, self.ranks, resume
+        )
+        self.attempt = self.writer.header.attempt
+        self.use_vocabulary(about.vocabulary)
+        if resume.step is not None:
+            self._state.say_what_begins_anew(resume, self._step)
+        elif self.attempt and self.writer.header.attempt_kind == "fresh":
+            self._say_what_lay_there()
+        if self._state.successes.deciding.decided:
+            self._state.log_success(self._step)
+
+    def _header(self, about: About, *, resumed: bool) -> RunHeader:
+        return RunHeader(
             run_id=secrets.token_hex(8),
             attempt=0,
-            attempt_kind="fresh" if resume.step is None else "resumed",
+            attempt_kind="resumed" if resumed else "fresh",
             created_unix_seconds=time.time(),
             trainer=about.trainer,
-            group_size=group_size,
+            group_size=self.group_size,
             world_size=self.ranks.world_size,
             total_steps=about.total_steps,
             config=self.config.to_dict(),
             trainer_config=dict(about.trainer_config),
-            detectors=detectors.describe(self._judging.state),
-            policy=self._policy,
+            detectors=detectors.describe(self._state.judging.state),
+            policy=self._state.policy,
             packages=dict(about.packages),
             git_commit=about.git_commit,
             capabilities=tuple(dict(row) for row in about.capabilities),
         )
-        self.journal.writer = self.writer = open_log(self.log_dir, header, self.config, self.ranks, resume)
-        self.attempt = self.writer.header.attempt
-        self.use_vocabulary(about.vocabulary)
-        if resume.step is not None:
-            self._say_what_begins_anew(resume)
-        elif self.attempt and self.writer.header.attempt_kind == "fresh":
-            self._say_what_lay_there()
-        if self._successes.deciding.decided:
-            self._log_success(self._step)
-
-    def _take_up(self, policy: Policy, levers: Levers | None, resume: Resume) -> None:
-        from rlmon.steering import RowsOnly, take_up
-
-        self.steering = take_up(
-            policy,
-            None if resume.state is None else resume.state["shared"].get("steering"),
-            resume.restored,
-            levers=levers if levers is not None else RowsOnly(policy),
-            write=self.journal.action,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            gather=self.ranks.gather,
-        )
-        if self._counts_anew:
-            self.steering.count_anew()
-
-    def _say_what_begins_anew(self, resume: Resume) -> None:
-        """One line on the console and a ``note`` in the log, where the checkpoint did not give back everything."""
-        nothing = resume.state is None
-        text = resume.restored.text() or (NO_STATE if nothing else None)
-        if text is None:
-            return
-        anew = sorted({*resume.restored.lost, *(("detectors",) if nothing else ())})
-        self.journal.event("note", {"text": text, "begins_anew": anew})
-        self.journal.say(f"resumed at step {self._step}. {text}")
 
     def _say_what_lay_there(self) -> None:
         """One line on the console and a ``note`` in the log, where this run begins anew in the log of another."""
@@ -227,13 +188,32 @@ class Monitor:
         return self.faults.step
 
     @property
+    def steering(self) -> Steering | None:
+        """What acts by the policy."""
+        return self._state.steering
+
+    @property
     def detector_state(self) -> detectors.DetectorState:
         """What the detectors know by now."""
-        return self._judging.state
+        return self._state.judging.state
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The newest 1,000 findings of this attempt."""
+        return self._closing.findings
+
+    @property
+    def kl_reason(self) -> str:
+        """Why the base was not compared, on steps where it was not."""
+        return self._closing.no_base
+
+    @kl_reason.setter
+    def kl_reason(self, reason: str) -> None:
+        self._closing.no_base = reason
 
     def use_vocabulary(self, vocabulary: Sequence[str] | None) -> None:
         """Decoded text of every token id: with it, moves are measured too."""
-        self._featurizer = rollouts.Featurizer(
+        self._featurizer = Featurizer(
             self.modes, self.writer.secret, vocabulary, text_tokens=self.config.rlmon_text_tokens
         )
 
@@ -276,40 +256,21 @@ class Monitor:
         """Mirror to the terminal and to an open W&B run, as configured, and to the user's own sinks."""
         self.journal.open_sinks(self.extensions.sinks)
 
-    # -- success -----------------------------------------------------------------------------------------------------
-
-    def _log_success(self, step: int) -> None:
-        self.journal.event("success", {"step": step, **self._successes.definition.to_json()})
-
-    def _say_success(self, step: int, again: bool) -> None:
-        """Into the log and onto the console: what counts as a success from now on."""
-        self._log_success(step)
-        definition = self._successes.definition
-        what = "a success is now" if again else "a success is"
-        self.journal.say(f"{what} {definition}" if definition.known else f"success is not known: {definition}")
-
-    def _count_anew(self) -> None:
-        """What the ledgers have counted were successes of another kind."""
-        self._judging.ledger = SolveLedger()
-        self._counts_anew = True
-        if self.steering is not None:
-            self.steering.count_anew()
-
     # -- observing -------------------------------------------------------------------------------------------------
 
     def next_round(self, split: Split) -> int:
         """The number of a generation that begins now."""
-        number = self._rounds[split]
-        self._rounds[split] = number + 1
+        number = self.coming_round(split)
+        self._state.rounds[split] = number + 1
         return number
 
     def coming_round(self, split: Split) -> int:
         """The number that the next generation will get."""
-        return self._rounds[split]
+        return self._state.rounds[split]
 
     def count_non_finite(self, count: float) -> None:
         """Add NaN or infinite values that the loop met outside of what is observed here."""
-        self._non_finite += count
+        self._observed.share["train"].sums["health"]["token_non_finite"] += count
 
     def observe(self, batch: RolloutBatch) -> None:
         """Take the rows of one generation on this rank: write them, measure them. Never raises."""
@@ -319,10 +280,10 @@ class Monitor:
         self.journal.rows_observed(len(batch), before)
 
     def _observe(self, batch: RolloutBatch) -> None:
-        into = self._observed.add_batch(batch)
-        success = self._successes.unknown(batch)
+        self._observed.add_batch(batch)
+        success = self._state.successes.unknown(batch)
         with self.guard("metrics.success"):
-            success = self._successes.observe(batch)
+            success = self._state.successes.observe(batch)
         features = None
         with self.guard("metrics.features"):
             features = self._featurizer.features(batch)
@@ -336,20 +297,28 @@ class Monitor:
         rows: Rows | None = None
         if features is not None:
             with self.guard("metrics.rollouts"):
-                groups = rollouts.default_group_stats(batch, None, success)
-                rows = rows_of(batch, features, groups.success_B)
-                # Of training the ranks see pairs and groups together, at the step's end; of an evaluation each its own.
-                own = batch.split == "eval"
-                counted = rollouts.round_sums(self.layout, batch, features, group_stats=groups, whole=own)
-                into.sums = rollouts.add_sums(into.sums, counted)
+                rows = self._measure(batch, features, success)
                 if batch.split == "train" and self.ranks.rank == 0 and columns is not None:
-                    base = not self._base.baseline.complete
-                    self._illustration.keep(columns, features.mode, batch.completions, base=base)
-        rows = rows_of(batch) if rows is None else rows
+                    base = not self._state.base.baseline.complete
+                    self._state.illustration.keep(columns, features.mode, batch.completions, base=base)
+        rows = rows_of(batch, dtype=self.families.row) if rows is None else rows
         rows["scorer"] = scorer(batch, self.ranks.world_size)
         if batch.split == "train":
             self._exchange.meet(batch.source)
         self._observed.remember(batch, rows)
+
+    def _measure(self, batch: RolloutBatch, features: RowFeatures, success: RowSuccess) -> Rows:
+        """The rows of the batch; its sums are added to this rank's share."""
+        groups = groups_of_batch(batch, success.success_B, success.round_N)
+        rows = rows_of(batch, features, groups.success_B, self.families.row)
+        self.families.measure(rows, batch)
+        if len(batch):
+            into = self._observed.share[batch.split].sums
+            self.families.add_rows(into, RankRows(batch, features, groups, rows))
+            # Of training the ranks see pairs and groups together, at the step's end; of an evaluation each its own.
+            if batch.split == "eval":
+                self.families.add_round(into, RoundRows(rows, groups))
+        return rows
 
     def steer(
         self, batch: RolloutBatch | None, rows: int, logp_base_n: NDArray[np.float64] | None = None
@@ -363,7 +332,7 @@ class Monitor:
             return None
         effect: RowEffect | None = None
         with self.guard("interventions"):
-            successes = self._successes
+            successes = self._state.successes
             features, success_n = self._newest[1], None if batch is None else successes.of_round(batch.round)
             if batch is None or success_n is None:
                 success_n = np.full(rows, np.nan)
@@ -380,7 +349,7 @@ class Monitor:
 
     def sample_rows(self, count: int) -> list[dict[str, Any]]:
         """At most ``count`` rows of the newest round on rank 0, with the field names of ``records.Rollout``."""
-        return self._illustration.samples[:count]
+        return self._state.illustration.sample_rows(count)
 
     def observe_tokens(
         self,
@@ -396,7 +365,7 @@ class Monitor:
         """Take the token tensors of one micro-batch; ``rows_B2`` holds (round, local row) of each, a row of -1 for one
         that was not observed (replayed from an older round): its tokens count, for no format. Never raises."""
         with self.guard("metrics.tokens"):
-            sums = tokens.token_sums(entropies_BT, logps_BT, mask_BT, advantages_B)
+            sums = token_sums(entropies_BT, logps_BT, mask_BT, advantages_B)
             step = self._step + 1 if split == "train" else self._step
             if not self._observed.add_tokens(split, rows_B2, sums, attempt=self.attempt, step=step):
                 self.fault("capture.tokens", "token statistics of a round that was not observed")
@@ -409,7 +378,7 @@ class Monitor:
         rows_b2: Sequence[Sequence[int]],
         sampled_b: NDArray[Any],
         tokens_b: NDArray[Any],
-        result: tokens.ExactKL,
+        result: ExactKL,
         seconds: float,
         weight_b: NDArray[Any] | None = None,
     ) -> None:
@@ -420,7 +389,7 @@ class Monitor:
         tokens each of those stands for (``metrics.sampling``; default 1); ``result`` lists them row by row.
         """
         with self.guard("metrics.kl"):
-            self._base_seconds += seconds
+            self._closing.base_seconds += seconds
             self.faults.not_ours(seconds)
             self._observed.add_kl(rows_b2, sampled_b, tokens_b, result, weight_b)
 
@@ -448,10 +417,12 @@ class Monitor:
         with self.guard("metrics.values"):
             if not self.critic:
                 raise ValueError("values were observed, but the monitor was made without critic=True")
-            into = self._observed.share[split]
-            into.values = into.values + values.value_sums(
-                values_BT, returns_BT, advantages_BT, mask_BT, loss, clip_ratio
-            )
+            seen = CriticTokens(
+                values_BT=values_BT, returns_BT=returns_BT, advantages_BT=advantages_BT, mask_BT=mask_BT, loss=loss,
+                clip_ratio=clip_ratio,
+            )  # fmt: skip
+            into = self._observed.share[split].sums
+            self.families.add(into, lambda family, sums: family.add_values(sums, seen))
 
     # -- the end of a step -----------------------------------------------------------------------------------------
 
@@ -463,7 +434,7 @@ class Monitor:
         """
         record = None
         with self.guard("metrics.finish"):
-            record = self._finish_step(step)
+            record = self.last_record = self._closing.step(step, self._featurizer.opener_words)
         self._observed.begin("train")
         if self.config.rlmon_strict and record is not None and record.faults:
             raise StrictError(
@@ -471,169 +442,13 @@ class Monitor:
             ) from self.faults.newest
         return record
 
-    def _finish_step(self, step: int) -> StepRecord:
-        local = self._observed.share["train"]
-        self.journal.reconcile()
-        self.journal.write_passes(local)
-        whole = self._over_ranks(local, self._observed.take_rows)
-        self.faults.counts[:] = 0.0
-        self._non_finite = 0.0
-        if whole.collided and self.ranks.rank == 0:
-            self.fault(
-                "collective",
-                f"several rows came with one round and global_row, {whole.collided} times; groups and blocks are "
-                "without them: number the rows of a round over all ranks",
-            )
-        sums = self._sums(whole)
-        sums["token_non_finite"] = sums["token_non_finite"] + whole.head["non_finite"]
-        self._successes.meet(whole.scorers)
-        if self.ranks.reduce is not None:
-            with self.guard("metrics.success"):
-                self._successes.agree(whole.opinions, self.ranks.rank, self._step + 1, self.ranks.reduce)
-        found: list[Block] = []
-        with self.guard("metrics.blocks"):
-            found = self._judging.blocks(whole.rows, sums, self._successes, self._step + 1)
-        metrics, missing = self._measured(whole, sums)
-        self.faults.step = step
-        if self.steering is not None:
-            with self.guard("interventions"):
-                held = self.steering.metrics(step)
-                metrics |= held
-                missing |= {name: "no rule of the policy holds it" for name, value in held.items() if value is None}
-        base_seconds, self._base_seconds = self._base_seconds, 0.0
-        record = StepRecord(
-            attempt=self.attempt,
-            step=step,
-            time_unix_seconds=time.time(),
-            rounds=tuple(local.rounds),
-            completions=int(whole.head["completions"]),
-            prompts=int(whole.head["prompts"]),
-            tokens=int(whole.head["tokens"]),
-            metrics=metrics,
-            missing=missing,
-            blocks=tuple(found),
-            sources=self._exchange.learn(whole.names),
-            faults=by_place(whole.faults),
-            shed_rows=int(whole.head["shed"]),
-            overhead_seconds=self.faults.take_own_seconds(),
-            base_forward_seconds=base_seconds or None,
-        )
-        record = as_stored(record)  # detectors see live what a replay will read
-        self._judge(record, whole)
-        self.last_record = record
-        return record
-
-    def _judge(self, record: StepRecord, whole: Step) -> None:
-        """Findings of the record, and the record itself, to the log, the rules and the sinks."""
-        findings: tuple[Finding, ...] = ()
-        with self.guard("detectors"):
-            findings = self._judging.findings(record)
-        self.findings = (self.findings + list(findings))[-1000:]
-        with self.guard("runlog.steps"):
-            self.writer.append_step(record)
-        for finding in findings:
-            self.journal.event("finding", dataclasses.asdict(finding))
-            with self.guard("metrics.finish"):
-                shown = self._illustration.of(finding.finding_id, self._base.sums, self._featurizer.opener_words)
-                if shown is not None:
-                    self.journal.event("examples", shown)
-        if self.steering is not None:
-            with self.guard("interventions"):
-                self.steering.step(record, findings, whole.votes)
-        self.journal.drain()
-        self.journal.record(record, findings, self.sample_rows)
-
-    def _over_ranks(self, local: Share, take_rows: Callable[[], Rows]) -> Step:
-        """What all ranks saw: the collective of a step (``agree`` adds a second where these opinions differ).
-
-        A rank whose own share cannot be made enters with zeros and its fault, so that no rank waits for it.
-        """
-        share = self._exchange.empty()
-        with self.guard("collective"):
-            filled = self._exchange.empty()
-            self._exchange.fill(
-                filled,
-                sums=self.layout.flatten(local.sums),
-                head={
-                    "completions": local.completions,
-                    "prompts": local.prompts,
-                    "tokens": local.tokens,
-                    "rounds": len(local.rounds),
-                    "shed": self.writer.shed_rows,
-                    "non_finite": self._non_finite,
-                },
-                rows=take_rows(),
-                values=local.values,
-                scorer=self._successes.scorer,
-            )
-            share = filled
-        self._successes.no_opinion()
-        if self.ranks.world_size > 1:
-            with self.guard("metrics.success"):
-                share["opinions"][0, self.ranks.rank] = self._successes.opinion().entry
-        share["faults"] = self.faults.counts
-        if self.steering is not None:
-            share["votes"] = self.steering.vote()
-        return self._exchange.read(self.ranks.sum(self._exchange.vector(share)))
-
-    def _sums(self, whole: Step) -> dict[str, Vector]:
-        sums = self.layout.unflatten(whole.sums)
-        if self.critic:
-            sums["token_non_finite"] = sums["token_non_finite"] + values.non_finite(whole.values)
-        return sums
-
-    def _measured(self, whole: Step, sums: dict[str, Vector]) -> tuple[dict[str, float | None], dict[str, str]]:
-        """The metrics of a step, and the reasons of those that are null; the baseline grows by it."""
-        metrics: dict[str, float | None] = {}
-        missing: dict[str, str] = {}
-        head = whole.head
-        with self.guard("metrics.finish"):
-            self._base.grow(sums, prompts=head["prompts"], completions=head["completions"])
-            if head["completions"]:
-                self._illustration.add(sums)
-            reason = self._successes.definition.reason
-            metrics, missing = rollouts.finish(self.layout, sums, self._base.sums, reason)
-            missing |= of_missing_parts(
-                missing,
-                sums,
-                rounds=head["rounds"],
-                failed=by_place(whole.faults),
-                kl_reason=self.kl_reason,
-                unseen=self.journal.unseen,
-            )
-        if self.critic:
-            with self.guard("metrics.values"):
-                valued, unvalued = values.finish(whole.values)
-                metrics |= valued
-                missing |= unvalued
-        return metrics, missing
-
     def end_eval(self, step: int, name: str = "eval") -> None:
         """Log what an evaluation showed, as an event of its own: it never mixes with training. Never raises.
 
         ``name`` tells evaluations of one step apart: TRL's ``metric_key_prefix``, such as ``eval_hard``.
         """
         with self.guard("metrics.finish"):
-            local = self._observed.begin("eval")
-            self.journal.reconcile()
-            self.journal.write_passes(local)
-            whole = self._over_ranks(local, lambda: np.zeros(0, dtype=ROW))
-            self._exchange.learn(whole.names)
-            metrics, _ = rollouts.finish(self.layout, self._sums(whole), self._base.sums)
-            if self.critic:
-                metrics |= values.finish(whole.values)[0]
-            self.journal.event(
-                "eval",
-                {
-                    "step": step,
-                    "name": name,
-                    "rounds": list(local.rounds),
-                    "completions": int(whole.head["completions"]),
-                    "prompts": int(whole.head["prompts"]),
-                    "metrics": {name: value for name, value in metrics.items() if value is not None},
-                },
-            )
-            self.journal.drain()
+            self._closing.evaluation(step, name)
 
     def close(self) -> None:
         """Write what is left and close log and sinks. Never raises; safe to call twice."""
@@ -645,61 +460,10 @@ class Monitor:
                 self.steering.close(self._step)
         self.journal.close()
 
-    # -- checkpoints -----------------------------------------------------------------------------------------------
-
     def shared_state(self) -> dict[str, Any]:
         """What a resumed run needs and all ranks have in common, as JSON types."""
-        return {
-            "version": 2,
-            "step": self._step,
-            "rounds": dict(self._rounds),
-            "detectors": detectors.state_to_json(self._judging.state),
-            **self._base.state(),
-            "modes": list(self.modes.names),
-            "sources": self._exchange.names,
-            "ledger": self._judging.ledger.state(),
-            "success": self._successes.deciding.to_json(),
-            "steering": None if self.steering is None else self.steering.state(),
-            "policy": self._policy,
-        }
+        return self._state.shared(self._step)
 
     def rank_state(self) -> dict[str, Any]:
         """What this rank alone knows, as JSON types: examples of completions, of rank 0."""
-        return {"version": 2, "base_examples": self._illustration.base_examples}
-
-    def _load(self, state: Mapping[str, Any], resume: Resume) -> None:
-        """Take up each part of ``state`` as a whole, or begin it anew."""
-        shared, own = mapping(state["shared"]), mapping(state.get("rank") or {})
-        restored = resume.restored
-        with restored.part("examples"):
-            # Of rank 0 alone, and with the shared state in version 1.
-            self._illustration.load(own.get("base_examples", shared.get("base_examples", {})))
-        with restored.part("round numbers"):
-            self._rounds = {split: max(0, int(shared["rounds"][split])) for split in self._rounds}
-        with restored.part("names of sources"):
-            self._source_names = {str(key): str(name) for key, name in mapping(shared.get("sources", {})).items()}
-        if shared.get("modes") != list(self.modes.names):
-            # The statistics of other modes are other statistics.
-            reason = "the format modes are others now" if "modes" in shared else "'modes' is missing"
-            restored.lost |= {"detectors": reason, "baseline": reason}
-        else:
-            with restored.part("detectors"):
-                self._judging.state = detectors.with_own(detector_state(shared["detectors"]), self._judging.own)
-            with restored.part("baseline"):
-                self._base.load(shared, self.layout)
-        if self._judging.state.alpha != self.config.rlmon_alpha:
-            restored.changed.append(
-                f"rlmon_alpha is {self.config.rlmon_alpha} now; the detectors go on with {self._judging.state.alpha}, "
-                "which they began with."
-            )
-        with restored.part("ledger of solve rates"):
-            # Version 1 kept one on each rank: all ranks go on with that of rank 0.
-            saved = shared["ledger"] if "ledger" in shared else self.ranks.of_rank_0(own.get("ledger"))
-            if saved is not None:
-                ledger = SolveLedger.load(mapping(saved))
-                ledger.credibly_below(["a prompt"], ["a source"])
-                self._judging.ledger = ledger
-        with restored.part("what counts as a success"):
-            self._successes.load(shared.get("success"), restored)
-        if "policy" in shared and (change := policy_change(shared["policy"], self._policy)) is not None:
-            restored.changed.append(change)
+        return self._state.of_rank()

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon.metrics import rollouts, tokens
-from rlmon.metrics.layout import SumsLayout
-from rlmon.metrics.rows import OF_ONE_STEP, ROW, Rows
+from rlmon.metrics.family import Sums
+from rlmon.metrics.rows import OF_ONE_STEP, Rows
+from rlmon.metrics.step import Families
+from rlmon.metrics.tokens import ExactKL, KLSample, TokenSums
 from rlmon.records import RolloutBatch, Split
-
-Vector = NDArray[np.float64]
+from rlmon.statistics import codes_of
 
 ROUNDS_REMEMBERED = 8
 """Rounds whose rows can still be named by token statistics; a buffer never spans more."""
@@ -24,9 +24,7 @@ ROUNDS_REMEMBERED = 8
 class Share:
     """This rank's share of what the current step (or evaluation) showed."""
 
-    sums: dict[str, Vector]
-    values: Vector
-    """What the critic showed; of length 0 without one."""
+    sums: Sums
     rows: list[Rows] = field(default_factory=list)
     """Rows of the rounds that were observed; token sums are added to them as they come."""
     rounds: list[int] = field(default_factory=list)
@@ -49,15 +47,10 @@ class Round:
 
 
 class Observed:
-    """The shares of training and of evaluation, and the rounds whose tokens are still to come.
+    """The shares of training and of evaluation, and the rounds whose tokens are still to come."""
 
-    Args:
-        layout: of the sums.
-        values: length of the critic's sums; 0 without one.
-    """
-
-    def __init__(self, layout: SumsLayout, values: int) -> None:
-        self._layout, self._values = layout, values
+    def __init__(self, families: Families) -> None:
+        self._families = families
         self._rounds: dict[Split, dict[int, Round]] = {"train": {}, "eval": {}}
         self.share: dict[Split, Share] = {}
         for split in self._rounds:
@@ -66,17 +59,16 @@ class Observed:
     def begin(self, split: Split) -> Share:
         """A share of nothing from here on; the one that it takes the place of."""
         before = self.share.get(split)
-        empty = Share(sums=self._layout.zeros(), values=np.zeros(self._values))
+        empty = Share(sums=self._families.zeros())
         self.share[split] = empty
         return before if before is not None else empty
 
-    def add_batch(self, batch: RolloutBatch) -> Share:
-        """Count a round of this rank; what was measured of it is added to the share that comes back."""
+    def add_batch(self, batch: RolloutBatch) -> None:
+        """Count a round of this rank."""
         into = self.share[batch.split]
         into.rounds.append(batch.round)
         into.completions += len(batch)
         into.prompts += sum(row % max(1, batch.group_size) == 0 for row in batch.global_row)
-        return into
 
     def remember(self, batch: RolloutBatch, rows: Rows) -> None:
         """Its rows, for the tokens that come later; by split: an evaluation in mid-buffer is longer than the buffer."""
@@ -100,7 +92,7 @@ class Observed:
         """This rank's rows that the step sampled, trained on or compared with the base; the next step begins anew."""
         known = {id(rows): rows for rows in self.share["train"].rows}
         known |= {id(one.rows): one.rows for one in self._rounds["train"].values()}
-        taken = [np.zeros(0, dtype=ROW)]
+        taken = [np.zeros(0, dtype=self._families.row)]
         for rows in known.values():
             taken.append(rows[(rows["fresh"] > 0) | (rows["trained_tokens"] > 0) | (rows["kl_completion_tokens"] > 0)])
             for name in OF_ONE_STEP:
@@ -108,7 +100,7 @@ class Observed:
         return np.concatenate(taken)
 
     def add_tokens(
-        self, split: Split, rows_B2: Sequence[Sequence[int]], sums: tokens.TokenSums, *, attempt: int, step: int
+        self, split: Split, rows_B2: Sequence[Sequence[int]], sums: TokenSums, *, attempt: int, step: int
     ) -> bool:
         """Token sums of one micro-batch, whose rows are (round, local row); whether all of its rounds are known."""
         into = self.share[split]
@@ -117,7 +109,7 @@ class Observed:
             [-1 if known is None else known.mode[row] for known, (_, row) in zip(rounds, rows_B2, strict=True)],
             dtype=np.int64,
         )
-        into.sums = rollouts.add_sums(into.sums, rollouts.token_sums_by_mode(self._layout, sums, modes_B))
+        self._families.add(into.sums, lambda family, own: family.add_tokens(own, sums, modes_B))
         into.tokens += float(np.maximum(sums.tokens_B, sums.logp_tokens_B).sum())
         for i, (remembered, (number, row)) in enumerate(zip(rounds, rows_B2, strict=True)):
             if remembered is None:
@@ -148,7 +140,7 @@ class Observed:
         rows_b2: Sequence[Sequence[int]],
         sampled_b: NDArray[Any],
         tokens_b: NDArray[Any],
-        result: tokens.ExactKL,
+        result: ExactKL,
         weight_b: NDArray[Any] | None,
     ) -> None:
         """A comparison with the base on rows of the micro-batch observed last; arguments as in
@@ -159,22 +151,19 @@ class Observed:
         prompts = [-1.0 if r is None else r.rows["prompt"][row] for r, (_, row) in zip(known, rows_b2, strict=True)]
         modes = [-1 if r is None else r.mode[row] for r, (_, row) in zip(known, rows_b2, strict=True)]
         into = self.share["train"]
-        into.sums = rollouts.add_sums(
-            into.sums,
-            rollouts.kl_sums(
-                self._layout,
-                kl_T=result.kl_pi_base_T,
-                reverse_T=result.kl_base_pi_T,
-                entropy_base_T=result.entropy_base_T,
-                row_T=row_T,
-                tokens_B=np.asarray(tokens_b, dtype=np.float64),
-                weight_T=weight_B[row_T],
-                mode_code_B=np.array(modes, dtype=np.int64),
-                prompt_B=rollouts.codes(prompts),
-                logp_pi_T=result.logp_pi_T,
-                logp_base_T=result.logp_base_T,
-            ),
+        sample = KLSample(
+            kl_T=result.kl_pi_base_T,
+            reverse_T=result.kl_base_pi_T,
+            entropy_base_T=result.entropy_base_T,
+            logp_pi_T=result.logp_pi_T,
+            logp_base_T=result.logp_base_T,
+            row_T=row_T,
+            weight_T=weight_B[row_T],
+            tokens_B=np.asarray(tokens_b, dtype=np.float64),
+            mode_code_B=np.array(modes, dtype=np.int64),
+            prompt_B=codes_of(np.array(prompts)),
         )
+        self._families.add(into.sums, lambda family, own: family.add_kl(own, sample))
         kl_b = np.bincount(row_T, weights=result.kl_pi_base_T, minlength=len(sampled_b))
         places = zip(into.passes.get("round", ()), into.passes.get("global_row", ()), strict=True)
         at = {place: index for index, place in enumerate(places)}

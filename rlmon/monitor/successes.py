@@ -106,16 +106,15 @@ class Successes:
                 self._tell(step, again=before.decided)
         return self.definition.of(reward_N, rewards)
 
-    def fill(self, rows: Rows, sums: dict[str, Vector], step: int) -> None:
-        """Put what is known now of the rows of one round, and was not when each rank looked at its own, into ``rows``
-        and ``sums``."""
+    def fill(self, rows: Rows, step: int) -> NDArray[np.int64]:
+        """Put what is known now of the rows of one round, and was not when each rank looked at its own, into ``rows``;
+        the modes of the completions that are successes by it."""
         success = self.late(int(rows["round"][0]), int(rows["group_size"][0]), step, rows["reward"], rows["scorer"])
         if success is None:
-            return
+            return np.zeros(0, dtype=np.int64)
         won = np.isnan(rows["success"]) & (success == 1.0) & (rows["mode"] >= 0)
         rows["success"] = success
-        correct = sums["mode_count_correct"]
-        sums["mode_count_correct"] = correct + np.bincount(rows["mode"][won].astype(np.int64), minlength=len(correct))
+        return np.asarray(rows["mode"][won], dtype=np.int64)
 
     def opinion(self) -> Opinion:
         """What a success is to this rank, to be compared with the others'."""

@@ -11,7 +11,8 @@ import rlmon.audit.aliases as aliases
 from rlmon.audit.checks.folds import FOLDS
 from rlmon.detectors import DETECTORS, DetectorSpec, catalogue
 from rlmon.errors import ConfigError
-from rlmon.metrics.catalog import METRICS, Metric, lookup
+from rlmon.metrics.catalog import METRICS, lookup
+from rlmon.metrics.family import Metric
 
 _DIRECTIONS = {"up": "when it rises", "down": "when it falls", "both": "both ways", "none": "context for other numbers"}
 

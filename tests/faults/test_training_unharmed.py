@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 
 import rlmon
 import rlmon.runlog.files
-from rlmon.metrics import rollouts
+from rlmon.metrics.features import Featurizer
+from rlmon.metrics.step import Families
 from rlmon.monitor import StrictError
 from rlmon.trl import RLMon, RLMonConfig, base, batches, models
 
@@ -71,7 +72,7 @@ def named(monitor: Any, log: Any, place: str) -> None:
 
 
 def test_a_metric_raises(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monitor, log = run(lambda _: monkeypatch.setattr(rollouts, "round_sums", broken))
+    monitor, log = run(lambda _: monkeypatch.setattr(Families, "add_rows", broken))
     named(monitor, log, "metrics.rollouts")
     assert log.rollouts().num_rows == 32, "the rows are written all the same"
     last = log.step_records()[-1].metrics
@@ -81,7 +82,7 @@ def test_a_metric_raises(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_text_parsers_raise(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monitor, log = run(lambda _: monkeypatch.setattr(rollouts.Featurizer, "features", broken))
+    monitor, log = run(lambda _: monkeypatch.setattr(Featurizer, "features", broken))
     named(monitor, log, "metrics.features")
     rows = log.rollouts().to_pylist()
     assert len(rows) == 32
@@ -289,6 +290,6 @@ def test_the_users_own_exception_passes_untouched(tmp_path: Path) -> None:
 def test_strict_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = tiny.trainer(tmp_path / "run")
     RLMon(trained, RLMonConfig(rlmon_strict=True, **CONFIG))
-    monkeypatch.setattr(rollouts, "round_sums", broken)
+    monkeypatch.setattr(Families, "add_rows", broken)
     with pytest.raises(StrictError, match=r"metrics\.rollouts"):
         trained.train()

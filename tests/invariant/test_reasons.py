@@ -83,7 +83,7 @@ def test_completions_that_could_not_be_measured_are_not_said_to_be_missing(
     def broken(*_: Any, **__: Any) -> Any:
         raise MemoryError("on purpose")
 
-    monkeypatch.setattr("rlmon.metrics.rollouts.Featurizer.features", broken)
+    monkeypatch.setattr("rlmon.metrics.features.Featurizer.features", broken)
     (record,) = records_of(tmp_path, max_steps=1)
     assert record.rounds
     assert reasons(record, "format/") == {"no completion of this step was measured (metrics.features)"}

@@ -23,7 +23,7 @@ import torch
 import rlmon.exchange
 import rlmon.monitor
 import rlmon.trl.base
-from rlmon.metrics import rollouts
+from rlmon.metrics.step import Families
 from rlmon.runlog import RunLogWriter
 from rlmon.trl import RLMon, RLMonConfig
 
@@ -37,7 +37,7 @@ def out_of_memory(*args: Any, **kwargs: Any) -> Any:
 
 
 FAULTS: dict[str, tuple[Any, str, Any]] = {
-    "observe": (rollouts, "round_sums", broken),
+    "observe": (Families, "add_rows", broken),
     "vector": (rlmon.exchange.Exchange, "fill", broken),
     "base": (rlmon.trl.base, "exact_kl", out_of_memory),
     "disk": (RunLogWriter, "_write_rows", lambda *args, **kwargs: False),

@@ -260,7 +260,7 @@ def test_a_rank_without_rows_decides_what_the_others_do(tmp_path: Path, success:
     ranks = by_hand(2, tmp_path, change, rlmon_success=success)
     assert_ranks_agree(ranks)
     (monitor, records), _ = ranks
-    says = str(monitor._successes.definition)
+    says = str(monitor._state.successes.definition)
     if success == "ac":
         assert "Did you mean acc?" in says
     else:
@@ -291,7 +291,7 @@ def test_a_rank_that_missed_a_round_goes_on_with_the_definition_of_the_others(
     assert_ranks_agree(by_hand(2, tmp_path, change))
 
 
-def as_version_1(state: Mapping[str, Any], layout: Any, prompts: Sequence[str], names: Sequence[str]) -> Any:
+def as_version_1(state: Mapping[str, Any], prompts: Sequence[str], names: Sequence[str]) -> Any:
     """A checkpoint as rlmon 0.1 wrote it: sources by name, 64-bit keys, sums in one vector, a ledger of each rank's."""
     shared = copy.deepcopy(state["shared"])
     of_key = {source_key(name): name for name in names}
@@ -300,11 +300,20 @@ def as_version_1(state: Mapping[str, Any], layout: Any, prompts: Sequence[str], 
     by_key = {int.from_bytes(key, "little") & KEY_MASK: int.from_bytes(key, "little") for key in whole}
     keys = np.frombuffer(base64.b64decode(ledger["key"]), dtype=np.uint64)
     long = np.array([by_key[int(key)] for key in keys], dtype=np.uint64)
-    sums = layout.zeros() | {name: np.array(value) for name, value in shared["base_sums"].items()}
+    sums = {name: np.array(value) for name, value in shared["base_sums"].items()}
+    modes = sums["format/mode_count"].size
+    # The sums of then, one behind the other; only these were read of the baseline.
+    vector = np.concatenate(
+        [
+            *(np.zeros(2), sums["format/mode_count"], np.zeros(4 * modes + 9 + 8 * 4 + 10 * 4)),
+            *(sums["moves/openers"], [sums["moves/tokens"]], np.zeros(12 + 2 + 212 + 2 + 2 + 2 + 20 + 161)),
+            *([sums["entropy/nats"], sums["entropy/tokens"]], np.zeros(50)),
+        ]
+    )
     shared |= {
         "version": 1,
         "base_counts": [counts["prompts"], counts["completions"], counts["rounds"]],
-        "base_sums": layout.flatten(sums).tolist(),
+        "base_sums": vector.tolist(),
         "base_examples": {},
     }
     shared.pop("sources")
@@ -324,7 +333,7 @@ def test_a_checkpoint_of_the_version_before_is_read_alike_by_all_ranks(tmp_path:
     before = Run(tmp_path / "cut", 1, rounds[:6], group=4)
     before.close()
     prompts = [prompt for one in rounds for prompt in one["prompt_id"]]
-    old = as_version_1(before.state(), before.monitors[0].layout, prompts, names)
+    old = as_version_1(before.state(), prompts, names)
     # Rank 1's own ledger knew other prompts: all take rank 0's.
     other = {"shared": old["shared"], "rank": {"version": 1, "ledger": SolveLedger().state()}}
     after = Run(tmp_path / "cut", 2, rounds[6:], group=4, first_step=6, states=[old, other])

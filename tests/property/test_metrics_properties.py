@@ -12,18 +12,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from one_round import FAMILIES, MODES, blocks, finished, flat, sums, tokens
 
 from rlmon.metrics import catalog, moves
 from rlmon.metrics.collision import equality_pairs, overlap_pairs
-from rlmon.metrics.formats import ModeSet, final_answer, mask_template, split_reasoning
+from rlmon.metrics.family import add_to
+from rlmon.metrics.features import Featurizer
+from rlmon.metrics.formats import final_answer, mask_template, split_reasoning
 from rlmon.metrics.groups import SolveLedger, group_statistics
-from rlmon.metrics.layout import SumsLayout, add_sums
-from rlmon.metrics.rollouts import Featurizer, finish, round_blocks, round_sums, token_sums_by_mode
 from rlmon.metrics.tokens import exact_kl, kl_terms, token_sums
 from rlmon.records import RolloutBatch
 
-MODES = ModeSet.build(None)
-LAYOUT = SumsLayout(MODES.names)
 VOCABULARY = [chr(i) for i in range(128)]
 PIECES = [
     "", " ", "Ann has 16 figs now.", "print(7 + 9)", "x = [1, 2]\n", '{"answer": 16}', "<answer>", "</answer>", "```",
@@ -93,14 +92,14 @@ def take(batch: RolloutBatch, order) -> RolloutBatch:
 
 def sums_of(batch: RolloutBatch):
     features = Featurizer(MODES, b"secret", VOCABULARY).features(batch)
-    return round_sums(LAYOUT, batch, features), round_blocks(batch, features)
+    return sums(batch, features), blocks(batch, features)
 
 
 @rounds
 @given(rows_strategy)
 def test_every_number_is_finite_inside_its_range_or_missing_with_a_reason(rows) -> None:
-    sums, blocks = sums_of(batch_of(rows))
-    metrics, missing = finish(LAYOUT, sums, sums)
+    added, found = sums_of(batch_of(rows))
+    metrics, missing = finished(added, added)
     assert set(missing) == {name for name, value in metrics.items() if value is None}
     for name, value in metrics.items():
         entry = catalog.lookup(name)
@@ -109,8 +108,8 @@ def test_every_number_is_finite_inside_its_range_or_missing_with_a_reason(rows) 
             assert math.isfinite(value)
             assert entry.low is None or value >= entry.low - 1e-9, name
             assert entry.high is None or value <= entry.high + 1e-9, name
-    assert sum(block.completions for block in blocks) == len(rows)
-    for block in blocks:
+    assert sum(block.completions for block in found) == len(rows)
+    for block in found:
         for name, value in block.stats.items():
             assert math.isfinite(value)
             assert "collision" not in name or -1e-9 <= value <= 1 + 1e-9
@@ -124,8 +123,9 @@ def test_row_order_does_not_matter(rows, shuffler: random.Random) -> None:
     shuffler.shuffle(order)
     one, blocks_one = sums_of(batch)
     two, blocks_two = sums_of(take(batch, order))
-    for name in LAYOUT.keys:
-        np.testing.assert_allclose(one[name], two[name], rtol=1e-9, atol=1e-9, err_msg=name)
+    moved = flat(two)
+    for name, value in flat(one).items():
+        np.testing.assert_allclose(value, moved[name], rtol=1e-9, atol=1e-9, err_msg=name)
     assert [(block.source, block.prompts, set(block.stats)) for block in blocks_one] == [
         (block.source, block.prompts, set(block.stats)) for block in blocks_two
     ]
@@ -135,11 +135,13 @@ def test_row_order_does_not_matter(rows, shuffler: random.Random) -> None:
 
 @rounds
 @given(rows_strategy, rows_strategy)
-def test_flat_vectors_add_like_sums(one, two) -> None:
+def test_sums_of_two_rounds_add_field_by_field(one, two) -> None:
     a, b = sums_of(batch_of(one))[0], sums_of(batch_of(two))[0]
-    added = LAYOUT.unflatten(LAYOUT.flatten(a) + LAYOUT.flatten(b))
-    both = add_sums(a, b)
-    assert all(np.array_equal(added[name], both[name]) for name in LAYOUT.keys)
+    both = FAMILIES.zeros()
+    add_to(both, a)
+    add_to(both, b)
+    whole, first, second = flat(both), flat(a), flat(b)
+    assert all(np.array_equal(whole[name], first[name] + second[name]) for name in whole)
 
 
 token_arrays = st.integers(1, 5).flatmap(
@@ -168,7 +170,7 @@ def test_a_mask_is_the_same_as_dropping_the_entries(data) -> None:
             assert getattr(sums, name)[i] == getattr(alone, name)[0]
     assert sums.entropy_hist.sum() == sums.tokens_B.sum()
     assert sums.non_finite + sums.tokens_B.sum() == mask.sum().item()
-    metrics, _ = finish(LAYOUT, token_sums_by_mode(LAYOUT, sums, None), None)
+    metrics, _ = finished(tokens(sums, np.full(values.shape[0], -1)))
     assert all(value is None or math.isfinite(value) for value in metrics.values())
 
 

@@ -109,6 +109,7 @@ class Run:
         first_step: int = 0,
         states: Sequence[Any] | None = None,
         mini_batches: int = 1,
+        extensions: Any = None,
         **about: Any,
     ) -> None:
         collectives = Collectives(world)
@@ -130,6 +131,7 @@ class Run:
                 resume=Resume(step=first_step or None, state=None if states is None else states[rank]),
                 policy=policy,
                 levers=None if policy is None else Levers(),
+                extensions=extensions,
             )
             self.monitors[rank] = monitor
             for at, whole in enumerate(rounds, start=first_step):

@@ -12,6 +12,8 @@ from rlmon.exchange import Exchange, Places
 from rlmon.keys import content_key, source_label
 from rlmon.metrics.rows import ROW
 
+SUMS = np.dtype([("format", [("modes", "f8", (3,))])])
+
 
 def places(rank: int = 0, world_size: int = 1, group_size: int = 4, **settings: Any) -> Places:
     given = {"rows_per_round": None, "rounds_per_step": 1} | settings
@@ -28,7 +30,7 @@ def summed(ranks: list[Exchange], *parts: Any) -> exchange.Step:
     vectors = []
     for one, part in zip(ranks, parts, strict=True):
         share = one.empty()
-        one.fill(share, sums=np.ones(3), head={"tokens": 2.0}, rows=part, values=np.zeros(0))
+        one.fill(share, sums=np.ones((), dtype=SUMS), head={"tokens": 2.0}, rows=part)
         vectors.append(one.vector(share))
     assert len({len(vector) for vector in vectors}) == 1
     return ranks[0].read(np.sum(vectors, axis=0))
@@ -36,7 +38,7 @@ def summed(ranks: list[Exchange], *parts: Any) -> exchange.Step:
 
 def ranks(world: int, **settings: Any) -> list[Exchange]:
     return [
-        Exchange(places(rank, world, **settings), sums=3, faults=2, values=0, votes=1, names={})
+        Exchange(places(rank, world, **settings), sums=SUMS, row=ROW, faults=("a", "b"), votes=1, names={})
         for rank in range(world)
     ]
 
@@ -44,7 +46,7 @@ def ranks(world: int, **settings: Any) -> list[Exchange]:
 def test_the_sum_is_the_table_of_all_rows_in_their_order() -> None:
     whole = summed(ranks(3), rows([4, 5, 0]), rows([3, 1]), rows([], 0))
     assert whole.rows["global_row"].tolist() == [0, 1, 3, 4, 5]
-    assert whole.sums.tolist() == [3.0] * 3
+    assert whole.sums["format"]["modes"].tolist() == [3.0] * 3
     assert whole.head["tokens"] == 6.0
     assert whole.collided == 0
 
@@ -115,6 +117,6 @@ def test_names_are_told_until_all_know_them() -> None:
 def test_a_rank_that_failed_enters_with_zeros() -> None:
     pair = ranks(2)
     share = pair[0].empty()
-    pair[0].fill(share, sums=np.ones(3), head={}, rows=rows([1, 2]), values=np.zeros(0))
+    pair[0].fill(share, sums=np.ones((), dtype=SUMS), head={}, rows=rows([1, 2]))
     whole = pair[0].read(pair[0].vector(share) + pair[1].vector(pair[1].empty()))
     assert whole.rows["global_row"].tolist() == [1, 2]

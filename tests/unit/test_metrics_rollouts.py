@@ -12,26 +12,16 @@ import pytest
 import scipy.spatial
 import scipy.stats
 import torch
+from one_round import FAMILIES, MODES, blocks, finished, flat, sums, tokens
 
 from rlmon.metrics import catalog
-from rlmon.metrics.blocks import token_blocks
+from rlmon.metrics.family import add_to
+from rlmon.metrics.features import Featurizer
 from rlmon.metrics.formats import ModeSet
-from rlmon.metrics.layout import SumsLayout, add_sums
-from rlmon.metrics.rollouts import (
-    Featurizer,
-    default_group_stats,
-    finish,
-    kl_sums,
-    round_blocks,
-    round_sums,
-    token_sums_by_mode,
-)
 from rlmon.metrics.rows import rows_of
-from rlmon.metrics.tokens import kl_estimators, token_sums
+from rlmon.metrics.tokens import KLSample, kl_estimators, token_sums
 from rlmon.records import RolloutBatch
 
-MODES = ModeSet.build(None)
-LAYOUT = SumsLayout(MODES.names)
 VOCABULARY = [chr(i) for i in range(128)]
 TEXTS = (
     "Ann has 16 figs now.",
@@ -65,9 +55,9 @@ def make(completions, *, group_size=2, rewards=None, advantages=None, sources=No
 
 def measured(batch: RolloutBatch, base=None, hard=None):
     features = Featurizer(MODES, b"secret", VOCABULARY).features(batch)
-    sums = round_sums(LAYOUT, batch, features, group_stats=default_group_stats(batch, hard))
-    metrics, missing = finish(LAYOUT, sums, base)
-    return {name.removeprefix("rlmon/"): value for name, value in metrics.items()}, missing, sums
+    added = sums(batch, features, hard)
+    metrics, missing = finished(added, base)
+    return {name.removeprefix("rlmon/"): value for name, value in metrics.items()}, missing, added
 
 
 def test_formats_on_paper() -> None:
@@ -119,25 +109,25 @@ def test_lone_success_weight_needs_a_ledger_and_a_hard_prompt() -> None:
     metrics, _, _ = measured(batch, hard=hard)
     # Only the first prompt is hard: 1.5 of 6.
     assert metrics["group/lone_success_weight"] == 0.25
-    blocks = round_blocks(batch, Featurizer(MODES, b"x").features(batch), default_group_stats(batch, hard))
-    assert blocks[0].stats["lone_success_weight"] == 0.25
+    found = blocks(batch, Featurizer(MODES, b"x").features(batch), hard)
+    assert found[0].stats["lone_success_weight"] == 0.25
 
 
 def test_every_missing_value_has_a_reason_and_an_empty_step_measures_nothing() -> None:
-    metrics, missing = finish(LAYOUT, LAYOUT.zeros(), None)
+    metrics, missing = finished(FAMILIES.zeros())
     assert set(missing) == {name for name, value in metrics.items() if value is None}
     assert all(value is None for value in metrics.values())
     assert all(missing.values())
     batch = make(list(TEXTS))
     features = Featurizer(MODES, b"secret").features(batch)
-    metrics, missing = finish(LAYOUT, round_sums(LAYOUT, batch, features), None)
+    metrics, missing = finished(sums(batch, features))
     assert metrics["rlmon/collision/moves_across"] is None
     assert "vocabulary" in missing["rlmon/collision/moves_across"]
     assert metrics["rlmon/format/effective"] == pytest.approx(6.0)
 
 
 def test_catalogue_and_finish_name_the_same_metrics() -> None:
-    returned = set(finish(LAYOUT, LAYOUT.zeros(), None)[0])
+    returned = set(finished(FAMILIES.zeros())[0])
     stated = {metric.name.replace(catalog.MODE, mode) for metric in catalog.METRICS for mode in MODES.names}
     elsewhere = {name for name in stated if name.startswith(("rlmon/intervention/", "rlmon/value/"))}
     assert returned == stated - elsewhere
@@ -192,13 +182,13 @@ def test_blocks_are_prompt_disjoint_inside_one_source() -> None:
     rows = 80
     sources = ["a" if i // 2 < 37 else "b" for i in range(rows)]
     batch = make([TEXTS[i % 6] for i in range(rows)], sources=sources, rewards=[1.0] * rows)
-    blocks = round_blocks(batch, Featurizer(MODES, b"s", VOCABULARY).features(batch))
+    found = blocks(batch, Featurizer(MODES, b"s", VOCABULARY).features(batch))
     # 37 prompts of a: min(8, 18) = 8 blocks; 3 of b: 1 block.
-    assert [block.source for block in blocks] == ["a"] * 8 + ["b"]
-    assert sum(block.prompts for block in blocks) == 40
-    assert sum(block.completions for block in blocks) == rows
-    assert min(block.prompts for block in blocks) >= 2
-    for block in blocks:
+    assert [block.source for block in found] == ["a"] * 8 + ["b"]
+    assert sum(block.prompts for block in found) == 40
+    assert sum(block.completions for block in found) == rows
+    assert min(block.prompts for block in found) >= 2
+    for block in found:
         assert {"mode_collision", "mode_collision_within", "move_collision", "reward", "all_good"} <= set(block.stats)
         assert all(math.isfinite(value) for value in block.stats.values())
         assert block.stats["all_good"] == 1.0
@@ -206,7 +196,7 @@ def test_blocks_are_prompt_disjoint_inside_one_source() -> None:
 
 def test_a_single_prompt_gives_one_block_with_within_statistics_only() -> None:
     batch = make(TEXTS[:4], group_size=4)
-    (block,) = round_blocks(batch, Featurizer(MODES, b"s").features(batch))
+    (block,) = blocks(batch, Featurizer(MODES, b"s").features(batch))
     assert (block.prompts, block.completions) == (1, 4)
     assert "mode_collision" not in block.stats
     assert block.stats["mode_collision_within"] == 0.0
@@ -215,10 +205,10 @@ def test_a_single_prompt_gives_one_block_with_within_statistics_only() -> None:
 
 def test_token_blocks_on_paper() -> None:
     rows = rows_of(make(list(TEXTS[:2]), group_size=1))
-    assert token_blocks(rows[:0]) == token_blocks(rows) == []
+    assert FAMILIES.blocks_of_tokens(rows[:0]) == FAMILIES.blocks_of_tokens(rows) == []
     rows["trained_tokens"], rows["entropy_nats"] = [10.0, 30.0], [10.0, 0.0]
     rows["kl_nats"], rows["kl_tokens"], rows["kl_completion_tokens"] = [1.0, 0.0], [5.0, 0.0], [10.0, 30.0]
-    entropy, kl = token_blocks(rows)
+    entropy, kl = FAMILIES.blocks_of_tokens(rows)
     # Entropy 10 / 40; KL 1 / 5 per token; the one sampled row stands for both: .2 x (10 + 30) / 2 a sequence.
     assert (entropy.stats, entropy.completions) == ({"entropy_nats": 0.25}, 2)
     assert (kl.stats, kl.completions) == ({"kl_nats": 0.2, "kl_seq_nats": 4.0}, 1)
@@ -231,8 +221,8 @@ def test_entropy_metrics_against_the_tokens() -> None:
     mask = torch.rand(8, 50, generator=generator) < 0.8
     advantage = torch.randn(8, generator=generator)
     modes = np.array([3, 3, 3, 3, 8, 8, 8, -1])
-    sums = token_sums_by_mode(LAYOUT, token_sums(entropy, logp, mask, advantage), modes)
-    metrics, missing = finish(LAYOUT, sums, sums)
+    added = tokens(token_sums(entropy, logp, mask, advantage), modes)
+    metrics, missing = finished(added, added)
     values = entropy[mask].double().numpy()
     assert metrics["rlmon/entropy/mean"] == pytest.approx(values.mean(), abs=1e-9)
     assert metrics["rlmon/entropy/ratio_to_base"] == pytest.approx(1.0)
@@ -255,13 +245,15 @@ def test_kl_metrics_are_those_of_the_estimators() -> None:
     prompts = np.arange(12) // 3
     weight = rng.uniform(1.0, 4.0, 12)[row]
     kl[0] = math.nan
-    sums = kl_sums(
-        LAYOUT, kl_T=kl, reverse_T=np.ones(400), entropy_base_T=np.full(400, 2.0), row_T=row, weight_T=weight,
+    sample = KLSample(
+        kl_T=kl, reverse_T=np.ones(400), entropy_base_T=np.full(400, 2.0), row_T=row, weight_T=weight,
         tokens_B=np.append(np.full(12, 50.0), [0.0, 80.0]), mode_code_B=np.full(14, 3),
         prompt_B=np.append(prompts, [9, 9]),
         logp_pi_T=logp_pi, logp_base_T=logp_base,
     )  # fmt: skip
-    metrics, _ = finish(LAYOUT, sums, None)
+    added = FAMILIES.zeros()
+    FAMILIES.add(added, lambda family, own: family.add_kl(own, sample))
+    metrics, _ = finished(added)
     mean = np.average(kl[1:], weights=weight[1:])
     assert metrics["rlmon/kl/mean"] == pytest.approx(mean)
     assert metrics["rlmon/kl/reverse"] == pytest.approx(1.0)
@@ -275,18 +267,6 @@ def test_kl_metrics_are_those_of_the_estimators() -> None:
     assert metrics["rlmon/health/non_finite"] == 1.0
 
 
-def test_the_vector_of_a_layout_round_trips_and_refuses_other_shapes() -> None:
-    _, _, sums = measured(make(list(TEXTS)))
-    vector = LAYOUT.flatten(sums)
-    assert vector.shape == (LAYOUT.size,)
-    back = LAYOUT.unflatten(vector)
-    assert all(np.array_equal(back[name], sums[name]) for name in LAYOUT.keys)
-    with pytest.raises(ValueError, match="length"):
-        LAYOUT.unflatten(vector[:-1])
-    with pytest.raises(ValueError, match="rows"):
-        LAYOUT.flatten({})
-
-
 def test_ranks_add_up_to_the_whole() -> None:
     rewards = [float(i % 3 == 0) for i in range(60)]
     whole = make([TEXTS[i % 6] for i in range(60)], rewards=rewards, advantages=rewards)
@@ -298,17 +278,18 @@ def test_ranks_add_up_to_the_whole() -> None:
             if isinstance(getattr(whole, field.name), list)
         }
         parts.append(measured(dataclasses.replace(whole, **columns))[2])
-    one = measured(whole)[2]
-    two = add_sums(*parts)
+    one, two = flat(measured(whole)[2]), FAMILIES.zeros()
+    for part in parts:
+        add_to(two, part)
+    two = flat(two)
     # Pairs and words are formed on each rank; within-prompt pairs and everything else are the same.
-    for name in LAYOUT.keys:
-        if name == "text" or name in ("pairs_similarity", "pairs_near_duplicate"):
+    for name, value in one.items():
+        if name.startswith(("text/", "collision/similarity/")) and not name.startswith("text/answer"):
             continue
-        if name.startswith("pairs_"):
-            np.testing.assert_allclose(two[name][..., 2:], one[name][..., 2:], atol=1e-6, err_msg=name)
-        else:
-            np.testing.assert_allclose(two[name], one[name], err_msg=name)
-    assert two["pairs_mode"][1] == 24 * 23 / 2 + 36 * 35 / 2 - two["pairs_mode"][3]
+        if "/across_" not in name:
+            np.testing.assert_allclose(two[name], value, atol=1e-6, err_msg=name)
+    pairs = two["collision/mode/across_pairs"]
+    assert pairs == 24 * 23 / 2 + 36 * 35 / 2 - two["collision/mode/within_pairs"]
 
 
 def test_sampled_pairs_do_not_depend_on_the_order_of_rows() -> None:
@@ -322,8 +303,9 @@ def test_sampled_pairs_do_not_depend_on_the_order_of_rows() -> None:
         if isinstance(getattr(whole, field.name), list)
     }
     one, two = measured(whole)[2], measured(dataclasses.replace(whole, **columns))[2]
-    assert one["pairs_similarity"][1] == 500
-    np.testing.assert_allclose(two["pairs_similarity"], one["pairs_similarity"])
+    similarity = one["collision"]["similarity"]
+    assert similarity["across_pairs"] == 500
+    np.testing.assert_allclose(two["collision"]["similarity"].item(), similarity.item())
 
 
 def test_keys_depend_on_the_secret_and_are_63_bits() -> None:
@@ -368,8 +350,8 @@ def test_a_round_of_hostile_texts_is_measured() -> None:
     texts = ["\ud800", "\x00\x01", "[" * 9_000, "<script>" * 50, "", "\n" * 500, "x" * 300_000, "\x1b[2J", "9" * 10_000]
     metrics, _, _ = measured(make(texts, group_size=3))
     assert metrics["format/other_share"] is not None
-    blocks = round_blocks(make(texts, group_size=3), Featurizer(MODES, b"s").features(make(texts, group_size=3)))
-    assert sum(block.completions for block in blocks) == len(texts)
+    found = blocks(make(texts, group_size=3), Featurizer(MODES, b"s").features(make(texts, group_size=3)))
+    assert sum(block.completions for block in found) == len(texts)
 
 
 def test_columns_of_unequal_length_are_refused() -> None:
@@ -380,10 +362,9 @@ def test_columns_of_unequal_length_are_refused() -> None:
 _RANDOM_STATES = """
 import random, warnings
 import numpy as np, torch
-from rlmon.metrics.formats import ModeSet
+from one_round import MODES, blocks, finished, sums
+from rlmon.metrics.features import Featurizer
 from rlmon.metrics.groups import SolveLedger
-from rlmon.metrics.layout import SumsLayout
-from rlmon.metrics.rollouts import Featurizer, default_group_stats, finish, round_blocks, round_sums
 from rlmon.metrics.tokens import exact_kl, token_sums
 from rlmon.records import RolloutBatch
 n = 160
@@ -393,15 +374,13 @@ batch = RolloutBatch(
     completion_ids=[[i % 50, 1, 2, 3, 4] for i in range(n)], reward=[0.0, 1.0] * (n // 2),
 )
 hidden, head = torch.ones(4, 8), torch.ones(11, 8)
-modes = ModeSet.build(None)
 before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), warnings.filters[:]
-features = Featurizer(modes, b"s", [str(i) for i in range(50)]).features(batch)
+features = Featurizer(MODES, b"s", [str(i) for i in range(50)]).features(batch)
 ledger = SolveLedger()
 ledger.update(batch.prompt_id, batch.source, batch.reward, step=1)
-stats = default_group_stats(batch, ledger.credibly_below(batch.prompt_id, batch.source))
-layout = SumsLayout(modes.names)
-finish(layout, round_sums(layout, batch, features, group_stats=stats), None)
-round_blocks(batch, features, stats)
+hard = ledger.credibly_below(batch.prompt_id, batch.source)
+finished(sums(batch, features, hard))
+blocks(batch, features, hard)
 token_sums(hidden, -hidden, hidden, hidden[:, 0])
 exact_kl(hidden, head, hidden, head)
 after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), warnings.filters[:]
@@ -423,5 +402,5 @@ def test_groups_of_one_carry_no_weight_of_lone_successes() -> None:
     for name in ("group/lone_weight", "group/lone_success_weight", "group/all_bad"):
         assert metrics[name] is None
         assert missing[f"rlmon/{name}"]
-    blocks = round_blocks(batch, Featurizer(MODES, b"x").features(batch), default_group_stats(batch, hard))
-    assert "lone_success_weight" not in blocks[0].stats
+    found = blocks(batch, Featurizer(MODES, b"x").features(batch), hard)
+    assert "lone_success_weight" not in found[0].stats

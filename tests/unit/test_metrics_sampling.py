@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rlmon.metrics.rollouts import SumsLayout, add_sums, finish, kl_sums
+from rlmon.metrics.families import WATCHING
 from rlmon.metrics.sampling import inclusion, sample_tokens
+from rlmon.metrics.step import Families
+from rlmon.metrics.tokens import KLSample
 
-LAYOUT = SumsLayout(("prose", "other"))
+FAMILIES = Families(WATCHING, ("prose", "other"))
 ROWS = 16
 
 
@@ -29,20 +31,24 @@ def measured(
     ranks: Sequence[tuple[NDArray[np.bool_], NDArray[np.float64]]], budget: int, number: int = 0
 ) -> dict[str, float | None]:
     """The metrics of one step of several ranks; completions over 90 tokens are in the mode ``other``."""
-    parts = []
+    sums = FAMILIES.zeros()
+
+    def add(sampled: KLSample) -> None:
+        FAMILIES.add(sums, lambda family, own: family.add_kl(own, sampled))
+
     for rank, (mask_BT, kl_BT) in enumerate(ranks):
         sample = sample_tokens(mask_BT, [(number, ROWS * rank + row) for row in range(ROWS)], budget)
         row_T, _ = np.nonzero(sample.chosen_BT)
         kl_T = kl_BT[sample.chosen_BT]
-        parts.append(
-            kl_sums(
-                LAYOUT, kl_T=kl_T, reverse_T=2 * kl_T, entropy_base_T=3 * kl_T, row_T=row_T,
+        add(
+            KLSample(
+                kl_T=kl_T, reverse_T=2 * kl_T, entropy_base_T=3 * kl_T, row_T=row_T,
                 tokens_B=mask_BT.sum(1).astype(float), weight_T=sample.weight_B[row_T],
                 mode_code_B=(mask_BT.sum(1) > 90).astype(np.int64), prompt_B=np.arange(ROWS) // 4,
                 logp_pi_T=kl_T, logp_base_T=np.zeros(kl_T.size),
             )
         )  # fmt: skip
-    return finish(LAYOUT, add_sums(*parts), None)[0]
+    return FAMILIES.finish(sums)[0]
 
 
 @pytest.mark.parametrize(("budget", "steps"), [(256, 600), (600, 300)])

@@ -10,8 +10,8 @@ import warnings
 import pytest
 
 from rlmon.metrics import syntax
+from rlmon.metrics.features import Featurizer
 from rlmon.metrics.formats import ModeSet
-from rlmon.metrics.rollouts import Featurizer
 from rlmon.records import RolloutBatch
 
 NOISY = ("x = '\\d'", "x = b'\\u1234'", "x = '\\777'", "y = 1if x else 2", "f = f'\\q{x}'", "z = 0x1for x in y")

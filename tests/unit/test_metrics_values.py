@@ -13,10 +13,43 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rlmon.metrics import catalog
+from rlmon.metrics.families import CRITIC, WATCHING
+from rlmon.metrics.families.value import PERCENTS, SIGNED_EDGES
+from rlmon.metrics.family import CriticTokens
+from rlmon.metrics.formats import ModeSet
+from rlmon.metrics.step import Families
 from rlmon.metrics.tokens import HISTOGRAM_TOKENS
-from rlmon.metrics.values import PERCENTS, SIGNED_EDGES, VALUE_SUMS, finish, non_finite, value_sums
 
 WIDTH = 10 ** (1 / 96) - 1
+FAMILIES = Families((*WATCHING, CRITIC), ModeSet.build(None).names)
+SUMS = FAMILIES.layout["value"]
+
+
+def value_sums(
+    values_BT: Any, returns_BT: Any, advantages_BT: Any, mask_BT: Any, loss: Any, clip_ratio: Any
+) -> NDArray[np.float64]:
+    """What the critic's family adds, as the part of the vector that ranks add."""
+    own = np.zeros((), dtype=SUMS)
+    CRITIC.add_values(
+        own,
+        CriticTokens(
+            values_BT=values_BT, returns_BT=returns_BT, advantages_BT=advantages_BT, mask_BT=mask_BT, loss=loss,
+            clip_ratio=clip_ratio,
+        ),
+    )  # fmt: skip
+    return own.reshape(1).view(np.float64)
+
+
+def finish(vector: NDArray[np.float64]) -> tuple[dict[str, float | None], dict[str, str]]:
+    """What the vector comes to, of the critic's metrics."""
+    whole = FAMILIES.zeros()
+    whole["value"] = vector.view(SUMS)[0]
+    metrics, missing = ({n: v for n, v in of.items() if "/value/" in n} for of in FAMILIES.finish(whole))
+    return metrics, missing
+
+
+def non_finite(vector: NDArray[np.float64]) -> float:
+    return float(vector.view(SUMS)[0]["non_finite"])
 
 
 def sums(
@@ -119,11 +152,9 @@ def test_a_variance_that_rounding_hides_is_not_measured() -> None:
 
 
 def test_nothing_observed_is_nothing_measured() -> None:
-    metrics, missing = finish(np.zeros(VALUE_SUMS))
+    metrics, missing = finish(np.zeros(SUMS.itemsize // 8))
     assert set(metrics.values()) == {None}
     assert set(missing.values()) == {"no values were observed in this step"}
-    with pytest.raises(ValueError, match="length"):
-        finish(np.zeros(VALUE_SUMS + 1))
 
 
 def test_non_finite_values_are_left_out_of_their_own_sums_and_counted_once_a_token() -> None:
@@ -173,7 +204,6 @@ def test_tensors_give_what_arrays_give_and_stay_as_they_were(dtype: torch.dtype)
     before, state = values.detach().clone(), torch.get_rng_state()
     vector = value_sums(values, returns, advantages, mask, loss, 0.25)
     assert vector.dtype == np.float64
-    assert vector.shape == (VALUE_SUMS,)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(values.detach(), before)
     assert values.grad is None
@@ -243,5 +273,5 @@ def test_ranks_add_up_and_agree_with_numpy_on_all_tokens(
 
 def test_catalogue_and_finish_name_the_same_metrics() -> None:
     stated = {metric.name for metric in catalog.METRICS if metric.name.startswith("rlmon/value/")}
-    assert set(finish(np.zeros(VALUE_SUMS))[0]) == stated
+    assert set(finish(np.zeros(SUMS.itemsize // 8))[0]) == stated
     assert len(stated) == 5 + 2 * len(PERCENTS)

@@ -16,9 +16,10 @@ from rich.console import Console
 import rlmon
 from rlmon.audit.readers import open_source
 from rlmon.errors import RunLogError
-from rlmon.metrics import rollouts
 from rlmon.metrics.catalog import METRICS
-from rlmon.metrics.values import VALUE_SUMS
+from rlmon.metrics.families import CRITIC
+from rlmon.metrics.family import dtype_of
+from rlmon.metrics.step import Families
 from rlmon.monitor import Monitor, Ranks, Resume, StrictError, opening
 from rlmon.records import Action, RolloutBatch
 from rlmon.report.live import View
@@ -219,7 +220,7 @@ def test_without_a_critic_nothing_of_it_is_there(tmp_path: Path) -> None:
     assert with_one is not None
     assert broken is not None
     # Of fixed length, whatever was observed and whatever failed.
-    assert lengths == [lengths[0]] * 2 + [lengths[0] + VALUE_SUMS] * 2
+    assert lengths == [lengths[0]] * 2 + [lengths[0] + dtype_of(CRITIC.fields(())).itemsize // 8] * 2
     assert set(with_one.metrics) - set(without.metrics) == ALL_VALUES
     assert {name: with_one.metrics[name] for name in without.metrics} == dict(without.metrics)
     assert not ALL_VALUES & (set(misused.metrics) | set(misused.missing))
@@ -378,7 +379,7 @@ def test_an_interruption_while_rows_are_measured_loses_none_that_are_written(
 
     monitor = rlmon.Monitor(directory=tmp_path / "run", group_size=4)
     monitor.expect_rows(8)
-    monkeypatch.setattr(rollouts, "round_sums", interrupted)
+    monkeypatch.setattr(Families, "add_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         monitor.observe(batch(monitor.next_round("train")))
     monitor.close()

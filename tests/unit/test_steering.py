@@ -18,8 +18,8 @@ from rlmon.interventions.kl_penalty import KLPenalty
 from rlmon.interventions.policy import Policy
 from rlmon.interventions.row_effect import RowEffect
 from rlmon.interventions.rows import FIELDS, exchanged, row_key
+from rlmon.metrics.features import Featurizer, RowFeatures
 from rlmon.metrics.formats import ModeSet
-from rlmon.metrics.rollouts import Featurizer, RowFeatures
 from rlmon.records import Action, RolloutBatch, StepRecord
 from rlmon.steering import RowsOnly, Steering, load_policy, row_of_each
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import rlmon
 from rlmon.criterion import Criterion
 from rlmon.errors import ConfigError
+from rlmon.metrics.step import OF_SUCCESSES
 from rlmon.metrics.success import GRADED, WAITING, Deciding, Success
-from rlmon.metrics.summary import OF_SUCCESSES
 from rlmon.monitor import Resume
 from rlmon.records import RolloutBatch, StepRecord
 
@@ -237,8 +237,8 @@ def test_graded_rewards_leave_null_what_reads_successes(tmp_path: Any) -> None:
     silent = [0.4] * 4 + [0.1, 0.2, 0.3, 0.3]
     for record in watched(tmp_path, {"a": GRADES}, {"a": silent}):
         for name in OF_SUCCESSES:
-            assert record.metrics[f"rlmon/{name}"] is None, name
-            assert record.missing[f"rlmon/{name}"] == GRADED, name
+            assert record.metrics[name] is None, name
+            assert record.missing[name] == GRADED, name
         stats = [set(block.stats) for block in record.blocks]
         assert not any(one & {"all_good", "all_bad", "lone_success_weight"} for one in stats)
     assert record.metrics["rlmon/group/silent"] == 0.5, "a group without spread gives no gradient, good or bad"
@@ -248,9 +248,7 @@ def test_minus_one_and_one_read_as_zero_and_one(tmp_path: Any) -> None:
     """Group 0 is 0 1 1 0, group 1 is 1 1 1 1; with -1 for 0 all that reads successes is the same."""
     plain = watched(tmp_path / "a", {"a": [*SOME[:4], 1, 1, 1, 1]})[0].metrics
     signed = watched(tmp_path / "b", {"a": [*(2 * v - 1 for v in SOME[:4]), 1, 1, 1, 1]})[0].metrics
-    assert {name: plain[f"rlmon/{name}"] for name in OF_SUCCESSES} == {
-        name: signed[f"rlmon/{name}"] for name in OF_SUCCESSES
-    }
+    assert {name: plain[name] for name in OF_SUCCESSES} == {name: signed[name] for name in OF_SUCCESSES}
     assert plain["rlmon/group/all_good"] == 0.5
 
 

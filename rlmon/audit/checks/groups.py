@@ -9,7 +9,7 @@ import numpy as np
 from rlmon.audit.checks.question import Ends, Question, question
 from rlmon.audit.partial import GROUPED
 from rlmon.audit.result import Check
-from rlmon.metrics.blocks import codes_of
+from rlmon.statistics import codes_of
 
 MOST = 0.5
 """Share of the groups that is called most of them."""

@@ -6,17 +6,16 @@ import math
 from typing import Any
 
 import numpy as np
+import one_round
 import pyarrow as pa
 import pytest
 from audit_rows import ABOVE_HALF, TableShard, draw, table
 
 from rlmon.audit import partial as counting
 from rlmon.audit.partial import BLOCK_STATISTICS, Partial, Settings, merge, partial
+from rlmon.metrics.features import Featurizer
 from rlmon.metrics.formats import ModeSet
-from rlmon.metrics.layout import SumsLayout
 from rlmon.metrics.prompts import template_name
-from rlmon.metrics.rollouts import Featurizer, default_group_stats, round_blocks, round_sums
-from rlmon.metrics.success import RowSuccess
 from rlmon.records import RolloutBatch
 
 MODES = ModeSet.build(None)
@@ -215,8 +214,6 @@ def test_pairs_of_a_step_by_hand() -> None:
     assert steps["pairs_mode_correct"].tolist() == [[2.0, 2.0, 1.0, 1.0]]
     # Answers 7, 7 | 8, 7: across 2 of 4, within 1 of 2.
     assert steps["pairs_answer"].tolist() == [[2.0, 4.0, 1.0, 2.0]]
-    # Texts: "7" is written twice, by a and by b.
-    assert steps["pairs_text"].tolist() == [[1.0, 4.0, 0.0, 2.0]]
     assert (steps["distinct_texts"].tolist(), steps["texts"].tolist()) == ([3.0], [4.0])
 
 
@@ -250,8 +247,7 @@ def test_a_block_is_the_live_block() -> None:
     featurizer = Featurizer(MODES, b"secret")
     for at, step in enumerate(range(1, 7)):
         batch = as_batch(rows, step)
-        won = RowSuccess(ABOVE_HALF.of(batch.reward, {}), None)
-        (live,) = round_blocks(batch, featurizer.features(batch), default_group_stats(batch, None, won))
+        (live,) = one_round.blocks(batch, featurizer.features(batch), success_B=ABOVE_HALF.of(batch.reward, {}))
         own = dict(zip(BLOCK_STATISTICS, blocks["stats"][at].tolist(), strict=True))
         # What the live block leaves out, since nothing measures it, is NaN here: here token counts.
         for name in (*LIVE, "completion_tokens"):
@@ -262,13 +258,12 @@ def test_a_block_is_the_live_block() -> None:
 def test_pair_sums_of_a_step_are_the_live_ones() -> None:
     rows = draw(5, steps=4, prompts=20, group=4)
     steps = counted(rows).steps
-    layout = SumsLayout(MODES.names)
     featurizer = Featurizer(MODES, b"secret")
     for at, step in enumerate(range(1, 5)):
         batch = as_batch(rows, step)
-        sums = round_sums(layout, batch, featurizer.features(batch))
+        pairs = one_round.sums(batch, featurizer.features(batch))["collision"]
         for kernel in ("mode", "mode_correct", "template", "answer"):
-            assert steps[f"pairs_{kernel}"][at].tolist() == pytest.approx(sums[f"pairs_{kernel}"].tolist())
+            assert steps[f"pairs_{kernel}"][at].tolist() == pytest.approx(pairs[kernel].item())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,232 @@
+"""The sums of one step over all its families: their layout, how they grow, and the metrics that they come to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlmon.errors import ConfigError
+from rlmon.metrics.blocks import SourceBlocks, no_tallies
+from rlmon.metrics.families import FAMILIES
+from rlmon.metrics.family import (
+    Circumstances,
+    MetricFamily,
+    Numbers,
+    RankRows,
+    RoundRows,
+    StepSums,
+    Sums,
+    add_to,
+    dtype_of,
+)
+from rlmon.metrics.rows import ROW
+from rlmon.records import Block, RolloutBatch
+
+NO_SUCCESS = "it is not known which completions are successes"
+Guard = Callable[[str], AbstractContextManager[None]]
+"""Contains what fails inside of it, and counts it at the place of that name."""
+
+
+def unguarded(place: str) -> AbstractContextManager[None]:
+    """A guard that lets everything through."""
+    return contextlib.nullcontext()
+
+
+class Families:
+    """The families of a run: rlmon's own, and those that a user adds. The same on all ranks.
+
+    What fails in one of rlmon's own is the caller's to contain; what fails in a user's is contained by ``guard`` at the
+    place of its name, and leaves the others as they are.
+
+    Raises ``ConfigError`` where an added one has the name of another.
+    """
+
+    def __init__(
+        self,
+        own: Sequence[MetricFamily],
+        modes: Sequence[str],
+        *,
+        added: Sequence[MetricFamily] = (),
+        guard: Guard = unguarded,
+    ) -> None:
+        _refuse_names(added)
+        self.modes, self._added, self._guard = tuple(modes), frozenset(family.name for family in added), guard
+        self._families = (*own, *added)
+        self.layout = np.dtype([(family.name, dtype_of(family.fields(self.modes))) for family in self._families])
+        """One field per family, with its fields: all float64, so that the sums of ranks can be added."""
+        self.columns = tuple(name for family in added for name in family.columns)
+        """Numbers per row, whose means are statistics of blocks."""
+        self.row = (
+            np.dtype([*ROW.descr, ("measured", [(name, "f8") for name in self.columns])]) if self.columns else ROW
+        )
+        """What the table of a step's rows holds of each."""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where those that were added can fail."""
+        return tuple(_place(family) for family in self._families if family.name in self._added)
+
+    def is_added(self, name: str) -> bool:
+        """Whether a sum, by its name in ``of_base``, is of a user's family."""
+        return name.rpartition("/")[0] in self._added
+
+    def zeros(self) -> Sums:
+        """All sums at zero: what a rank without data, or one that failed, contributes."""
+        return np.zeros((), dtype=self.layout)
+
+    def add(self, into: Sums, do: Callable[[MetricFamily, Sums], None]) -> None:
+        """Let every family add to its sums: ``do(family, sums)``. Nothing of one that fails is added."""
+        fresh = self.zeros()
+        for family in self._families:
+            with self._guarded(family):
+                part = np.zeros((), dtype=self.layout[family.name])
+                do(family, part)
+                fresh[family.name] = part
+        add_to(into, fresh)
+
+    def each(self, do: Callable[[MetricFamily], None]) -> None:
+        """``do(family)`` for every family."""
+        for family in self._families:
+            with self._guarded(family):
+                do(family)
+
+    def add_rows(self, into: Sums, seen: RankRows) -> None:
+        """From the rows of one rank."""
+        self.add(into, lambda family, sums: family.add_rows(sums, seen))
+
+    def add_round(self, into: Sums, seen: RoundRows) -> None:
+        """From the rows of a round of all ranks."""
+        self.add(into, lambda family, sums: family.add_round(sums, seen))
+
+    def blocks_of_round(self, seen: RoundRows, tallied: Callable[[str], Collection[str]] = no_tallies) -> list[Block]:
+        """The rows of one round as prompt-disjoint blocks inside one source each, with every statistic that can be
+        computed; one that cannot is absent. Row order does not matter. ``tallied``: the statistics of a source, by its
+        key, whose baseline still takes tallies."""
+        if not len(seen.rows):
+            return []
+        into = SourceBlocks(seen.rows, tallied)
+        self.each(lambda family: family.put_round(into.dealt, seen))
+        return into.blocks()
+
+    def blocks_of_tokens(self, rows: NDArray[Any]) -> list[Block]:
+        """Blocks of the rows that a step trained on, and of those that a comparison with the base stands for."""
+        found: list[Block] = []
+        trained, compared = rows[rows["trained_tokens"] > 0], rows[rows["kl_completion_tokens"] > 0]
+        if len(trained):
+            into = SourceBlocks(trained)
+            self.each(lambda family: family.put_trained(into.dealt, trained))
+            found += into.blocks()
+        if len(compared):
+            among = SourceBlocks(compared)
+            self.each(lambda family: family.put_compared(among.dealt, compared))
+            found += among.blocks(compared["kl_tokens"] > 0)  # counted are the rows that were looked at
+        return [block for block in found if block.stats]
+
+    def _guarded(self, family: MetricFamily) -> AbstractContextManager[None]:
+        return self._guard(_place(family)) if family.name in self._added else contextlib.nullcontext()
+
+    def measure(self, rows: NDArray[Any], batch: RolloutBatch) -> None:
+        """Put the numbers per row of the families that have some into the rows of ``batch``; NaN where one fails."""
+        if not self.columns:
+            return
+        for name in self.columns:
+            rows["measured"][name] = np.nan
+
+        def put(family: MetricFamily) -> None:
+            for name, values in family.row_values(batch).items() if family.columns else ():
+                given = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+                rows["measured"][name] = np.where(np.isfinite(given), given, np.nan)
+
+        self.each(put)
+
+    def of_base(self, sums: Sums) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        """The sums that are read of the baseline too, as ``family/field``."""
+        for family in self._families:
+            for name in family.base:
+                yield f"{family.name}/{name}", np.array(sums[family.name][name])
+
+    def finish(
+        self,
+        sums: Sums,
+        base: Mapping[str, NDArray[np.float64]] | None = None,
+        known: Circumstances | None = None,
+    ) -> tuple[dict[str, float | None], dict[str, str]]:
+        """All metrics from sums over micro-batches and ranks, and the reason for each that is ``None``. None is NaN or
+        infinite.
+
+        ``base`` holds the summed sums of the baseline rounds as ``of_base`` names them, ``None`` before there are any.
+        """
+        known = Circumstances() if known is None else known
+        metrics: dict[str, float | None] = {}
+        missing: dict[str, str] = {}
+        for family in self._families:
+            out = self._finished(family, sums, base, known)
+            metrics |= out.metrics
+            missing |= out.missing
+        measured = sums["health"]["rows"] > 0 and sums["health"]["rewarded"] > 0
+        if measured and sums["group"]["known_rows"] <= 0:
+            reason = known.no_success or NO_SUCCESS
+            missing |= {name: reason for name in OF_SUCCESSES if name in missing}
+        return metrics, missing
+
+    def _finished(
+        self,
+        family: MetricFamily,
+        sums: Sums,
+        base: Mapping[str, NDArray[np.float64]] | None,
+        known: Circumstances,
+    ) -> Numbers:
+        """The metrics of one family; of a user's also those that it did not give, where it failed."""
+        added, own = family.name in self._added, sums[family.name]
+        out = Numbers("" if added else "rlmon/")
+        places = {name: f"{family.name}/{name}" for name in family.base}
+        of_base = None
+        if base is not None and all(place in base for place in places.values()):  # else it was added after the baseline
+            of_base = {name: base[place] for name, place in places.items()}
+        broken: str | None = f"{_place(family)} failed in this step"
+        with self._guarded(family):
+            step = StepSums(sums=sums, modes=self.modes, known=known, base=of_base)
+            family.finish(out, own, step)
+            reason = known.unseen.get(family.name) or family.unmeasured(own, step)
+            out.missing.update(dict.fromkeys(out.missing, reason) if reason else {})
+            broken = broken if _place(family) in known.failed else None
+        for entry in family.entries if added else ():
+            if entry.name not in out.metrics:
+                out.put(entry.name, None, f"{family.name} gave no value")
+        if added and broken:
+            out.missing.update(dict.fromkeys(out.missing, broken))
+        return out
+
+
+OF_SUCCESSES = tuple(metric.name for family in FAMILIES for metric in family.entries if metric.of_successes)
+
+
+def _place(family: MetricFamily) -> str:
+    return f"metrics.{family.name}"
+
+
+def _refuse_names(added: Sequence[MetricFamily]) -> None:
+    names = [family.name for family in FAMILIES]
+    metrics = {metric.name for family in FAMILIES for metric in family.entries}
+    for family in added:
+        if family.name in names:
+            raise ConfigError(
+                f"two families of metrics are called {family.name!r}: give yours a name of its own, "
+                f"such as name = 'my_{family.name}'."
+            )
+        names.append(family.name)
+        for column in family.columns:
+            if "/" not in column:  # as no statistic of rlmon's own has
+                raise ConfigError(f"a number per completion is called {column!r}: call it <family>/{column}.")
+        for entry in family.entries:
+            if entry.name in metrics or entry.name.startswith("rlmon/"):
+                raise ConfigError(
+                    f"the family {family.name!r} has a metric {entry.name!r}, a name that rlmon keeps for itself or "
+                    f"that another family has: call it {family.name}/{entry.name.rsplit('/', 1)[-1]}."
+                )
+            metrics.add(entry.name)

@@ -1,0 +1,168 @@
+"""A family of metrics of the user's own beside the built-in ones: live, on several ranks, resumed, broken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulated_ranks import Run, round_of
+
+import rlmon
+from rlmon.errors import ConfigError
+from rlmon.extensions import Extensions
+from rlmon.metrics import CompletionMetric, Metric, MetricFamily, Numbers, RankRows, StepSums
+from rlmon.monitor import Resume
+from rlmon.records import RolloutBatch, StepRecord
+
+DIGITS = CompletionMetric(
+    "digits/share", lambda text: sum(mark.isdigit() for mark in text) / len(text), unit="share", low=0, high=1,
+    bad="down", formula="characters of a completion that are digits",
+)  # fmt: skip
+
+
+class Longest(MetricFamily):
+    """The longest completion of each rank, summed: a family with sums of its own and no number per row."""
+
+    name = "longest"
+    entries = (Metric("longest/characters", "characters", 0, None, "up", "", "", "local", "completions"),)
+
+    def fields(self, modes: Sequence[str]) -> Mapping[str, Any]:
+        return {"characters": (), "by_mode": (len(modes),)}
+
+    def add_rows(self, sums: Any, seen: RankRows) -> None:
+        sums["characters"] += max(len(text) for text in seen.batch.completions)
+
+    def finish(self, out: Numbers, sums: Any, step: StepSums) -> None:
+        out.put("longest/characters", sums["characters"], "nothing was written")
+
+
+def batch(round_: int, completions: Sequence[str], first: int = 0) -> RolloutBatch:
+    return RolloutBatch(
+        round=round_,
+        split="train",
+        step=round_ + 1,
+        group_size=2,
+        global_row=range(first, first + len(completions)),
+        prompt_id=[f"p{(first + i) // 2}" for i in range(len(completions))],
+        source=["s"] * len(completions),
+        prompts=["?"] * len(completions),
+        completions=completions,
+        reward=[float(i % 2) for i in range(len(completions))],
+    )
+
+
+def monitor(folder: Path, *families: MetricFamily, **settings: Any) -> rlmon.Monitor:
+    return rlmon.Monitor(
+        rlmon.RLMonConfig(rlmon_console=False), directory=folder, group_size=2,
+        extensions=Extensions(metrics=families), **settings,
+    )  # fmt: skip
+
+
+def step(of: rlmon.Monitor, number: int, completions: Sequence[str] | None) -> StepRecord:
+    if completions is not None:
+        of.observe(batch(of.next_round("train"), completions))
+    record = of.end_step(number)
+    assert record is not None
+    return record
+
+
+TEXTS = ("11aa", "1aaa", "aaaa", "1111")
+"""Shares of digits .5, .25, 0 and 1; by prompt .375 and .5."""
+
+
+def test_a_number_per_completion_is_a_metric_and_a_statistic_of_blocks(tmp_path: Path) -> None:
+    of = monitor(tmp_path, DIGITS, Longest())
+    record = step(of, 1, TEXTS)
+    assert record.metrics["digits/share"] == pytest.approx(1.75 / 4)
+    assert record.metrics["digits/share_ratio_to_base"] == 1.0
+    assert record.metrics["longest/characters"] == 4.0
+    assert [block.stats["digits/share"] for block in record.blocks] == [pytest.approx(0.4375)]
+    assert record.metrics["rlmon/health/reward_mean"] == 0.5, "the built-in ones are there as ever"
+    again = step(of, 2, None)
+    assert again.metrics["digits/share"] is None
+    assert again.missing["digits/share"] == "no new generation was trained in this step"
+    of.close()
+    assert rlmon.open_run(tmp_path).step_records() == [record, again]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_what_is_not_a_number_is_none_with_a_reason(tmp_path: Path, value: float | None) -> None:
+    odd = CompletionMetric("odd/number", lambda text: value)
+    record = step(monitor(tmp_path, odd), 1, TEXTS)
+    assert record.metrics["odd/number"] is None
+    assert record.missing["odd/number"] == "no completion of this step has a value"
+    assert "odd/number" not in record.blocks[0].stats
+    assert not record.faults
+
+
+def test_one_that_breaks_is_a_counted_fault_of_its_own(tmp_path: Path) -> None:
+    class Broken(Longest):
+        name, entries = "broken", (Metric("broken/number", "", None, None, "none", "", "", "exact", ""),)
+
+        def finish(self, out: Numbers, sums: Any, step: StepSums) -> None:
+            raise KeyError("of the user's")
+
+    division = CompletionMetric("division/share", lambda text: 1 / (len(text) - 4))
+    of, plain = monitor(tmp_path / "run", division, DIGITS, Broken()), monitor(tmp_path / "plain")
+    record, without = step(of, 1, TEXTS), step(plain, 1, TEXTS)
+    assert record.faults == {"metrics.division/share": 1}
+    assert record.missing["division/share"] == "metrics.division/share failed in this step"
+    assert record.missing["broken/number"] == "metrics.broken failed in this step"
+    assert record.metrics["digits/share"] is not None
+    assert {name: record.metrics[name] for name in without.metrics} == dict(without.metrics)
+    assert [block.stats.keys() - {"digits/share"} for block in record.blocks] == [
+        b.stats.keys() for b in without.blocks
+    ]
+    assert step(of, 2, None).faults == {"metrics.broken": 1}, "what failed at the end of a step is of the next"
+
+
+@pytest.mark.parametrize(
+    ("families", "told"),
+    [
+        ((CompletionMetric("text", len),), "name = 'my_text'"),
+        ((DIGITS, DIGITS), "name = 'my_digits/share'"),
+        ((CompletionMetric("rlmon/mine", len),), "call it"),
+        ((CompletionMetric("reward", len),), "call it <family>/reward"),
+    ],
+)
+def test_names_that_others_have_are_refused(tmp_path: Path, families: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        monitor(tmp_path, *families)
+
+
+def test_a_checkpoint_goes_on_with_it_and_without_it(tmp_path: Path) -> None:
+    def state(of: rlmon.Monitor) -> Any:
+        return {"shared": of.shared_state(), "rank": of.rank_state()}
+
+    whole, cut = monitor(tmp_path / "whole", DIGITS), monitor(tmp_path / "cut", DIGITS)
+    expected = [step(whole, number, TEXTS[number % 2 :] * 2) for number in (1, 2, 3)]
+    for number in (1, 2):
+        step(cut, number, TEXTS[number % 2 :] * 2)
+    saved = state(cut)
+    cut.close()
+    again = monitor(tmp_path / "cut", DIGITS, resume=Resume(step=2, state=saved))
+    assert step(again, 3, TEXTS[1:] * 2).metrics == expected[2].metrics
+    without = monitor(tmp_path / "without", resume=Resume(step=2, state=saved))
+    record = step(without, 3, TEXTS[1:] * 2)
+    assert record.metrics == {name: v for name, v in expected[2].metrics.items() if name.startswith("rlmon/")}
+    joined = monitor(tmp_path / "joined", DIGITS, Longest(), resume=Resume(step=3, state=state(without)))
+    assert "baseline" not in (joined.journal.writer.header.config or {})
+    assert step(joined, 4, TEXTS).metrics["digits/share"] == pytest.approx(1.75 / 4)
+
+
+def test_all_ranks_hold_the_same(tmp_path: Path) -> None:
+    names = ["a", "b"]
+    rounds = [round_of(number, sources=names, prompts=8, group=4, narrow={}) for number in range(3)]
+    one, two = (
+        Run(tmp_path / str(world), world, rounds, group=4, extensions=Extensions(metrics=[DIGITS])) for world in (1, 2)
+    )
+    for alone, first, second in zip(one.records[0], *two.records, strict=True):
+        assert first.metrics == second.metrics
+        assert first.blocks == second.blocks == alone.blocks
+        assert first.metrics["digits/share"] == pytest.approx(alone.metrics["digits/share"], rel=1e-12)
+        assert all("digits/share" in block.stats for block in first.blocks if "reward" in block.stats)
+    one.close()
+    two.close()
