@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from rlmon.lab.bases import BASE_DIR
-from rlmon.lab.demo import TRAINING, _load_base, _quiet_libraries
+from rlmon.lab.demo import TRAINING, load_base
 from rlmon.lab.evaluate import MAX_NEW_TOKENS, evaluate, held_out_sample
+from rlmon.lab.libraries import quiet_libraries
 from rlmon.lab.task import Question, reward_correct, split_questions
 from studies.frontier import interval
 
@@ -324,7 +325,7 @@ def check_wrappings(tokenizer: Any, questions: Sequence[Question]) -> float:
     context_length = queries.shape[1]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        ids = _load_base().generate(
+        ids = load_base().generate(
             **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=True, top_k=0, pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
@@ -399,7 +400,7 @@ def train(arm: Arm, learning_rate: float, seed: int, rounds: int, output: Path) 
     questions, held_out = split_questions()
     options = settings(arm, learning_rate, seed, rounds)
     set_seed(seed)
-    model, verifier = _load_base(), Rounds()
+    model, verifier = load_base(), Rounds()
     if arm.critic is None:
         import trl.experimental.ppo as theirs
 
@@ -443,7 +444,7 @@ def train(arm: Arm, learning_rate: float, seed: int, rounds: int, output: Path) 
         )
     policy = trainer.accelerator.unwrap_model(trainer.model)
     policy = policy.policy if arm.critic is None else policy
-    judged = evaluate(policy, _load_base(), tokenizer, held_out_sample(held_out), lambda text: "any", keep_samples=0)
+    judged = evaluate(policy, load_base(), tokenizer, held_out_sample(held_out), lambda text: "any", keep_samples=0)
     return Run(
         arm=arm.name,
         learning_rate=learning_rate,
@@ -501,7 +502,7 @@ def _settled() -> Iterator[None]:
 
     import rlmon.trl  # noqa: F401
 
-    with _quiet_libraries():
+    with quiet_libraries():
         yield
 
 

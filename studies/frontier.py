@@ -19,30 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon.statistics import t_quantile
 from studies.arms import Task
+from studies.tables import Interval, compact, cpu_seconds, interval, made_with, markdown, mean_of
 
 SMOOTH_STEPS = 10
 """A point of a trajectory is the mean of what was measured at most this many steps before or after it."""
 KEPT_EVERY = 20
 """Steps between two points of a trajectory in the files beside the report."""
 REFERENCE = "unprotected"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """Mean of n values (of differences: paired) and half the width of its 95 % interval; ``None`` for one value."""
-
-    mean: float
-    half: float | None
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.half is None else f"{self.mean:.3f} ± {self.half:.3f}"
-
-    @property
-    def signed(self) -> str:
-        return f"{self.mean:+.3f}" if self.half is None else f"{self.mean:+.3f} ± {self.half:.3f}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,13 +44,21 @@ class Excess:
     """Arm less reference."""
 
 
-def interval(values: Sequence[float]) -> Interval:
-    """Student's t, 95 %. Raises ``ValueError`` for no values."""
-    if not values:
-        raise ValueError("An interval needs at least one value.")
-    n = len(values)
-    half = None if n == 1 else t_quantile(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
-    return Interval(mean=statistics.fmean(values), half=half, n=n)
+def predicted_shares(
+    p0_M: Sequence[float] | NDArray[np.float64], mean_reward_M: Sequence[float] | NDArray[np.float64], kappa: float
+) -> NDArray[np.float64]:
+    """Shares [M] at which reward and pressure balance, p0 exp(R / kappa) / Z.
+
+    ``mean_reward_M``: mean of each mode in units of the advantage that ``kappa`` is added to, for the policy as it is
+    then. ``kappa`` 0 is the best mode alone.
+    """
+    p0, reward = np.asarray(p0_M, dtype=np.float64), np.asarray(mean_reward_M, dtype=np.float64)
+    if kappa <= 0.0:
+        best = np.where((p0 > 0) & (reward == reward[p0 > 0].max()), p0, 0.0)
+        return np.asarray(best / best.sum(), dtype=np.float64)
+    exponent = np.where(p0 > 0, reward / kappa, -np.inf)
+    weight = p0 * np.exp(exponent - exponent.max())
+    return np.asarray(weight / weight.sum(), dtype=np.float64)
 
 
 def binary_kl_nats(p: float, q: float) -> float:
@@ -199,9 +191,9 @@ def final_table(results: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -
         row = [arm, str(len(cells))]
         for name, _ in columns:
             values = [value for cell in cells.values() if (value := value_of(cell, name)) is not None]
-            row.append(_number(statistics.fmean(values) if values else None))
+            row.append(_number(mean_of(values)))
         rows.append(row)
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def paired_table(results: Sequence[Mapping[str, Any]], reference: str = REFERENCE) -> str | None:
@@ -218,7 +210,7 @@ def paired_table(results: Sequence[Mapping[str, Any]], reference: str = REFERENC
         found = [paired(cells, arms[reference], name) for name in columns]
         seeds = max((each.n for each in found if each is not None), default=0)
         rows.append([arm, str(seeds), *("-" if each is None else each.signed for each in found)])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def excesses(results: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> list[Excess]:
@@ -236,7 +228,7 @@ def excesses(results: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> l
 
 def excess_table(found: Sequence[Excess]) -> str:
     head = ["arm", "against", "seeds", "at accuracy", "floor", "excess of arm", "of the other", "difference"]
-    return _markdown(
+    return markdown(
         [
             head,
             *(
@@ -263,7 +255,7 @@ def by_format_table(results: Sequence[Mapping[str, Any]], base: Mapping[str, Any
     rows = [["arm", *formats], ["*base*", *(_share_and_accuracy([base], name) for name in formats)]]
     for arm, cells in by_arm(results).items():
         rows.append([arm, *(_share_and_accuracy(list(cells.values()), name) for name in formats)])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _share_and_accuracy(cells: Sequence[Mapping[str, Any]], name: str) -> str:
@@ -301,7 +293,7 @@ def predicted_table(results: Sequence[Mapping[str, Any]], base: Mapping[str, Any
 
     head = f"{arm}, kappa at the end {statistics.fmean(kappas):.2f}"
     rows = [[head, *names], ["*base*", *(f"{share:.3f}" for share in p0)]]
-    return _markdown([*rows, ["predicted", *mean(predicted)], ["achieved", *mean(achieved)]])
+    return markdown([*rows, ["predicted", *mean(predicted)], ["achieved", *mean(achieved)]])
 
 
 def asked_table(
@@ -335,7 +327,7 @@ def asked_table(
         if each.arm == arm and each.reference == REFERENCE and each.reference_nats > 0.0:
             saved = 1.0 - each.arm_nats / each.reference_nats
             rows.append(["excess KL saved at equal accuracy", f">= {SAVED:.0%}", f"{saved:.0%}", _mark(saved >= SAVED)])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _mark(holds: bool) -> str:
@@ -358,7 +350,7 @@ def write_report(
         mine = [result for result in results if result["task"] == task.name]
         base = bases[task.name]
         (out / f"{task.name}.json").write_text(
-            json.dumps({"base": _compact(base), "cells": [_compact(_thinned(cell)) for cell in mine]}, allow_nan=False)
+            json.dumps({"base": compact(base), "cells": [compact(_thinned(cell)) for cell in mine]}, allow_nan=False)
             + "\n",
             encoding="utf-8",
         )
@@ -381,7 +373,11 @@ def write_report(
     figures = _figures(out, tasks, bases, results)
     if figures:
         parts.append("\n".join(["## Figures", "", *(f"![{text}]({name})" for name, text in figures)]))
-    parts.append(_versions(results))
+    faults = sum(result["faults"] for result in results)
+    parts.append(
+        f"{made_with(results)} {len(results)} cells, {cpu_seconds(results):.0f} CPU-seconds; {faults} faults inside "
+        "the monitor."
+    )
     text = "\n\n".join(parts) + "\n"
     (out / "README.md").write_text(text, encoding="utf-8")
     return text
@@ -398,17 +394,6 @@ of one prompt share their format. *KL*: exact, policy from base, in nats. Differ
 which no policy of that accuracy can be), from the run's own log (mean reward and `rlmon/kl/seq`, smoothed over 10
 steps either way), where each run first reaches the highest accuracy that both reach. Nothing is corrected for the
 number of comparisons."""
-
-
-def _versions(results: Sequence[Mapping[str, Any]]) -> str:
-    packages = results[0]["packages"]
-    versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version is not None)
-    cpu = sum(result["train_cpu_seconds"] + result["evaluate_cpu_seconds"] for result in results)
-    faults = sum(result["faults"] for result in results)
-    return (
-        f"## Made with\n\n{versions}; {results[0]['machine']['system']}, one thread a cell. {len(results)} cells, "
-        f"{cpu:.0f} CPU-seconds; {faults} faults inside the monitor."
-    )
 
 
 def _figures(
@@ -490,39 +475,7 @@ def _thinned(cell: Mapping[str, Any]) -> dict[str, Any]:
     return {**cell, "trajectory": kept, "actions": cell["actions"][-20:]}
 
 
-def _compact(value: Any) -> Any:
-    """The same with floats of six digits: the files are read by people and kept in a repository."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, Mapping):
-        return {name: _compact(each) for name, each in value.items() if name not in ("samples", "machine", "packages")}
-    return [_compact(each) for each in value] if isinstance(value, list | tuple) else value
-
-
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = ["| " + " | ".join(row) + " |" for row in (head, *body)]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
-
-
-def predicted_shares(
-    p0_M: Sequence[float] | NDArray[np.float64], mean_reward_M: Sequence[float] | NDArray[np.float64], kappa: float
-) -> NDArray[np.float64]:
-    """Shares [M] at which reward and pressure balance, p0 exp(R / kappa) / Z.
-
-    ``mean_reward_M``: mean of each mode in units of the advantage that ``kappa`` is added to, for the policy as it is
-    then. ``kappa`` 0 is the best mode alone.
-    """
-    p0, reward = np.asarray(p0_M, dtype=np.float64), np.asarray(mean_reward_M, dtype=np.float64)
-    if kappa <= 0.0:
-        best = np.where((p0 > 0) & (reward == reward[p0 > 0].max()), p0, 0.0)
-        return np.asarray(best / best.sum(), dtype=np.float64)
-    exponent = np.where(p0 > 0, reward / kappa, -np.inf)
-    weight = p0 * np.exp(exponent - exponent.max())
-    return np.asarray(weight / weight.sum(), dtype=np.float64)

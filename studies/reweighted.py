@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from trl import GRPOTrainer
+
+from studies.rewards import parse
 
 
 def rarity_weights(modes: Sequence[str], group_size: int) -> list[float]:
@@ -25,17 +27,15 @@ class RarityWeightedGRPOTrainer(GRPOTrainer):
 
     As in arXiv 2601.08763 with exponent 1, the clusters being format modes rather than judged strategies. The result
     is rescaled so that the mean of |advantage| stays what it was: otherwise this were a smaller learning rate too. One
-    process, whole groups. Needs ``parse``, which names a completion's mode, before training.
+    process, whole groups.
     """
-
-    parse: Callable[[str], str]
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         output = super()._generate_and_score_completions(inputs)
         if self.model.training:
             texts = self.processing_class.batch_decode(output["completion_ids"], skip_special_tokens=True)
             advantages_N = output["advantages"]
-            weights = rarity_weights([self.parse(text) for text in texts], self.num_generations)
+            weights = rarity_weights([parse(text) for text in texts], self.num_generations)
             weighted_N = advantages_N * torch.tensor(weights, dtype=advantages_N.dtype, device=advantages_N.device)
             scale = advantages_N.abs().sum() / weighted_N.abs().sum().clamp(min=1e-12)
             output["advantages"] = weighted_N * scale

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlmon.errors import ConfigError
+from rlmon.lab import claims as verdict
 from rlmon.lab import demo
 from rlmon.lab.bases import BASE_DIR, WEIGHTS, sha256
 from rlmon.lab.evaluate import Evaluation
@@ -42,11 +43,12 @@ def record(step: int, **metrics: float | None) -> StepRecord:
     )
 
 
-def result(arm: str, **changes: object) -> demo.ArmResult:
+def result(arm: str, **changes: object) -> verdict.ArmResult:
     evaluation = {k: changes.pop(k) for k in list(changes) if k in {f.name for f in dataclasses.fields(Evaluation)}}
     return dataclasses.replace(
-        demo.ArmResult(
+        verdict.ArmResult(
             arm=arm,
+            policy=demo.ARMS[arm].policy,
             seed=0,
             evaluation=dataclasses.replace(BASE, **evaluation),  # type: ignore[arg-type]
             first_warn_step=None,
@@ -85,10 +87,10 @@ def test_claims_hold_and_break() -> None:
     collapsed = {"top_share": 0.95, "effective_formats": 1.3, "accuracy": 0.98, "narrowed_step": 60}
     good = result("unprotected", first_fail_step=90, top_share_over_0_9_step=100, **collapsed)
     kept = result("kl", accuracy=0.96)
-    assert all(claim["holds"] for claim in demo.claims([good, kept], BASE))
+    assert all(claim["holds"] for claim in verdict.claims([good, kept], BASE))
 
-    def broken(*results: demo.ArmResult) -> set[str]:
-        return {claim["id"] for claim in demo.claims(results, BASE) if claim["holds"] is False}
+    def broken(*results: verdict.ArmResult) -> set[str]:
+        return {claim["id"] for claim in verdict.claims(results, BASE) if claim["holds"] is False}
 
     # 91 > 100 - 10
     late = dataclasses.replace(good, first_fail_step=91)
@@ -99,7 +101,7 @@ def test_claims_hold_and_break() -> None:
     assert broken(good, result("kl", accuracy=0.91)) == {"learns", "price"}
     assert broken(good, result("kl", accuracy=0.96, first_fail_step=5)) == {"kept"}
     # Without the other arm its price cannot be told.
-    assert [claim["holds"] for claim in demo.claims([kept], BASE) if claim["id"] == "price"] == [None]
+    assert [claim["holds"] for claim in verdict.claims([kept], BASE) if claim["id"] == "price"] == [None]
 
 
 def test_claims_of_protect_look_at_correct_answers_alone() -> None:
@@ -113,7 +115,7 @@ def test_claims_of_protect_look_at_correct_answers_alone() -> None:
     }  # fmt: skip
 
     def broken(**changes: object) -> set[str]:
-        checked = demo.claims([unprotected, result("protect", **{**good, **changes})], BASE)
+        checked = verdict.claims([unprotected, result("protect", **{**good, **changes})], BASE)
         assert [claim["id"] for claim in checked if claim["arm"] == "protect"] == [
             "kept", "kept-within", "learns", "price", "other",
         ]  # fmt: skip
@@ -126,8 +128,8 @@ def test_claims_of_protect_look_at_correct_answers_alone() -> None:
     assert broken(effective_formats_correct_within=3.39) == {"kept-within"}
     assert broken(other_share=0.021) == {"other"}
     # 87 + 5 points are learning; 98 less the points of the price are the least accuracy.
-    assert broken(accuracy=0.98 - demo.PRICE_POINTS["protect"] / 100 - 0.001) >= {"price"}
-    assert broken(accuracy=0.98 - demo.PRICE_POINTS["protect"] / 100 + 0.001) == set()
+    assert broken(accuracy=0.98 - verdict.PRICE_POINTS["protect"] / 100 - 0.001) >= {"price"}
+    assert broken(accuracy=0.98 - verdict.PRICE_POINTS["protect"] / 100 + 0.001) == set()
     assert broken(accuracy=0.919) == {"learns", "price"}
 
 
@@ -136,11 +138,11 @@ def test_kept_is_a_ratio_to_the_base_and_price_a_difference_of_arms() -> None:
         "protect", accuracy=0.95, effective_formats=2.35, effective_formats_within=None, effective_formats_correct=5.17
     )
     # 2.35/4.7, 5.17/4.7, 4.0/4.0, .98 - .95
-    kept = demo.kept_of(run, BASE, result("unprotected", accuracy=0.98))
+    kept = verdict.kept_of(run, BASE, result("unprotected", accuracy=0.98))
     assert kept == pytest.approx(
         {"across": 0.5, "within": None, "correct": 1.1, "correct_within": 1.0, "price": 0.03}, abs=1e-12
     )
-    assert demo.kept_of(run, BASE, None)["price"] is None
+    assert verdict.kept_of(run, BASE, None)["price"] is None
 
 
 def act(name: str, phase: str, knob: str, **changes: object) -> Action:
@@ -157,7 +159,7 @@ def test_acts_are_counted_by_what_they_turned() -> None:
         act("c", "measured", "beta", step=65, effect="not_measured", effect_reason="it failed"),
         act("d", "decided", "beta", dry_run=True),
     ]  # fmt: skip
-    acted = demo.acted_of(result("protect", actions=actions, levels={"kappa": [0.0, 1.0, 0.5], "beta": []}))
+    acted = verdict.acted_of(result("protect", actions=actions, levels={"kappa": [0.0, 1.0, 0.5], "beta": []}))
     assert acted is not None
     assert acted["applied"] == {"beta": 1, "advantages": 1}
     assert acted["failed"] == 1
@@ -166,7 +168,7 @@ def test_acts_are_counted_by_what_they_turned() -> None:
     assert [(a["step"], a["knob"], a["failed"], a["effect"]) for a in acted["actions"]] == [
         (5, "beta", False, "no_effect"), (5, "advantages", False, None), (25, "beta", True, "not_measured"),
     ]  # fmt: skip
-    assert demo.acted_of(result("kl")) is None
+    assert verdict.acted_of(result("kl")) is None
 
 
 def test_levels_leave_out_what_was_not_measured() -> None:
@@ -185,7 +187,7 @@ def test_table_says_what_a_policy_did() -> None:
         levels={"kappa": [1.0, 0.5], "beta": [0.02]},
     )  # fmt: skip
     results = [result("unprotected", accuracy=0.98), run]
-    table = demo.final_table(results, BASE, demo.claims(results, BASE))
+    table = verdict.final_table(results, BASE, verdict.claims(results, BASE))
     # 4.7 of 4.7 formats; 98.0 - 95.0 points
     (line,) = [line for line in table.splitlines() if line.startswith("did ")]
     assert "protect-seed0: kept 100% of the base's formats, 100% among correct answers" in line
@@ -194,7 +196,7 @@ def test_table_says_what_a_policy_did() -> None:
 
 
 def test_rows_carry_the_fields_that_were_promised() -> None:
-    row = demo._run_row(result("protect"), BASE)
+    row = verdict.run_row(result("protect"), BASE)
     promised = [
         "arm", "seed", "accuracy", "effective_formats", "effective_formats_within", "effective_formats_correct",
         "effective_formats_correct_within", "other_share",
@@ -204,7 +206,7 @@ def test_rows_carry_the_fields_that_were_promised() -> None:
     assert list(row)[: len(promised)] == promised
     assert row["base"]["accuracy"] == BASE.accuracy
     nested = {f"{group}.{name}" for group in ("kept", "acted") for name in row[group]}
-    assert set(demo.DEFINITIONS) == (set(promised) | nested) - {"arm", "seed"}
+    assert set(verdict.DEFINITIONS) == (set(promised) | nested) - {"arm", "seed"}
     json.dumps(row, allow_nan=False)
 
 

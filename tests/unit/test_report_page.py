@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from page_parts import Tags
 
-from rlmon.lab.demo import DEFINITIONS
+from rlmon.lab.claims import DEFINITIONS
 from rlmon.report.demo import build_page, lanes_of
 from rlmon.report.figure import Lane, Shares, draw_order, panel, picture, strip, strip_height
 from rlmon.report.page import HERE, fill, json_for_html

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from studies import frontier
-from studies.experiments import TASKS
+from studies.arms import TASKS
+from studies.tables import interval
 
 
 def points(*rows: tuple[int, float, float | None]) -> list[dict[str, Any]]:
@@ -19,12 +20,12 @@ def points(*rows: tuple[int, float, float | None]) -> list[dict[str, Any]]:
 
 def test_interval_is_students_t() -> None:
     # mean 2, sd 1, n 3: half width 4.303 / sqrt(3) = 2.484
-    found = frontier.interval([1.0, 2.0, 3.0])
+    found = interval([1.0, 2.0, 3.0])
     assert (found.mean, found.n) == (2.0, 3)
     assert found.half == pytest.approx(4.303 / math.sqrt(3), abs=1e-3)
-    assert frontier.interval([0.5]).half is None
+    assert interval([0.5]).half is None
     with pytest.raises(ValueError, match="at least one"):
-        frontier.interval([])
+        interval([])
 
 
 def test_binary_kl() -> None:
