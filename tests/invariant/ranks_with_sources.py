@@ -1,4 +1,4 @@
-"""One rank of a steered run on four sources: ``torchrun ranks_with_sources.py OUT``; writes JSON per rank.
+"""One rank of a steered run on four sources: ``ranks_with_sources.py OUT``; writes JSON per rank.
 
 Each rank holds one prompt of a round (or two, on two ranks): none sees all sources at once, and the ranks meet their
 names at different steps.
@@ -12,8 +12,6 @@ import json
 import os
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import steered
 import tiny

@@ -415,8 +415,7 @@ def test_rows_of_a_stream_that_json_would_change_are_not_kept() -> None:
 def test_two_processes_draw_alike(tmp_path: Path) -> None:
     """Real ranks (gloo): groups that straddle them hold one prompt, and blocked prompts are on neither."""
     tiny.saved_model(tmp_path)
-    support = {"PYTHONPATH": f"{Path(tiny.__file__).parent}{os.pathsep}{Path(__file__).parents[2]}"}
-    two_processes.run(Path(__file__), str(tmp_path), environment=support)
+    two_processes.run(Path(__file__), str(tmp_path))
     for name, batch in (("straddle", 6), ("whole", 8), ("stream", 8)):
         ranks = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
         given, drawn = (

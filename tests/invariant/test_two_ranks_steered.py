@@ -56,18 +56,18 @@ def reasons(rank: dict[str, Any], rule: str) -> list[str]:
     return [action["reason"] for action in rank["actions"] if action["rule"] == rule and action["phase"] == "failed"]
 
 
-def check_agreement(out: Path) -> None:
-    first, second = ranks(out, "all")
+def check_agreement(out: Path, cell: str = "all", steps: int = 60) -> None:
+    first, second = ranks(out, cell)
     assert first["faults"] == second["faults"] == {}
     assert first["off"] is None
-    assert first["step"] == 200
+    assert first["step"] == steps
     applied = {action["rule"] for action in first["actions"] if action["phase"] == "applied"}
     assert applied == set(steered.CONTINUING)
     assert {action["phase"] for action in first["actions"]} == {"decided", "applied", "measured"}
     open_at_the_end = {action["action_id"] for action in first["actions"] if action["phase"] == "decided"}
     open_at_the_end -= {action["action_id"] for action in first["actions"] if action["phase"] == "applied"}
     assert open_at_the_end == set()
-    log = rlmon.open_run(out / "all" / "run" / "rlmon")
+    log = rlmon.open_run(out / cell / "run" / "rlmon")
     assert [action.action_id for action in log.actions] == [action["action_id"] for action in first["actions"]]
 
 
@@ -171,3 +171,8 @@ def test_two_steered_processes(tmp_path: Path, subtests: pytest.Subtests) -> Non
         check_return(out)
     with subtests.test("a rank without the checkpoint"):
         check_that_ranks_return_together_or_not_at_all(out)
+
+
+@pytest.mark.slow
+def test_two_hundred_steered_steps(tmp_path: Path) -> None:
+    check_agreement(trained(tmp_path, ("long",)), "long", 200)

@@ -1,4 +1,4 @@
-"""One rank of two-process runs: ``torchrun --nproc_per_node 2 two_ranks.py OUT CELL...``; writes JSON per rank.
+"""One rank of two-process runs: ``two_ranks.py OUT CELL...``; writes JSON per rank.
 
 A cell is a kind and flags (``rloo``, ``lora``), joined by dashes. Kinds: ``stock`` (no monitor), ``watched``,
 ``straddle`` (groups lie across ranks), or a fault on rank 1 alone: ``observe`` (a metric raises), ``vector`` (its share
@@ -13,8 +13,6 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import pytest
 import tiny

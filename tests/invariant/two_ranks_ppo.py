@@ -1,4 +1,4 @@
-"""One rank of two-process PPO runs: ``torchrun --nproc_per_node 2 two_ranks_ppo.py OUT``; writes JSON per rank."""
+"""One rank of two-process PPO runs: ``two_ranks_ppo.py OUT``; writes JSON per rank."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import steered
 import tiny

@@ -1,4 +1,4 @@
-"""One rank of resumed runs: ``torchrun --nproc_per_node 2 two_ranks_resumed.py OUT DAMAGE...``; JSON per rank.
+"""One rank of resumed runs: ``two_ranks_resumed.py OUT DAMAGE...``; JSON per rank.
 
 The run is made once, on prompts that only a transform shows, with an evaluation after training; each damage
 is done to a copy of its checkpoint, by rank 0, before both ranks resume from it.
@@ -14,8 +14,6 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import pytest
 import tiny

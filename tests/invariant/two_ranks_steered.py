@@ -1,10 +1,9 @@
-"""One rank of steered two-process runs: ``torchrun --nproc_per_node 2 two_ranks_steered.py OUT CELL...``; writes JSON
-per rank.
+"""One rank of steered two-process runs: ``two_ranks_steered.py OUT CELL...``; writes JSON per rank.
 
-Cells: ``all`` (every action that lets training go on, groups across ranks), ``stop``, ``return`` (rolled back once);
-and with a fault on rank 1 alone: ``round`` (the fold of step 7 raises), ``lever`` (beta cannot be raised), ``bonus``
-(nor the entropy bonus), ``batch`` (the completions of one round cannot be read), ``nowhere`` (it sees no checkpoint to
-return to), ``gone`` (the rows to draw cannot be replaced).
+Cells: ``all`` (every action that lets training go on, groups across ranks), ``long`` (the same for 200 steps), ``stop``,
+``return`` (rolled back once); and with a fault on rank 1 alone: ``round`` (the fold of step 7 raises), ``lever`` (beta
+cannot be raised), ``bonus`` (nor the entropy bonus), ``batch`` (the completions of one round cannot be read),
+``nowhere`` (it sees no checkpoint to return to), ``gone`` (the rows to draw cannot be replaced).
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import pytest
 import steered
@@ -33,7 +30,7 @@ from rlmon.trl.generation import Generation
 from rlmon.trl.helm import Helm
 from rlmon.trl.knobs import Knobs
 
-STEPS = {"all": 200}
+STEPS = {"all": 60, "long": 200}
 SHORT = 14
 CLOCK = {
     "when": "always",
@@ -44,6 +41,7 @@ AT_SEVEN = {"metric": "rlmon/intervention/entropy_coef", "above": 0.0045, "smoot
 """With two ranks a step's metric is .001 * (s - 2): what was decided after step s - 2. So .005 at step 7."""
 POLICIES: dict[str, Any] = {
     "all": steered.rules(),
+    "long": steered.rules(),
     "stop": {"rules": {"clock": CLOCK, "enough": {"when": AT_SEVEN, "do": "stop"}}},
     "return": {"rules": {"clock": CLOCK, "back": {"when": AT_SEVEN, "do": {"action": "roll_back", "beta": 0.2}}}},
     "round": steered.rules(),
@@ -108,7 +106,7 @@ def one_run(out: Path, cell: str) -> None:
         patch.setattr(steering.Steering, "__init__", recorded)
         if rank == 1 and cell in FAULTS:
             patch.setattr(*FAULTS[cell])
-        config = steered.config(POLICIES[cell], rlmon_strict=False, rlmon_base_kl_every=5 if cell == "all" else 1)
+        config = steered.config(POLICIES[cell], rlmon_strict=False, rlmon_base_kl_every=5 if cell in STEPS else 1)
         returns = cell in ("return", "nowhere")
         trained = tiny.trainer(
             out / "run",
