@@ -1,9 +1,9 @@
 """One rank of steered two-process runs: ``two_ranks_steered.py OUT CELL...``; writes JSON per rank.
 
-Cells: ``all`` (every action that lets training go on, groups across ranks), ``long`` (the same for 200 steps), ``stop``,
-``return`` (rolled back once); and with a fault on rank 1 alone: ``round`` (the fold of step 7 raises), ``lever`` (beta
-cannot be raised), ``bonus`` (nor the entropy bonus), ``batch`` (the completions of one round cannot be read),
-``nowhere`` (it sees no checkpoint to return to), ``gone`` (the rows to draw cannot be replaced).
+Cells: ``all`` (every action that lets training go on, groups across ranks), ``long`` (the same, for 200 steps),
+``stop``, ``return`` (rolled back once); and with a fault on rank 1 alone: ``round`` (the fold of step 7 raises),
+``lever`` (beta cannot be raised), ``bonus`` (nor the entropy bonus), ``batch`` (the completions of one round cannot be
+read), ``nowhere`` (it sees no checkpoint to return to), ``gone`` (the rows to draw cannot be replaced).
 """
 
 from __future__ import annotations
