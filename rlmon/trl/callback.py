@@ -20,20 +20,19 @@ from rlmon.extensions import Extensions
 from rlmon.interventions.validate import said
 from rlmon.monitor import Monitor, Resume
 from rlmon.printable import one_line
-from rlmon.restored import Restored, describe, mapping
+from rlmon.restored import describe
 from rlmon.steering import load_policy
 from rlmon.trl.around_train import around_evaluation, before_use, go_on_once, on_failure
 from rlmon.trl.attaching import in_words, untouched_by_failure
-from rlmon.trl.base import BaseModel
 from rlmon.trl.binding import bound_arguments
 from rlmon.trl.capture import Capture
-from rlmon.trl.checkpoint import SHARED_FILE, STATE_FOLDER, rank_file, read_state, write_json
 from rlmon.trl.frames import callers, resumed_from
 from rlmon.trl.header import about
 from rlmon.trl.helm import Helm
 from rlmon.trl.kinds import kind_of
 from rlmon.trl.mirror import headline, keep_out_of_wandb
-from rlmon.trl.ranks import agree, first_of_any_rank, ranks_of
+from rlmon.trl.ranks import first_of_any_rank, ranks_of
+from rlmon.trl.resuming import restore, save
 from rlmon.trl.watched import Watched
 from rlmon.trl.wrapping import Original, wrap
 
@@ -234,7 +233,7 @@ class RLMon(TrainerCallback):
         assert base is not None
         if self._checkpoint is None:  # it was loaded before the hook that sees it was there
             self._checkpoint = resumed_from(trainer)
-        saved, restored = self._restore(state, base)
+        saved, restored = restore(self._checkpoint, capture, helm, resumed=state.global_step > 0)
         monitor = self._make_monitor(
             state.max_steps,
             Resume(
@@ -285,35 +284,6 @@ class RLMon(TrainerCallback):
         with monitor.guard("capture.vocabulary"):
             monitor.use_vocabulary(_vocabulary(trainer.processing_class))
         return monitor
-
-    def _restore(self, state: TrainerState, base: BaseModel) -> tuple[dict[str, Any] | None, Restored]:
-        """What the checkpoint that the run resumes from gives back; what cannot be read begins anew.
-
-        The same on every rank, which all come here: whether there is a checkpoint is the trainer's own knowledge.
-        """
-        assert self._capture is not None
-        restored, saved = Restored(), None
-        resumed = state.global_step > 0
-        folder = self._checkpoint / STATE_FOLDER if resumed and self._checkpoint is not None else None
-        if folder is not None:
-            saved = read_state(folder, self._trainer, restored)
-        elif resumed:
-            restored.lost["all of rlmon's state"] = "rlmon was attached too late to see which checkpoint was loaded"
-        if resumed:
-            fingerprint = None if saved is None else saved["shared"].get("base_fingerprint")
-            try:
-                base.resume(folder, fingerprint if isinstance(fingerprint, str) else None)
-            except Exception as error:
-                restored.lost["snapshot of the base"] = describe(error)
-                base.give_up(f"the checkpoint's snapshot of the base cannot be read ({describe(error)})")
-        if saved is not None and saved["shared"].get("source_map") is not None:
-            with restored.part("strata of the data"):
-                self._capture.sources.load(mapping(saved["shared"]["source_map"]))
-        if self._helm is not None:
-            self._helm.prepare(folder, None if saved is None else saved["rank"], restored)
-        if folder is not None:
-            agree(restored, self._trainer)
-        return saved, restored
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -418,21 +388,7 @@ class RLMon(TrainerCallback):
         if not self._open or monitor is None or capture is None:
             return
         with monitor.guard("checkpoint"):
-            folder = checkpoint / STATE_FOLDER
-            folder.mkdir(parents=True, exist_ok=True)
-            trainer = capture.trainer
-            own = monitor.rank_state()
-            if self._helm is not None:
-                own |= self._helm.rank_state()
-            write_json(folder / rank_file(trainer.accelerator.process_index), own)
-            if trainer.accelerator.is_main_process:
-                shared = monitor.shared_state() | {"source_map": capture.sources.state()}
-                if self._helm is not None:
-                    self._helm.save(folder)
-                if capture.base is not None:
-                    shared["base_fingerprint"] = capture.base.fingerprint
-                    capture.base.save(folder)
-                write_json(folder / SHARED_FILE, shared)
+            save(checkpoint, capture, monitor, self._helm)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
