@@ -7,6 +7,7 @@ Text from a run is hostile: a completion may hold escape sequences that retitle 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 MAX_LINE_CHARACTERS = 600
 
@@ -22,6 +23,12 @@ def one_line(text: str, limit: int = MAX_LINE_CHARACTERS) -> str:
     if cut or len(shown) > limit:
         shown = shown[: max(limit - 1, 0)] + "…"
     return shown
+
+
+def several(items: Sequence[str], most: int, between: str = ", ") -> str:
+    """``a, b and 3 more``: the first of some items, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return between.join(items[:most]) + more
 
 
 def _visible(character: str) -> str:

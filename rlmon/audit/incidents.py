@@ -11,6 +11,7 @@ from typing import Literal
 
 from rlmon.audit.clauses import clause, effective, short
 from rlmon.audit.result import Audit, Check, Example, Kind, MetricSummary, ModeStory
+from rlmon.printable import several
 
 _RANK: Sequence[Kind] = ("numbers", "narrowing", "reward", "length", "drift", "other", "record")
 """Of two incidents of one severity, the earlier here is told first: what makes other numbers meaningless leads."""
@@ -199,7 +200,7 @@ def _reward(metrics: Mapping[str, MetricSummary]) -> Iterator[str]:
 def listed(names: Sequence[str], most: int = NAMED) -> str:
     """``prose, boxed, json and 3 more``; one more than ``most`` is named too."""
     if len(names) > most + 1:
-        return f"{', '.join(names[:most])} and {len(names) - most} more"
+        return several(names, most)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlmon.audit.result import Audit
+from rlmon.printable import one_line
 
 _NOISE = (
     "output_dir", "run_name", "seed", "data_seed", "logging_dir", "report_to", "project", "trackio_space_id",
@@ -38,8 +39,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=True)
-    return text if len(text) <= 300 else text[:299] + "…"
+    return one_line(json.dumps(value, sort_keys=True, default=str, ensure_ascii=True), 300)
 
 
 def differing_settings(

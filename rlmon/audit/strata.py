@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlmon.audit.features import Bools, Floats
+from rlmon.printable import several
 
 MOVED = 0.1
 """Total variation distance of the two mixtures from which they are two: less is the luck of the draw."""
@@ -47,8 +48,7 @@ def strata(groups: Mapping[str, Any], sources: Sequence[str], is_base: Bools, is
     factor = np.where(both, base / np.where(last > 0, last, 1.0), 0.0)
     weight = np.where(is_last, factor[groups["source"]], both[groups["source"]].astype(np.float64))
     parts = [
-        f"{', '.join(repr(sources[at][:60]) for at in codes[:_NAMED])}"
-        f"{f' and {len(codes) - _NAMED} more' if len(codes) > _NAMED else ''} {verb}"
+        f"{several([repr(sources[at][:60]) for at in codes], _NAMED)} {verb}"
         for codes, verb in (
             (np.flatnonzero((base > 0) & ~both).tolist(), "went"),
             (np.flatnonzero((last > 0) & ~both).tolist(), "came"),

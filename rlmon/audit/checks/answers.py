@@ -40,7 +40,7 @@ def empty_answers(ask: Question, ends: Ends) -> Check:
         first_step=None if status == "pass" else smooth_since(steps, share, line, upward=True),
         message=("an empty answer (no text, or its tags with nothing between them) took over: "
         if found.low > 0.1 else "empty answers: ") + between(found),
-        advice="" if status == "pass" else "Look at them with `rlmon show`, and at what the reward function pays for "
+        advice="Look at them with `rlmon show`, and at what the reward function pays for "
         "an empty string: it must pay nothing. Then raise beta, or go back to a checkpoint from before.",
     )  # fmt: skip
 

@@ -89,7 +89,7 @@ def near_duplicates(ask: Question, ends: Ends) -> Check:
         status=status, metric=name, unit="share of pairs",
         value=found.last, baseline=found.base, threshold=found.base + (0.5 if status == "fail" else 0.2),
         interval=(found.base + found.low, found.base + found.high), message=between(found), evidence=evidence,
-        advice="" if status == "pass" else WIDEN,
+        advice=WIDEN,
     )  # fmt: skip
 
 
@@ -163,5 +163,5 @@ def narrowing(
         interval=(max(0.0, found.last + found.low - found.change), found.last + found.high - found.change),
         message=between(found),
         evidence=dict(evidence or {}) | sizes(found),
-        advice="" if status == "pass" else advice,
+        advice=advice,
     )

@@ -22,7 +22,7 @@ from rlmon.audit.run import Lack
 from rlmon.audit.stand_ins import NEXT_BEST
 from rlmon.audit.timeline import SMOOTHING_STEPS
 from rlmon.detectors import DETECTORS, DetectorSpec
-from rlmon.printable import one_line
+from rlmon.printable import one_line, several
 from rlmon.records import SEVERITIES, Finding, Status
 from rlmon.statistics import trailing_mean
 
@@ -294,11 +294,10 @@ def _not_numbers(case: Case) -> str:
     if not bad:
         counts = case.series("rlmon/health/non_finite")
         bad["numbers of the run"] = set() if counts is None else set(case.line.steps[counts > 0].tolist())
-    named = [one_line(key, 60) for key in sorted(bad, key=lambda key: (-len(bad[key]), key))[:NAMED]]
-    more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    named = [one_line(key, 60) for key in sorted(bad, key=lambda key: (-len(bad[key]), key))]
     steps = len(set().union(*bad.values()))
     where = f" in {steps} of {case.line.steps.size} steps" if steps else ""
-    return f"{', '.join(named)}{more}: NaN or infinite{where}"
+    return f"{several(named, NAMED)}: NaN or infinite{where}"
 
 
 def _told(

@@ -60,7 +60,7 @@ def mode_extinction(ask: Question, ends: Ends) -> Check:
         first_step=_died(ends.case, gone) if gone else None,
         message=_gone(gone) if gone else "every format of the base is still written",
         evidence={"modes": gone},
-        advice="" if status == "pass" else WIDEN,
+        advice=WIDEN,
     )
 
 
@@ -145,7 +145,7 @@ def format_winner(ask: Question, ends: Ends) -> Check:
         message=f"{name} grew from {share.base:.2f} to {share.last:.2f}; at the base {best} earned {gap:+.3f} against "
         f"it (interval {low:+.3f} to {high:+.3f})",
         evidence={"winner": name, "reward_by_mode": table},
-        advice="" if status == "pass" else "The loop amplified a worse format. " + WIDEN,
+        advice="The loop amplified a worse format. " + WIDEN,
     )
 
 

@@ -54,7 +54,7 @@ def truncation(ask: Question, ends: Ends) -> Check:
         status=status, metric="rlmon/health/truncated", unit="share", first_step=began,
         value=last, baseline=base, threshold=0.5 if status == "fail" else 0.25,
         message=f"cut off by the token limit: {base:.3f} -> {last:.3f} of all completions",
-        advice="" if status == "pass" else "Raise max_completion_length, or set mask_truncated_completions=True; look "
+        advice="Raise max_completion_length, or set mask_truncated_completions=True; look "
         "whether longer completions earn more for a reason.", **facts,
     )  # fmt: skip
 
@@ -86,6 +86,6 @@ def length_growth(ask: Question, ends: Ends) -> Check:
         interval=(found.base + found.low, found.base + found.high), message=between(found, f" {unit}")
         + ("" if status == "pass" else f": each one costs {found.last / found.base:.1f} times as much"),
         evidence=sizes(found),
-        advice="" if status == "pass" else "Longer may be better or only longer: compare reward by length; "
+        advice="Longer may be better or only longer: compare reward by length; "
         'loss_type="dr_grpo" removes the length bias.',
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlmon.audit.checks.question import Ends, Question, question
 from rlmon.audit.result import Check
+from rlmon.printable import several
 
 MAX_RESUMED = 4
 """Times that rows go back in steps because a run was resumed, at most."""
@@ -71,12 +72,11 @@ def replay(ask: Question, ends: Ends) -> Check:
     live = case.fold.live
     assert live is not None
     if live.judged_anew is not None and not live.differences:
-        said = ", ".join(f"{f.detector} {f.severity.upper()} at step {f.step}" for f in live.findings[:8])
-        more = f" and {len(live.findings) - 8} more" if len(live.findings) > 8 else ""
+        said = several([f"{f.detector} {f.severity.upper()} at step {f.step}" for f in live.findings], 8)
         return ask.says(
         status="skip", message="judged anew, so not compared",
             reason="judged anew here, which cannot be compared with what the run said then "
-            f"({said or 'nothing'}{more}). {live.judged_anew}",
+            f"({said or 'nothing'}). {live.judged_anew}",
         )  # fmt: skip
     return ask.says(
         status="warn" if live.differences else "pass", metric="differences", unit="count",

@@ -9,7 +9,7 @@ from rlmon.audit.case import Case
 from rlmon.audit.result import Check
 from rlmon.audit.run import OwnWord, Remark
 from rlmon.detectors import DETECTORS
-from rlmon.printable import one_line
+from rlmon.printable import one_line, several
 from rlmon.records import verdict
 
 REMARKS_SHOWN = 8
@@ -47,9 +47,8 @@ def agreement(case: Case, checks: Sequence[Check]) -> Check | None:
     theirs = verdict(remark.severity for remark in remarks) if explained else own.verdict
     ours = verdict(check.status for check in checks)
     detectors = verdict(check.status for check in checks if check.id in _DETECTORS)
-    said = ", ".join(_told(remark) for remark in remarks[:REMARKS_SHOWN])
-    more = f" and {len(remarks) - REMARKS_SHOWN} more" if len(remarks) > REMARKS_SHOWN else ""
-    itself = f"the run itself said {theirs.upper()}" + (f" ({said}{more})" if said else "")
+    said = several([_told(remark) for remark in remarks], REMARKS_SHOWN)
+    itself = f"the run itself said {theirs.upper()}" + (f" ({said})" if said else "")
     agrees = theirs in (ours, detectors)
     graver = theirs == "fail" and not agrees
     return Check(

@@ -193,7 +193,9 @@ class Question:
         return "rlmon" if module.startswith("rlmon.") else module
 
     def says(self, **fields: Any) -> Check:
-        """An answer: fields of ``Check``."""
+        """An answer: fields of ``Check``. What passes needs no advice."""
+        if fields["status"] == "pass":
+            fields["advice"] = ""
         told = self.told if isinstance(self.told, str) else self.told.get(fields.get("metric") or "", "")
         own = {"id": self.id, "title": self.title, "method": self.method, "core": self.core, "about": self.about}
         return Check(**own | {"told": told} | fields)

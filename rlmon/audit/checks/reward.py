@@ -320,7 +320,7 @@ def reward_functions(ask: Question, ends: Ends) -> Check:
         message="; ".join(said) or f"{len(means)} reward functions: each one varies",
         evidence={"dead": [name for name, _ in dead], "constant": [name for name, _ in still],
                   "lost": [name for name, _ in lost]},
-        advice="" if status == "pass" else "Call it on a few completions of `rlmon show`: a parser that looks for "
+        advice="Call it on a few completions of `rlmon show`: a parser that looks for "
         "another format, or a threshold nobody reaches, looks like this. Take it out, or give it a graded reward.",
     )  # fmt: skip
 
@@ -382,7 +382,7 @@ def reward_missing(ask: Question, ends: Ends) -> Check:
         message=f"up to {worst:.0%} of the completions of a step got no reward (NaN or None)"
         f"{left_out}" if status != "pass" else f"all but {overall:.2%} of the completions got one{left_out}",
         evidence={"missing": float(holes[train].sum()), "rows": float(groups["rows"][train].sum())},
-        advice="" if status == "pass" else "A reward function returned NaN or None for them: find the completions with "
+        advice="A reward function returned NaN or None for them: find the completions with "
         "`rlmon show` and return a number (0.0 for what cannot be parsed), or None for the whole group.",
     )  # fmt: skip
 
@@ -429,7 +429,7 @@ def gradient(ask: Question, ends: Ends) -> Check:
     onset = smooth_since(ends.case.line.steps, values, 10.0 * found.base, upward=True)
     return ask.says(
         status=status, message=found.within(), first_step=None if status == "pass" else onset, **facts,
-        advice="" if status == "pass" else "Set max_grad_norm (0.1 to 1), lower learning_rate; a rising norm is often "
+        advice="Set max_grad_norm (0.1 to 1), lower learning_rate; a rising norm is often "
         "the first sign of sampler and trainer drifting apart.",
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ def pass_at_k(ask: Question, ends: Ends) -> Check:
         interval=(found.base + found.low, found.base + found.high),
         message=f"pass@{k} {between(found)}; pass@1 {between(single)}; {how}",
         evidence={"k": k, "pass_at_1_base": single.base, "pass_at_1_last": single.last, **sizes(found)},
-        advice="" if status == "pass" else "The run trades breadth for the mean: stop earlier, raise beta, or train on "
+        advice="The run trades breadth for the mean: stop earlier, raise beta, or train on "
         "prompts that are not solved yet.",
     )  # fmt: skip
 
@@ -106,7 +106,7 @@ def shortcut(ask: Question, ends: Ends) -> Check:
         value=float(len(signs)), baseline=0.0, threshold=2.0 if status == "fail" else 1.0,
         message="; ".join(signs) if signs else "no answer, length or bare reply took over among winners",
         evidence=evidence,
-        advice="" if status == "pass" else "Read winners with `rlmon show`; tighten the reward function, drop prompts "
+        advice="Read winners with `rlmon show`; tighten the reward function, drop prompts "
         "whose answer can be guessed.",
     )  # fmt: skip
 
@@ -173,7 +173,7 @@ def forgotten_prompts(ask: Question, ends: Ends) -> Check:
         interval=(low, high),
         message=f"{lost} of {total} prompts that were solved in the first half are credibly below 1/4 in the second",
         evidence={"forgotten": lost, "solved_early": total},
-        advice="" if status == "pass" else "Replay older prompts, raise beta, lower learning_rate.",
+        advice="Replay older prompts, raise beta, lower learning_rate.",
     )  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def impossible_prompts(ask: Question, ends: Ends) -> Check:
         unit="share", value=count / total, threshold=0.3, interval=(low, high),
         message=f"{count} of {total} prompts with 16 attempts or more are credibly solved less than once in 8",
         evidence={"impossible": count, "tried": total},
-        advice="" if status == "pass" else "Leave them out for now (return None as their reward) or ask the verifier "
+        advice="Leave them out for now (return None as their reward) or ask the verifier "
         "whether it can be satisfied at all.",
     )  # fmt: skip
 
@@ -276,7 +276,7 @@ def eval_gap(ask: Question, ends: Ends) -> Check:
         message=f"the gap went from {first.mean():+.3f} to {second.mean():+.3f} over {gap.size} evaluations; eval "
         f"reward {values[:half].mean():.3f} -> {values[half:].mean():.3f}",
         evidence={"evaluations": int(gap.size)},
-        advice="" if status == "pass" else "The reward is being learned, not the task: look at what training rewards "
+        advice="The reward is being learned, not the task: look at what training rewards "
         "that evaluation does not.",
     )  # fmt: skip
 

@@ -28,6 +28,7 @@ from rlmon.audit.run import OpenedRun, Reader
 from rlmon.console import say
 from rlmon.errors import ConfigError, ReadError, RLMonError
 from rlmon.extensions import installed
+from rlmon.printable import several
 
 OF_TOOLS: tuple[Reader, ...] = (rlmon_log, trl, wandb, trackio, tensorboard)
 """The most informative source first: where several recognise a folder the first is read."""
@@ -330,5 +331,5 @@ def _nothing_readable(path: Path) -> str:
         return f"{str(path)!r} holds no run: {are} empty (0 bytes). Nothing was written, or the copy failed."
     if all(Path(name).suffix.lower() in PICKLES for name in found):
         return _refusal_of_pickles(path / found[0])
-    shown = ", ".join(repr(name) for name in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    shown = several([repr(name) for name in found], 8)
     return f"{str(path)!r} holds no run that rlmon knows, but {shown}. Readable are {READABLE}. {HOW}"

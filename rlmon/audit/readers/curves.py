@@ -28,6 +28,7 @@ from rlmon.audit.readers.table_layout import number_of
 from rlmon.audit.readers.tables import no_completions
 from rlmon.audit.run import OpenedRun
 from rlmon.errors import ReadError
+from rlmon.printable import several
 
 NAME = "curves"
 NO_TEXT = (
@@ -379,5 +380,4 @@ def _unread(texts: Sequence[str]) -> Iterator[str]:
 
 def _others(names: Sequence[str]) -> Iterator[str]:
     if names:
-        shown = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        yield f"not read, though they hold curves too: {shown}; name the file to read it"
+        yield f"not read, though they hold curves too: {several([*map(repr, names)], 8)}; name the file to read it"

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import rlmon.audit.readers.columns as columns
 from rlmon.audit.readers.layout import FORMATS, Part, format_of
 from rlmon.audit.readers.raw import blocks, csv_batches, json_records, record_of
+from rlmon.printable import several
 
 PROBED_BYTES = 8 << 20
 DEPTH = 5
@@ -91,8 +92,8 @@ def columns_of(files: Sequence[Part]) -> list[str]:
 
 
 def shown(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name[:60]) for name in names[:12])
-    return (shown + (f" and {len(names) - 12} more" if len(names) > 12 else "")) or "none"
+    """Names of files or columns for a message."""
+    return several([repr(name[:60]) for name in names], 12) or "none"
 
 
 def probe(part: Part, count: int) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from rlmon.audit.readers.table_layout import group_size
 from rlmon.audit.readers.tables import no_completions
 from rlmon.audit.run import OpenedRun
 from rlmon.errors import ReadError
+from rlmon.printable import several
 
 NAME = "tensorboard"
 MAX_RECORD_BYTES = 64 << 20
@@ -140,10 +141,9 @@ def _set_aside(runs: Sequence[Sequence[Attempt]], read: Sequence[Attempt]) -> st
         return f"{len(steps)} steps{span} in {Path(run[-1].name).name!r}"
 
     others = [shown(run) for run in runs if run is not read]
-    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
     return (
-        f"{len(runs)} separate runs lie here: the one of {shown(read)} was read; set aside: {'; '.join(others[:5])}"
-        f"{more}. Name an event file to read its run"
+        f"{len(runs)} separate runs lie here: the one of {shown(read)} was read; set aside: "
+        f"{several(others, 5, '; ')}. Name an event file to read its run"
     )
 
 
