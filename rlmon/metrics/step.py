@@ -54,7 +54,7 @@ class Families:
         added: Sequence[MetricFamily] = (),
         guard: Guard = unguarded,
     ) -> None:
-        _refuse_names(added)
+        refuse_names(added)
         self.modes, self._added, self._guard = tuple(modes), frozenset(family.name for family in added), guard
         self._families = (*own, *added)
         self.layout = np.dtype([(family.name, dtype_of(family.fields(self.modes))) for family in self._families])
@@ -210,7 +210,8 @@ def _place(family: MetricFamily) -> str:
     return f"metrics.{family.name}"
 
 
-def _refuse_names(added: Sequence[MetricFamily]) -> None:
+def refuse_names(added: Sequence[MetricFamily]) -> None:
+    """Raise ``ConfigError`` where one of these, or what is in it, has the name of another."""
     names = [family.name for family in FAMILIES]
     metrics = {metric.name for family in FAMILIES for metric in family.entries}
     for family in added:

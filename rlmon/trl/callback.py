@@ -16,7 +16,6 @@ from rlmon.config import RLMonConfig
 from rlmon.console import goodbye, hello, say
 from rlmon.detectors import DETECTORS, status
 from rlmon.errors import AttachError, ConfigError
-from rlmon.extensions import Extensions
 from rlmon.interventions.validate import said
 from rlmon.monitor import Monitor, Resume
 from rlmon.printable import one_line
@@ -26,6 +25,7 @@ from rlmon.trl.around_train import around_evaluation, before_use, go_on_once, on
 from rlmon.trl.attaching import in_words, untouched_by_failure
 from rlmon.trl.binding import bound_arguments
 from rlmon.trl.capture import Capture
+from rlmon.trl.extending import extensions_of
 from rlmon.trl.frames import callers, resumed_from
 from rlmon.trl.header import about
 from rlmon.trl.helm import Helm
@@ -70,7 +70,7 @@ class RLMon(TrainerCallback):
                 'given by keyword as well: RLMon(trainer, policy="protect").'
             )
         self.config = (config if config is not None else RLMonConfig()).with_settings(settings)
-        self.extensions = Extensions(metrics=metrics, detectors=detectors, actions=actions, sinks=sinks)
+        self.extensions = extensions_of(metrics=metrics, detectors=detectors, actions=actions, sinks=sinks)
         self.monitor: Monitor | None = None
         """The monitor of the current or last ``train()`` call; before the first, of an ``evaluate()``."""
         self.roll_back_to: Path | None = None

@@ -14,7 +14,10 @@ import trl
 from transformers import Trainer, TrainingArguments
 
 import rlmon
+from rlmon.detectors import DETECTORS
 from rlmon.errors import AttachError, ConfigError, RunLogError, SchemaError
+from rlmon.interventions.once import Stop
+from rlmon.metrics import MetricFamily
 from rlmon.sinks import Sink
 from rlmon.trl import MonitoredGRPOTrainer, RLMon, RLMonConfig, callback, capabilities, probe
 
@@ -36,6 +39,31 @@ def test_an_unknown_setting_names_the_nearest() -> None:
         RLMonConfig.from_env({"RLMON_STORETEXT": "off"})
     with pytest.raises(ConfigError, match=r"rlmon_store_text is 'hashed'.*full, hash or off.*Did you mean hash"):
         RLMonConfig(rlmon_store_text="hashed")
+
+
+class Answers(MetricFamily):
+    name = "answers"
+
+
+class Pause(Stop):
+    name = "pause"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sinks": Sink()}, r"sinks is a list, got an object of Sink\. Type: sinks=\[\.\.\.\]"),
+        ({"metrics": [Answers]}, r"metrics takes objects, got the class Answers\. Type: metrics=\[Answers\(\)\]"),
+        ({"actions": [Pause()]}, r"actions takes classes, got an object of Pause\. Type: actions=\[Pause\]"),
+        ({"metrics": [Sink()]}, r"metrics takes objects of rlmon\.metrics\.MetricFamily, got an object of Sink"),
+        ({"actions": [Sink]}, r"actions takes classes derived from .*Intervention, got the class Sink"),
+        ({"metrics": [Answers(), Answers()]}, r"metrics has two that are called 'answers': give one of them another"),
+        ({"detectors": [DETECTORS[0]]}, rf"There is a detector '{DETECTORS[0].id}' already"),
+    ],
+)
+def test_what_is_wrong_with_an_extension_is_said_at_once(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        RLMon(**given)
 
 
 def test_settings_by_keyword(tmp_path: Path) -> None:
