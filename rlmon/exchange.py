@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from rlmon.keys import content_key, source_label
 from rlmon.metrics.family import Sums
 from rlmon.metrics.rows import Rows
-
-Vector = NDArray[np.float64]
+from rlmon.statistics import Floats
 
 ROWS_A_STEP = 2_048
 """Rows over all ranks that enter: 0.9 MB. Of more, whole groups are taken, evenly spread over the round."""
@@ -115,7 +114,7 @@ class Step:
     """Numbers (round and ``global_row``) that several rows came with: none of those rows is known."""
     names: Mapping[int, str]
     """Key and name of sources."""
-    votes: Vector
+    votes: Floats
     scorers: Mapping[int, str]
     """Names of the functions that rewards of several ranks are of, by ``metrics.success.scorer``."""
     opinions: Any
@@ -138,7 +137,7 @@ class Opinion:
         return (self.folds + 1.0, *digests, float(len(self.state)))
 
 
-def agree(opinions: Any, rank: int, own: bytes, reduce: Callable[[Vector], Vector]) -> bytes | None:
+def agree(opinions: Any, rank: int, own: bytes, reduce: Callable[[Floats], Floats]) -> bytes | None:
     """The state that all ranks go on with, where theirs differ: that of the rank that folded most rounds.
 
     Whether there is a second sum over ranks for it, and how long, follows from ``opinions``, the same on all ranks.
@@ -214,12 +213,12 @@ class Exchange:
             slot["key_plus_one"], slot["text"] = content_key(scorer) + 1, _as_floats(scorer)
 
     @staticmethod
-    def vector(share: Any) -> Vector:
+    def vector(share: Any) -> Floats:
         """``share`` as the float64 vector that is added over ranks."""
-        flat: Vector = share.view(np.float64)
+        flat: Floats = share.view(np.float64)
         return flat
 
-    def read(self, vector: Vector) -> Step:
+    def read(self, vector: Floats) -> Step:
         """The sum over ranks, by name. Sources that it names are known from here on."""
         whole = np.ascontiguousarray(vector).view(self._layout)[0]
         rows = whole["rows"][whole["rows"]["present"] == 1.0]
@@ -254,18 +253,18 @@ def _items(fields: Any) -> Iterable[tuple[str, float]]:
     return ((name, fields[name]) for name in fields.dtype.names)
 
 
-def _as_floats(text: str) -> Vector:
+def _as_floats(text: str) -> Floats:
     return _packed(text.encode("utf-8", "replace")[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0"))
 
 
-def _as_text(floats: Vector) -> str:
+def _as_text(floats: Floats) -> str:
     return _unpacked(floats).rstrip(b"\0").decode("utf-8", "ignore")
 
 
-def _packed(data: bytes) -> Vector:
+def _packed(data: bytes) -> Floats:
     whole = data.ljust(-(-len(data) // _BYTES_PER_FLOAT) * _BYTES_PER_FLOAT, b"\0")
     return np.frombuffer(whole, dtype=np.uint8).reshape(-1, _BYTES_PER_FLOAT) @ _POWERS
 
 
-def _unpacked(floats: Vector) -> bytes:
+def _unpacked(floats: Floats) -> bytes:
     return b"".join(int(value).to_bytes(_BYTES_PER_FLOAT, "little") for value in floats)

@@ -15,11 +15,8 @@ from numpy.typing import NDArray
 from rlmon.keys import KEY_MASK, source_label
 from rlmon.metrics.tallies import parts_of_prompts, tallies_of_blocks
 from rlmon.records import Block
-from rlmon.statistics import codes_of, ratio
+from rlmon.statistics import Bools, Floats, Ints, codes_of, ratio
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 Tallies = list[dict[str, int]]
 
 MAX_BLOCKS = 8

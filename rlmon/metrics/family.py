@@ -17,16 +17,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon.metrics import moves
+import rlmon.metrics.moves as moves
 from rlmon.metrics.blocks import Dealt
 from rlmon.metrics.collision import PairSums, sampled_pairs
 from rlmon.metrics.features import RowFeatures
 from rlmon.metrics.groups import GroupStats, column
 from rlmon.metrics.tokens import KLSample, TokenSums
 from rlmon.records import RolloutBatch
-from rlmon.statistics import codes_of, effective_number, histogram_quantile
+from rlmon.statistics import Floats, codes_of, effective_number, histogram_quantile
 
-Floats = NDArray[np.float64]
 Direction = Literal["up", "down", "both", "none"]
 Kind = Literal["exact", "sketch", "local"]
 Bound = float | int | None

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import rlmon.metrics.syntax as syntax
 from rlmon.errors import ConfigError
-from rlmon.metrics import syntax
 
 PARSE_CHARS = 8_000
 """Characters of a part that format parsers look at; the rest of a longer one is not read."""

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlmon.baseline import Baseline
 from rlmon.metrics.family import Sums
 from rlmon.metrics.step import Families
 from rlmon.restored import mapping
-
-Vector = NDArray[np.float64]
+from rlmon.statistics import Floats
 
 _VERSION_2 = {
     "mode_count": ("format/mode_count",),
@@ -29,7 +27,7 @@ class BaseSums:
 
     def __init__(self, families: Families) -> None:
         self.baseline = Baseline()
-        self.sums: dict[str, Vector] | None = None
+        self.sums: dict[str, Floats] | None = None
         """``Families.of_base`` by name; ``None`` before the first completions."""
         self._families = families
 
@@ -59,7 +57,7 @@ class BaseSums:
             prompts, completions, rounds = (float(count) for count in shared["base_counts"])
             counts = Baseline(prompts=prompts, completions=completions, rounds=rounds)
             saved = None if saved is None else _of_version_1(np.array(saved, dtype=np.float64), self._families.modes)
-        taken: dict[str, Vector] | None = None
+        taken: dict[str, Floats] | None = None
         if saved is not None:
             given = _named(mapping(saved))
             taken = {}
@@ -84,7 +82,7 @@ def _named(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def _of_version_1(vector: Vector, modes: tuple[str, ...]) -> dict[str, Vector]:
+def _of_version_1(vector: Floats, modes: tuple[str, ...]) -> dict[str, Floats]:
     """What is read of the one vector that version 1 kept all sums in."""
     count, openers = len(modes), 4_096
     opened = 2 + 5 * count + 2 + 7 + 8 * 4 + 10 * 4

@@ -8,13 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import rlmon.metrics.moves as moves
 from rlmon.metrics.family import Sums
 from rlmon.restored import mapping
-
-Vector = NDArray[np.float64]
+from rlmon.statistics import Floats
 
 SAMPLE_ROWS = 32
 EXAMPLE_CHARACTERS = 500
@@ -39,7 +37,7 @@ class Illustration:
         self.base_examples: dict[str, str] = {}
         """A completion of the baseline by mode."""
         self._now_examples: dict[str, str] = {}
-        self._recent: deque[dict[str, Vector]] = deque(maxlen=RECENT_STEPS)
+        self._recent: deque[dict[str, Floats]] = deque(maxlen=RECENT_STEPS)
 
     def load(self, saved: Any) -> None:
         """Examples of the base, from a checkpoint. Raises where it is something else."""
@@ -73,7 +71,7 @@ class Illustration:
         self._recent.append({f"{family}/{field}": sums[family][field].copy() for family, field in ILLUSTRATED})
 
     def of(
-        self, finding_id: str, base: Mapping[str, Vector] | None, opener_words: Callable[[], Sequence[str | None]]
+        self, finding_id: str, base: Mapping[str, Floats] | None, opener_words: Callable[[], Sequence[str | None]]
     ) -> dict[str, Any] | None:
         """What belongs to a finding, as JSON types; ``None`` where there is nothing to compare.
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlmon import console
+import rlmon.console as console
 from rlmon.config import RLMonConfig
 from rlmon.monitor.faults import Faults
 from rlmon.monitor.observed import Share

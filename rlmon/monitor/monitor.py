@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import functools
 import math
-import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,7 +23,7 @@ from numpy.typing import NDArray
 import rlmon.detectors as detectors
 from rlmon.config import RLMonConfig
 from rlmon.errors import RLMonError
-from rlmon.exchange import Exchange, Places
+from rlmon.exchange import Exchange
 from rlmon.extensions import Extensions
 from rlmon.metrics.families import CRITIC, WATCHING
 from rlmon.metrics.family import CriticTokens, RankRows, RoundRows
@@ -45,7 +43,7 @@ from rlmon.monitor.observed import Observed
 from rlmon.monitor.opening import open_log
 from rlmon.monitor.setting import About, Ranks, Resume
 from rlmon.monitor.state import State
-from rlmon.records import Finding, RolloutBatch, RunHeader, Split, StepRecord
+from rlmon.records import Finding, RolloutBatch, Split, StepRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +70,6 @@ class Monitor:
         resume: the checkpoint that the run goes on from; by default it begins.
         policy: the rules to act by; ``None`` watches only.
         levers: what the rules can turn in this loop. Default: nothing but the advantages that ``steer`` returns.
-        critic: the loop trains a value function and hands it to ``observe_values``; every record then has
-            ``rlmon/value/*``. The same on all ranks.
         extensions: what the user adds (docs/extending.md); what installed packages add comes by itself.
 
     Raises ``RunLogError``, ``SchemaError`` or ``ConfigError`` when the log cannot be opened or a mode is malformed.
@@ -90,14 +86,13 @@ class Monitor:
         resume: Resume | None = None,
         policy: Policy | None = None,
         levers: Levers | None = None,
-        critic: bool = False,
         extensions: Extensions | None = None,
     ) -> None:
         self.config = config if config is not None else RLMonConfig()
         about = about if about is not None else About()
         resume = resume if resume is not None else Resume()
         self.ranks = ranks if ranks is not None else Ranks()
-        self.group_size, self.critic, self.log_dir = group_size, critic, Path(directory)
+        self.group_size, self.critic, self.log_dir = group_size, about.critic, Path(directory)
         self.extensions = (extensions if extensions is not None else Extensions()).with_installed()
         self.modes = ModeSet.build(self.config.modes)
         self.last_record: StepRecord | None = None
@@ -105,7 +100,7 @@ class Monitor:
         self.faults = self.journal.faults
         self.faults.step = resume.step or 0
         self.families = Families(
-            (*WATCHING, CRITIC) if critic else WATCHING,
+            (*WATCHING, CRITIC) if about.critic else WATCHING,
             self.modes.names,
             added=self.extensions.metrics,
             guard=self.guard,
@@ -116,7 +111,7 @@ class Monitor:
             alpha=self.config.rlmon_alpha,
             total_steps=about.total_steps,
             group_size=group_size,
-            critic=critic,
+            critic=about.critic,
             own=self.extensions.detectors,
         )
         self._state = State(self.config, self.families, judging, self.journal, self.ranks, policy)
@@ -126,15 +121,8 @@ class Monitor:
             self._state.load(resume)
         if policy is not None and policy.rules:
             self._state.act_by(policy, levers, resume)
-        places = Places(
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            group_size=max(1, group_size),
-            rows_per_round=about.rows_per_round,
-            rounds_per_step=max(1, about.rounds_per_step),
-        )
         self._exchange = Exchange(
-            places,
+            about.places(self.ranks, group_size),
             sums=self.families.layout,
             row=self.families.row,
             faults=self.faults.places,
@@ -142,9 +130,15 @@ class Monitor:
             names=self._state.source_names,
         )
         self._closing = Closing(self._state, self._observed, self._exchange, self.journal, self.ranks)
-        self.journal.writer = self.writer = open_log(
-            self.log_dir, self._header(about, resumed=resume.step is not None), self.config, self.ranks, resume
+        header = about.header(
+            config=self.config.to_dict(),
+            group_size=group_size,
+            world_size=self.ranks.world_size,
+            resumed=resume.step is not None,
+            detectors=detectors.describe(judging.state),
+            policy=self._state.policy,
         )
+        self.journal.writer = self.writer = open_log(self.log_dir, header, self.config, self.ranks, resume)
         self.attempt = self.writer.header.attempt
         self.use_vocabulary(about.vocabulary)
         if resume.step is not None:
@@ -153,25 +147,6 @@ class Monitor:
             self._say_what_lay_there()
         if self._state.successes.deciding.decided:
             self._state.log_success(self._step)
-
-    def _header(self, about: About, *, resumed: bool) -> RunHeader:
-        return RunHeader(
-            run_id=secrets.token_hex(8),
-            attempt=0,
-            attempt_kind="resumed" if resumed else "fresh",
-            created_unix_seconds=time.time(),
-            trainer=about.trainer,
-            group_size=self.group_size,
-            world_size=self.ranks.world_size,
-            total_steps=about.total_steps,
-            config=self.config.to_dict(),
-            trainer_config=dict(about.trainer_config),
-            detectors=detectors.describe(self._state.judging.state),
-            policy=self._state.policy,
-            packages=dict(about.packages),
-            git_commit=about.git_commit,
-            capabilities=tuple(dict(row) for row in about.capabilities),
-        )
 
     def _say_what_lay_there(self) -> None:
         """One line on the console and a ``note`` in the log, where this run begins anew in the log of another."""
@@ -408,7 +383,7 @@ class Monitor:
         loss: Tensor | float | None,
         clip_ratio: Tensor | float | None,
     ) -> None:
-        """Take the critic's side of one micro-batch; needs ``critic=True``. Never raises.
+        """Take the critic's side of one micro-batch; needs ``About(critic=True)``. Never raises.
 
         ``values_BT`` at rollout and discounted rewards to go in units of reward, advantages as trained on, the mask
         non-zero where a token counts, all of shape (B, T); ``loss`` is the clipped value loss without its coefficient
@@ -416,7 +391,7 @@ class Monitor:
         """
         with self.guard("metrics.values"):
             if not self.critic:
-                raise ValueError("values were observed, but the monitor was made without critic=True")
+                raise ValueError("values were observed, but the monitor was made without About(critic=True)")
             seen = CriticTokens(
                 values_BT=values_BT, returns_BT=returns_BT, advantages_BT=advantages_BT, mask_BT=mask_BT, loss=loss,
                 clip_ratio=clip_ratio,

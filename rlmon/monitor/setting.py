@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlmon.exchange import Places
+from rlmon.records import RunHeader
 from rlmon.restored import Restored
-
-Vector = NDArray[np.float64]
+from rlmon.statistics import Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,34 @@ class About:
     groups that are evenly spread over the round are compared, the same on every rank."""
     rounds_per_step: int = 1
     """Generations whose rows one optimizer step can train on."""
+    critic: bool = False
+    """The loop trains a value function and hands it to ``observe_values``: every record then has ``rlmon/value/*``."""
+
+    def header(self, *, resumed: bool, **run: Any) -> RunHeader:
+        """The log's header of a run; ``run`` are the fields that this does not know."""
+        return RunHeader(
+            run_id=secrets.token_hex(8),
+            attempt=0,
+            attempt_kind="resumed" if resumed else "fresh",
+            created_unix_seconds=time.time(),
+            trainer=self.trainer,
+            total_steps=self.total_steps,
+            trainer_config=dict(self.trainer_config),
+            packages=dict(self.packages),
+            git_commit=self.git_commit,
+            capabilities=tuple(dict(row) for row in self.capabilities),
+            **run,
+        )
+
+    def places(self, ranks: Ranks, group_size: int) -> Places:
+        """Where rows of a step enter the exchange."""
+        return Places(
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            group_size=max(1, group_size),
+            rows_per_round=self.rows_per_round,
+            rounds_per_step=max(1, self.rounds_per_step),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +71,7 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
-    reduce: Callable[[Vector], Vector] | None = None
+    reduce: Callable[[Floats], Floats] | None = None
     """Sum of a float64 vector over ranks; needed with ``world_size`` over 1."""
     share: Callable[[Any], Any] | None = None
     """Rank 0's value on every rank; needed with ``world_size`` over 1."""
@@ -51,7 +82,7 @@ class Ranks:
         """Rank 0's value, on every rank."""
         return value if self.share is None else self.share(value)
 
-    def sum(self, vector: Vector) -> Vector:
+    def sum(self, vector: Floats) -> Floats:
         """Over all ranks."""
         return vector if self.reduce is None else self.reduce(vector)
 

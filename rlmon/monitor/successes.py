@@ -15,8 +15,7 @@ from rlmon.metrics.rows import Rows
 from rlmon.metrics.success import Deciding, RowSuccess, Success, only_function
 from rlmon.records import RolloutBatch
 from rlmon.restored import Restored
-
-Vector = NDArray[np.float64]
+from rlmon.statistics import Floats
 
 
 class Successes:
@@ -48,7 +47,7 @@ class Successes:
         self._newest_late = -1
         self._told: Opinion | None = None
         """What this rank entered of the definition into the exchange last."""
-        self._newest: tuple[int, Vector] = (-1, np.zeros(0))
+        self._newest: tuple[int, Floats] = (-1, np.zeros(0))
         """Round and success of the rows observed last."""
 
     @property
@@ -82,13 +81,13 @@ class Successes:
         self._newest = batch.round, unknown.success_B
         return unknown
 
-    def of_round(self, number: int) -> Vector | None:
+    def of_round(self, number: int) -> Floats | None:
         """Success of the rows observed last; ``None`` where those were of another round."""
         return self._newest[1] if self._newest[0] == number else None
 
     # -- from what the ranks exchanged -------------------------------------------------------------------------------
 
-    def late(self, number: int, group_size: int, step: int, reward_N: Vector, scorer_N: NDArray[Any]) -> Vector | None:
+    def late(self, number: int, group_size: int, step: int, reward_N: Floats, scorer_N: NDArray[Any]) -> Floats | None:
         """Success of a round's rows of all ranks, which were not handed its rewards and decide here, once a round.
 
         ``None`` where each rank knew before. From what they exchanged alone: a rank may have no rows of its own.
@@ -130,7 +129,7 @@ class Successes:
         """The functions that the ranks' rewards are of, as a step told them."""
         self._scorers = scorers or self._scorers
 
-    def agree(self, opinions: Any, rank: int, step: int, reduce: Callable[[Vector], Vector]) -> None:
+    def agree(self, opinions: Any, rank: int, step: int, reduce: Callable[[Floats], Floats]) -> None:
         """All ranks go on with one definition, where one of them missed a round that others decided by."""
         told = agree(opinions, rank, b"" if self._told is None else self._told.state, reduce)
         if told is None:

@@ -268,6 +268,7 @@ class RLMon(TrainerCallback):
             about=about(
                 trainer,
                 recorded=capture.recorded_settings,
+                critic=capture.critic,
                 total_steps=steps if steps > 0 else None,
                 capabilities=[
                     *capture.plan(),
@@ -277,7 +278,6 @@ class RLMon(TrainerCallback):
             ),
             ranks=ranks_of(trainer),
             resume=resume,
-            critic=capture.critic,
             extensions=self.extensions,
             **rules,
         )

@@ -23,7 +23,12 @@ RECORDED_SETTINGS = (
 
 
 def about(
-    trainer: Any, *, recorded: tuple[str, ...], total_steps: int | None, capabilities: list[dict[str, str]]
+    trainer: Any,
+    *,
+    recorded: tuple[str, ...],
+    critic: bool,
+    total_steps: int | None,
+    capabilities: list[dict[str, str]],
 ) -> About:
     """What a monitor is told of ``trainer``; ``recorded`` are settings of its kind, beside those of all."""
     return About(
@@ -33,6 +38,7 @@ def about(
         capabilities=capabilities,
         packages=_packages(),
         git_commit=_git_commit(),
+        critic=critic,
         **_generations(trainer.args),
     )
 

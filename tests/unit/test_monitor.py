@@ -20,7 +20,7 @@ from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.families import CRITIC
 from rlmon.metrics.family import dtype_of
 from rlmon.metrics.step import Families
-from rlmon.monitor import Monitor, Ranks, Resume, StrictError, opening
+from rlmon.monitor import About, Monitor, Ranks, Resume, StrictError, opening
 from rlmon.records import Action, RolloutBatch
 from rlmon.report.live import View
 from rlmon.report.watch import frame
@@ -163,7 +163,9 @@ ALL_VALUES = {metric.name for metric in METRICS if metric.name.startswith("rlmon
 
 def critic(tmp_path: Path, **settings: Any) -> rlmon.Monitor:
     config = rlmon.RLMonConfig(rlmon_console=False, **settings.pop("config", {}))
-    return rlmon.Monitor(config, directory=tmp_path / "run", **({"group_size": 4, "critic": True} | settings))
+    return rlmon.Monitor(
+        config, directory=tmp_path / "run", **({"group_size": 4, "about": About(critic=True)} | settings)
+    )
 
 
 def show(monitor: rlmon.Monitor, values: list[float], returns: list[float], **changes: Any) -> None:
@@ -205,7 +207,7 @@ def test_without_a_critic_nothing_of_it_is_there(tmp_path: Path) -> None:
         lengths.append(len(vector))
         return vector
 
-    plain = critic(tmp_path / "plain", critic=False, ranks=Ranks(reduce=reduce))
+    plain = critic(tmp_path / "plain", about=About(), ranks=Ranks(reduce=reduce))
     watched = critic(tmp_path / "critic", ranks=Ranks(reduce=reduce))
     records = []
     for monitor in (plain, watched):
@@ -227,7 +229,7 @@ def test_without_a_critic_nothing_of_it_is_there(tmp_path: Path) -> None:
     # Values that nobody waits for are not lost in silence.
     assert misused.faults == {"metrics.values": 2}
     (fault,) = (event for event in rlmon.open_run(tmp_path / "plain" / "run").events if event.kind == "fault")
-    assert "without critic=True" in fault.payload["error"]
+    assert "without About(critic=True)" in fault.payload["error"]
     assert broken.faults == {"metrics.values": 1}
     assert broken.metrics["rlmon/value/loss"] == 0.5, "the micro-batch before counts"
 

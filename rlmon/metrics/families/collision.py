@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import rlmon.metrics.moves as moves
 from rlmon.metrics.blocks import Dealt
@@ -26,8 +25,7 @@ from rlmon.metrics.family import (
     add_pairs,
 )
 from rlmon.metrics.rows import opener_entries
-
-Ints = NDArray[np.int64]
+from rlmon.statistics import Bools, Ints
 
 LEINSTER = "Leinster and Cobbold 2012, order 2"
 NEEDS_IDS = "moves need token ids and a vocabulary"
@@ -66,7 +64,7 @@ def _entries() -> Iterator[Metric]:
             )
 
 
-def equal_values(rows: Any) -> dict[str, tuple[Ints, NDArray[np.bool_]]]:
+def equal_values(rows: Any) -> dict[str, tuple[Ints, Bools]]:
     """By kernel: the value that two completions are compared by, and which of them take part; of those whose columns
     there are."""
     names = rows.dtype.names if isinstance(rows, np.ndarray) else rows

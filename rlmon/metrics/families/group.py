@@ -22,8 +22,7 @@ from rlmon.metrics.family import (
     histogram,
 )
 from rlmon.metrics.groups import GroupStats
-
-Flags = NDArray[np.bool_]
+from rlmon.statistics import Bools, Ints
 
 ADVANTAGE_EDGES: NDArray[np.float64] = np.concatenate([[0.0], np.geomspace(1e-4, 1e2, 161)])
 """|advantage|: one bin below 1e-4, then bins of 9 %."""
@@ -170,9 +169,7 @@ class Group(MetricFamily):
             out.quantile(f"group/advantage_abs_p{percent}", sums["advantages"], ADVANTAGE_EDGES, percent, unweighed)
 
 
-def put_silent(
-    into: Dealt, group_B: NDArray[np.int64], classified_P: Flags, all_good_P: Flags, all_bad_P: Flags
-) -> None:
+def put_silent(into: Dealt, group_B: Ints, classified_P: Bools, all_good_P: Bools, all_bad_P: Bools) -> None:
     """``all_good`` and ``all_bad``: shares of the groups of each block of which all successes are known."""
     in_group = group_B >= 0
     block_of_group = np.full(classified_P.size, into.count)  # those without a row here are counted behind all blocks
@@ -182,7 +179,7 @@ def put_silent(
         into.put(name, np.bincount(block_of_group, weights=flags, minlength=into.count + 1)[:-1], judged)
 
 
-def _classified_rows(stats: GroupStats) -> NDArray[np.bool_]:
+def _classified_rows(stats: GroupStats) -> Bools:
     """Rows whose group has two finite rewards or more, and is known to the last success."""
     inside = stats.group_B >= 0
     inside[inside] = stats.classified_P[stats.group_B[inside]]
