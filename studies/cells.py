@@ -284,7 +284,7 @@ def base(name: str) -> tuple[Any, Any]:
 def code_sha256() -> str:
     """SHA-256 over the sources of what decides and acts: written into each cell, not part of its fingerprint."""
     package = Path(rlmon.__file__).parent
-    return sources_sha256([package / "steering.py", *package.glob("interventions/*.py"), *package.glob("trl/*.py")])
+    return sources_sha256([package / "controller.py", *package.glob("interventions/*.py"), *package.glob("trl/*.py")])
 
 
 def sources_sha256(paths: Sequence[Path]) -> str:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlmon.controller import load_policy
 from rlmon.errors import ConfigError
 from rlmon.lab.demo import TRAINING
 from rlmon.lab.evaluate import jensen_shannon_distance
 from rlmon.lab.task import contaminated_pool, reward_correct, reward_correct_easy_only, split_questions
-from rlmon.steering import load_policy
 from studies.arms import ARMS, TASKS, Arm
 from studies.cells import (
     KL_EVERY_STEPS,

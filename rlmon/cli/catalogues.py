@@ -113,7 +113,7 @@ def policy(
             for line in aligned([("", name, text) for kind, name, text in known if kind == wanted]):
                 say(line)
         return
-    from rlmon.steering import load_policy
+    from rlmon.controller import load_policy
 
     resolved = load_policy(source)
     if form is PolicyFormat.json:

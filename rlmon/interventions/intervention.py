@@ -12,7 +12,7 @@ One class per word after ``do:``, a frozen dataclass whose fields are what a pol
         def on_round(self, state: Any, round: Round) -> tuple[Any, RowChange]:
             return state, RowChange(factor_N=np.where(round.table.tokens_N > self.tokens, 0.5, 1.0))
 
-The engine asks it questions, and knows none by its class. Everything here is a function of what all ranks share, so
+The fold asks it questions, and knows none by its class. Everything here is a function of what all ranks share, so
 that every rank decides the same.
 """
 
@@ -26,8 +26,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon.interventions import saved
 from rlmon.interventions.rows import RoundTable
+from rlmon.interventions.saved import from_json, to_json
 from rlmon.interventions.setting import Setting
 from rlmon.records import StepRecord
 from rlmon.statistics import GOLDEN, splitmix64
@@ -269,12 +269,12 @@ class Intervention:
 
     def save(self, state: Any) -> Any:
         """The state as JSON types; floats survive exactly."""
-        return saved.to_json(state)
+        return to_json(state)
 
     def load(self, found: Any) -> Any:
         """The state that ``save`` gave."""
         fresh = self.fresh()
-        return saved.from_json(type(fresh), found) if dataclasses.is_dataclass(fresh) else found
+        return from_json(type(fresh), found) if dataclasses.is_dataclass(fresh) else found
 
 
 def default_of(intervention: Intervention, name: str) -> float:

@@ -21,7 +21,7 @@ from typing import Literal
 
 from rlmon.interventions import policy_file
 from rlmon.interventions.actions import ACTIONS
-from rlmon.interventions.engine import measured_by
+from rlmon.interventions.fold import measured_by
 from rlmon.interventions.intervention import Intervention
 from rlmon.interventions.policy import (
     MODE,

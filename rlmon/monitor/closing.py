@@ -63,9 +63,9 @@ class Closing:
             found = state.judging.blocks(whole.rows, whole.sums, state.families, state.successes, faults.step + 1)
         metrics, missing = self._measured(whole)
         faults.step = step
-        if state.steering is not None:
+        if state.controller is not None:
             with faults.guard("interventions"):
-                held = state.steering.metrics(step)
+                held = state.controller.metrics(step)
                 metrics |= held
                 missing |= {name: "no rule of the policy holds it" for name, value in held.items() if value is None}
         base_seconds, self.base_seconds = self.base_seconds, 0.0
@@ -116,7 +116,7 @@ class Closing:
 
         A rank whose own share cannot be made enters with zeros and its fault, so that no rank waits for it.
         """
-        exchange, successes, steering = self._exchange, self._state.successes, self._state.steering
+        exchange, successes, controller = self._exchange, self._state.successes, self._state.controller
         share = exchange.empty()
         with self._faults.guard("collective"):
             filled = exchange.empty()
@@ -140,8 +140,8 @@ class Closing:
                 share["opinions"][0, self._ranks.rank] = successes.opinion().entry
         for place, count in self._faults.counts.items():
             share["faults"][place] = count
-        if steering is not None:
-            share["votes"] = steering.vote()
+        if controller is not None:
+            share["votes"] = controller.vote()
         return exchange.read(self._ranks.sum(exchange.vector(share)))
 
     def _agree(self, whole: OverRanks) -> None:
@@ -185,8 +185,8 @@ class Closing:
                 shown = state.illustration.of(finding.finding_id, state.base.sums, opener_words)
                 if shown is not None:
                     journal.event("examples", shown)
-        if state.steering is not None:
+        if state.controller is not None:
             with faults.guard("interventions"):
-                state.steering.step(record, findings, whole.votes)
+                state.controller.step(record, findings, whole.votes)
         journal.drain()
         journal.record(record, findings, state.illustration.sample_rows)

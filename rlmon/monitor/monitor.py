@@ -48,10 +48,10 @@ from rlmon.records import Finding, RolloutBatch, Split, StepRecord
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rlmon.controller import Actuators, Controller
     from rlmon.interventions.policy import Policy
     from rlmon.interventions.row_effect import RowEffect
     from rlmon.sinks import Sink
-    from rlmon.steering import Levers, Steering
 
 
 class StrictError(RLMonError):
@@ -69,7 +69,7 @@ class Monitor:
         ranks: this process among those that train together; by default it is alone.
         resume: the checkpoint that the run goes on from; by default it begins.
         policy: the rules to act by; ``None`` watches only.
-        levers: what the rules can turn in this loop. Default: nothing but the advantages that ``steer`` returns.
+        actuators: what the rules can turn in this loop. Default: nothing but the advantages that ``steer`` returns.
         extensions: what the user adds (docs/extending.md); what installed packages add comes by itself.
 
     Raises ``RunLogError``, ``SchemaError`` or ``ConfigError`` when the log cannot be opened or a mode is malformed.
@@ -85,7 +85,7 @@ class Monitor:
         ranks: Ranks | None = None,
         resume: Resume | None = None,
         policy: Policy | None = None,
-        levers: Levers | None = None,
+        actuators: Actuators | None = None,
         extensions: Extensions | None = None,
     ) -> None:
         self.config = config if config is not None else RLMonConfig()
@@ -120,13 +120,13 @@ class Monitor:
         if resume.state is not None:
             self._state.load(resume)
         if policy is not None and policy.rules:
-            self._state.act_by(policy, levers, resume)
+            self._state.act_by(policy, actuators, resume)
         self._exchange = Exchange(
             about.places(self.ranks, group_size),
             sums=self.families.layout,
             row=self.families.row,
             faults=self.faults.places,
-            votes=0 if self.steering is None else self.steering.votes,
+            votes=0 if self.controller is None else self.controller.votes,
             names=self._state.source_names,
         )
         self._closing = Closing(self._state, self._observed, self._exchange, self.journal, self.ranks)
@@ -163,9 +163,9 @@ class Monitor:
         return self.faults.step
 
     @property
-    def steering(self) -> Steering | None:
+    def controller(self) -> Controller | None:
         """What acts by the policy."""
-        return self._state.steering
+        return self._state.controller
 
     @property
     def detector_state(self) -> detectors.DetectorState:
@@ -262,7 +262,7 @@ class Monitor:
         features = None
         with self.guard("metrics.features"):
             features = self._featurizer.features(batch)
-        self._newest = (batch, features) if self.steering is not None else (None, None)
+        self._newest = (batch, features) if self.controller is not None else (None, None)
         columns = None
         with self.guard("runlog.rollouts"):
             secret = None if self.config.rlmon_store_text == "full" else self.writer.secret
@@ -303,7 +303,7 @@ class Monitor:
         With a policy every rank calls this once per training round, with ``batch=None`` where it could not be made:
         it holds a collective. Never raises.
         """
-        if self.steering is None:
+        if self.controller is None:
             return None
         effect: RowEffect | None = None
         with self.guard("interventions"):
@@ -315,11 +315,11 @@ class Monitor:
                 features = self._featurizer.features(batch)
                 success_n = successes.definition.of(batch.reward, batch.rewards, rows)
             if successes.deciding.decided and not successes.definition.known:
-                self.steering.rest_without_success(str(successes.definition))
+                self.controller.rest_without_success(str(successes.definition))
             late = None
             if batch is not None and self.ranks.world_size > 1:
                 late = functools.partial(successes.late, batch.round, batch.group_size, self._step + 1)
-            effect = self.steering.round(batch, rows, features, logp_base_n, success_n, late)
+            effect = self.controller.round(batch, rows, features, logp_base_n, success_n, late)
         return effect
 
     def sample_rows(self, count: int) -> list[dict[str, Any]]:
@@ -430,9 +430,9 @@ class Monitor:
         self.journal.reconcile()
         for local in self._observed.share.values():
             self.journal.write_passes(local)
-        if self.steering is not None:
+        if self.controller is not None:
             with self.guard("interventions"):
-                self.steering.close(self._step)
+                self.controller.close(self._step)
         self.journal.close()
 
     def shared_state(self) -> dict[str, Any]:

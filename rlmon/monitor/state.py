@@ -18,8 +18,8 @@ from rlmon.records import Split
 from rlmon.restored import NO_STATE, detector_state, mapping, policy_change
 
 if TYPE_CHECKING:
+    from rlmon.controller import Actuators, Controller
     from rlmon.interventions.policy import Policy
-    from rlmon.steering import Levers, Steering
 
 
 class State:
@@ -57,26 +57,26 @@ class State:
         self.source_names: dict[str, str] = {}
         """By key, as all ranks have learned them."""
         self.policy = None if policy is None else policy.to_dict()
-        self.steering: Steering | None = None
+        self.controller: Controller | None = None
         self._config, self._journal, self._ranks = config, journal, ranks
         self._counts_anew = False
 
-    def act_by(self, policy: Policy, levers: Levers | None, resume: Resume) -> None:
+    def act_by(self, policy: Policy, actuators: Actuators | None, resume: Resume) -> None:
         """Take up the rules, after the rest of the checkpoint."""
-        from rlmon.steering import RowsOnly, take_up
+        from rlmon.controller import AdvantagesOnly, take_up
 
-        self.steering = take_up(
+        self.controller = take_up(
             policy,
             None if resume.state is None else resume.state["shared"].get("steering"),
             resume.restored,
-            levers=levers if levers is not None else RowsOnly(policy),
+            actuators=actuators if actuators is not None else AdvantagesOnly(policy),
             write=self._journal.action,
             rank=self._ranks.rank,
             world_size=self._ranks.world_size,
             gather=self._ranks.gather,
         )
         if self._counts_anew:
-            self.steering.count_anew()
+            self.controller.count_anew()
 
     # -- success -----------------------------------------------------------------------------------------------------
 
@@ -95,8 +95,8 @@ class State:
         """What the ledgers have counted were successes of another kind."""
         self.judging.ledger = SolveLedger()
         self._counts_anew = True
-        if self.steering is not None:
-            self.steering.count_anew()
+        if self.controller is not None:
+            self.controller.count_anew()
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ class State:
             "sources": self.source_names,
             "ledger": self.judging.ledger.state(),
             "success": self.successes.deciding.to_json(),
-            "steering": None if self.steering is None else self.steering.state(),
+            "steering": None if self.controller is None else self.controller.state(),
             "policy": self.policy,
         }
 

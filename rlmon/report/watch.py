@@ -191,14 +191,14 @@ def _news(view: View) -> Iterator[RenderableType]:
 
 
 def _interventions(view: View) -> Iterator[RenderableType]:
-    """Where the levers stand, and the newest acts, the newest first; acts on rows of one rule are one line."""
+    """What the rules turn, and the newest acts, the newest first; acts on rows of one rule are one line."""
     head = Text("Interventions", style="dim", no_wrap=True, overflow="ellipsis")
     head.append(
         "".join(f"  {part}" for part in (_policy(view), f"{view.act_count:,} acts" if view.act_count else "") if part)
     )
     yield head
-    if levers := _levers(view):
-        yield Text.assemble(("now     ", "dim"), levers, no_wrap=True, overflow="ellipsis")
+    if turned := _turned(view):
+        yield Text.assemble(("now     ", "dim"), turned, no_wrap=True, overflow="ellipsis")
     shown = entries(list(view.acts.values()))[:ACTS_SHOWN]
     yield from act_lines(shown)
     if not shown:
@@ -221,7 +221,7 @@ def _policy(view: View) -> str:
     return f"{amount}, {dry} of them dry run" if dry else amount
 
 
-def _levers(view: View) -> str:
+def _turned(view: View) -> str:
     """``beta 0.05, kappa 0.9``: values of the newest step."""
     if view.newest is None:
         return ""

@@ -14,13 +14,14 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from rlmon.config import RLMonConfig
 from rlmon.console import goodbye, hello, say
+from rlmon.controller import load_policy
 from rlmon.detectors import DETECTORS, status
 from rlmon.errors import AttachError, ConfigError
 from rlmon.interventions.validate import said
 from rlmon.monitor import Monitor, Resume
 from rlmon.printable import one_line
 from rlmon.restored import describe
-from rlmon.steering import load_policy
+from rlmon.trl.actuators import TrainerActuators
 from rlmon.trl.around_train import around_evaluation, before_use, go_on_once, on_failure
 from rlmon.trl.attaching import in_words, untouched_by_failure
 from rlmon.trl.binding import bound_arguments
@@ -28,7 +29,6 @@ from rlmon.trl.capture import Capture
 from rlmon.trl.extending import extensions_of
 from rlmon.trl.frames import callers, resumed_from
 from rlmon.trl.header import about
-from rlmon.trl.helm import Helm
 from rlmon.trl.kinds import kind_of
 from rlmon.trl.mirror import headline, keep_out_of_wandb
 from rlmon.trl.ranks import first_of_any_rank, ranks_of
@@ -76,7 +76,7 @@ class RLMon(TrainerCallback):
         self.roll_back_to: Path | None = None
         """Where training is to go on from, once, after a rule rolled the run back; ``None`` otherwise."""
         self._capture: Watched | None = None
-        self._helm: Helm | None = None
+        self._actuators: TrainerActuators | None = None
         """What the rules turn; ``None`` where the trainer is only watched."""
         self._checkpoint: Path | None = None
         self._save_waits = False
@@ -123,11 +123,11 @@ class RLMon(TrainerCallback):
             self.monitor, self._continues = None, False  # of another trainer, whose log is its own
             self._last = weakref.ref(trainer)
         self._say(hello(self.log_dir))
-        for note in () if self._helm is None else self._helm.notes:
+        for note in () if self._actuators is None else self._actuators.notes:
             self._say(said(note))
 
     def _attached(self, capture: Watched) -> Watched:
-        trainer, self._helm = capture.trainer, None
+        trainer, self._actuators = capture.trainer, None
         with in_words("find the initial base model", "Set rlmon_base_kl: off"):
             base = capture.base = capture.choose_base()
         with in_words("read the sources of the prompts", "Set rlmon_source_column to a column of the dataset"):
@@ -135,7 +135,9 @@ class RLMon(TrainerCallback):
         if self.config.rlmon_policy is not None:
             with in_words("make ready for the rules", "Leave rlmon_policy out"):
                 policy = load_policy(self.config.rlmon_policy, self.extensions.actions)
-                self._helm = capture.helm = Helm(trainer, base, policy, capture.sources, self.config)
+                self._actuators = capture.actuators = TrainerActuators(
+                    trainer, base, policy, capture.sources, self.config
+                )
         with in_words("put its hooks in place", "Use TRL's own GRPOTrainer or RLOOTrainer"):
             capture.install()
             self._undo = [
@@ -144,7 +146,7 @@ class RLMon(TrainerCallback):
             ]
             if capture.evaluates:
                 self._undo.append(around_evaluation(trainer, self._evaluation_begins, self._evaluation_ends))
-            if self._helm is not None and self._helm.may_roll_back:
+            if self._actuators is not None and self._actuators.may_roll_back:
                 self._undo.append(go_on_once(trainer, self))
             if self not in trainer.callback_handler.callbacks:
                 trainer.add_callback(self)
@@ -174,7 +176,7 @@ class RLMon(TrainerCallback):
         self._unwrap()
         self._capture.uninstall()
         trainer.remove_callback(self)
-        self._capture = self._helm = None
+        self._capture = self._actuators = None
 
     def _unwrap(self) -> None:
         for undo in reversed(self._undo):
@@ -229,11 +231,11 @@ class RLMon(TrainerCallback):
     def _begin(self, state: TrainerState) -> None:
         assert self._capture is not None
         self._save_waits, self.roll_back_to = False, None
-        trainer, capture, helm, base = self._trainer, self._capture, self._helm, self._capture.base
+        trainer, capture, actuators, base = self._trainer, self._capture, self._actuators, self._capture.base
         assert base is not None
         if self._checkpoint is None:  # it was loaded before the hook that sees it was there
             self._checkpoint = resumed_from(trainer)
-        saved, restored = restore(self._checkpoint, capture, helm, resumed=state.global_step > 0)
+        saved, restored = restore(self._checkpoint, capture, actuators, resumed=state.global_step > 0)
         monitor = self._make_monitor(
             state.max_steps,
             Resume(
@@ -242,13 +244,13 @@ class RLMon(TrainerCallback):
                 restored=restored,
                 continues=self._continues,
             ),
-            policy=None if helm is None else helm.policy,
-            levers=helm,
+            policy=None if actuators is None else actuators.policy,
+            actuators=actuators,
         )
         self._continues = False
-        if helm is not None:
+        if actuators is not None:
             with monitor.guard("interventions"):
-                helm.begin(monitor)
+                actuators.begin(monitor)
         monitor.kl_reason = base.unmeasured(state.global_step, self.config.rlmon_base_kl_every)
         monitor.open_sinks()
         if trainer.accelerator.is_main_process and self.config.rlmon_mirror and self.config.rlmon_wandb:
@@ -273,7 +275,7 @@ class RLMon(TrainerCallback):
                 capabilities=[
                     *capture.plan(),
                     capture.sources.capability,
-                    *(() if self._helm is None else self._helm.capabilities),
+                    *(() if self._actuators is None else self._actuators.capabilities),
                 ],
             ),
             ranks=ranks_of(trainer),
@@ -300,33 +302,35 @@ class RLMon(TrainerCallback):
             monitor.kl_reason = base.unmeasured(state.global_step - 1, self.config.rlmon_base_kl_every)
         capture.step_ends()
         record = monitor.end_step(state.global_step)
-        if self._helm is not None:
+        if self._actuators is not None:
             with monitor.guard("interventions"):
-                self._steer_loop(monitor, self._helm, state, control)
+                self._act_on_loop(monitor, self._actuators, state, control)
         if record is None or not self.config.rlmon_mirror:
             return
         with monitor.guard("mirror"):
             capture.mirror(headline(record))
 
-    def _steer_loop(self, monitor: Monitor, helm: Helm, state: TrainerState, control: TrainerControl) -> None:
+    def _act_on_loop(
+        self, monitor: Monitor, actuators: TrainerActuators, state: TrainerState, control: TrainerControl
+    ) -> None:
         """End training where a rule said so, and let checkpoints wait for the end of a round: what TRL has buffered
         of it is in no checkpoint, so a run resumed in the middle would act on other rows. The same on all ranks."""
         last = 0 < state.max_steps <= state.global_step
-        if monitor.steering is not None and monitor.steering.holds_state and helm.in_mid_round and not last:
+        if monitor.controller is not None and monitor.controller.holds_state and actuators.in_mid_round and not last:
             self._save_waits = self._save_waits or control.should_save
             control.should_save = False
             return
         if self._save_waits:
             self._save_waits, control.should_save = False, True
-        if helm.ends is None or monitor.steering is None or not monitor.steering.settled(helm.ends):
+        if actuators.ends is None or monitor.controller is None or not monitor.controller.settled(actuators.ends):
             return
-        if helm.ends.new == "stop":
+        if actuators.ends.new == "stop":
             control.should_training_stop = control.should_save = True
             return
-        self.roll_back_to = helm.mark_return()
+        self.roll_back_to = actuators.mark_return()
         if self.roll_back_to is None:  # rotated away since (save_total_limit), or on a disk that is full
-            monitor.steering.fail("roll_back", "the checkpoint to return to is gone or cannot be written to")
-            helm.ends = None
+            monitor.controller.fail("roll_back", "the checkpoint to return to is gone or cannot be written to")
+            actuators.ends = None
             return
         control.should_training_stop, control.should_save = True, False
 
@@ -388,7 +392,7 @@ class RLMon(TrainerCallback):
         if not self._open or monitor is None or capture is None:
             return
         with monitor.guard("checkpoint"):
-            save(checkpoint, capture, monitor, self._helm)
+            save(checkpoint, capture, monitor, self._actuators)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

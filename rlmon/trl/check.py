@@ -21,16 +21,16 @@ import yaml
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, RLOOConfig, RLOOTrainer, TrlParser
 
 from rlmon.config import RLMonConfig
+from rlmon.controller import load_policy
 from rlmon.detectors import DETECTORS
 from rlmon.errors import ConfigError
 from rlmon.interventions.policy import Policy
 from rlmon.interventions.setting import Setting
 from rlmon.interventions.show import row as rule_row
 from rlmon.interventions.validate import Problem, problems, said
-from rlmon.steering import load_policy
 from rlmon.trl.base import blocked
 from rlmon.trl.capabilities import plan as plan_of
-from rlmon.trl.knobs import Knobs
+from rlmon.trl.coefficients import Coefficients
 from rlmon.trl.ppo.config import PPOConfig
 from rlmon.trl.setting import lacks_checkpoints, setting_of
 
@@ -278,7 +278,7 @@ def _policy_rows(policy: Policy, found: Sequence[Problem]) -> list[tuple[str, st
 def _lacks(args: Any, model: Any, plan: Sequence[Mapping[str, str]], sharded: str | None) -> dict[str, str]:
     """By action why this trainer could not do it, by the very code that attaching asks. What only the model itself
     shows is left to that."""
-    # As if built: the class and what `Knobs.lacks` asks of it.
+    # As if built: the class and what `Coefficients.lacks` asks of it.
     trainer = object.__new__(RLOOTrainer if isinstance(args, RLOOConfig) else GRPOTrainer)
     weights = torch.nn.Linear(1, 1)
     if getattr(model, "use_peft", False):
@@ -287,12 +287,12 @@ def _lacks(args: Any, model: Any, plan: Sequence[Mapping[str, str]], sharded: st
     trainer.accelerator = SimpleNamespace(distributed_type=sharded or "NO", unwrap_model=lambda model: model)
     reason = next((row["reason"] for row in plan if row["signal"] == "kl" and row["status"] == "skip"), "")
     base = SimpleNamespace(active=not reason, reason=reason)
-    lacks = _PlannedKnobs(trainer, base).lacks()  # type: ignore[arg-type]
+    lacks = _PlannedCoefficients(trainer, base).lacks()  # type: ignore[arg-type]
     checkpoints = lacks_checkpoints(args)
     return lacks if checkpoints is None else {**lacks, "roll_back": checkpoints}
 
 
-class _PlannedKnobs(Knobs):
+class _PlannedCoefficients(Coefficients):
     """The knobs of a trainer that is not built."""
 
     def _lacks_layout(self, what: str) -> str | None:

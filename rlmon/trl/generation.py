@@ -51,7 +51,7 @@ class Generation:
 
     def _round(self, original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         watched = self._watched
-        monitor, helm = watched.monitor, watched.helm
+        monitor, actuators = watched.monitor, watched.actuators
         if monitor is None or self._sampling is not None:  # within a round: one that samples in parts
             return original(*args, **kwargs)
         inputs: Sequence[Mapping[str, Any]] = ()
@@ -59,8 +59,8 @@ class Generation:
             inputs = given = bound_arguments(original, args, kwargs, ("inputs",))["inputs"]
             if watched.split() == "train":
                 self._learn_sources(monitor, inputs)
-            if helm is not None:
-                inputs = helm.draws(monitor, inputs)
+            if actuators is not None:
+                inputs = actuators.draws(monitor, inputs)
             if inputs is not given:
                 args = tuple(inputs if value is given else value for value in args)
                 kwargs = {name: inputs if value is given else value for name, value in kwargs.items()}
@@ -72,8 +72,8 @@ class Generation:
         trained = None
         with monitor.guard("capture.rollouts"):
             trained = self._observe_rollouts(monitor, inputs, output, sampling)
-        if helm is not None:
-            helm.rollouts(monitor, trained, output, rows=len(inputs))
+        if actuators is not None:
+            actuators.rollouts(monitor, trained, output, rows=len(inputs))
         return output
 
     def _sampled(self, original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

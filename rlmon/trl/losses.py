@@ -122,23 +122,23 @@ class Losses:
         return value
 
     def _compute_loss(self, original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        monitor, helm = self._watched.monitor, self._watched.helm
+        monitor, actuators = self._watched.monitor, self._watched.actuators
         if monitor is None or (self._loss is not None and self._loss.inner):
             return original(*args, **kwargs)
         if self._loss is not None:
             self._loss.inner = True
         with contextlib.ExitStack() as stack:
             inputs = self._inputs(monitor, original, args, kwargs)
-            if helm is not None:
+            if actuators is not None:
                 # Before anything listens: the reference of an adapter is a forward of the policy's own modules.
-                stack.enter_context(helm.loss(monitor, inputs))
+                stack.enter_context(actuators.loss(monitor, inputs))
             loss = stack.enter_context(self._listening(monitor, original, args, kwargs))
             loss.inner = True
             value = original(*args, **kwargs)
         with monitor.guard("capture.tokens"):
             self._observe_tokens(monitor, loss, value, "_compute_loss")
-        if helm is not None:
-            value = helm.add_to_loss(monitor, value, inputs, loss.result)
+        if actuators is not None:
+            value = actuators.add_to_loss(monitor, value, inputs, loss.result)
         return value
 
     def _inputs(self, monitor: Monitor, original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rlmon.monitor import Monitor
 
 
-class Steers(Protocol):
+class LoopActuators(Protocol):
     """Where rules reach into what a trainer computes: its draws, its advantages and its loss."""
 
     def draws(self, monitor: Monitor, inputs: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]: ...
@@ -53,7 +53,7 @@ class Watched(ABC):
         """Who is told what the hooks see; ``None`` while nobody listens."""
         self.base: BaseModel | None = None
         self.sources = SourceMap(None, frozenset(), "all")
-        self.helm: Steers | None = None
+        self.actuators: LoopActuators | None = None
         """What the rules turn in this trainer; ``None`` where it is only watched."""
 
     @property

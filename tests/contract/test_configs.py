@@ -93,7 +93,7 @@ def test_a_success_may_be_a_number_a_name_or_both(tmp_path: Path) -> None:
 
 
 def test_a_policy_may_be_a_name_or_a_mapping_in_yaml_and_on_the_command_line(tmp_path: Path) -> None:
-    from rlmon.steering import load_policy
+    from rlmon.controller import load_policy
 
     parser = load(ROOT / "trainers" / "train_grpo.py").parser
     grpo = (ROOT / "configs" / "grpo.yaml").read_text()

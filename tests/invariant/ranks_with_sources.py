@@ -62,8 +62,8 @@ def main(out: Path) -> None:
                 "records": records,
                 "shared": shared,
                 "folded": detectors.state_to_json(monitor.monitor.detector_state),
-                "digest": monitor.monitor.steering._engine.digest,
-                "off": monitor.monitor.steering.off,
+                "digest": monitor.monitor.controller._rules.digest,
+                "off": monitor.monitor.controller.off,
                 "faults": monitor.monitor.faults.totals,
             }
         )

@@ -279,7 +279,10 @@ def test_the_probe_outside_of_a_trainer() -> None:
         ("rlmon.trl.base._blocker", ""),
         ("rlmon.trl.prompts.SourceMap.build", r"could not read the sources.*broken on purpose.*rlmon_source_column"),
         ("rlmon.trl.capture.Capture.install", r"could not put its hooks in place.*broken on purpose.*train without"),
-        ("rlmon.trl.helm.Helm.__init__", r"could not make ready for the rules.*broken on purpose.*rlmon_policy"),
+        (
+            "rlmon.trl.actuators.Coefficients",
+            r"could not make ready for the rules.*broken on purpose.*rlmon_policy",
+        ),
         ("rlmon.trl.kinds.Version", r"could not tell whether.*broken on purpose"),
     ],
 )

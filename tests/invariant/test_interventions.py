@@ -18,9 +18,9 @@ from rlmon.audit import engine as audit_engine
 from rlmon.errors import AttachError
 from rlmon.records import Action
 from rlmon.trl import MonitoredGRPOTrainer, MonitoredRLOOTrainer, RLMon
+from rlmon.trl.actuators import ROLLED_BACK, TrainerActuators
 from rlmon.trl.anchor import AnchorStore
 from rlmon.trl.draws import Draws
-from rlmon.trl.helm import ROLLED_BACK, Helm
 
 pytestmark = pytest.mark.trl
 
@@ -275,7 +275,7 @@ def test_a_run_that_returned_remembers_so_in_later_checkpoints(tmp_path: Path) -
     assert again.rlmon._capture is not None
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-8"))
     assert again.beta == 0.2, "the checkpoint's value, not the config's"
-    assert again.rlmon._capture.helm._returned
+    assert again.rlmon._capture.actuators._returned
 
 
 def test_a_return_takes_back_what_was_turned_since(tmp_path: Path) -> None:
@@ -367,5 +367,5 @@ def test_a_second_training_begins_with_the_knobs_as_given(tmp_path: Path) -> Non
     assert first != second
     raised = [(action.old, action.new) for action in second if action.knob == "beta" and action.phase == "decided"]
     assert raised[0][0] == 0.0
-    helm = run.rlmon_callback._capture.helm
-    assert isinstance(helm, Helm)
+    actuators = run.rlmon_callback._capture.actuators
+    assert isinstance(actuators, TrainerActuators)

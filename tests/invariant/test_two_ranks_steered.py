@@ -79,7 +79,7 @@ def check_that_a_broken_fold_switches_all_rules_off(out: Path) -> None:
     assert second["faults"] == {"interventions": 1}
     assert "broken on purpose" in second["off"]
     assert first["off"]
-    assert first["beta"] == first["entropy_coef"] == 0.0, "the levers are at rest again"
+    assert first["beta"] == first["entropy_coef"] == 0.0, "all is at rest again"
     for rule in steered.CONTINUING:
         assert [step for phase, step in phases(first, rule) if phase == "failed"][:1] == [7], rule
         assert max(step for phase, step in phases(first, rule)) == 7, rule

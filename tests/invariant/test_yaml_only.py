@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import rlmon
+from rlmon.controller import load_policy
 from rlmon.lab.bases import BASE_DIR
 from rlmon.lab.task import split_questions
-from rlmon.steering import load_policy
 
 pytestmark = [pytest.mark.trl, pytest.mark.slow]
 

@@ -23,7 +23,7 @@ from datasets import Dataset
 from rlmon.detectors import state_to_json
 from rlmon.errors import RunLogError
 from rlmon.runlog import RunLogWriter
-from rlmon.trl import RLMon, helm
+from rlmon.trl import RLMon, actuators
 
 POLICY = {
     "rules": {
@@ -51,7 +51,7 @@ def damage(folder: Path, kind: str) -> None:
     elif kind == "torn-state":
         (folder / "state.json").write_bytes((folder / "state.json").read_bytes()[:200])
     elif kind == "mark-unseen-by-rank1":
-        (folder / helm.ROLLED_BACK).write_text(json.dumps({"rule": "penalty", "reason": "a test", "beta": 0.5}))
+        (folder / actuators.ROLLED_BACK).write_text(json.dumps({"rule": "penalty", "reason": "a test", "beta": 0.5}))
 
 
 def told(made: Any, monitor: RLMon) -> dict[str, Any]:
@@ -60,9 +60,9 @@ def told(made: Any, monitor: RLMon) -> dict[str, Any]:
     return {
         "detectors": state_to_json(inside.detector_state),
         "sources": monitor._capture.sources.state() if monitor._capture is not None else None,
-        "off": None if inside.steering is None else inside.steering.off,
+        "off": None if inside.controller is None else inside.controller.off,
         "beta": made.beta,
-        "returned": monitor._capture.helm.state()["returned"] if monitor._capture is not None else None,
+        "returned": monitor._capture.actuators.state()["returned"] if monitor._capture is not None else None,
         "faults": inside.faults.totals,
         "weights": [float(p.detach().double().sum()) for p in made.model.parameters()],
     }
@@ -99,7 +99,7 @@ def main(out: Path, kinds: list[str]) -> None:
         again, resumed = watched(out / kind, 4)
         with pytest.MonkeyPatch.context() as patch:
             if rank == 1 and kind == "mark-unseen-by-rank1":
-                patch.setattr(helm, "ROLLED_BACK", "not-here-yet.json")
+                patch.setattr(actuators, "ROLLED_BACK", "not-here-yet.json")
             again.train(resume_from_checkpoint=str(out / kind / "checkpoint-2"))
         seen[kind] = told(again, resumed)
     seen["unlogged"] = unlogged_on_rank_1(out / "unlogged", rank)

@@ -21,14 +21,14 @@ import steered
 import tiny
 import torch
 
-from rlmon import steering
-from rlmon.interventions import engine
+from rlmon.controller import Controller
+from rlmon.interventions import fold
 from rlmon.interventions.rows import RoundTable
 from rlmon.trl import MonitoredGRPOTrainer, RLMon
+from rlmon.trl.actuators import TrainerActuators
+from rlmon.trl.coefficients import Coefficients
 from rlmon.trl.draws import Draws
 from rlmon.trl.generation import Generation
-from rlmon.trl.helm import Helm
-from rlmon.trl.knobs import Knobs
 
 STEPS = {"all": 60, "long": 200}
 SHORT = 14
@@ -81,11 +81,11 @@ def blocks(self: Any, inputs: Any, blocked: Any, number: int) -> bool:
 
 
 FAULTS: dict[str, tuple[Any, str, Any]] = {
-    "round": (engine, "on_round", breaks(engine.on_round, is_step_seven)),
-    "lever": (Knobs, "set_beta", breaks(Knobs.set_beta, raises_a_knob)),
-    "bonus": (Knobs, "set_entropy_coef", breaks(Knobs.set_entropy_coef, raises_a_knob)),
+    "round": (fold, "on_round", breaks(fold.on_round, is_step_seven)),
+    "lever": (Coefficients, "set_beta", breaks(Coefficients.set_beta, raises_a_knob)),
+    "bonus": (Coefficients, "set_entropy_coef", breaks(Coefficients.set_entropy_coef, raises_a_knob)),
     "batch": (Generation, "_take", breaks(Generation._take, is_fifth_round)),
-    "nowhere": (Helm, "_checkpoint_before", lambda self, step: None),
+    "nowhere": (TrainerActuators, "_checkpoint_before", lambda self, step: None),
     "gone": (Draws, "swap", breaks(Draws.swap, blocks)),
 }
 
@@ -93,9 +93,9 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
 def one_run(out: Path, cell: str) -> None:
     rank = int(os.environ["RANK"])
     written: list[dict[str, Any]] = []
-    begin = steering.Steering.__init__
+    begin = Controller.__init__
 
-    def recorded(self: steering.Steering, *args: Any, write: Any, **kwargs: Any) -> None:
+    def recorded(self: Controller, *args: Any, write: Any, **kwargs: Any) -> None:
         def both(action: Any) -> None:
             written.append(dataclasses.asdict(action))
             write(action)
@@ -103,7 +103,7 @@ def one_run(out: Path, cell: str) -> None:
         begin(self, *args, write=both, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steering.Steering, "__init__", recorded)
+        patch.setattr(Controller, "__init__", recorded)
         if rank == 1 and cell in FAULTS:
             patch.setattr(*FAULTS[cell])
         config = steered.config(POLICIES[cell], rlmon_strict=False, rlmon_base_kl_every=5 if cell in STEPS else 1)
@@ -125,7 +125,7 @@ def one_run(out: Path, cell: str) -> None:
     digest = hashlib.blake2b()
     for name, tensor in sorted(tiny.weights(trained).items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
-    assert monitor.monitor.steering is not None
+    assert monitor.monitor.controller is not None
     (out / f"rank-{rank}.json").write_text(
         json.dumps(
             {
@@ -135,7 +135,7 @@ def one_run(out: Path, cell: str) -> None:
                 "entropy_coef": trained.entropy_coef,
                 "actions": written,
                 "faults": monitor.monitor.faults.totals,
-                "off": monitor.monitor.steering.off,
+                "off": monitor.monitor.controller.off,
                 "metrics": monitor.monitor.last_record.metrics,
             }
         )

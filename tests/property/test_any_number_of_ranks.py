@@ -18,12 +18,12 @@ from simulated_ranks import Collectives, Run, round_of
 
 import rlmon
 from rlmon import exchange
+from rlmon.controller import load_policy
 from rlmon.keys import KEY_MASK, source_key
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.groups import SolveLedger
 from rlmon.monitor import Ranks
 from rlmon.records import RolloutBatch, StepRecord
-from rlmon.steering import load_policy
 
 LOCAL = {metric.name for metric in METRICS if metric.kind == "local"}
 ROUNDS = 16
@@ -109,7 +109,7 @@ def test_what_is_read_does_not_depend_on_how_many_ranks_there_are(
     for world in worlds:
         split = Run(tmp_path / str(world), world, rounds, group=4, policy=rules)
         assert_same_run(alone, split)
-        assert [rule.off for rule in [monitor.steering for monitor in split.monitors]] == [None] * world
+        assert [rule.off for rule in [monitor.controller for monitor in split.monitors]] == [None] * world
         split.close()
         assert_alike(acts(split), acts(alone))
         assert {act[1] for act in acts(split)} >= {"hold", "bound"}

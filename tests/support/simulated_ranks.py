@@ -48,7 +48,7 @@ class Collectives:
         }
 
 
-class Levers:
+class Actuators:
     """Two knobs that remember what they were set to."""
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class Run:
                 ranks=Ranks(rank=rank, world_size=world, **(collectives.of(rank) if world > 1 else {})),
                 resume=Resume(step=first_step or None, state=None if states is None else states[rank]),
                 policy=policy,
-                levers=None if policy is None else Levers(),
+                actuators=None if policy is None else Actuators(),
                 extensions=extensions,
             )
             self.monitors[rank] = monitor

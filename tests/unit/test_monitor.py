@@ -15,6 +15,7 @@ from rich.console import Console
 
 import rlmon
 from rlmon.audit.readers import open_source
+from rlmon.controller import load_policy
 from rlmon.errors import RunLogError
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.families import CRITIC
@@ -24,7 +25,6 @@ from rlmon.monitor import About, Monitor, Ranks, Resume, StrictError, opening
 from rlmon.records import Action, RolloutBatch
 from rlmon.report.live import View
 from rlmon.report.watch import frame
-from rlmon.steering import load_policy
 
 TEXTS = ["print(7+9)", "16", '{"answer": 16}', "\\boxed{16}"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rlmon.controller import load_policy
 from rlmon.errors import ConfigError
 from rlmon.interventions.deferral import Defer, DeferralState, LedgerView, step
 from rlmon.interventions.intervention import NOTHING
 from rlmon.interventions.rows import RoundTable
-from rlmon.steering import load_policy
 from studies.arms import ARMS
 from studies.random_deferral import RandomDefer, RandomShare
 

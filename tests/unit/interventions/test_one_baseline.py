@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlmon.baseline import Baseline
-from rlmon.interventions import base_mean, conditions, engine, saved
+from rlmon.interventions import base_mean, conditions, fold, saved
 from rlmon.interventions.anchor import Anchor
 from rlmon.interventions.mode_marginal import ModeMarginal
 from rlmon.interventions.policy import OnMetric, Policy
@@ -54,7 +54,7 @@ def one_row() -> dict[str, Any]:
 )
 def test_all_close_with_the_same_round(prompts: int, completions: int) -> None:
     rules = Policy.from_dict({"rules": {"hold": {"when": "always", "do": "mode_marginal"}}})
-    state = engine.start(rules, {"beta": 0.0, "entropy_coef": 0.0, "entropy_target": 0.1})
+    state = fold.start(rules, {"beta": 0.0, "entropy_coef": 0.0, "entropy_target": 0.1})
     condition = OnMetric(metric=ENTROPY, below=0.5, of="base")
     ratio: Any = conditions.start(condition)
     anchors = AnchorStore(Anchor(per_mode=100))
@@ -65,9 +65,9 @@ def test_all_close_with_the_same_round(prompts: int, completions: int) -> None:
         )
         assert stored == (not baseline.complete), "what is stored is of the rounds of the baseline"
         baseline = baseline.with_round(prompts=prompts, completions=completions)
-        state, *_ = engine.on_round(rules, state, table(step, prompts, completions), {})
+        state, *_ = fold.on_round(rules, state, table(step, prompts, completions), {})
         now = record(step, prompts, completions, entropy=float(step))
-        state, _ = engine.on_step(rules, state, now, [])
+        state, _ = fold.on_step(rules, state, now, [])
         ratio, *_ = conditions.step(condition, ratio, now, [], 0.0)
         marginal = state.rules["hold"].inner
         assert marginal.baseline == ratio.base.baseline == state.entropy_nats.baseline == baseline

@@ -13,10 +13,10 @@ from own_action import Shorten
 from simulated_ranks import Run, round_of
 
 import rlmon
+from rlmon.controller import load_policy
 from rlmon.errors import ConfigError
 from rlmon.interventions import show
 from rlmon.interventions.policy import Policy
-from rlmon.steering import load_policy
 
 RULES = {
     "rules": {
@@ -82,7 +82,7 @@ def test_ranks_act_alike(tmp_path: Path) -> None:
     )
     assert alone
     assert split == alone
-    assert [monitor.steering.off for monitor in two.monitors] == [None, None]  # type: ignore[union-attr]
+    assert [monitor.controller.off for monitor in two.monitors] == [None, None]  # type: ignore[union-attr]
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     state = json.loads(json.dumps(half.state()))
     rest = run(tmp_path / "half", 1, ROUNDS[7:], first_step=7, states=[state])
     assert rest.state()["shared"]["steering"] == whole.state()["shared"]["steering"]
-    assert whole.monitors[0].steering._engine.rules["brief"].inner["long_rows"] > 0  # type: ignore[union-attr]
+    assert whole.monitors[0].controller._rules.rules["brief"].inner["long_rows"] > 0  # type: ignore[union-attr]
 
 
 def test_an_audit_that_lacks_it_shows_its_acts(tmp_path: Path) -> None:

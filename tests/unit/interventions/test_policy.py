@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlmon.controller import load_policy
 from rlmon.detectors import DETECTORS
 from rlmon.errors import ConfigError, MissingExtraError
 from rlmon.interventions import policy_file
@@ -35,7 +36,6 @@ from rlmon.interventions.policy import (
 )
 from rlmon.interventions.winsorise import Winsorise
 from rlmon.metrics.catalog import METRICS, local_metrics
-from rlmon.steering import load_policy
 
 FINDINGS = [spec.id for spec in DETECTORS]
 NAMES = [metric.name for metric in METRICS]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rlmon.controller import load_policy
 from rlmon.detectors import DETECTORS
 from rlmon.interventions.policy import Policy
 from rlmon.interventions.policy_file import preset_names
@@ -15,7 +16,6 @@ from rlmon.interventions.setting import DetectorFacts, MetricFacts, Setting
 from rlmon.interventions.validate import Problem, problems, said
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.formats import BUILT_IN_MODES
-from rlmon.steering import load_policy
 
 KL = "rlmon/kl/mean"
 TOP = "rlmon/format/top_share"

@@ -1,4 +1,4 @@
-"""The knobs on real trainers: what TRL then computes is checked against full logits and against TRL's own runs."""
+"""Coefficients on real trainers: what TRL then computes is checked against full logits and against TRL's own runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rlmon.interventions.policy import Always, Policy, Rule
 from rlmon.interventions.winsorise import Winsorise
 from rlmon.trl import RLMon, RLMonConfig
 from rlmon.trl.base import BaseModel
-from rlmon.trl.knobs import REFERENCE_KEY, Knobs
+from rlmon.trl.coefficients import REFERENCE_KEY, Coefficients
 from rlmon.trl.models import head_of
 from rlmon.trl.references import AdapterReference, CopyReference
 from rlmon.trl.setting import refuse, setting_of_trainer
@@ -92,25 +92,25 @@ def k3(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 def accepted(trainer: Any, base: BaseModel, *actions: Any) -> None:
     """Raises where attaching a policy that always does these would."""
     rules = [Rule(name=f"rule-{i}", when=Always(), action=action) for i, action in enumerate(actions)]
-    setting = setting_of_trainer(trainer, base, RLMonConfig(), Knobs(trainer, base).lacks())
+    setting = setting_of_trainer(trainer, base, RLMonConfig(), Coefficients(trainer, base).lacks())
     refuse(Policy(rules=tuple(rules)), setting)
 
 
 class Drive(TrainerCallback):
-    """The knobs as the capture drives them, and a schedule {step: what to do after it}."""
+    """The coefficients as the capture drives them, and a schedule {step: what to do after it}."""
 
     def __init__(
         self,
         trainer: Any,
-        schedule: Mapping[int, Callable[[Knobs], None]] | None = None,
+        schedule: Mapping[int, Callable[[Coefficients], None]] | None = None,
         *,
         actions: Sequence[Any] = (KLPenalty(),),
         look: Callable[[Drive, Any, dict[str, Any], Callable[..., Any]], None] | None = None,
         base: BaseModel | None = None,
     ) -> None:
         self.base = base or BaseModel.choose(trainer, RLMonConfig(), initial_weights=True)
-        self.knobs = Knobs(trainer, self.base)
-        self.knobs.prepare(actions)
+        self.coefficients = Coefficients(trainer, self.base)
+        self.coefficients.prepare(actions)
         self.schedule = schedule or {}
         self.failures: list[str] = []
         self.betas: list[float] = []
@@ -127,7 +127,7 @@ class Drive(TrainerCallback):
         def compute(model: Any, inputs: dict[str, Any]) -> Any:
             seen.clear()
             before = REFERENCE_KEY in inputs
-            failure = self.knobs.before_loss(inputs)
+            failure = self.coefficients.before_loss(inputs)
             self.filled += not before and REFERENCE_KEY in inputs
             self.failures += [] if failure is None else [failure]
             self.betas.append(trainer.beta)
@@ -137,19 +137,19 @@ class Drive(TrainerCallback):
                     seen.clear()
                 value = loss(model, inputs)
             finally:
-                self.knobs.after_loss()
-            extra = self.knobs.extra_loss(inputs, *seen[0][:2])
+                self.coefficients.after_loss()
+            extra = self.coefficients.extra_loss(inputs, *seen[0][:2])
             return value if extra is None else value + extra
 
         trainer._get_per_token_logps_and_entropies, trainer._compute_loss = listen, compute
         trainer.add_callback(self)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.schedule.get(state.global_step, lambda knobs: None)(self.knobs)
+        self.schedule.get(state.global_step, lambda coefficients: None)(self.coefficients)
 
 
-def beta(value: float) -> Callable[[Knobs], None]:
-    return lambda knobs: knobs.set_beta(value)
+def beta(value: float) -> Callable[[Coefficients], None]:
+    return lambda made: made.set_beta(value)
 
 
 def photograph(trainer: Any) -> Any:
@@ -257,7 +257,7 @@ def test_beta_from_the_first_step_on_is_the_run_that_trl_makes_with_it(
     theirs = build(tmp_path / "theirs", kind, rloo=rloo, beta=0.5, **REUSE[reuse])
     theirs.train()
     ours = build(tmp_path / "ours", kind, rloo=rloo, beta=0.0, **REUSE[reuse])
-    Drive(ours).knobs.set_beta(0.5)
+    Drive(ours).coefficients.set_beta(0.5)
     ours.train()
     assert tiny.same_weights(tiny.weights(ours), tiny.weights(theirs))
     assert histories(ours, "kl") == histories(theirs, "kl")
@@ -298,7 +298,7 @@ def test_knobs_that_nobody_turns_change_nothing(tmp_path: Path, kind: str, rloo:
     plain.train()
     held = build(tmp_path, kind, rloo=rloo, num_iterations=2)
     drive = Drive(held, actions=[KLPenalty(), *([EntropyBonus()] if FUSED else []), ResetReference()])
-    drive.knobs.load(drive.knobs.state())
+    drive.coefficients.load(drive.coefficients.state())
     held.train()
     assert tiny.same_weights(tiny.weights(held), tiny.weights(plain))
 
@@ -311,13 +311,13 @@ def test_turning_and_filling_leave_no_trace(tmp_path: Path, kind: str) -> None:
     trainer = build(tmp_path, kind, num_iterations=2, max_steps=3, **noisy)
     pictures = []
 
-    def turn(knobs: Knobs) -> None:
+    def turn(coefficients: Coefficients) -> None:
         before = photograph(trainer)
-        knobs.set_beta(0.4)
-        knobs.set_entropy_coef(0.1)
-        knobs.reset_reference()
+        coefficients.set_beta(0.4)
+        coefficients.set_entropy_coef(0.1)
+        coefficients.reset_reference()
         for inputs in trainer._buffered_inputs:
-            assert knobs.before_loss(inputs) is None
+            assert coefficients.before_loss(inputs) is None
             assert inputs[REFERENCE_KEY].shape == inputs["completion_ids"].shape
             assert not inputs[REFERENCE_KEY].requires_grad
         pictures.append(before == photograph(trainer))
@@ -335,7 +335,7 @@ def test_what_rlmon_measures_is_not_patched(tmp_path: Path) -> None:
     ids = torch.tensor([[3, 4, 5]])
     before = vars(frozen).get("forward"), frozen.base_model(input_ids=ids).last_hidden_state
     drive = Drive(trainer, base=base)
-    drive.knobs.set_beta(0.1)
+    drive.coefficients.set_beta(0.1)
     assert vars(frozen).get("forward") is before[0]
     assert torch.equal(frozen.base_model(input_ids=ids).last_hidden_state, before[1])
     torch.testing.assert_close(trainer.ref_model(ids).logits, frozen(ids).logits)
@@ -347,7 +347,7 @@ def test_what_rlmon_measures_is_not_patched(tmp_path: Path) -> None:
         head_of(trainer.model).weight.mul_(2.0)
     inputs = {"prompt_ids": ids[:, :1], "completion_ids": ids[:, 1:]}
     inputs |= {"prompt_mask": torch.ones(1, 1), "completion_mask": torch.ones(1, 2)}
-    assert drive.knobs.before_loss(inputs) is None
+    assert drive.coefficients.before_loss(inputs) is None
     truth = logps(tiny.saved_model(tmp_path), inputs)
     torch.testing.assert_close(inputs[REFERENCE_KEY], truth)
     # Asked for plain logits, as TRL did before 1.15: no patch leads back to the policy.
@@ -404,28 +404,28 @@ def test_what_stood_in_is_taken_back_after_the_loss(tmp_path: Path, monkeypatch:
     trainer = build(tmp_path, "full", num_iterations=2, max_steps=1)
     drive = Drive(trainer)
     trainer.train()
-    drive.knobs.set_beta(0.5)
+    drive.coefficients.set_beta(0.5)
     inputs = trainer._buffered_inputs[0]
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", broken)
-    assert "no memory" in (drive.knobs.before_loss(inputs) or "")
+    assert "no memory" in (drive.coefficients.before_loss(inputs) or "")
     assert inputs[REFERENCE_KEY] is inputs["old_per_token_logps"]
-    drive.knobs.after_loss()
+    drive.coefficients.after_loss()
     assert REFERENCE_KEY not in inputs
     assert trainer.beta == 0.5
 
     del inputs["old_per_token_logps"]
-    assert "no memory" in (drive.knobs.before_loss(inputs) or "")
+    assert "no memory" in (drive.coefficients.before_loss(inputs) or "")
     assert trainer.beta == 0.0
     assert REFERENCE_KEY not in inputs
-    drive.knobs.after_loss()
+    drive.coefficients.after_loss()
     assert trainer.beta == 0.5
 
     monkeypatch.undo()
-    assert drive.knobs.before_loss(inputs) is None
+    assert drive.coefficients.before_loss(inputs) is None
     assert REFERENCE_KEY in inputs
 
 
@@ -439,9 +439,9 @@ def test_a_reset_makes_the_present_policy_the_reference(tmp_path: Path, kind: st
     snapshots: list[Any] = []
     compared = []
 
-    def turn(knobs: Knobs) -> None:
-        knobs.set_beta(0.2)
-        knobs.reset_reference()
+    def turn(coefficients: Coefficients) -> None:
+        coefficients.set_beta(0.2)
+        coefficients.reset_reference()
         snapshots.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
 
     def look(drive: Drive, model: Any, inputs: dict[str, Any], loss: Callable[..., Any]) -> None:
@@ -478,10 +478,10 @@ def test_a_reset_does_not_move_the_base_that_rlmon_measures_against(tmp_path: Pa
         monitor = RLMon(trainer, config)
         assert monitor._capture is not None
 
-        def turn(knobs: Knobs, reset: bool = reset) -> None:
-            knobs.set_beta(0.0)
+        def turn(coefficients: Coefficients, reset: bool = reset) -> None:
+            coefficients.set_beta(0.0)
             if reset:
-                knobs.reset_reference()
+                coefficients.reset_reference()
 
         Drive(trainer, {2: turn}, actions=[KLPenalty(), ResetReference()], base=monitor._capture.base)
         trainer.train()
@@ -501,9 +501,13 @@ def test_the_bonus_raises_entropy(tmp_path: Path, rloo: bool) -> None:
     ends = []
     for value in (0.0, 0.5):
         trainer = build(tmp_path, "full", rloo=rloo, beta=0.0, max_steps=8)
-        drive = Drive(trainer, {2: lambda knobs, value=value: knobs.set_entropy_coef(value)}, actions=[EntropyBonus()])
+        drive = Drive(
+            trainer,
+            {2: lambda made, value=value: made.set_entropy_coef(value)},
+            actions=[EntropyBonus()],
+        )
         trainer.train()
-        assert drive.knobs.values()["entropy_coef"] == value
+        assert drive.coefficients.values()["entropy_coef"] == value
         logged = histories(trainer, "entropy")
         ends.append((logged[2], logged[8]))
     assert ends[0][0] == ends[1][0]
@@ -525,7 +529,7 @@ def test_rloos_bonus_is_minus_coef_times_mean_entropy_over_the_accumulation_step
             hand.append((float(loss(model, inputs)) - 0.5 * float(mean(entropy, inputs))) / 2)
 
     drive = Drive(trainer, actions=[EntropyBonus()], look=look)
-    drive.knobs.set_entropy_coef(0.5)
+    drive.coefficients.set_entropy_coef(0.5)
     backward = trainer.accelerator.backward
     trainer.accelerator.backward = lambda value, **kw: (differentiated.append(value.item()), backward(value, **kw))
     trainer.train()
@@ -535,7 +539,10 @@ def test_rloos_bonus_is_minus_coef_times_mean_entropy_over_the_accumulation_step
 
 def test_grpos_bonus_is_trls_own_and_goes_off_again(tmp_path: Path) -> None:
     trainer = build(tmp_path, "full", max_steps=6)
-    off = {2: lambda knobs: knobs.set_entropy_coef(0.1), 4: lambda knobs: knobs.set_entropy_coef(0.0)}
+    off = {
+        2: lambda made: made.set_entropy_coef(0.1),
+        4: lambda made: made.set_entropy_coef(0.0),
+    }
     Drive(trainer, off, actions=[EntropyBonus()])
     trainer.train()
     assert histories(trainer, "entropy_coef") == {3: 0.1, 4: 0.1}
@@ -544,31 +551,31 @@ def test_grpos_bonus_is_trls_own_and_goes_off_again(tmp_path: Path) -> None:
 def test_trls_own_controller_is_given_a_target(tmp_path: Path) -> None:
     """A target above every entropy makes TRL raise its coefficient by its own .005 a step."""
     trainer = build(tmp_path, "full", use_adaptive_entropy=True, entropy_target=0.0, max_steps=5)
-    drive = Drive(trainer, {2: lambda knobs: knobs.set_entropy_target(100.0)}, actions=[EntropyBonus()])
-    assert drive.knobs.adaptive_entropy
+    drive = Drive(trainer, {2: lambda made: made.set_entropy_target(100.0)}, actions=[EntropyBonus()])
+    assert drive.coefficients.adaptive_entropy
     with pytest.raises(RuntimeError, match="set its target instead"):
-        drive.knobs.set_entropy_coef(0.1)
+        drive.coefficients.set_entropy_coef(0.1)
     trainer.train()
     coefficients = histories(trainer, "entropy_coef")
     assert coefficients[2] == 0.0
     assert coefficients[5] == pytest.approx(3 * 0.005)
-    assert drive.knobs.state()["entropy_target"] == 100.0
+    assert drive.coefficients.state()["entropy_target"] == 100.0
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
 class Keep(TrainerCallback):
-    """Writes the knobs beside a checkpoint."""
+    """Writes the coefficients beside a checkpoint."""
 
-    def __init__(self, knobs: Knobs, folder: Path) -> None:
-        self.knobs, self.folder, self.state = knobs, folder, {}
+    def __init__(self, coefficients: Coefficients, folder: Path) -> None:
+        self.coefficients, self.folder, self.state = coefficients, folder, {}
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not self.state:
             self.folder.mkdir()
-            self.state = self.knobs.state()
-            self.knobs.save(self.folder)
+            self.state = self.coefficients.state()
+            self.coefficients.save(self.folder)
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -577,18 +584,18 @@ class Keep(TrainerCallback):
 def test_a_resumed_run_goes_on_as_the_uninterrupted_one(tmp_path: Path, rloo: bool, kind: str, reset: bool) -> None:
     """beta, coefficient and reference of the checkpoint win over a config that says beta 0."""
 
-    def turn(knobs: Knobs) -> None:
-        knobs.set_beta(0.7)
+    def turn(coefficients: Coefficients) -> None:
+        coefficients.set_beta(0.7)
         if not rloo or FUSED:
-            knobs.set_entropy_coef(0.05)
+            coefficients.set_entropy_coef(0.05)
         if reset:
-            knobs.reset_reference()
+            coefficients.reset_reference()
 
     settings = {"rloo": rloo, "beta": 0.0, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
     actions = [KLPenalty(), ResetReference()]
     whole = build(tmp_path, kind, **settings)
     drive = Drive(whole, {2: turn}, actions=actions)
-    keep = Keep(drive.knobs, tmp_path / "kept")
+    keep = Keep(drive.coefficients, tmp_path / "kept")
     whole.add_callback(keep)
     whole.train()
     assert keep.state["beta"] == 0.7
@@ -601,36 +608,36 @@ def test_a_resumed_run_goes_on_as_the_uninterrupted_one(tmp_path: Path, rloo: bo
 
     class Begin(TrainerCallback):
         def on_train_begin(self, *args: Any, **_: Any) -> None:
-            resumed.knobs.load(keep.state, tmp_path / "kept")
+            resumed.coefficients.load(keep.state, tmp_path / "kept")
 
     again.add_callback(Begin())
     again.train(resume_from_checkpoint=checkpoint)
     assert tiny.same_weights(tiny.weights(again), tiny.weights(whole))
-    assert resumed.knobs.state() == drive.knobs.state()
+    assert resumed.coefficients.state() == drive.coefficients.state()
 
 
 def test_a_checkpoint_that_cannot_be_taken_up_is_refused(tmp_path: Path) -> None:
     trainer = build(tmp_path, "full")
     off = BaseModel.choose(trainer, RLMonConfig(rlmon_base_kl="off"), initial_weights=True)
-    knobs = Knobs(trainer, off)
+    coefficients = Coefficients(trainer, off)
     with pytest.raises(AttachError, match="no reference to go on with: rlmon_base_kl is off"):
-        knobs.load({"beta": 0.1, "entropy_coef": 0.0, "reset_step": None})
+        coefficients.load({"beta": 0.1, "entropy_coef": 0.0, "reset_step": None})
     with pytest.raises(AttachError, match=r"reference\.safetensors is missing"):
-        knobs.load({"beta": 0.1, "entropy_coef": 0.0, "reset_step": 4}, tmp_path)
+        coefficients.load({"beta": 0.1, "entropy_coef": 0.0, "reset_step": 4}, tmp_path)
     with pytest.raises(RuntimeError, match="there is no reference for a KL penalty: rlmon_base_kl is off"):
-        knobs.set_beta(0.1)
+        coefficients.set_beta(0.1)
     assert trainer.beta == 0.0
-    knobs.load({"beta": 0.0, "entropy_coef": 0.2, "reset_step": None})
-    assert knobs.values() == {"beta": 0.0, "entropy_coef": 0.2}
+    coefficients.load({"beta": 0.0, "entropy_coef": 0.2, "reset_step": None})
+    assert coefficients.values() == {"beta": 0.0, "entropy_coef": 0.2}
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
 def test_values_that_are_no_weights_are_refused(tmp_path: Path, value: float) -> None:
-    knobs = Drive(build(tmp_path, "lora")).knobs
-    for setter in (knobs.set_beta, knobs.set_entropy_coef, knobs.set_entropy_target):
+    coefficients = Drive(build(tmp_path, "lora")).coefficients
+    for setter in (coefficients.set_beta, coefficients.set_entropy_coef, coefficients.set_entropy_target):
         with pytest.raises(ValueError, match="must be a number from 0 on"):
             setter(value)
-    assert knobs.values() == {"beta": 0.0, "entropy_coef": 0.0}
+    assert coefficients.values() == {"beta": 0.0, "entropy_coef": 0.0}
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -704,7 +711,7 @@ def test_models_spread_over_devices(tmp_path: Path) -> None:
 
 def test_before_the_fusedhead_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL before 1.15: Liger's kernel has beta in it, and RLOO's entropies carry no gradient."""
-    monkeypatch.setattr("rlmon.trl.knobs.add_fused_lm_head", None)
+    monkeypatch.setattr("rlmon.trl.coefficients.add_fused_lm_head", None)
     rloo = build(tmp_path / "rloo", "full", rloo=True, beta=0.0)
     assert "no gradient before 1.15" in refusal(rloo, EntropyBonus())
     trainer = build(tmp_path, "full")
@@ -717,22 +724,22 @@ def test_before_the_fusedhead_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_bonus_without_gradient_is_an_error_of_the_rule(tmp_path: Path) -> None:
     trainer = build(tmp_path, "full", rloo=True, beta=0.0)
     base = BaseModel.choose(trainer, RLMonConfig(), initial_weights=True)
-    knobs = Knobs(trainer, base)
+    coefficients = Coefficients(trainer, base)
     inputs = {"completion_mask": torch.tensor([[1, 1, 0]])}
     entropies = torch.tensor([[1.0, 2.0, 50.0]])
-    assert knobs.extra_loss(inputs, entropies, entropies) is None
-    knobs.set_entropy_coef(0.1)
+    assert coefficients.extra_loss(inputs, entropies, entropies) is None
+    coefficients.set_entropy_coef(0.1)
     with pytest.raises(RuntimeError, match="carry no gradient"):
-        knobs.extra_loss(inputs, entropies, entropies)
+        coefficients.extra_loss(inputs, entropies, entropies)
     # -.1 * (1 + 2) / 2 tokens; the third is padding.
-    extra = knobs.extra_loss(inputs, entropies, entropies.requires_grad_())
+    extra = coefficients.extra_loss(inputs, entropies, entropies.requires_grad_())
     assert extra is not None
     assert float(extra.detach()) == pytest.approx(-0.15)
 
 
 def test_the_trainer_can_be_freed(tmp_path: Path) -> None:
-    """The knobs hold no trainer."""
+    """The coefficients hold no trainer."""
     trainer = build(tmp_path, "full")
-    knobs = Knobs(trainer, SimpleNamespace(active=False))  # type: ignore[arg-type]
-    kept = copy.copy(vars(knobs))
+    coefficients = Coefficients(trainer, SimpleNamespace(active=False))  # type: ignore[arg-type]
+    kept = copy.copy(vars(coefficients))
     assert not any(value is trainer for value in kept.values())

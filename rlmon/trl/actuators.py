@@ -1,7 +1,7 @@
 """What a policy turns in a TRL trainer: its knobs, the rows that it draws, its advantages, its loss, its end.
 
-The rules decide in ``rlmon.steering``; here their actions meet the trainer. Nothing raises into the loop: a part that
-fails is reported to the steering, which puts its rule at rest on all ranks.
+The rules decide in ``rlmon.controller``; here their actions meet the trainer. Nothing raises into the loop: a part that
+fails is reported to the controller, which puts its rule at rest on all ranks.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from rlmon.records import Action, RolloutBatch
 from rlmon.restored import Restored
 from rlmon.trl.anchor import AnchorStore
 from rlmon.trl.checkpoint import STATE_FOLDER, read_json, write_json
+from rlmon.trl.coefficients import Coefficients
 from rlmon.trl.draws import Draws, continue_order
-from rlmon.trl.knobs import Knobs
 from rlmon.trl.ppo.config import PPOConfig
 from rlmon.trl.prompts import SourceMap
 from rlmon.trl.ranks import of_rank_0
@@ -39,8 +39,8 @@ ROLLED_BACK = "rolled_back.json"
 """In a checkpoint's rlmon folder: a run came back to it, which happens once."""
 
 
-class Helm:
-    """The levers (``rlmon.steering.Levers``) of one TRL trainer.
+class TrainerActuators:
+    """The ``Actuators`` (``rlmon.controller.Actuators``) of one TRL trainer.
 
     Raises ``AttachError``, before the first step, where a rule asks for what cannot work with this trainer.
     """
@@ -48,10 +48,10 @@ class Helm:
     def __init__(self, trainer: Any, base: BaseModel, policy: Policy, sources: SourceMap, config: RLMonConfig) -> None:
         self.policy = policy
         acting = [rule.action for rule in policy.rules if not rule.dry_run]
-        self._knobs = Knobs(trainer, base)
-        self.notes = refuse(policy, setting_of_trainer(trainer, base, config, self._knobs.lacks()))
+        self._coefficients = Coefficients(trainer, base)
+        self.notes = refuse(policy, setting_of_trainer(trainer, base, config, self._coefficients.lacks()))
         """What is odd about the policy here, and possible."""
-        self._knobs.prepare(acting)
+        self._coefficients.prepare(acting)
         self._draws = next(
             (Draws(trainer, action, sources.source_of) for action in acting if action.turns == "draws"), None
         )
@@ -65,12 +65,12 @@ class Helm:
         self._folder: Path | None = None
         self._marked: tuple[str, str, float | None] | None = None
         """Rule, reason and new ``beta`` of a roll back to the checkpoint that the run resumes from."""
-        self._given = dict(self._knobs.values())
+        self._given = dict(self._coefficients.values())
 
     @property
     def trainer(self) -> Any:
         """The steered trainer; the knobs hold it, weakly."""
-        return self._knobs.trainer
+        return self._coefficients.trainer
 
     @property
     def capabilities(self) -> list[dict[str, str]]:
@@ -87,8 +87,8 @@ class Helm:
             try:
                 yield
             except Exception as error:
-                if monitor.steering is not None:
-                    monitor.steering.fail(turns, f"{type(error).__name__}: {error}")
+                if monitor.controller is not None:
+                    monitor.controller.fail(turns, f"{type(error).__name__}: {error}")
                 raise
 
     @property
@@ -102,10 +102,10 @@ class Helm:
     def _training(self) -> bool:
         return bool(self.trainer.model.training)
 
-    # -- levers ----------------------------------------------------------------------------------------------------
+    # -- what is turned -----------------------------------------------------------------------------------------------
 
     def values(self) -> Mapping[str, float]:
-        return self._knobs.values()
+        return self._coefficients.values()
 
     def apply(self, action: Action, settings: Intervention) -> None:
         # What turns advantages, draws or the loss acts by the level of its rule.
@@ -113,12 +113,12 @@ class Helm:
             self._turn_beta(float(action.new or 0.0))
         elif settings.turns == "entropy_coef":
             value = float(action.new or 0.0)
-            if self._knobs.adaptive_entropy:
-                self._knobs.set_entropy_target(value)
+            if self._coefficients.adaptive_entropy:
+                self._coefficients.set_entropy_target(value)
             else:
                 self._turn_entropy_coef(value)
         elif settings.turns == "reference":
-            self._knobs.reset_reference()
+            self._coefficients.reset_reference()
         elif settings.turns == "stop":
             self.ends = action
         elif settings.turns == "roll_back":
@@ -132,15 +132,15 @@ class Helm:
         """Where it cannot be turned, the policy stands in for the reference (a KL of zero) until all ranks know: TRL's
         collectives depend on ``beta``, so that ranks on which it differs would wait for each other for ever."""
         try:
-            self._knobs.set_beta(value)
+            self._coefficients.set_beta(value)
         except Exception:
-            self._knobs.stand_in_reference(value)
+            self._coefficients.stand_in_reference(value)
             raise
 
     def _turn_entropy_coef(self, value: float) -> None:
         """As with ``beta``: whether there is a bonus decides over a collective of TRL's loss."""
         try:
-            self._knobs.set_entropy_coef(value)
+            self._coefficients.set_entropy_coef(value)
         except Exception:
             self.trainer._entropy_bonus_enabled = value != 0.0 or self._given["entropy_coef"] != 0.0
             raise
@@ -150,21 +150,21 @@ class Helm:
             self.ends = None
         with contextlib.suppress(Exception):
             if settings.turns == "beta":
-                self._knobs.set_beta(self._given["beta"])
-            elif settings.turns == "entropy_coef" and self._knobs.adaptive_entropy:
-                self._knobs.set_entropy_target(self._given["entropy_target"])
+                self._coefficients.set_beta(self._given["beta"])
+            elif settings.turns == "entropy_coef" and self._coefficients.adaptive_entropy:
+                self._coefficients.set_entropy_target(self._given["entropy_target"])
             elif settings.turns == "entropy_coef":
-                self._knobs.set_entropy_coef(self._given["entropy_coef"])
+                self._coefficients.set_entropy_coef(self._given["entropy_coef"])
 
     def state(self) -> Mapping[str, Any]:
-        return {**self._knobs.state(), "returned": self._returned}
+        return {**self._coefficients.state(), "returned": self._returned}
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._returned = self._returned or bool(state.get("returned"))
         try:
-            self._knobs.load(state, self._folder)
+            self._coefficients.load(state, self._folder)
         except Exception:
-            self._knobs.forget_reset()
+            self._coefficients.forget_reset()
             raise
 
     # -- one train() call ------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class Helm:
             for rule in self.policy.rules:
                 if not rule.dry_run:
                     self.rest(rule.action)
-            self._knobs.forget_reset()
+            self._coefficients.forget_reset()
         self._begun = True
         self.ends = None
         self._folder = folder
@@ -204,8 +204,8 @@ class Helm:
             return
         rule, reason, beta = self._marked
         if beta is not None:
-            self._knobs.set_beta(beta)
-        monitor.note(f"Rolled back by {rule} ({reason}); beta is {self._knobs.values()['beta']}.")
+            self._coefficients.set_beta(beta)
+        monitor.note(f"Rolled back by {rule} ({reason}); beta is {self._coefficients.values()['beta']}.")
 
     def mark_return(self) -> Path | None:
         """The checkpoint to go on from, marked so that the run comes back to it once only, the same on all ranks.
@@ -241,12 +241,12 @@ class Helm:
 
     def draws(self, monitor: Monitor, inputs: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """The raw rows to generate from: those of deferred prompts are replaced, the same on all ranks."""
-        if self._draws is None or monitor.steering is None or not self._training:
+        if self._draws is None or monitor.controller is None or not self._training:
             return inputs
         drawn = inputs
         with self._part(monitor, "draws"):
             number = monitor.coming_round("train")
-            drawn = self._draws.swap(inputs, monitor.steering.blocked(number), number)
+            drawn = self._draws.swap(inputs, monitor.controller.blocked(number), number)
         return drawn
 
     def rollouts(self, monitor: Monitor, batch: RolloutBatch | None, output: Any, *, rows: int) -> None:
@@ -263,12 +263,12 @@ class Helm:
         if batch is not None and len(batch) != rows and monitor.ranks.world_size > 1:
             batch = None  # the ranks exchange tables of one size
         effect = monitor.steer(batch, rows if batch is None else len(batch), logp_base_n)
-        if monitor.steering is None:
+        if monitor.controller is None:
             return
         if self._anchor is not None:
             with self._part(monitor, "loss"):
-                mode_n, success_n = monitor.steering.own_rows(self._anchor.settings.modes)
-                prompts, completions = monitor.steering.round_size
+                mode_n, success_n = monitor.controller.own_rows(self._anchor.settings.modes)
+                prompts, completions = monitor.controller.round_size
                 self._anchor.collect(output, success_n, mode_n, prompts=prompts, completions=completions)
         if effect is not None:
             with self._part(monitor, "advantages"):
@@ -282,29 +282,29 @@ class Helm:
         failure: str | None = None
         if self._training:
             with monitor.guard("interventions"):
-                failure = self._knobs.before_loss(inputs)
-        if failure is not None and monitor.steering is not None:
-            monitor.steering.fail("beta", failure)
+                failure = self._coefficients.before_loss(inputs)
+        if failure is not None and monitor.controller is not None:
+            monitor.controller.fail("beta", failure)
         try:
             yield
         finally:
             if self._training:
                 with monitor.guard("interventions"):
-                    self._knobs.after_loss()
+                    self._coefficients.after_loss()
 
     def add_to_loss(
         self, monitor: Monitor, value: torch.Tensor, inputs: Mapping[str, Any], result: Any
     ) -> torch.Tensor:
         """TRL's loss, with the entropy bonus of RLOO and the anchor where they act."""
-        if not self._training or monitor.steering is None:
+        if not self._training or monitor.controller is None:
             return value
         if result is not None:
             with self._part(monitor, "entropy_coef"):
-                bonus = self._knobs.extra_loss(inputs, result[0], result[1])
+                bonus = self._coefficients.extra_loss(inputs, result[0], result[1])
                 value = value if bonus is None else value + bonus
         if self._anchor is not None:
             with self._part(monitor, "loss"):
-                dying, weight = monitor.steering.anchoring(self.trainer.state.global_step + 1)
+                dying, weight = monitor.controller.anchoring(self.trainer.state.global_step + 1)
                 anchored = self._anchor.loss(self.trainer, dying, weight)
                 value = value if anchored is None else value + anchored
         return value
@@ -318,11 +318,11 @@ class Helm:
 
     def save(self, folder: Path) -> None:
         """Weights that a resumed run could not rebuild: a reference that was reset."""
-        self._knobs.save(folder)
+        self._coefficients.save(folder)
 
 
 def _read_mark(path: Path) -> tuple[str, str, float | None]:
-    """What ``Helm.mark_return`` wrote: rule, reason and new ``beta``. Raises where it cannot be read."""
+    """What ``TrainerActuators.mark_return`` wrote: rule, reason and new ``beta``. Raises where it cannot be read."""
     marked = read_json(path)
     return str(marked["rule"]), str(marked["reason"]), None if marked["beta"] is None else float(marked["beta"])
 

@@ -54,7 +54,7 @@ REFERENCE_KEY = "ref_per_token_logps"
 REFERENCE_FILE = "reference.safetensors"
 
 
-class Knobs:
+class Coefficients:
     """The values that rules turn on one trainer.
 
     Args:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlmon.controller import AdvantagesOnly, Controller, load_policy, row_of_each
 from rlmon.errors import ConfigError
-from rlmon.interventions import engine
+from rlmon.interventions import fold
 from rlmon.interventions.entropy_bonus import EntropyBonus
 from rlmon.interventions.kl_penalty import KLPenalty
 from rlmon.interventions.policy import Policy
@@ -21,7 +22,6 @@ from rlmon.interventions.rows import FIELDS, exchanged, row_key
 from rlmon.metrics.features import Featurizer, RowFeatures
 from rlmon.metrics.formats import ModeSet
 from rlmon.records import Action, RolloutBatch, StepRecord
-from rlmon.steering import RowsOnly, Steering, load_policy, row_of_each
 
 KL = "rlmon/kl/mean"
 OVER = {"metric": KL, "above": 0.3, "smooth_steps": 1}
@@ -49,7 +49,7 @@ def record(step: int, kl: float = 0.5) -> StepRecord:
 
 
 class Knobs:
-    """Levers that remember what they were asked, and break for the kinds of action they are told to."""
+    """Actuators that remember what they were asked, and break for the kinds of action they are told to."""
 
     def __init__(self, *breaks_on: type[Any]) -> None:
         self.breaks_on = breaks_on
@@ -86,21 +86,21 @@ class Knobs:
 class Ranks:
     """Some ranks of one run, in lockstep: their votes are summed, their rows stacked, as the collectives would."""
 
-    def __init__(self, rules: Policy, *levers: Knobs, states: Sequence[Any] | None = None) -> None:
-        self.levers = levers
-        self.written: list[list[Action]] = [[] for _ in levers]
+    def __init__(self, rules: Policy, *actuators: Knobs, states: Sequence[Any] | None = None) -> None:
+        self.actuators = actuators
+        self.written: list[list[Action]] = [[] for _ in actuators]
         self.matrices: list[np.ndarray] = []
-        self.steering = [
-            Steering(
+        self.controllers = [
+            Controller(
                 rules,
-                levers=lever,
+                actuators=one,
                 write=self.written[i].append,
                 rank=i,
-                world_size=len(levers),
-                gather=None if len(levers) == 1 else self._gather,
+                world_size=len(actuators),
+                gather=None if len(actuators) == 1 else self._gather,
                 state=None if states is None else states[i],
             )
-            for i, lever in enumerate(levers)
+            for i, one in enumerate(actuators)
         ]
 
     def _gather(self, matrix: np.ndarray) -> np.ndarray:
@@ -109,24 +109,26 @@ class Ranks:
         return np.concatenate(self.planned)
 
     def step(self, at: StepRecord) -> None:
-        votes = np.sum([one.vote() for one in self.steering], axis=0)
-        for one in self.steering:
+        votes = np.sum([one.vote() for one in self.controllers], axis=0)
+        for one in self.controllers:
             with contextlib.suppress(ValueError):  # "broken on purpose": the monitor's guard counts it
                 one.step(at, (), votes)
 
     def round(self, number: int, rewards: Sequence[float], broken: Sequence[int] = ()) -> list[RowEffect | None]:
-        rows = len(rewards) // len(self.levers)
-        batches = [batch(number, rewards[i * rows : (i + 1) * rows], first=i * rows) for i in range(len(self.levers))]
+        rows = len(rewards) // len(self.actuators)
+        batches = [
+            batch(number, rewards[i * rows : (i + 1) * rows], first=i * rows) for i in range(len(self.actuators))
+        ]
         seen = [features(one) for one in batches]
         won = [np.asarray(one.reward) for one in batches]  # rewards of 0 and 1
         self.planned = [
             np.zeros((rows, FIELDS), dtype=np.int64)
             if i in broken
             else exchanged(row_of_each(batches[i], seen[i], None, won[i]))
-            for i in range(len(self.levers))
+            for i in range(len(self.actuators))
         ]
         effects: list[RowEffect | None] = []
-        for i, one in enumerate(self.steering):
+        for i, one in enumerate(self.controllers):
             try:
                 given = (None, rows, None) if i in broken else (batches[i], rows, seen[i])
                 effects.append(one.round(*given, success_n=won[i]))
@@ -171,7 +173,7 @@ def test_one_rank_applies_at_the_step_that_decides() -> None:
     assert acts(ranks.written[0]) == [
         ("decided", 2, 0.0, 0.1), ("applied", 2, 0.0, 0.1), ("decided", 3, 0.1, 0.2), ("applied", 3, 0.1, 0.2),
     ]  # fmt: skip
-    assert ranks.levers[0].beta == 0.2
+    assert ranks.actuators[0].beta == 0.2
 
 
 def test_a_lever_that_fails_puts_its_rule_alone_at_rest() -> None:
@@ -184,16 +186,16 @@ def test_a_lever_that_fails_puts_its_rule_alone_at_rest() -> None:
     assert [a.effect_reason for a in written if a.phase == "measured" and a.rule == "budget"] == [
         "its rule failed and was put at rest"
     ]
-    assert ranks.levers[0].rested == ["KLPenalty"]
-    assert ranks.levers[0].entropy_coef == pytest.approx(0.03)
-    assert ranks.steering[0].off is None
+    assert ranks.actuators[0].rested == ["KLPenalty"]
+    assert ranks.actuators[0].entropy_coef == pytest.approx(0.03)
+    assert ranks.controllers[0].off is None
 
 
 def test_the_end_says_what_became_of_everything() -> None:
     ranks = Ranks(policy(bonus=BONUS), Knobs(), Knobs())
     for step in (1, 2):
         ranks.step(record(step))
-    for one in ranks.steering:
+    for one in ranks.controllers:
         one.close(2)
     # Decided at 1, applied at 2 and not yet confirmed; decided at 2 and never applied.
     assert acts(ranks.written[0]) == [
@@ -203,7 +205,7 @@ def test_the_end_says_what_became_of_everything() -> None:
     ended = [(a.action_id, a.effect, a.effect_reason) for a in ranks.written[0] if a.phase == "measured"]
     assert ended == [(f"bonus-{step}", "not_measured", "the run ended first") for step in (1, 2)]
     before = len(ranks.written[0])
-    ranks.steering[0].close(2)
+    ranks.controllers[0].close(2)
     assert len(ranks.written[0]) == before, "once"
 
 
@@ -211,12 +213,12 @@ def test_an_end_after_a_failure_does_not_say_applied() -> None:
     ranks = Ranks(policy(budget=BUDGET), Knobs(KLPenalty), Knobs(KLPenalty))
     for step in (1, 2):
         ranks.step(record(step))
-    ranks.steering[0].close(2)
+    ranks.controllers[0].close(2)
     assert {phase for phase, *_ in acts(ranks.written[0])} == {"decided", "failed"}
 
 
 def test_more_effects_than_are_waited_for_are_said_to_be_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "PENDING_MOST", 2)
+    monkeypatch.setattr(fold, "PENDING_MOST", 2)
     ranks = Ranks(policy(bonus={**BONUS, "measure_after_steps": 50}), Knobs())
     for step in range(1, 6):
         ranks.step(record(step))
@@ -232,26 +234,26 @@ def test_ranks_apply_a_step_later_and_confirm_the_step_after() -> None:
     ranks = Ranks(policy(budget={**BUDGET, "cool_off_steps": 10}), Knobs(), Knobs())
     for step in (1, 2, 3):
         ranks.step(record(step))
-        assert [lever.beta for lever in ranks.levers] == [0.0 if step == 1 else 0.1] * 2
+        assert [one.beta for one in ranks.actuators] == [0.0 if step == 1 else 0.1] * 2
         (decided,) = [a for a in ranks.written[0] if a.phase == "decided"]
-        assert ranks.steering[0].settled(decided) is (step != 2)
+        assert ranks.controllers[0].settled(decided) is (step != 2)
     assert acts(ranks.written[0]) == acts(ranks.written[1]) == [("decided", 1, 0.0, 0.1), ("applied", 2, 0.0, 0.1)]
 
 
 def test_what_fails_on_one_rank_is_put_at_rest_on_all_with_what_it_still_had_to_do() -> None:
     """The rule decides at each step, so that when rank 1's failure of step 2 is known at step 3, the decision of step 2
-    waits: it must not be applied after the lever went to rest."""
+    waits: it must not be applied after the one went to rest."""
     ranks = Ranks(policy(budget=BUDGET, bonus=BONUS), Knobs(), Knobs(KLPenalty))
     for step in range(1, 6):
         ranks.step(record(step))
-    for written, lever in zip(ranks.written, ranks.levers, strict=True):
+    for written, one in zip(ranks.written, ranks.actuators, strict=True):
         assert acts(written, "budget") == [
             ("decided", 1, 0.0, 0.1), ("decided", 2, 0.1, 0.2), ("failed", 3, 0.0, 0.1), ("failed", 3, 0.1, 0.2),
         ]  # fmt: skip
-        assert lever.asked.count((2, "beta")) == 0
-        assert lever.beta == 0.0
-        assert lever.rested == ["KLPenalty"]
-        assert lever.entropy_coef == pytest.approx(0.04), "decided at 1 to 4, each applied a step later"
+        assert one.asked.count((2, "beta")) == 0
+        assert one.beta == 0.0
+        assert one.rested == ["KLPenalty"]
+        assert one.entropy_coef == pytest.approx(0.04), "decided at 1 to 4, each applied a step later"
     reasons = [[a.reason for a in written if a.phase == "failed"] for written in ranks.written]
     assert "it failed on another rank" in reasons[0][0]
     assert "broken on purpose" in reasons[1][0]
@@ -261,10 +263,10 @@ def test_a_part_that_fails_later_stops_its_rule_on_all_ranks() -> None:
     ranks = Ranks(policy(budget={**BUDGET, "cool_off_steps": 10}), Knobs(), Knobs())
     for step in range(1, 6):
         if step == 5:
-            ranks.steering[1].fail("beta", "no memory")
+            ranks.controllers[1].fail("beta", "no memory")
         ranks.step(record(step))
     assert acts(ranks.written[0])[-1][:2] == ("failed", 5)
-    assert [lever.beta for lever in ranks.levers] == [0.0, 0.0]
+    assert [one.beta for one in ranks.actuators] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("where", ["on_round", "on_step"])
@@ -272,7 +274,7 @@ def test_a_fold_that_breaks_on_one_rank_switches_all_rules_off_on_all(
     where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranks = Ranks(policy(budget=BUDGET, bound=BOUND), Knobs(), Knobs())
-    real = getattr(engine, where)
+    real = getattr(fold, where)
     for step in range(1, 7):
         calls = {"n": 0}
 
@@ -282,18 +284,18 @@ def test_a_fold_that_breaks_on_one_rank_switches_all_rules_off_on_all(
                 raise ValueError("broken on purpose")
             return real(*args)
 
-        monkeypatch.setattr(engine, where, second_breaks)
+        monkeypatch.setattr(fold, where, second_breaks)
         effects = ranks.round(step - 1, [1.0, 0.0, 0.0, 0.0] * 2)
         if step in (2, 3):
             assert all(effect is not None and effect.limit == 1.0 for effect in effects)
         ranks.step(record(step))
     known = 4 if where == "on_round" else 5
     assert ranks.round(6, [1.0, 0.0, 0.0, 0.0] * 2) == [None, None]
-    for one, written, lever in zip(ranks.steering, ranks.written, ranks.levers, strict=True):
+    for one, written, turned in zip(ranks.controllers, ranks.written, ranks.actuators, strict=True):
         assert one.off is not None
         assert not one.holds_state
-        assert lever.beta == 0.0
-        assert sorted(lever.rested) == ["KLPenalty", "Winsorise"]
+        assert turned.beta == 0.0
+        assert sorted(turned.rested) == ["KLPenalty", "Winsorise"]
         failed = [a for a in written if a.phase == "failed"]
         assert {(a.rule, a.step) for a in failed} == {("budget", known), ("bound", known)}
         assert max(a.step for a in written) == known
@@ -303,17 +305,17 @@ def test_a_fold_that_breaks_on_one_rank_switches_all_rules_off_on_all(
         assert {a.action_id for a in written if a.phase == "decided"} <= {
             a.action_id for a in written if a.phase == "measured"
         }
-    assert "broken on purpose" in str(ranks.steering[1].off)
+    assert "broken on purpose" in str(ranks.controllers[1].off)
 
 
 def test_ranks_that_decide_differently_are_stopped_before_they_act() -> None:
     ranks = Ranks(policy(budget=BUDGET), Knobs(), Knobs())
-    votes = np.sum([one.vote() for one in ranks.steering], axis=0)
-    ranks.steering[0].step(record(1, kl=0.5), (), votes)
-    ranks.steering[1].step(record(1, kl=0.1), (), votes)
+    votes = np.sum([one.vote() for one in ranks.controllers], axis=0)
+    ranks.controllers[0].step(record(1, kl=0.5), (), votes)
+    ranks.controllers[1].step(record(1, kl=0.1), (), votes)
     ranks.step(record(2))
-    assert [lever.asked for lever in ranks.levers] == [[], []]
-    assert all("no longer decide alike" in str(one.off) for one in ranks.steering)
+    assert [one.asked for one in ranks.actuators] == [[], []]
+    assert all("no longer decide alike" in str(one.off) for one in ranks.controllers)
     assert acts(ranks.written[0]) == [("decided", 1, 0.0, 0.1), ("failed", 2, 0.0, 0.1)]
 
 
@@ -324,8 +326,8 @@ def test_a_round_that_one_rank_cannot_read_is_left_alone_by_all() -> None:
     assert ranks.round(1, rewards, broken=[1]) == [None, None]
     ranks.step(record(2))
     assert all(effect is not None for effect in ranks.round(2, rewards))
-    assert all(one.off is None for one in ranks.steering)
-    mode_n, success_n = ranks.steering[1].own_rows("format")
+    assert all(one.off is None for one in ranks.controllers)
+    mode_n, success_n = ranks.controllers[1].own_rows("format")
     assert len(mode_n) == 4
     assert success_n.tolist() == [1.0, 0.0, 0.0, 0.0]
 
@@ -352,15 +354,15 @@ def test_draws_follow_what_all_ranks_agreed_on_and_not_a_rule_that_failed() -> N
     ranks.step(record(1))
     for number in (1, 2):
         ranks.round(number, [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-        assert not ranks.steering[0].blocked(number + 1) or number == 2
+        assert not ranks.controllers[0].blocked(number + 1) or number == 2
         ranks.step(record(number + 1))
-    held = ranks.steering[0].blocked(3)
-    assert held == ranks.steering[1].blocked(3)
+    held = ranks.controllers[0].blocked(3)
+    assert held == ranks.controllers[1].blocked(3)
     assert held.holds(row_key("p1"))
     assert not held.holds(row_key("p0"))
-    ranks.steering[1].fail("draws", "broken")
+    ranks.controllers[1].fail("draws", "broken")
     ranks.step(record(4))
-    assert not ranks.steering[0].blocked(4)
+    assert not ranks.controllers[0].blocked(4)
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
@@ -385,22 +387,24 @@ def test_a_state_through_json_at_every_step_changes_nothing(world: int) -> None:
         for ranks in (whole, torn):
             ranks.step(record(step, kl=kl))
         written += torn.written[0]
-        state = json.dumps(torn.steering[0].state(), allow_nan=False)
+        state = json.dumps(torn.controllers[0].state(), allow_nan=False)
         torn = Ranks(rules, *(Knobs() for _ in range(world)), states=[json.loads(state) for _ in range(world)])
-        assert torn.levers[0].values() == whole.levers[0].values()
-        assert torn.steering[0].blocked(step) == whole.steering[0].blocked(step)
+        assert torn.actuators[0].values() == whole.actuators[0].values()
+        assert torn.controllers[0].blocked(step) == whole.controllers[0].blocked(step)
     assert [dataclasses.asdict(a) for a in written] == [dataclasses.asdict(a) for a in whole.written[0]]
     assert {a.phase for a in written} == {"decided", "applied", "measured"}
 
 
 def test_a_run_that_was_switched_off_stays_so() -> None:
     ranks = Ranks(policy(bonus=BONUS), Knobs(), Knobs())
-    ranks.steering[0]._broken = "broken"
+    ranks.controllers[0]._broken = "broken"
     ranks.step(record(1))
-    again = Ranks(policy(bonus=BONUS), Knobs(), Knobs(), states=[json.loads(json.dumps(ranks.steering[0].state()))] * 2)
+    again = Ranks(
+        policy(bonus=BONUS), Knobs(), Knobs(), states=[json.loads(json.dumps(ranks.controllers[0].state()))] * 2
+    )
     again.step(record(2))
     assert again.written == [[], []]
-    assert again.steering[0].off == "broken"
+    assert again.controllers[0].off == "broken"
 
 
 # -- small print -------------------------------------------------------------------------------------------------------
@@ -411,15 +415,15 @@ def test_a_dry_run_writes_and_turns_nothing() -> None:
     for step in (1, 2, 3):
         assert ranks.round(step - 1, [1.0, 0.0, 0.0, 0.0]) == [None]
         ranks.step(record(step))
-    assert ranks.levers[0].asked == []
+    assert ranks.actuators[0].asked == []
     assert {a.phase for a in ranks.written[0]} == {"decided"}
-    assert not ranks.steering[0].holds_state
+    assert not ranks.controllers[0].holds_state
 
 
-def test_a_loop_without_levers_refuses_what_it_cannot_turn() -> None:
+def test_a_loop_without_actuators_refuses_what_it_cannot_turn() -> None:
     with pytest.raises(ConfigError, match="KLPenalty"):
-        RowsOnly(policy(budget=BUDGET))
-    RowsOnly(policy(budget={**BUDGET, "dry_run": True}, bound=BOUND))
+        AdvantagesOnly(policy(budget=BUDGET))
+    AdvantagesOnly(policy(budget={**BUDGET, "dry_run": True}, bound=BOUND))
 
 
 def test_a_policy_is_read_by_the_names_of_this_version() -> None:
@@ -441,9 +445,9 @@ def test_metrics_say_what_acts() -> None:
     ranks = Ranks(policy(budget=BUDGET, hold=HOLD), Knobs())
     ranks.step(record(1))
     ranks.round(1, [1.0, 0.0, 0.0, 0.0])
-    told = ranks.steering[0].metrics(2)
+    told = ranks.controllers[0].metrics(2)
     assert told["rlmon/intervention/beta"] == 0.1
     assert told["rlmon/intervention/kappa"] == 1.0
     assert told["rlmon/intervention/neutralised_share"] == 0.0
     assert told["rlmon/intervention/deferred_share"] is None
-    assert ranks.steering[0].metrics(3)["rlmon/intervention/neutralised_share"] is None, "no round in this step"
+    assert ranks.controllers[0].metrics(3)["rlmon/intervention/neutralised_share"] is None, "no round in this step"

@@ -11,18 +11,18 @@ import steered
 import tiny
 
 import rlmon
-from rlmon.interventions import engine
+from rlmon.interventions import fold
 from rlmon.interventions.once import RollBack
 from rlmon.interventions.rows import RoundTable
 from rlmon.records import Action
 from rlmon.runlog import RunLogWriter
-from rlmon.trl import RLMon, helm
+from rlmon.trl import RLMon, actuators
+from rlmon.trl.actuators import ROLLED_BACK, TrainerActuators
 from rlmon.trl.anchor import AnchorStore
 from rlmon.trl.checkpoint import write_json
+from rlmon.trl.coefficients import Coefficients
 from rlmon.trl.draws import Draws
 from rlmon.trl.generation import Generation
-from rlmon.trl.helm import ROLLED_BACK, Helm
-from rlmon.trl.knobs import Knobs
 
 pytestmark = pytest.mark.trl
 
@@ -61,7 +61,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         monkeypatch.undo()
         assert trained.state.global_step == STEPS
         assert callback.monitor is not None
-        trained.steering = callback.monitor.steering
+        trained.controller = callback.monitor.controller
         return trained, steered.actions(tmp_path / "run"), callback.monitor.faults.totals
 
     return train
@@ -79,8 +79,8 @@ def at_work(actions: list[Action]) -> set[str]:
 @pytest.mark.parametrize(
     ("owner", "name", "when", "known"),
     [
-        (engine, "on_round", on_call(5), 5),
-        (engine, "on_step", on_call(5), 6),
+        (fold, "on_round", on_call(5), 5),
+        (fold, "on_step", on_call(5), 6),
         (RoundTable, "of", on_call(5), 5),
     ],
     ids=["a round's fold", "a step's fold", "a table"],
@@ -90,7 +90,7 @@ def test_a_broken_fold_switches_everything_off(run: Any, owner: Any, name: str, 
     assert faults == {"interventions": 1}
     assert failed(actions) == dict.fromkeys(steered.CONTINUING, known)
     assert max(action.step for action in actions) == known
-    assert "broken on purpose" in trained.steering.off
+    assert "broken on purpose" in trained.controller.off
     assert trained.beta == trained.entropy_coef == 0.0
     assert not trained._entropy_bonus_enabled
     ended = {action.action_id for action in actions if action.phase in ("applied", "failed")}
@@ -100,12 +100,12 @@ def test_a_broken_fold_switches_everything_off(run: Any, owner: Any, name: str, 
 @pytest.mark.parametrize(
     ("owner", "name", "when", "rule", "settings"),
     [
-        (Knobs, "set_beta", lambda self, value: value > 0.0, "budget", {}),
+        (Coefficients, "set_beta", lambda self, value: value > 0.0, "budget", {}),
         # RLOO's own beta is .05.
-        (Knobs, "set_beta", lambda self, value: value > 0.05, "budget", {"rloo": True}),
-        (Knobs, "set_entropy_coef", lambda self, value: value > 0.0, "spread", {}),
-        (Knobs, "reset_reference", lambda self: True, "renew", {}),
-        (Knobs, "extra_loss", on_call(4), "spread", {"rloo": True}),
+        (Coefficients, "set_beta", lambda self, value: value > 0.05, "budget", {"rloo": True}),
+        (Coefficients, "set_entropy_coef", lambda self, value: value > 0.0, "spread", {}),
+        (Coefficients, "reset_reference", lambda self: True, "renew", {}),
+        (Coefficients, "extra_loss", on_call(4), "spread", {"rloo": True}),
         (Draws, "swap", lambda self, inputs, blocked, number: bool(blocked), "unsolvable", {}),
         (AnchorStore, "collect", on_call(4), "keep", {}),
         (AnchorStore, "loss", on_call(4), "keep", {"lora": True}),
@@ -122,7 +122,7 @@ def test_what_breaks_puts_its_own_rule_at_rest(
     (reason,) = {action.reason for action in actions if action.phase == "failed"}
     assert "broken on purpose" in reason
     assert {"hold", "bound"} <= at_work(actions)
-    assert trained.steering.off is None
+    assert trained.controller.off is None
     after = [a for a in actions if a.rule == rule and a.step > failed(actions)[rule] and a.phase == "decided"]
     # What was deferred is given back, which is an act of its own.
     assert [action.reason for action in after if "the rule is at rest" not in action.reason] == []
@@ -130,19 +130,19 @@ def test_what_breaks_puts_its_own_rule_at_rest(
     if rule == "budget":
         assert trained.beta == trained.args.beta
     if rule == "spread":
-        assert trained.steering._levers.values()["entropy_coef"] == 0.0
+        assert trained.controller._actuators.values()["entropy_coef"] == 0.0
 
 
 def test_an_anchor_that_cannot_collect_does_not_take_the_advantages_with_it(run: Any, monkeypatch: Any) -> None:
     changed: list[int] = []
-    real = helm.steered
-    monkeypatch.setattr(helm, "steered", lambda *given: (changed.append(1), real(*given))[1])
+    real = actuators.steered
+    monkeypatch.setattr(actuators, "steered", lambda *given: (changed.append(1), real(*given))[1])
     run(AnchorStore, "collect", on_call(4), "bound", "keep")
     assert len(changed) == STEPS - 1, "every round after the first"
 
 
 def test_advantages_that_cannot_be_changed_stop_the_rules_that_would(run: Any) -> None:
-    _, actions, faults = run(helm, "steered", on_call(3), "hold", "bound", "suspect", "spread")
+    _, actions, faults = run(actuators, "steered", on_call(3), "hold", "bound", "suspect", "spread")
     assert faults == {"interventions": 1}
     assert set(failed(actions)) == {"hold", "bound", "suspect"}
     assert at_work(actions) == {"spread"}
@@ -153,7 +153,7 @@ def test_completions_that_cannot_be_read_leave_their_round_alone(run: Any) -> No
     # Nor can its tokens be told to rows, and its rows are counted as shed.
     assert faults == {"capture.rollouts": 1, "interventions": 1, "capture.tokens": 1, "runlog.rollouts": 1}
     assert failed(actions) == {}
-    assert trained.steering.off is None
+    assert trained.controller.off is None
     assert max(action.step for action in actions if action.phase == "applied") > 5
 
 
@@ -161,7 +161,7 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_rules(run: Any) -> None:
     """Deciding needs no log, and ranks other than the first have none."""
     trained, actions, _ = run(RunLogWriter, "append_event", lambda self, kind, payload: kind == "action")
     assert actions == []
-    assert trained.steering.off is None
+    assert trained.controller.off is None
     assert trained.beta > 0.0
 
 
@@ -180,20 +180,20 @@ def test_a_checkpoint_that_cannot_be_returned_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, broken: Any
 ) -> None:
     """It was there when the rule acted, and is not any more (or cannot be marked) when all ranks are to go back."""
-    found, apply = Helm._checkpoint_before, Helm.apply
+    found, apply = TrainerActuators._checkpoint_before, TrainerActuators.apply
 
-    def apply_and_break(self: Helm, action: Action, settings: Any) -> None:
+    def apply_and_break(self: TrainerActuators, action: Action, settings: Any) -> None:
         apply(self, action, settings)
         if isinstance(settings, RollBack):
-            monkeypatch.setattr(Helm if hasattr(Helm, name) else helm, name, broken)
+            monkeypatch.setattr(TrainerActuators if hasattr(TrainerActuators, name) else actuators, name, broken)
 
-    monkeypatch.setattr(Helm, "apply", apply_and_break)
+    monkeypatch.setattr(TrainerActuators, "apply", apply_and_break)
     policy = {"rules": {"back": {"when": steered.above("rlmon/intervention/entropy_coef", 0.03), "do": "roll_back"}}}
     policy["rules"]["clock"] = steered.CONTINUING["spread"]
     trained = tiny.trainer(tmp_path / "run", max_steps=STEPS + 3, save_strategy="steps", save_steps=2)
     callback = RLMon(trained, steered.config(policy))
     trained.train()
-    assert found(callback._capture.helm, STEPS + 3) is not None
+    assert found(callback._capture.actuators, STEPS + 3) is not None
     assert trained.state.global_step == STEPS + 3
     assert callback.roll_back_to is None
     told = [action for action in steered.actions(tmp_path / "run") if action.rule == "back"]

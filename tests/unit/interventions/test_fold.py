@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlmon.interventions import engine
+from rlmon.interventions import fold
 from rlmon.interventions.policy import Policy
 from rlmon.interventions.row_effect import RowEffect
 from rlmon.interventions.rows import RoundTable
@@ -44,12 +44,12 @@ def policy(**rules: dict[str, Any]) -> Policy:
 
 def run(
     rules: Policy, records: Sequence[StepRecord], found: dict[int, Finding] | None = None, beta: float = 0.0
-) -> tuple[engine.EngineState, list[Action]]:
-    state = engine.start(rules, {"beta": beta, "entropy_coef": 0.0})
+) -> tuple[fold.RulesState, list[Action]]:
+    state = fold.start(rules, {"beta": beta, "entropy_coef": 0.0})
     actions: list[Action] = []
     for each in records:
         findings = [found[each.step]] if found and each.step in found else []
-        state, new = engine.on_step(rules, state, each, findings)
+        state, new = fold.on_step(rules, state, each, findings)
         actions += new
     return state, actions
 
@@ -146,10 +146,10 @@ def test_trl_s_own_entropy_controller_is_given_a_target_of_this_run_s_initial_en
         "when": {"metric": "rlmon/entropy/mean", "below": 0.5, "of": "base", "smooth_steps": 1},
         "do": {"action": "entropy_bonus", "target": 0.7},
     })  # fmt: skip
-    state = engine.start(rules, {"beta": 0.0, "entropy_coef": 0.01, "entropy_target": 0.2})
+    state = fold.start(rules, {"beta": 0.0, "entropy_coef": 0.01, "entropy_target": 0.2})
     actions: list[Action] = []
     for i, value in enumerate([2.0] * 5 + [0.5, 0.5], start=1):
-        state, new = engine.on_step(rules, state, record(i, entropy=value), [])
+        state, new = fold.on_step(rules, state, record(i, entropy=value), [])
         actions += new
     assert moves(actions) == [(6, 0.2, 1.4)]  # .7 x H0, H0 = 2 nats
 
@@ -201,16 +201,16 @@ def test_a_series_whose_values_hardly_move_on_is_too_short_to_judge() -> None:
 
 @pytest.mark.parametrize("phi", [0.5, 0.95])
 def test_an_act_that_does_nothing_is_rarely_judged(phi: float) -> None:
-    """By the engine, windows of the default 20: at two plain standard errors .27 and .72 of them were."""
+    """By the fold, windows of the default 20: at two plain standard errors .27 and .72 of them were."""
     rng = np.random.default_rng(3)
     rule = {"when": "always", "do": "kl_penalty", "cool_off_steps": 1000}
     rules, judged, runs = policy(always=rule), 0, 200
     for _ in range(runs):
         values = ar1(rng, phi, 1, 40)[0]
-        state = engine.start(rules, {"beta": 0.0, "entropy_coef": 0.0})
-        pending = engine.Pending(action=ACT, metric=KL, good="down", due_step=40)
+        state = fold.start(rules, {"beta": 0.0, "entropy_coef": 0.0})
+        pending = fold.Pending(action=ACT, metric=KL, good="down", due_step=40)
         history = {KL: tuple(enumerate(values.tolist(), start=1))}
-        _, (effect,) = engine._measure(dataclasses.replace(state, history=history, pending=(pending,)), 40)
+        _, (effect,) = fold._measure(dataclasses.replace(state, history=history, pending=(pending,)), 40)
         judged += effect.effect in ("helped", "harmed")
     # Binomial(200, .1): 32 or more has a chance of .005.
     assert judged < 32
@@ -223,17 +223,17 @@ def test_a_dry_run_decides_the_same_and_holds_nothing_out() -> None:
     dry_state, dry = run(policy(budget=BUDGET | {"dry_run": True}), records)
     assert moves(dry) == moves(wet)
     assert all(a.dry_run for a in dry)
-    assert engine.take_waiting(dry_state)[1] == ()
-    assert [a.new for a in engine.take_waiting(wet_state)[1]] == [0.02, 0.04, 0.06]
+    assert fold.take_waiting(dry_state)[1] == ()
+    assert [a.new for a in fold.take_waiting(wet_state)[1]] == [0.02, 0.04, 0.06]
     assert dry_state.pending == ()
 
 
 def test_a_rule_that_was_given_up_acts_no_more() -> None:
     rules = policy(budget=BUDGET)
     state, _ = run(rules, [record(1, kl=0.4)])
-    state = engine.give_up(state, ["budget"], "broken")
+    state = fold.give_up(state, ["budget"], "broken")
     for step in range(2, 8):
-        state, actions = engine.on_step(rules, state, record(step, kl=0.4), [])
+        state, actions = fold.on_step(rules, state, record(step, kl=0.4), [])
         assert not [a for a in actions if a.phase == "decided"]
 
 
@@ -246,20 +246,20 @@ def test_state_survives_json_in_the_middle_of_everything() -> None:
     rng = np.random.default_rng(0)
     records = [record(i, kl=float(v), correct=float(v)) for i, v in enumerate(rng.uniform(0.1, 0.6, 40), start=1)]
 
-    def fold(state: engine.EngineState, some: Sequence[StepRecord]) -> tuple[engine.EngineState, list[Action]]:
+    def run_on(state: fold.RulesState, some: Sequence[StepRecord]) -> tuple[fold.RulesState, list[Action]]:
         actions: list[Action] = []
         for each in some:
-            state, *_ = engine.on_round(rules, state, table(each.step), {})
-            state, new = engine.on_step(rules, state, each, [finding(7)] if each.step == 7 else [])
+            state, *_ = fold.on_round(rules, state, table(each.step), {})
+            state, new = fold.on_step(rules, state, each, [finding(7)] if each.step == 7 else [])
             actions += new
         return state, actions
 
-    begun = engine.start(rules, {"beta": 0.0})
-    middle, first = fold(begun, records[:17])
-    again = engine.from_json(rules, json.loads(json.dumps(engine.to_json(rules, middle))))
+    begun = fold.start(rules, {"beta": 0.0})
+    middle, first = run_on(begun, records[:17])
+    again = fold.from_json(rules, json.loads(json.dumps(fold.to_json(rules, middle))))
     assert again == middle
-    whole, every = fold(begun, records)
-    resumed, rest = fold(again, records[17:])
+    whole, every = run_on(begun, records)
+    resumed, rest = run_on(again, records[17:])
     assert (resumed, first + rest) == (whole, every)
     assert len(every) > 10
 
@@ -283,22 +283,22 @@ def table(step: int, rows: int = 32, group_size: int = 8) -> RoundTable:
 
 
 def test_the_unit_of_the_additions_is_one_for_group_normalised_advantages() -> None:
-    normalised = engine._scale(1.0, table(3))
+    normalised = fold._scale(1.0, table(3))
     assert normalised == pytest.approx(1.0, abs=1e-3)
     raw = table(3)
     halved = dataclasses.replace(raw, advantage_N=raw.advantage_N / 2)
-    assert engine._scale(1.0, halved) == pytest.approx(0.5, abs=1e-3)
+    assert fold._scale(1.0, halved) == pytest.approx(0.5, abs=1e-3)
     silent = dataclasses.replace(raw, advantage_N=np.zeros(len(raw)))
-    assert engine._scale(0.7, silent) == 0.7
+    assert fold._scale(0.7, silent) == 0.7
 
 
 @pytest.mark.parametrize("when", [{"metric": KL, "above": 9.0}, "always"], ids=["at rest", "acting"])
 def test_a_shortcut_is_an_act_only_while_the_rule_acts(when: Any) -> None:
     rules = policy(suspect={"when": when, "do": {"action": "quarantine", "shorter_than": 10.0}})
-    state = engine.start(rules, {"beta": 0.0})
-    state, _ = engine.on_step(rules, state, record(1, kl=0.1), [])
+    state = fold.start(rules, {"beta": 0.0})
+    state, _ = fold.on_step(rules, state, record(1, kl=0.1), [])
     lone = dataclasses.replace(table(2, rows=8), success_N=np.eye(8)[0], tokens_N=np.arange(1.0, 9.0))
-    state, effect, acts = engine.on_round(rules, state, lone, {"suspect": np.full(8, True)})
+    state, effect, acts = fold.on_round(rules, state, lone, {"suspect": np.full(8, True)})
     assert [(act.knob, act.new) for act in acts] == ([("advantages", "1")] if when == "always" else [])
     assert effect.identity == (when != "always")
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rlmon.detectors import DETECTORS
 from rlmon.errors import AttachError, ConfigError
 from rlmon.extensions import Extensions
-from rlmon.interventions import engine
+from rlmon.interventions import fold
 from rlmon.interventions.intervention import NOTHING, Blocked, Intervention, Turns
 from rlmon.interventions.policy import Policy, Rule, parse
 from rlmon.interventions.row_effect import RowEffect
@@ -37,7 +37,7 @@ METRICS_OF_RULES = ("kappa", "mode_ratio", "anchor_weight", "neutralised_share",
 _NUMBER = re.compile(r"\d+")
 
 
-class Levers(Protocol):
+class Actuators(Protocol):
     """What a rule can turn, in the training loop that it steers."""
 
     def values(self) -> Mapping[str, float]:
@@ -56,8 +56,8 @@ class Levers(Protocol):
         """Take up the values that ``state`` gave."""
 
 
-class RowsOnly:
-    """The levers of a loop that only takes back advantages: every other action is refused.
+class AdvantagesOnly:
+    """The actuators of a loop that only takes back advantages: every other action is refused.
 
     Raises ``ConfigError`` for a policy that needs more.
     """
@@ -66,8 +66,8 @@ class RowsOnly:
         for rule in policy.rules:
             if rule.action.turns != "advantages" and not rule.dry_run:
                 raise ConfigError(
-                    f"rule {rule.name!r} asks for {type(rule.action).__name__}, which this loop has no lever for. Pass "
-                    "levers= to rlmon.Monitor, or use a TRL trainer with RLMon."
+                    f"rule {rule.name!r} asks for {type(rule.action).__name__}, which this loop has nothing for. Pass "
+                    "actuators= to rlmon.Monitor, or use a TRL trainer with RLMon."
                 )
 
     def values(self) -> Mapping[str, float]:
@@ -103,51 +103,52 @@ def take_up(
     saved: Any,
     restored: Restored,
     *,
-    levers: Levers,
+    actuators: Actuators,
     write: Callable[[Action], None],
     rank: int = 0,
     world_size: int = 1,
     gather: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
-) -> Steering:
-    """The policy at work: from where ``Steering.state`` left it (``saved``) if every rank can read that, else at rest.
+) -> Controller:
+    """The policy at work: from where ``Controller.state`` left it (``saved``), if every rank can read that; else at
+    rest.
 
     Raises ``AttachError`` where it was read, and cannot go on with today's settings. Every rank calls this alike.
     """
 
-    def made(state: Mapping[str, Any] | None) -> Steering:
-        return Steering(
-            policy, levers=levers, write=write, rank=rank, world_size=world_size, gather=gather, state=state
+    def made(state: Mapping[str, Any] | None) -> Controller:
+        return Controller(
+            policy, actuators=actuators, write=write, rank=rank, world_size=world_size, gather=gather, state=state
         )
 
     if saved is None:
         return made(None)
-    steering: Steering | None = None
+    controller: Controller | None = None
     with restored.part("interventions"):
         try:
             taken = made(mapping(saved))
             taken.try_out()
-            steering = taken
+            controller = taken
         except AttachError as error:
             if not restored.lost and not isinstance(error, UnreadableError):
                 raise  # a setting, and no consequence of damage
             raise RuntimeError(str(error)) from error
-    everywhere = steering is not None
+    everywhere = controller is not None
     if gather is not None:
         everywhere = bool(gather(np.full((1, 1), everywhere, dtype=np.int64)).all())
-    if steering is not None and everywhere:
-        return steering
+    if controller is not None and everywhere:
+        return controller
     restored.lost.setdefault("interventions", "another rank cannot read them")
     for rule in policy.rules:
-        levers.rest(rule.action)
+        actuators.rest(rule.action)
     return made(None)
 
 
-class Steering:
+class Controller:
     """The policy of one ``train()`` call on one rank.
 
     Args:
         policy: what to do when.
-        levers: what can be turned.
+        actuators: what can be turned.
         write: takes each action for the log.
         gather: the rows of all ranks in rank order, from this rank's int64 matrix; ``None`` with one rank.
         state: what ``state`` gave at the checkpoint that the run resumes from.
@@ -157,7 +158,7 @@ class Steering:
         self,
         policy: Policy,
         *,
-        levers: Levers,
+        actuators: Actuators,
         write: Callable[[Action], None],
         rank: int = 0,
         world_size: int = 1,
@@ -167,7 +168,7 @@ class Steering:
         self.policy = policy
         self.off: str | None = None
         """Why no rule acts any more, where something went wrong."""
-        self._levers = levers
+        self._actuators = actuators
         self._write = write
         self._rank, self._world_size = rank, world_size
         self._gather = gather
@@ -184,27 +185,27 @@ class Steering:
         """Rules whose action failed on this rank since the last step, and why."""
         self._broken: str | None = None
         """What failed in the fold itself on this rank: its state is worth nothing any more."""
-        self._engine = engine.start(policy, levers.values())
+        self._rules = fold.start(policy, actuators.values())
         if state is not None:
-            self._engine = engine.from_json(policy, state["engine"])
+            self._rules = fold.from_json(policy, state["engine"])
             self._ledger = SolveLedger.load(state["ledger"])
             self._unconfirmed = tuple(Action(**action) for action in state["unconfirmed"])
             self.off = state["off"]
-            levers.load(state["levers"])
-        self._agreed = self._engine
+            actuators.load(state["levers"])
+        self._agreed = self._rules
         """The state that all ranks are known to share: what draws are decided by."""
 
     def try_out(self) -> None:
         """Fold one made-up record into a copy of the state: parts that do not fit together raise here, once."""
-        step = max((at.began_step or 0 for at in self._engine.rules.values()), default=0)
+        step = max((at.began_step or 0 for at in self._rules.rules.values()), default=0)
         trial = StepRecord(
             attempt=0, step=step, time_unix_seconds=0.0, rounds=(), completions=0, prompts=0, tokens=0, metrics={}
         )
-        after, _ = engine.on_step(self.policy, self._engine, trial, ())
-        engine.to_json(self.policy, after)
-        for name, fresh in engine.start(self.policy, self._engine.knobs).rules.items():
+        after, _ = fold.on_step(self.policy, self._rules, trial, ())
+        fold.to_json(self.policy, after)
+        for name, fresh in fold.start(self.policy, self._rules.knobs).rules.items():
             for field in dataclasses.fields(fresh):
-                usual, taken = getattr(fresh, field.name), getattr(self._engine.rules[name], field.name)
+                usual, taken = getattr(fresh, field.name), getattr(self._rules.rules[name], field.name)
                 if isinstance(usual, float | int) and not isinstance(taken, float | int):
                     raise TypeError(f"{field.name} of rule {name} is no number")
 
@@ -216,7 +217,7 @@ class Steering:
     def anchoring(self, step: int) -> tuple[tuple[int, ...], float]:
         """Modes that are dying, most lost first, and the weight of the supervised loss on them at this step."""
         for rule in self.policy.rules:
-            at = self._engine.rules[rule.name]
+            at = self._rules.rules[rule.name]
             if rule.action.turns == "loss" and not rule.dry_run and at.level > 0.0:
                 return rule.action.anchoring(at, step)
         return (), 0.0
@@ -227,11 +228,11 @@ class Steering:
 
     def metrics(self, step: int) -> dict[str, float | None]:
         """``rlmon/intervention/*`` of the step that ends now; the same on every rank."""
-        values, (rows, neutralised) = self._levers.values(), self._rows_seen
+        values, (rows, neutralised) = self._actuators.values(), self._rows_seen
         self._rows_seen = (0, 0)
         found: dict[str, list[float]] = {name: [] for name in METRICS_OF_RULES}
         for rule in self.policy.rules:
-            at = self._engine.rules[rule.name]
+            at = self._rules.rules[rule.name]
             for name, value in rule.action.measures(at, step, dry_run=rule.dry_run).items():
                 if value is not None:
                     found.setdefault(name, []).append(value)
@@ -293,7 +294,7 @@ class Steering:
             if late_N is not None:
                 table = dataclasses.replace(table, success_N=late_N)
                 own["success"] = late_N[mine]
-            self._engine, effect, actions = engine.on_round(self.policy, self._engine, table, self._ask(table))
+            self._rules, effect, actions = fold.on_round(self.policy, self._rules, table, self._ask(table))
             seen, neutralised = self._rows_seen
             self._rows_seen = (seen + len(table), neutralised + int((effect.factor_n == 0.0).sum()))
             for action in actions:
@@ -340,7 +341,7 @@ class Steering:
     def vote(self) -> NDArray[np.float64]:
         """This rank's share of them: its digest in its own place (-1: broken), and which rules failed here."""
         share = np.zeros(self.votes)
-        share[self._rank] = -1.0 if self._broken is not None else float(self._engine.digest)
+        share[self._rank] = -1.0 if self._broken is not None else float(self._rules.digest)
         for i, rule in enumerate(self.policy.rules):
             share[self._world_size + i] = float(rule.name in self._failures)
         return share
@@ -358,7 +359,7 @@ class Steering:
     def rest_without_success(self, reason: str) -> None:
         """It is not known what counts as a success, on any rank: the rules that need it are put at rest."""
         for rule in self.policy.rules:
-            if rule.action.needs_success and self._engine.rules[rule.name].failed is None:
+            if rule.action.needs_success and self._rules.rules[rule.name].failed is None:
                 self._failures.setdefault(rule.name, f"it needs to know what counts as a success: {reason}")
 
     def settled(self, action: Action) -> bool:
@@ -375,22 +376,22 @@ class Steering:
             return
         self._confirm(record.step, {rule.name for rule, n in zip(self.policy.rules, failed, strict=True) if n})
         with self._intact():
-            self._agreed = self._engine
+            self._agreed = self._rules
             if self._world_size > 1:
                 self._apply_waiting(record.step)
-            self._engine, actions = engine.on_step(self.policy, self._engine, record, findings)
+            self._rules, actions = fold.on_step(self.policy, self._rules, record, findings)
             for action in actions:
                 self._write(action)
             if self._world_size == 1:
                 self._apply_waiting(record.step)
                 self._confirm(record.step, set(self._failures))
-                self._agreed = self._engine
+                self._agreed = self._rules
 
     def _apply_waiting(self, step: int) -> None:
-        self._engine, waiting = engine.take_waiting(self._engine)
+        self._rules, waiting = fold.take_waiting(self._rules)
         for action in waiting:
             try:
-                self._levers.apply(action, self.policy.rule(action.rule).action)
+                self._actuators.apply(action, self.policy.rule(action.rule).action)
             except Exception as error:
                 self._failures.setdefault(action.rule, f"{type(error).__name__}: {str(error)[:300]}")
             self._unconfirmed = (*self._unconfirmed, dataclasses.replace(action, step=step))
@@ -404,55 +405,55 @@ class Steering:
             if rule.name not in failed:
                 continue
             self._write_failed(rule, step, self._failures.get(rule.name, "it failed on another rank"))
-            self._levers.rest(rule.action)
+            self._actuators.rest(rule.action)
         if failed:
-            for action in engine.unmeasured(self._engine, step, "its rule failed and was put at rest", failed):
+            for action in fold.unmeasured(self._rules, step, "its rule failed and was put at rest", failed):
                 self._write(action)
-            self._engine = engine.give_up(self._engine, failed, "it failed")
+            self._rules = fold.give_up(self._rules, failed, "it failed")
         self._unconfirmed = ()
         self._failures.clear()
 
     def _write_failed(self, rule: Rule, step: int, reason: str) -> None:
         """``failed`` for what the rule decided and is not known to have taken effect; a line of its own where that is
         nothing."""
-        undone = [action for action in (*self._unconfirmed, *self._engine.waiting) if action.rule == rule.name]
-        for action in undone or [engine.notice(rule, step, "at work")]:
+        undone = [action for action in (*self._unconfirmed, *self._rules.waiting) if action.rule == rule.name]
+        for action in undone or [fold.notice(rule, step, "at work")]:
             self._write(dataclasses.replace(action, phase="failed", step=step, reason=f"{action.reason}: {reason}"))
 
     def _switch_off(self, step: int, reason: str) -> None:
-        """No rule acts any more on any rank: every lever goes back to rest, and the log says why."""
+        """No rule acts any more on any rank: everything goes back to rest, and the log says why."""
         self.off = reason
         for rule in self.policy.rules:
-            self._levers.rest(rule.action)
+            self._actuators.rest(rule.action)
             if not rule.dry_run:
                 self._write_failed(rule, step, reason)
-        for action in engine.unmeasured(self._engine, step, f"interventions were switched off: {reason}"):
+        for action in fold.unmeasured(self._rules, step, f"interventions were switched off: {reason}"):
             self._write(action)
-        self._engine = engine.give_up(self._engine, [rule.name for rule in self.policy.rules], reason)
-        self._agreed = self._engine
+        self._rules = fold.give_up(self._rules, [rule.name for rule in self.policy.rules], reason)
+        self._agreed = self._rules
         self._unconfirmed = ()
 
     def close(self, step: int) -> None:
         """The run ends: say what became of everything that was still open."""
         self._confirm(step, set(self._failures))
-        self._engine, waiting = engine.take_waiting(self._engine)
+        self._rules, waiting = fold.take_waiting(self._rules)
         for action in waiting:
             reason = f"{action.reason}: the run ended before it took effect"
             self._write(dataclasses.replace(action, phase="failed", step=step, reason=reason))
-        for action in engine.unmeasured(self._engine, step, "the run ended first"):
+        for action in fold.unmeasured(self._rules, step, "the run ended first"):
             self._write(action)
-        self._engine = dataclasses.replace(self._engine, pending=())
+        self._rules = dataclasses.replace(self._rules, pending=())
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON types; the same on every rank."""
         return {
-            "engine": engine.to_json(self.policy, self._engine),
+            "engine": fold.to_json(self.policy, self._rules),
             "ledger": self._ledger.state(),
             "unconfirmed": [dataclasses.asdict(action) for action in self._unconfirmed],
             "off": self.off,
-            "levers": dict(self._levers.state()),
+            "levers": dict(self._actuators.state()),
         }
 
 

@@ -47,7 +47,7 @@ class Pending:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineState:
+class RulesState:
     """Where all rules stand; the same on every rank."""
 
     rules: Mapping[str, RuleState]
@@ -66,9 +66,9 @@ class EngineState:
     digest: int = 0
 
 
-def start(policy: Policy, knobs: Mapping[str, float]) -> EngineState:
+def start(policy: Policy, knobs: Mapping[str, float]) -> RulesState:
     """Before the first round. ``knobs``: ``beta`` and ``entropy_coef`` as the trainer was given them."""
-    return EngineState(
+    return RulesState(
         rules={
             rule.name: RuleState(
                 condition=conditions.start(rule.when),
@@ -85,8 +85,8 @@ def start(policy: Policy, knobs: Mapping[str, float]) -> EngineState:
 
 
 def on_round(
-    policy: Policy, state: EngineState, table: RoundTable, known: Mapping[str, Any]
-) -> tuple[EngineState, RowEffect, tuple[Action, ...]]:
+    policy: Policy, state: RulesState, table: RoundTable, known: Mapping[str, Any]
+) -> tuple[RulesState, RowEffect, tuple[Action, ...]]:
     """Fold one training round. ``known``: by rule name what the ledger told its intervention (``ask``)."""
     factor_N, addition_N = np.ones(len(table)), np.zeros(len(table))
     limit: float | None = None
@@ -177,8 +177,8 @@ def _scale(before: float, table: RoundTable) -> float:
 
 
 def on_step(
-    policy: Policy, state: EngineState, record: StepRecord, findings: Sequence[Finding]
-) -> tuple[EngineState, tuple[Action, ...]]:
+    policy: Policy, state: RulesState, record: StepRecord, findings: Sequence[Finding]
+) -> tuple[RulesState, tuple[Action, ...]]:
     """Fold one step's record and its findings; the actions decided (phase ``decided``) and effects now ``measured``."""
     state = _remember(policy, state, record)
     state, measured = _measure(state, record.step)
@@ -201,7 +201,7 @@ def on_step(
 
 
 def _judge(
-    rule: Rule, at: RuleState, state: EngineState, record: StepRecord, why: str, finding_id: str | None
+    rule: Rule, at: RuleState, state: RulesState, record: StepRecord, why: str, finding_id: str | None
 ) -> tuple[RuleState, Action | None]:
     """What the rule does now: its new state, and an action where its knob moves."""
     if at.failed is not None:
@@ -242,7 +242,7 @@ def _changed(
     return _decided(rule, record.step, reason, old=said[0], new=said[1], finding_id=finding_id)
 
 
-def take_waiting(state: EngineState) -> tuple[EngineState, tuple[Action, ...]]:
+def take_waiting(state: RulesState) -> tuple[RulesState, tuple[Action, ...]]:
     """The actions to apply now."""
     return replace(state, waiting=()), state.waiting
 
@@ -252,7 +252,7 @@ def notice(rule: Rule, step: int, reason: str) -> Action:
     return _decided(rule, step, reason, mark="-x")
 
 
-def give_up(state: EngineState, names: Collection[str], reason: str) -> EngineState:
+def give_up(state: RulesState, names: Collection[str], reason: str) -> RulesState:
     """The named rules act no more, what they held is at rest, and nothing of theirs is waited for."""
     rules = {
         name: replace(at, failed=reason, level=0.0, began_step=None) if name in names else at
@@ -281,7 +281,7 @@ def measured_by(rule: Rule, finding: Finding | None = None) -> tuple[str, Litera
     return rule.action.measured_by
 
 
-def _remember(policy: Policy, state: EngineState, record: StepRecord) -> EngineState:
+def _remember(policy: Policy, state: RulesState, record: StepRecord) -> RulesState:
     """Keep the values by which effects are measured, two windows of them, and the newest shares of silent groups."""
     wanted = {pending.metric for pending in state.pending}
     wanted |= {by[0] for rule in policy.rules if (by := measured_by(rule)) is not None}
@@ -305,8 +305,8 @@ def _remember(policy: Policy, state: EngineState, record: StepRecord) -> EngineS
 
 
 def _await_effect(
-    policy: Policy, state: EngineState, action: Action, step: int, findings: Sequence[Finding] = ()
-) -> EngineState:
+    policy: Policy, state: RulesState, action: Action, step: int, findings: Sequence[Finding] = ()
+) -> RulesState:
     if action.dry_run:
         return state
     rule = policy.rule(action.rule)
@@ -318,7 +318,7 @@ def _await_effect(
     return replace(state, pending=(*state.pending, pending))
 
 
-def _measure(state: EngineState, step: int) -> tuple[EngineState, tuple[Action, ...]]:
+def _measure(state: RulesState, step: int) -> tuple[RulesState, tuple[Action, ...]]:
     """Judge the actions that are due: the mean of the window after against the window before."""
     due = [pending for pending in state.pending if pending.due_step <= step]
     rest = tuple(pending for pending in state.pending if pending.due_step > step)
@@ -329,7 +329,7 @@ def _measure(state: EngineState, step: int) -> tuple[EngineState, tuple[Action, 
     return replace(state, pending=rest), (*(_effect(pending, state) for pending in due), *late)
 
 
-def _effect(pending: Pending, state: EngineState) -> Action:
+def _effect(pending: Pending, state: RulesState) -> Action:
     action, began = pending.action, pending.action.step
     span = pending.due_step - began
     values = state.history.get(pending.metric, ())
@@ -362,7 +362,7 @@ def _effect(pending: Pending, state: EngineState) -> Action:
     return judged(effect, f"{said} ({error}; before and after, no control)")
 
 
-def unmeasured(state: EngineState, step: int, reason: str, names: Collection[str] | None = None) -> tuple[Action, ...]:
+def unmeasured(state: RulesState, step: int, reason: str, names: Collection[str] | None = None) -> tuple[Action, ...]:
     """What will not be measured any more, of the named rules or of all: said so."""
     return tuple(
         replace(p.action, phase="measured", step=step, effect="not_measured", effect_reason=reason)
@@ -374,7 +374,7 @@ def unmeasured(state: EngineState, step: int, reason: str, names: Collection[str
 # -- state -------------------------------------------------------------------------------------------------------------
 
 
-def to_json(policy: Policy, state: EngineState) -> dict[str, Any]:
+def to_json(policy: Policy, state: RulesState) -> dict[str, Any]:
     """The state as JSON types; floats survive exactly."""
     rules = {}
     for rule in policy.rules:
@@ -388,7 +388,7 @@ def to_json(policy: Policy, state: EngineState) -> dict[str, Any]:
     return {"version": 1, **saved.to_json(replace(state, rules={})), "rules": rules}
 
 
-def from_json(policy: Policy, found: Mapping[str, Any]) -> EngineState:
+def from_json(policy: Policy, found: Mapping[str, Any]) -> RulesState:
     """The state that ``to_json`` described. Rules that are new, or do something else now, begin anew."""
     rules = dict(start(policy, found["knobs"]).rules)
     for rule in policy.rules:
@@ -404,7 +404,7 @@ def from_json(policy: Policy, found: Mapping[str, Any]) -> EngineState:
         "pending": [pending for pending in found["pending"] if pending["action"]["rule"] in rules],
         "waiting": [action for action in found["waiting"] if action["rule"] in rules],
     }
-    return replace(saved.from_json(EngineState, {**found, **known}), rules=rules)
+    return replace(saved.from_json(RulesState, {**found, **known}), rules=rules)
 
 
 def _key(action: Action) -> bytes:
