@@ -22,14 +22,16 @@ from rlmon.audit.checks.diversity import (
     sentence_openings,
     word_diversity,
 )
-from rlmon.audit.checks.folds import FOLDS, SECOND_LOOKS, own_folds
+from rlmon.audit.checks.folds import FOLDS, own_folds
 from rlmon.audit.checks.formats import format_winner, mode_extinction
 from rlmon.audit.checks.groups import groups_known
 from rlmon.audit.checks.length import length_growth, truncation
 from rlmon.audit.checks.log import monitor_faults, replay, rows_complete
 from rlmon.audit.checks.own_word import agreement
 from rlmon.audit.checks.question import LEAST_PROMPTS, Ends, Question, question
-from rlmon.audit.checks.reward import gradient, reward_functions, reward_loss, reward_missing, reward_signal
+from rlmon.audit.checks.reward import reward_functions, reward_loss, reward_missing
+from rlmon.audit.checks.second_look import SECOND_LOOKS
+from rlmon.audit.checks.signal import gradient, reward_signal
 from rlmon.audit.checks.solving import eval_gap, forgotten_prompts, impossible_prompts, pass_at_k, shortcut
 from rlmon.audit.contrast import Contrast
 from rlmon.audit.result import Check

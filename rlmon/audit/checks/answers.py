@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rlmon.audit.checks.question import Ends, Question, between, question, sizes
-from rlmon.audit.checks.reward import silence
+from rlmon.audit.checks.signal import silence
 from rlmon.audit.curves import LEAST_POINTS, last_points, smooth_since
 from rlmon.audit.result import Check
 from rlmon.records import Status

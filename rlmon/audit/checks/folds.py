@@ -8,33 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
-
 from rlmon.audit.case import Case
+from rlmon.audit.checks.detectors import falls, named_unit, said, statistic_of
+from rlmon.audit.checks.numbers import not_numbers, only_at_the_start
+from rlmon.audit.checks.onset import onset
 from rlmon.audit.checks.question import Ends, Question
-from rlmon.audit.checks.reward import MOST_STEPS, nothing_ever_differed
+from rlmon.audit.checks.second_look import is_looked_at_twice, second_look
+from rlmon.audit.checks.signal import MOST_STEPS, nothing_ever_differed
 from rlmon.audit.clauses import clause
-from rlmon.audit.contrast import BASE_STEPS
-from rlmon.audit.curves import LEAST_POINTS, Move, known, smooth_since
-from rlmon.audit.features import Floats
+from rlmon.audit.curves import LEAST_POINTS, Move, known
 from rlmon.audit.result import Check, Core, Kind, Method
 from rlmon.audit.run import Lack
-from rlmon.audit.stand_ins import NEXT_BEST
-from rlmon.audit.timeline import SMOOTHING_STEPS
 from rlmon.detectors import DETECTORS, DetectorSpec
-from rlmon.printable import one_line, several
 from rlmon.records import SEVERITIES, Finding, Status
-from rlmon.statistics import trailing_mean
 
 _SPECS: Mapping[str, DetectorSpec] = {spec.id: spec for spec in DETECTORS}
-ONSET_NOISE = 3.0
-"""Standard errors of the smoothed base that a change must exceed: a base of very diverse outputs is mostly noise."""
-ON_THE_WAY = 0.65
-"""Of its base: what fell further, and is certain to pass its line if it goes on, is told before it has."""
-NAMED = 4
-"""Numbers that are named in a message; of the others it says how many there are."""
-FIRST_STEPS = 3
-"""In which numbers may be infinite while a scale is still looked for (fp16 loss scaling)."""
 STAYED = 1.5
 """Times its first level: a distance below that has not moved away from where it began."""
 
@@ -52,7 +40,7 @@ def _detector(ask: Question, ends: Ends, spec: DetectorSpec, need: Lack | Litera
     mine = [finding for finding in case.fold.findings if finding.detector == spec.id]
     if mine:
         alarmed = _alarmed(ask, ends, spec, row, mine)
-        again = _second_look(ask, ends, spec, waiting=False) if alarmed.status == "warn" else None
+        again = second_look(ask, ends, spec, waiting=False) if alarmed.status == "warn" else None
         if again is None or again.status != "fail" or alarmed.evidence.get("recovered"):
             return alarmed
         # It was sure of the WARN line; the two ends are of the FAIL line.
@@ -62,7 +50,7 @@ def _detector(ask: Question, ends: Ends, spec: DetectorSpec, need: Lack | Litera
             alarmed, status="fail", value=again.value, threshold=again.threshold,
             message=f"{alarmed.message} FAIL by its first points against its last window ({reach}).",
         )  # fmt: skip
-    if (found := _second_look(ask, ends, spec, waiting=row["status"] == "waiting")) is not None:
+    if (found := second_look(ask, ends, spec, waiting=row["status"] == "waiting")) is not None:
         return found
     if row["status"] in ("waiting", "cannot"):
         return ask.skip(_why_silent(case, need, row), metric=spec.metrics[0], unit=spec.unit)
@@ -75,7 +63,7 @@ def _detector(ask: Question, ends: Ends, spec: DetectorSpec, need: Lack | Litera
     value, base, line = (_unit(spec, worst.get(key)) for key in ("now", "baseline", "warn_line"))
     facts: dict[str, Any] = {
         "metric": worst.get("metric", spec.metrics[0]),
-        "unit": _named_unit(case, spec),
+        "unit": named_unit(case, spec),
         "value": value,
         "baseline": base,
         "threshold": line,
@@ -83,7 +71,7 @@ def _detector(ask: Question, ends: Ends, spec: DetectorSpec, need: Lack | Litera
         "evidence": {"log_evidence_over_threshold": row["evidence"], "bets": row["bets"]},
     }
     # The detector's own level is that of a few blocks; a whole window that stands on the good side outweighs it.
-    window = ends.move(facts["metric"], relative=True) if _is_looked_at_twice(spec) and ends.same_data else None
+    window = ends.move(facts["metric"], relative=True) if is_looked_at_twice(spec) and ends.same_data else None
     if not _past(spec, value, line):
         return ask.says(status="pass", message=_passed(value, base, line), **facts)
     if window is not None and not _past(spec, window.last, line):
@@ -139,77 +127,7 @@ def _stood_at_nothing(ask: Question, ends: Ends, spec: DetectorSpec) -> Check | 
 
 def _past(spec: DetectorSpec, value: float | None, line: float | None) -> bool:
     """Whether a value in the unit of the metric is on the bad side of its line."""
-    return value is not None and line is not None and (value < line if _falls(spec) else value > line)
-
-
-def _falls(spec: DetectorSpec) -> bool:
-    """Whether damage is down in the unit of the metric: collisions go up, effective numbers down."""
-    return spec.direction == "down" or spec.rule == "effective"
-
-
-def _second_look(ask: Question, ends: Ends, spec: DetectorSpec, *, waiting: bool) -> Check | None:
-    """What the two ends of the curve say where the detector was silent; ``None`` where they add nothing.
-
-    A detector that bets against the base's own error has no line where the metric fell while the base was taken, or
-    fell too late for it. ``waiting``: it never bet, so that well separated ends are the only answer there is.
-    """
-    if not _is_looked_at_twice(spec) or not ends.same_data:
-        return None
-    case, falls = ends.case, _falls(spec)
-    witnesses = {spec.id for spec in (*DETECTORS, *case.fold.own) if spec.witness}
-    seconds = [f.detector for f in case.fold.findings if f.detector in witnesses]
-    passed: Check | None = None
-    for metric in spec.metrics:
-        name = "completion characters" if _named_unit(case, spec) == "characters" else _told_by(case, metric)
-        found = ends.move(name, relative=True)
-        if found is None:
-            continue
-        lines = {"fail": _line(spec, found.base, spec.fail, spec.fail_floor),
-                 "warn": _line(spec, found.base, spec.warn, spec.warn_floor)}  # fmt: skip
-        if spec.agreement and not seconds:
-            del lines["fail"]
-        facts: dict[str, Any] = {
-            "method": "hindsight", "metric": name, "unit": _named_unit(case, spec), "value": found.last,
-            "baseline": found.base, "interval": (found.low, found.high),
-        }  # fmt: skip
-        values = case.line.series[name]
-        for status, line in lines.items():
-            if not (found.high < line if falls else found.low > line):
-                continue
-            seen = ask.says(
-                status=status, threshold=line, advice=spec.advice, message="",
-                first_step=smooth_since(case.line.steps, values, lines["warn"], upward=not falls), **facts,
-            )  # fmt: skip
-            reach = f"first points against the last window, interval {said(found.low)} to {said(found.high)}"
-            return dataclasses.replace(seen, message=f"{clause(seen)} (line {said(line)}; {reach}).")
-        if spec.rule == "ratio" and falls and found.last < ON_THE_WAY * found.base:
-            ahead = ends.heading(name, 3 * found.points // 4)
-            if ahead is not None and ahead < lines["warn"]:
-                seen = ask.says(status="warn", threshold=lines["warn"], advice=spec.advice, message="", **facts)
-                on = f"going on like that, it is past its line of {said(lines['warn'])} before the run has doubled"
-                return dataclasses.replace(seen, message=f"{clause(seen)}, and still falls: {on}.")
-        clear = found.low > lines["warn"] if falls else found.high < lines["warn"]
-        if waiting and clear and passed is None:
-            passed = ask.says(status="pass", threshold=lines["warn"], message=found.within(), **facts)
-    return passed
-
-
-def _told_by(case: Case, metric: str) -> str:
-    """The curve of a metric, or the one that stands in for it where only that was logged."""
-    return NEXT_BEST[metric] if case.series(metric) is None and metric in NEXT_BEST else metric
-
-
-def _is_looked_at_twice(spec: DetectorSpec) -> bool:
-    return spec.rule in ("ratio", "effective") and spec.per_source != "only"
-
-
-def _line(spec: DetectorSpec, base: float, level: float | None, floor: float) -> float:
-    """A rung's line in the unit of the metric; out of reach where the detector has no such rung."""
-    if level is None:
-        return 0.0 if _falls(spec) else math.inf
-    if spec.rule == "effective":
-        return min(base * level, 1.0 / floor if floor else math.inf)
-    return max(base * level, floor) if spec.direction == "up" else base * level
+    return value is not None and line is not None and (value < line if falls(spec) else value > line)
 
 
 def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, Any], mine: Sequence[Finding]) -> Check:
@@ -219,10 +137,10 @@ def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, An
     shown = next(finding for finding in reversed(mine) if finding.severity == status)
     now = next((r for r in row["sources"] if r["metric"] == shown.metric and shown.source in (None, r["source"])), None)
     value = shown.value if now is None or now["now"] is None else _unit(spec, now["now"])
-    recovered = row["status"] == "ok" if spec.rule != "immediate" else _only_at_the_start(case)
+    recovered = row["status"] == "ok" if spec.rule != "immediate" else only_at_the_start(case)
     if spec.id == "kl-drift" and (began := _began_there(ends, spec, shown)) is not None:
         return ask.says(
-            status="note", metric=shown.metric, unit=_named_unit(case, spec), value=began.last, baseline=began.base,
+            status="note", metric=shown.metric, unit=named_unit(case, spec), value=began.last, baseline=began.base,
             message=f"the model was {said(began.base)} nats from its reference at the first steps already, and is "
             f"{said(began.last)} now: the run began at this distance and did not move away from there",
             advice="Where that is not meant: the reference is another model than the one that training began from (an "
@@ -231,7 +149,7 @@ def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, An
     found = ask.says(
         status=status,
         metric=shown.metric,
-        unit=_named_unit(case, spec),
+        unit=named_unit(case, spec),
         value=value,
         baseline=shown.baseline,
         threshold=shown.threshold,
@@ -252,7 +170,7 @@ def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, An
         advice=spec.advice,
     )
     if spec.rule == "immediate":
-        found = dataclasses.replace(found, message=_not_numbers(case))
+        found = dataclasses.replace(found, message=not_numbers(case))
         if recovered:
             return dataclasses.replace(
                 found, status="warn",
@@ -261,43 +179,6 @@ def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, An
                 "bf16=True needs none. Without fp16, look at the first batches.",
             )  # fmt: skip
     return dataclasses.replace(found, message=" ".join(_told(found, spec, row, mine, case)))
-
-
-def _steps_without_numbers(case: Case) -> dict[str, set[int]]:
-    """The steps at which curves of the trainer are NaN or infinite, of those that are anywhere."""
-    bad = {
-        key: {step for step, value in points if not math.isfinite(value)} for key, points in case.run.scalars.items()
-    }
-    return {key: steps for key, steps in bad.items() if steps}
-
-
-def _only_at_the_start(case: Case) -> bool:
-    """Only the first few steps of the trainer's curves are not finite, the loss is at these too, and the run went on:
-    a scale that was still looked for (of fp16 losses, whose steps are passed over), and no damage."""
-    bad = set().union(*_steps_without_numbers(case).values())
-    told = {finding.step for finding in case.fold.findings if finding.detector == "non-finite"}
-    loss, steps = case.series("loss"), case.line.steps
-    if loss is None or not bad or not told <= bad or steps.size < FIRST_STEPS + LEAST_POINTS:
-        return False
-    rewards = case.series("rlmon/health/reward_non_finite")
-    if rewards is not None and (rewards > 0).any():
-        return False
-    return bad <= set(steps[:FIRST_STEPS].tolist()) and bool(np.isfinite(loss[np.isin(steps, list(bad))]).all())
-
-
-def _not_numbers(case: Case) -> str:
-    """Which numbers are NaN or infinite, and in how many steps."""
-    bad = _steps_without_numbers(case)
-    rewards = case.series("rlmon/health/reward_non_finite")
-    if rewards is not None and (rewards > 0).any():
-        bad["rewards of completions"] = set(case.line.steps[rewards > 0].tolist())
-    if not bad:
-        counts = case.series("rlmon/health/non_finite")
-        bad["numbers of the run"] = set() if counts is None else set(case.line.steps[counts > 0].tolist())
-    named = [one_line(key, 60) for key in sorted(bad, key=lambda key: (-len(bad[key]), key))]
-    steps = len(set().union(*bad.values()))
-    where = f" in {steps} of {case.line.steps.size} steps" if steps else ""
-    return f"{several(named, NAMED)}: NaN or infinite{where}"
 
 
 def _told(
@@ -327,84 +208,9 @@ def _began_there(ends: Ends, spec: DetectorSpec, shown: Finding) -> Move | None:
     """The ends of a distance that was past its WARN line from the first points on and did not grow since; ``None``
     where it drifted."""
     found = ends.move(shown.metric, relative=True)
-    if found is None or spec.warn is None or found.base < spec.absolute_level(_statistic(spec, shown), spec.warn):
+    if found is None or spec.warn is None or found.base < spec.absolute_level(statistic_of(spec, shown), spec.warn):
         return None
     return found if found.last < STAYED * found.base or found.low < found.base else None
-
-
-def onset(case: Case, spec: DetectorSpec, finding: Finding) -> int | None:
-    """First step from which the 5-step mean of what the detector reads stays past where damage begins and beyond the
-    noise of its base; where it comes back in the end, the start of the stay that the alarm fell in.
-
-    ``None`` where the run has no such series. Effective numbers are smoothed as collisions, whose mean is unbiased.
-    """
-    values = _course(case, spec, finding.metric)
-    if values is None:
-        return None
-    at = np.flatnonzero(np.isfinite(values))
-    if not at.size:
-        return None
-    smooth = trailing_mean(values[at], SMOOTHING_STEPS)
-    steps = case.line.steps[at]
-    line = _onset_line(case, spec, finding, values)
-    if line is None:
-        return None
-    past = smooth > line if spec.direction == "up" else smooth < line
-    if not past.any():
-        return None
-    # The last run of steps past the line that began before the alarm (or the first one after it).
-    starts = np.flatnonzero(past & ~np.concatenate([[False], past[:-1]]))
-    before = starts[steps[starts] <= finding.step]
-    start = int(before[-1]) if before.size else int(starts[0])
-    stays = bool(past[start:].all())
-    if not stays:
-        # Noise may lift single steps over the line: the stay began where most of the steps since are past it.
-        for candidate in before.tolist():
-            if past[candidate:].mean() >= 0.9:
-                start = candidate
-                break
-        else:
-            last_back = np.flatnonzero(~past)[-1]
-            if last_back + 1 < past.size:
-                start = int(last_back) + 1
-    return int(steps[start])
-
-
-def _course(case: Case, spec: DetectorSpec, metric: str) -> Floats | None:
-    """What the detector reads, step by step: collisions where it tells effective numbers."""
-    if spec.rule != "effective":
-        return case.series(metric)
-    collision = case.series(metric.removesuffix("_effective")) if metric.endswith("_effective") else None
-    told = case.series(_told_by(case, metric))
-    if collision is not None or told is None:
-        return collision
-    with np.errstate(divide="ignore"):
-        return 1.0 / told
-
-
-def _onset_line(case: Case, spec: DetectorSpec, finding: Finding, values: Floats) -> float | None:
-    """Where damage begins in ``values``, without the floors that hold an alarm back, or as far as the base's noise
-    reaches."""
-    level = spec.began
-    if level is None:
-        return None
-    if spec.rule == "absolute":
-        return finding.threshold if spec.warn is None else spec.absolute_level(_statistic(spec, finding), level)
-    base = finding.baseline if spec.rule != "effective" or not finding.baseline else 1.0 / finding.baseline
-    first = values[: min(BASE_STEPS, values.size)]
-    first = first[np.isfinite(first)]
-    if base is None:
-        if not first.size:
-            return None
-        base = float(first.mean())
-    line = base / level if spec.rule == "effective" else base * level
-    # From differences of neighbours: a trend inside the base is no noise.
-    noise = float(np.std(np.diff(first))) / math.sqrt(2.0 * SMOOTHING_STEPS) if first.size >= 3 else 0.0
-    return max(line, base + ONSET_NOISE * noise) if spec.direction == "up" else min(line, base - ONSET_NOISE * noise)
-
-
-def _statistic(spec: DetectorSpec, finding: Finding) -> str:
-    return dict(zip(spec.metrics, spec.statistics, strict=True)).get(finding.metric, spec.statistics[0])
 
 
 def _why_silent(case: Case, need: Lack | Literal["successes"] | None, row: Mapping[str, Any]) -> str:
@@ -435,23 +241,11 @@ def _unit(spec: DetectorSpec, value: float | None) -> float | None:
     return 1.0 / value if value > 0 else None
 
 
-def _named_unit(case: Case, spec: DetectorSpec) -> str:
-    return "characters" if spec.id == "length-collapse" and case.characters else spec.unit
-
-
 def _passed(value: float | None, base: float | None, line: float | None) -> str:
     parts = [f"{said(base)} -> {said(value)}" if base is not None else f"now {said(value)}"]
     if line is not None:
         parts.append(f"line {said(line)}")
     return ", ".join(parts)
-
-
-def said(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.3g}"
-
-
-SECOND_LOOKS = sum(len(spec.metrics) for spec in DETECTORS if _is_looked_at_twice(spec))
-"""Intervals of the second looks, which take their part of the error rate of hindsight checks."""
 
 
 def _fold(
