@@ -57,7 +57,7 @@ def second_look(ask: Question, ends: Ends, spec: DetectorSpec, *, waiting: bool)
             if ahead is not None and ahead < lines["warn"]:
                 seen = ask.says(status="warn", threshold=lines["warn"], advice=spec.advice, message="", **facts)
                 on = f"going on like that, it is past its line of {said(lines['warn'])} before the run has doubled"
-                return dataclasses.replace(seen, message=f"{clause(seen)}, and still down: {on}.")
+                return dataclasses.replace(seen, message=f"{clause(seen)}, and still falls: {on}.")
         clear = found.low > lines["warn"] if down else found.high < lines["warn"]
         if waiting and clear and passed is None:
             passed = ask.says(status="pass", threshold=lines["warn"], message=found.within(), **facts)
