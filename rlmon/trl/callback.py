@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from rlmon.config import RLMonConfig
 from rlmon.console import goodbye, hello, say
@@ -193,7 +193,7 @@ class RLMon(TrainerCallback):
                     return candidate
         return None
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_init_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._capture is None:
             trainer = self._find_trainer()
             if trainer is not None and self.config.rlmon_policy is not None:
@@ -204,9 +204,7 @@ class RLMon(TrainerCallback):
 
     # -- one train() call ------------------------------------------------------------------------------------------
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._capture is None:
             trainer = self._find_trainer()
             if trainer is None:
@@ -287,13 +285,11 @@ class RLMon(TrainerCallback):
             monitor.use_vocabulary(_vocabulary(trainer.processing_class))
         return monitor
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._open and self._capture is not None:
             self._capture.step_begins(state.global_step)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         monitor, capture = self.monitor, self._capture
         if not self._open or monitor is None or capture is None:
             return
@@ -367,7 +363,7 @@ class RLMon(TrainerCallback):
 
     def on_log(
         self,
-        args: TrainingArguments,
+        args: Any,
         state: TrainerState,
         control: TrainerControl,
         logs: Mapping[str, Any] | None = None,
@@ -380,7 +376,7 @@ class RLMon(TrainerCallback):
             if norm is not None and not math.isfinite(float(norm)):
                 self.monitor.count_non_finite(1)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._open and self.monitor is not None:
             with self.monitor.guard("checkpoint"):
                 run_dir = self._trainer._get_output_dir(trial=None)
@@ -394,9 +390,7 @@ class RLMon(TrainerCallback):
         with monitor.guard("checkpoint"):
             save(checkpoint, capture, monitor, self._actuators)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._close()
 
     def _close(self, *, interrupted: bool = False) -> None:

@@ -8,7 +8,7 @@ is returned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trl import GRPOTrainer, RLOOTrainer
@@ -23,7 +23,6 @@ from rlmon.trl.mirror import add
 from rlmon.trl.ppo.config import PPO_SETTINGS
 from rlmon.trl.prompts import SourceMap
 from rlmon.trl.watched import Watched
-from rlmon.trl.wrapping import wrap
 
 
 class Capture(Watched):
@@ -35,7 +34,6 @@ class Capture(Watched):
         self.recorded_settings = PPO_SETTINGS if self.critic else ()
         self._generation = Generation(self)
         self._losses = Losses(self, self._generation)
-        self._undo: list[Callable[[], None]] = []
 
     @staticmethod
     def takes(trainer: Any) -> bool:
@@ -44,10 +42,8 @@ class Capture(Watched):
     @staticmethod
     def refuse(trainer: Any, config: RLMonConfig) -> None:
         refuse(trainer)
-
-    @staticmethod
-    def reward_functions(trainer: Any) -> list[str]:
-        return reward_names(trainer)
+        if config.success is not None:
+            config.success.refuse_unknown(reward_names(trainer))
 
     @property
     def group_size(self) -> int:
@@ -69,11 +65,7 @@ class Capture(Watched):
     def install(self) -> None:
         for name, around in {**self._generation.hooks, **self._losses.hooks}.items():
             if callable(getattr(self.trainer, name, None)):
-                self._undo.append(wrap(self.trainer, name, around))
-
-    def uninstall(self) -> None:
-        while self._undo:
-            self._undo.pop()()
+                self.hook(name, around)
 
     def step_begins(self, global_step: int) -> None:
         self._losses.step_begins(measures_base=global_step % self.config.rlmon_base_kl_every == 0)

@@ -46,11 +46,9 @@ def kind_of(trainer: Any, config: RLMonConfig) -> type[Watched]:
             f"RLMon watches TRL's GRPOTrainer and RLOOTrainer (and their subclasses), got {name}.{hint} For any other "
             "loop feed rlmon.Monitor yourself."
         )
-    kind.refuse(trainer, config)
     if version == BROKEN_ON_CPU and not torch.cuda.is_available():
         raise AttachError("TRL 1.15.0 cannot train on a CPU. Type: pip install -U 'trl>=1.16'")
-    if config.success is not None:
-        config.success.refuse_unknown(kind.reward_functions(trainer))
+    kind.refuse(trainer, config)
     for other in trainer.callback_handler.callbacks:
         if type(other).__name__ == "RLMon" and getattr(other, "attached", False):
             raise AttachError(

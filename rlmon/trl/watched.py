@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -14,6 +13,7 @@ from rlmon.config import RLMonConfig
 from rlmon.records import RolloutBatch, Split
 from rlmon.trl.base import BaseModel
 from rlmon.trl.prompts import SourceMap
+from rlmon.trl.wrapping import Around, wrap
 
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor
@@ -34,7 +34,7 @@ class LoopActuators(Protocol):
 
 
 class Watched(ABC):
-    """One trainer and the hooks on it; holds no strong reference to the trainer.
+    """One trainer and the hooks on it.
 
     A kind of trainer whose loop shows itself in another way is another subclass (``rlmon.trl.kinds`` lists them).
     """
@@ -47,7 +47,7 @@ class Watched(ABC):
     """Whether evaluations are seen."""
 
     def __init__(self, trainer: Any, config: RLMonConfig) -> None:
-        self._trainer = weakref.ref(trainer)
+        self.trainer = trainer
         self.config = config
         self.monitor: Monitor | None = None
         """Who is told what the hooks see; ``None`` while nobody listens."""
@@ -55,13 +55,7 @@ class Watched(ABC):
         self.sources = SourceMap(None, frozenset(), "all")
         self.actuators: LoopActuators | None = None
         """What the rules turn in this trainer; ``None`` where it is only watched."""
-
-    @property
-    def trainer(self) -> Any:
-        trainer = self._trainer()
-        if trainer is None:
-            raise RuntimeError("the monitored trainer is gone")
-        return trainer
+        self._undo: list[Callable[[], None]] = []
 
     @property
     def policy(self) -> Any:
@@ -75,7 +69,7 @@ class Watched(ABC):
         first: int = self.trainer.accelerator.process_index * rows
         return first
 
-    # -- before it is watched --------------------------------------------------------------------------------------
+    # -- attaching -------------------------------------------------------------------------------------------------
 
     @staticmethod
     @abstractmethod
@@ -85,23 +79,13 @@ class Watched(ABC):
     @staticmethod
     @abstractmethod
     def refuse(trainer: Any, config: RLMonConfig) -> None:
-        """Raise ``AttachError`` where watching ``trainer`` would half-work."""
-
-    @staticmethod
-    @abstractmethod
-    def reward_functions(trainer: Any) -> list[str]:
-        """Names of the trainer's reward functions, as rows of the log have them."""
-
-    # -- attaching -------------------------------------------------------------------------------------------------
+        """Raise ``AttachError`` where watching ``trainer`` would half-work, ``ConfigError`` where ``rlmon_success``
+        names a reward function that it does not have."""
 
     @property
     @abstractmethod
     def group_size(self) -> int:
         """Completions a prompt."""
-
-    @abstractmethod
-    def plan(self) -> list[dict[str, str]]:
-        """What is seen and what is not: rows of ``{"signal", "status", "reason"}``, once the base is chosen."""
 
     @abstractmethod
     def choose_base(self) -> BaseModel: ...
@@ -110,20 +94,30 @@ class Watched(ABC):
     def build_sources(self) -> SourceMap: ...
 
     @abstractmethod
-    def install(self) -> None: ...
+    def plan(self) -> list[dict[str, str]]:
+        """What is seen and what is not: rows of ``{"signal", "status", "reason"}``, once the base is chosen."""
 
     @abstractmethod
-    def uninstall(self) -> None: ...
+    def install(self) -> None:
+        """Put the hooks in place (``hook``)."""
 
-    # -- while it trains -------------------------------------------------------------------------------------------
+    def hook(self, name: str, around: Around) -> None:
+        """Wrap this method of the trainer until ``uninstall``."""
+        self._undo.append(wrap(self.trainer, name, around))
 
-    @abstractmethod
-    def step_begins(self, global_step: int) -> None: ...
+    def uninstall(self) -> None:
+        while self._undo:
+            self._undo.pop()()
 
-    @abstractmethod
+    # -- while it trains: nothing, where a loop shows no such moment -------------------------------------------------
+
+    def step_begins(self, global_step: int) -> None:
+        return None
+
     def step_ends(self) -> None:
         """Hand over what is still held of the step. Never raises."""
+        return None
 
-    @abstractmethod
     def mirror(self, values: Mapping[str, float]) -> None:
         """Put these among the trainer's own metrics."""
+        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,18 +13,17 @@ Around = Callable[[Original, tuple[Any, ...], dict[str, Any]], Any]
 
 def wrap(owner: Any, name: str, around: Around) -> Callable[[], None]:
     """Let each call of ``owner.name`` become ``around(original, args, kwargs)``. Gives back what takes this off."""
-    original, given, held = getattr(owner, name), vars(owner).get(name), weakref.ref(owner)
+    original, given = getattr(owner, name), vars(owner).get(name)
 
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         return around(original, args, kwargs)
 
     def undo() -> None:
-        there = held()
-        if there is not None and given is not None:
-            setattr(there, name, given)
-        elif there is not None:
-            vars(there).pop(name, None)
+        if given is None:
+            vars(owner).pop(name, None)
+        else:
+            setattr(owner, name, given)
 
     setattr(owner, name, wrapper)
     return undo

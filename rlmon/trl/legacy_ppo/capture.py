@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from rlmon.trl.models import tuner_layers
 from rlmon.trl.prompts import SourceMap, spread
 from rlmon.trl.stored import stored_column
 from rlmon.trl.watched import Watched
-from rlmon.trl.wrapping import Original, wrap
+from rlmon.trl.wrapping import Original
 
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor
@@ -66,7 +66,6 @@ class LegacyPPOCapture(Watched):
     def __init__(self, trainer: Any, config: RLMonConfig) -> None:
         super().__init__(trainer, config)
         self._module = sys.modules[next(filter(_is_trls, type(trainer).__mro__)).__module__]
-        self._undo: list[Callable[[], None]] = []
         self._thread: int | None = None
         """The thread in which ``train()`` runs now."""
         self._sampling = False
@@ -84,10 +83,8 @@ class LegacyPPOCapture(Watched):
                 "rlmon_policy cannot work with TRL's own PPOTrainer: its loop has nothing that a rule could turn, and "
                 "ignores should_training_stop. Use rlmon.trl.PPOTrainer or MonitoredPPOTrainer, or leave it out."
             )
-
-    @staticmethod
-    def reward_functions(trainer: Any) -> list[str]:
-        return ["reward_model"]
+        if config.success is not None:
+            config.success.refuse_unknown(["reward_model"])
 
     @property
     def policy(self) -> Any:
@@ -144,20 +141,14 @@ class LegacyPPOCapture(Watched):
                 "TRL's PPOTrainer is in train() already, and its loop can only be watched from its start. Type "
                 "RLMon(trainer) after building it, in place of callbacks=[RLMon()]."
             )
-        self._undo = [
-            wrap(trainer, "train", self._around_train),
-            wrap(trainer, "generate_completions", self._around_samples),
-        ]
+        self.hook("train", self._around_train)
+        self.hook("generate_completions", self._around_samples)
         if self.config.rlmon_console and trainer.accelerator.is_main_process:
             print(notice(), file=sys.stderr, flush=True)
 
     def uninstall(self) -> None:
         self._leave()
-        while self._undo:
-            self._undo.pop()()
-
-    def step_begins(self, global_step: int) -> None:
-        """Nothing: this loop has no such event, so a generation decides whether its step measures the base."""
+        super().uninstall()
 
     def step_ends(self) -> None:
         monitor = self.monitor
@@ -167,9 +158,6 @@ class LegacyPPOCapture(Watched):
         if not self._saw_generation:
             monitor.fault("capture.rollouts", "a step ended whose generation was not seen")
         self._saw_generation = False
-
-    def mirror(self, values: Mapping[str, float]) -> None:
-        """Nothing: TRL has logged the step before it says that it ended."""
 
     # -- train() and what it calls ---------------------------------------------------------------------------------
 
