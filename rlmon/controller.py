@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,15 +86,17 @@ class AdvantagesOnly:
         return None
 
 
-def load_policy(source: Any, actions: Iterable[type[Intervention]] = ()) -> Policy:
-    """The policy of a preset, a YAML file or a mapping, which may name ``actions`` and those of installed packages
-    (``rlmon.actions``). Raises ``ConfigError`` saying where and what to type."""
+def load_policy(source: Any, extensions: Extensions | None = None) -> Policy:
+    """The policy of a preset, a YAML file or a mapping, which may name what ``extensions`` and installed packages add.
+    Raises ``ConfigError`` saying where and what to type."""
+    added = (extensions if extensions is not None else Extensions()).with_installed()
+    own = [metric for family in added.metrics for metric in family.entries]
     return parse(
         source,
-        known_findings=[spec.id for spec in DETECTORS],
-        known_metrics=[metric.name for metric in METRICS],
-        local_metrics=local_metrics(),
-        actions=Extensions(actions=tuple(actions)).with_installed().actions,
+        known_findings=[spec.id for spec in (*DETECTORS, *added.detectors)],
+        known_metrics=[metric.name for metric in (*METRICS, *own)],
+        local_metrics=local_metrics() | {metric.name: metric.instead for metric in own if metric.kind == "local"},
+        actions=added.actions,
     )
 
 

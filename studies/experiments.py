@@ -17,6 +17,7 @@ from typing import Any
 
 from rlmon.controller import load_policy
 from rlmon.errors import ConfigError
+from rlmon.extensions import Extensions
 from rlmon.lab.demo import TRAINING
 from rlmon.lab.evaluate import jensen_shannon_distance
 from rlmon.lab.task import contaminated_pool, reward_correct, reward_correct_easy_only, split_questions
@@ -46,6 +47,9 @@ REPORT_DIR = Path("docs/experiments")
 QUICK_REPORT_DIR = CELLS_DIR / "quick"
 
 
+OWN_ACTIONS = Extensions(actions=[RandomDefer])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment(Cell):
     """One training run of an arm on a task."""
@@ -57,7 +61,7 @@ class Experiment(Cell):
             "training": {**TRAINING, **_training(self, None)},
             "evaluation": evaluation_settings(),
             "kl_every_steps": KL_EVERY_STEPS,
-            "policy": None if policy is None else load_policy(policy, [RandomDefer]).to_dict(),
+            "policy": None if policy is None else load_policy(policy, OWN_ACTIONS).to_dict(),
         }
 
 

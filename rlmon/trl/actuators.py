@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from rlmon.config import RLMonConfig
+from rlmon.extensions import Extensions
 from rlmon.interventions.anchor import Anchor
 from rlmon.interventions.intervention import Intervention, Turns
 from rlmon.interventions.policy import Policy
@@ -45,11 +46,19 @@ class TrainerActuators:
     Raises ``AttachError``, before the first step, where a rule asks for what cannot work with this trainer.
     """
 
-    def __init__(self, trainer: Any, base: BaseModel, policy: Policy, sources: SourceMap, config: RLMonConfig) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        base: BaseModel,
+        policy: Policy,
+        sources: SourceMap,
+        config: RLMonConfig,
+        extensions: Extensions,
+    ) -> None:
         self.policy = policy
         acting = [rule.action for rule in policy.rules if not rule.dry_run]
         self._coefficients = Coefficients(trainer, base)
-        self.notes = refuse(policy, setting_of_trainer(trainer, base, config, self._coefficients.lacks()))
+        self.notes = refuse(policy, setting_of_trainer(trainer, base, config, extensions, self._coefficients.lacks()))
         """What is odd about the policy here, and possible."""
         self._coefficients.prepare(acting)
         self._draws = next(

@@ -17,6 +17,7 @@ from rlmon.console import goodbye, hello, say
 from rlmon.controller import load_policy
 from rlmon.detectors import DETECTORS, status
 from rlmon.errors import AttachError, ConfigError
+from rlmon.extensions import Extensions
 from rlmon.interventions.validate import said
 from rlmon.monitor import Monitor, Resume
 from rlmon.printable import one_line
@@ -26,7 +27,6 @@ from rlmon.trl.around_train import around_evaluation, before_use, go_on_once, on
 from rlmon.trl.attaching import in_words, untouched_by_failure
 from rlmon.trl.binding import bound_arguments
 from rlmon.trl.capture import Capture
-from rlmon.trl.extending import extensions_of
 from rlmon.trl.frames import callers, resumed_from
 from rlmon.trl.header import about
 from rlmon.trl.kinds import kind_of
@@ -70,7 +70,7 @@ class RLMon(TrainerCallback):
                 'given by keyword as well: RLMon(trainer, policy="protect").'
             )
         self.config = (config if config is not None else RLMonConfig()).with_settings(settings)
-        self.extensions = extensions_of(metrics=metrics, detectors=detectors, actions=actions, sinks=sinks)
+        self.extensions = Extensions(metrics=metrics, detectors=detectors, actions=actions, sinks=sinks)
         self.monitor: Monitor | None = None
         """The monitor of the current or last ``train()`` call; before the first, of an ``evaluate()``."""
         self.roll_back_to: Path | None = None
@@ -134,9 +134,9 @@ class RLMon(TrainerCallback):
             capture.sources = capture.build_sources()
         if self.config.rlmon_policy is not None:
             with in_words("make ready for the rules", "Leave rlmon_policy out"):
-                policy = load_policy(self.config.rlmon_policy, self.extensions.actions)
+                policy = load_policy(self.config.rlmon_policy, self.extensions)
                 self._actuators = capture.actuators = TrainerActuators(
-                    trainer, base, policy, capture.sources, self.config
+                    trainer, base, policy, capture.sources, self.config, self.extensions
                 )
         with in_words("put its hooks in place", "Use TRL's own GRPOTrainer or RLOOTrainer"):
             capture.install()

@@ -24,6 +24,7 @@ from rlmon.config import RLMonConfig
 from rlmon.controller import load_policy
 from rlmon.detectors import DETECTORS
 from rlmon.errors import ConfigError
+from rlmon.extensions import Extensions
 from rlmon.interventions.policy import Policy
 from rlmon.interventions.setting import Setting
 from rlmon.interventions.show import row as rule_row
@@ -99,7 +100,7 @@ def check_config(path: Path, trainer: str) -> CheckReport:
     policy = None if config.rlmon_policy is None else load_policy(config.rlmon_policy)
     kind = f"{args_type.__name__[:-6]}Trainer"
     plan = _plan(args, config, kind, _sharded(args, environment))
-    setting = setting_of(args, config, plan, _lacks(args, model, plan, _sharded(args, environment)))
+    setting = setting_of(args, config, Extensions(), plan, _lacks(args, model, plan, _sharded(args, environment)))
     rows = _rows(setting, plan, kind)
     refused: list[str] = []
     if policy is None:
@@ -239,7 +240,7 @@ def _rows(setting: Setting, plan: Sequence[Mapping[str, str]], trainer: str) -> 
         rows.append(("baseline", "skip", short))
     else:
         rows.append(("baseline", "yes", f"the first {size}"))
-    for detector in DETECTORS:
+    for detector in (*DETECTORS, *Extensions().with_installed().detectors):
         facts = setting.detectors[detector.id]
         silent = facts.silent or ("compares with the baseline" if facts.compares and setting.within_baseline else None)
         armed = ("armed", detector.line) if silent is None else ("never", silent)

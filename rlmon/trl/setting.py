@@ -9,8 +9,9 @@ from typing import Any
 import trl
 
 from rlmon.config import RLMonConfig
-from rlmon.detectors import DETECTORS, GROUP_BASELINE
+from rlmon.detectors import DETECTORS, GROUP_BASELINE, DetectorSpec
 from rlmon.errors import AttachError
+from rlmon.extensions import Extensions
 from rlmon.interventions.policy import Policy
 from rlmon.interventions.setting import DetectorFacts, MetricFacts, Setting
 from rlmon.interventions.validate import Problem, problems, said
@@ -24,15 +25,23 @@ from rlmon.trl.ppo.config import PPOConfig
 
 
 def setting_of(
-    args: Any, config: RLMonConfig, plan: Sequence[Mapping[str, str]], lacks: Mapping[str, str], *, stock: bool = True
+    args: Any,
+    config: RLMonConfig,
+    extensions: Extensions,
+    plan: Sequence[Mapping[str, str]],
+    lacks: Mapping[str, str],
+    *,
+    stock: bool = True,
 ) -> Setting:
     """The setting of a trainer with these arguments.
 
     Args:
+        extensions: what is added to the built-in metrics and detectors.
         plan: rows of ``capabilities.plan``.
         lacks: by what an intervention turns why this trainer cannot.
         stock: whether advantages are TRL's own; a subclass may make others.
     """
+    added = extensions.with_installed()
     ppo, group = isinstance(args, PPOConfig), int(args.num_generations)
     steps = int(args.max_steps) if args.max_steps > 0 else None
     size, beta_name = int(args.generation_batch_size), "kl_coef" if ppo else "beta"
@@ -42,8 +51,8 @@ def setting_of(
     if ppo and args.kl_target is not None:
         moved.add("beta")
     return Setting(
-        metrics=_metrics(args, config, plan),
-        detectors=_detectors(plan, ppo=ppo),
+        metrics=_metrics(args, config, plan) | _own_metrics(added),
+        detectors=_detectors((*DETECTORS, *added.detectors), plan, ppo=ppo),
         modes=ModeSet.build(config.modes).names,
         beta=float(getattr(args, beta_name)),
         beta_name=beta_name,
@@ -61,7 +70,9 @@ def setting_of(
     )
 
 
-def setting_of_trainer(trainer: Any, base: BaseModel, config: RLMonConfig, lacks: Mapping[str, str]) -> Setting:
+def setting_of_trainer(
+    trainer: Any, base: BaseModel, config: RLMonConfig, extensions: Extensions, lacks: Mapping[str, str]
+) -> Setting:
     """The setting of a trainer that is built. ``lacks``: what its knobs lack."""
     late = None
     if is_training(trainer):
@@ -71,7 +82,8 @@ def setting_of_trainer(trainer: Any, base: BaseModel, config: RLMonConfig, lacks
         )
     more = {"roll_back": lacks_checkpoints(trainer.args) or late, "draws": draws_lack(trainer)}
     lacks = {**lacks, **{name: reason for name, reason in more.items() if reason is not None}}
-    return setting_of(trainer.args, config, plan_of_trainer(trainer, base, config), lacks, stock=_is_stock(trainer))
+    plan = plan_of_trainer(trainer, base, config)
+    return setting_of(trainer.args, config, extensions, plan, lacks, stock=_is_stock(trainer))
 
 
 def refuse(policy: Policy, setting: Setting) -> tuple[Problem, ...]:
@@ -119,11 +131,21 @@ def _metrics(args: Any, config: RLMonConfig, plan: Sequence[Mapping[str, str]]) 
     return found
 
 
-def _detectors(plan: Sequence[Mapping[str, str]], *, ppo: bool) -> dict[str, DetectorFacts]:
+def _own_metrics(added: Extensions) -> dict[str, MetricFacts]:
+    return {
+        metric.name: MetricFacts(low=metric.low, high=metric.high)
+        for family in added.metrics
+        for metric in family.entries
+    }
+
+
+def _detectors(
+    specs: Sequence[DetectorSpec], plan: Sequence[Mapping[str, str]], *, ppo: bool
+) -> dict[str, DetectorFacts]:
     skipped = _skipped(plan)
     found = {}
-    for detector in DETECTORS:
-        families = {name.split("/")[1] for name in detector.metrics}
+    for detector in specs:
+        families = {name.removeprefix("rlmon/").split("/")[0] for name in detector.metrics}
         reasons = [skipped[family] for family in families if family in skipped]
         silent = None
         if ppo and set(detector.statistics) <= set(GROUP_BASELINE):

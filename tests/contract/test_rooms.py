@@ -45,7 +45,7 @@ ROOMS = {
     "exchange": Room(LANGUAGE | {"metrics"}, {"numpy"}),
     "criterion": Room({"errors"}, STDLIB_ONLY),
     "config": Room(LANGUAGE, STDLIB_ONLY),
-    "extensions": Room({"console", "printable"}, STDLIB_ONLY),
+    "extensions": Room(LANGUAGE | {"metrics", "detectors", "interventions", "sinks"}, STDLIB_ONLY),
     "metrics": Room(LANGUAGE, {"numpy", "jaxtyping"}),
     "detectors": Room(LANGUAGE, {"numpy"}),
     "interventions": Room(LANGUAGE, {"numpy", "yaml"}),

@@ -7,6 +7,7 @@ import pytest
 
 from rlmon.controller import load_policy
 from rlmon.errors import ConfigError
+from rlmon.extensions import Extensions
 from rlmon.interventions.deferral import Defer, DeferralState, LedgerView, step
 from rlmon.interventions.intervention import NOTHING
 from rlmon.interventions.rows import RoundTable
@@ -52,7 +53,7 @@ def test_the_control_defers_as_many_at_the_same_times() -> None:
 
 
 def test_a_policy_names_the_control_where_it_is_given() -> None:
-    policy = load_policy(ARMS["random-deferral"].policy, actions=[RandomDefer])
+    policy = load_policy(ARMS["random-deferral"].policy, Extensions(actions=[RandomDefer]))
     assert isinstance(policy.rule("defer-guessed").action, RandomDefer)
     with pytest.raises(ConfigError, match=r"'random_defer' is no action\. .*actions=\[\.\.\.\]"):
         load_policy(ARMS["random-deferral"].policy)

@@ -15,6 +15,7 @@ from simulated_ranks import Run, round_of
 import rlmon
 from rlmon.controller import load_policy
 from rlmon.errors import ConfigError
+from rlmon.extensions import Extensions
 from rlmon.interventions import show
 from rlmon.interventions.policy import Policy
 
@@ -28,7 +29,7 @@ RULES = {
         }
     }
 }
-POLICY = load_policy(RULES, actions=[Shorten])
+POLICY = load_policy(RULES, Extensions(actions=[Shorten]))
 ROUNDS = [round_of(number, sources=["a"], prompts=4, group=4, narrow={}) for number in range(16)]
 
 
@@ -47,11 +48,11 @@ def test_a_policy_names_it_and_its_settings_are_checked() -> None:
     assert load_policy(POLICY) == POLICY
     text = show.to_yaml(POLICY)
     assert "most: 0.3  # and goes no further than this" in text
-    assert load_policy(text, actions=[Shorten]) == POLICY
+    assert load_policy(text, Extensions(actions=[Shorten])) == POLICY
     assert "shorten" in {name for _, name, _ in show.catalogue([Shorten])}
     wrong = {"rules": {"brief": {"when": "always", "do": {"action": "shorten", "most": 9.0}}}}
     with pytest.raises(ConfigError, match=r"do\.most: is 9\.0; it takes a number from 0 to 3\."):
-        load_policy(wrong, actions=[Shorten])
+        load_policy(wrong, Extensions(actions=[Shorten]))
     with pytest.raises(ConfigError, match=r"'shorten' is no action\..*passed to RLMon \(actions=\[\.\.\.\]\)"):
         load_policy(RULES)
 

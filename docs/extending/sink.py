@@ -1,0 +1,29 @@
+"""A sink: every finding as a line of JSON in a file of one's own, and what the rules of a policy did about it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlmon.records import Action, Finding, RunHeader, StepRecord
+from rlmon.sinks import SampleRows, Sink
+
+
+class LinesOfJson(Sink):
+    """Findings and acts, as they come; a sink says only what it takes."""
+
+    def __init__(self, path: str | Path = "findings.jsonl") -> None:
+        self.path = Path(path)
+
+    def open(self, header: RunHeader) -> None:
+        self._write({"run": header.run_id, "trainer": header.trainer})
+
+    def record(self, step: StepRecord, findings: Sequence[Finding], sample_rows: SampleRows) -> None:
+        for finding in findings:
+            self._write({"step": step.step, "severity": finding.severity, "message": finding.message})
+
+    def action(self, action: Action) -> None:
+        self._write({"step": action.step, "rule": action.rule, "phase": action.phase, "reason": action.reason})
+
+    def _write(self, line: dict[str, object]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
