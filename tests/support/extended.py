@@ -69,7 +69,7 @@ def known(trainer: Any) -> dict[str, Any]:
     monitor = trainer.rlmon_callback.monitor
     return {
         "detectors": state_to_json(monitor.detector_state),
-        "rules": monitor.steering.state()["engine"],
+        "rules": monitor.controller.state()["engine"],
         "faults": monitor.faults.totals,
         "weights": [float(p.detach().double().sum()) for p in trainer.model.parameters()],
     }
