@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmon.errors import ConfigError
-from rlmon.metrics.blocks import SourceBlocks, no_tallies
+from rlmon.metrics.blocks import Dealt, SourceBlocks, no_tallies
 from rlmon.metrics.families import FAMILIES
 from rlmon.metrics.family import (
     Circumstances,
@@ -24,6 +24,7 @@ from rlmon.metrics.family import (
     add_to,
     dtype_of,
 )
+from rlmon.metrics.groups import column
 from rlmon.metrics.rows import ROW
 from rlmon.records import Block, RolloutBatch
 
@@ -57,7 +58,7 @@ class Families:
         refuse_names(added)
         self.modes, self._added, self._guard = tuple(modes), frozenset(family.name for family in added), guard
         self._families = (*own, *added)
-        self.layout = np.dtype([(family.name, dtype_of(family.fields(self.modes))) for family in self._families])
+        self.layout = np.dtype([(family.name, self._fields(family)) for family in self._families])
         """One field per family, with its fields: all float64, so that the sums of ranks can be added."""
         self.columns = tuple(name for family in added for name in family.columns)
         """Numbers per row, whose means are statistics of blocks."""
@@ -65,6 +66,15 @@ class Families:
             np.dtype([*ROW.descr, ("measured", [(name, "f8") for name in self.columns])]) if self.columns else ROW
         )
         """What the table of a step's rows holds of each."""
+
+    def _fields(self, family: MetricFamily) -> np.dtype[Any]:
+        try:
+            return dtype_of(family.fields(self.modes))
+        except Exception as error:
+            raise ConfigError(
+                f"the family {family.name!r} does not say its sums ({type(error).__name__}: {error}): fields(modes) "
+                "returns a shape by name, such as {'total': (), 'by_mode': (len(modes),)}."
+            ) from error
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -79,6 +89,8 @@ class Families:
         """All sums at zero: what a rank without data, or one that failed, contributes."""
         return np.zeros((), dtype=self.layout)
 
+    # -- growing -----------------------------------------------------------------------------------------------------
+
     def add(self, into: Sums, do: Callable[[MetricFamily, Sums], None]) -> None:
         """Let every family add to its sums: ``do(family, sums)``. Nothing of one that fails is added."""
         fresh = self.zeros()
@@ -89,12 +101,6 @@ class Families:
                 fresh[family.name] = part
         add_to(into, fresh)
 
-    def each(self, do: Callable[[MetricFamily], None]) -> None:
-        """``do(family)`` for every family."""
-        for family in self._families:
-            with self._guarded(family):
-                do(family)
-
     def add_rows(self, into: Sums, seen: RankRows) -> None:
         """From the rows of one rank."""
         self.add(into, lambda family, sums: family.add_rows(sums, seen))
@@ -103,6 +109,18 @@ class Families:
         """From the rows of a round of all ranks."""
         self.add(into, lambda family, sums: family.add_round(sums, seen))
 
+    def measure(self, rows: NDArray[Any], batch: RolloutBatch) -> None:
+        """Put the numbers per row of the families that have some into the rows of ``batch``; NaN where one fails."""
+        for name in self.columns:
+            rows["measured"][name] = np.nan
+        for family in self._families:
+            with self._guarded(family):
+                for name, values in family.row_values(batch).items():
+                    value_B = column(values, len(batch))
+                    rows["measured"][name] = np.where(np.isfinite(value_B), value_B, np.nan)
+
+    # -- blocks ------------------------------------------------------------------------------------------------------
+
     def blocks_of_round(self, seen: RoundRows, tallied: Callable[[str], Collection[str]] = no_tallies) -> list[Block]:
         """The rows of one round as prompt-disjoint blocks inside one source each, with every statistic that can be
         computed; one that cannot is absent. Row order does not matter. ``tallied``: the statistics of a source, by its
@@ -110,7 +128,7 @@ class Families:
         if not len(seen.rows):
             return []
         into = SourceBlocks(seen.rows, tallied)
-        self.each(lambda family: family.put_round(into.dealt, seen))
+        self._put(into.dealt, lambda family: family.put_round(into.dealt, seen))
         return into.blocks()
 
     def blocks_of_tokens(self, rows: NDArray[Any]) -> list[Block]:
@@ -119,30 +137,26 @@ class Families:
         trained, compared = rows[rows["trained_tokens"] > 0], rows[rows["kl_completion_tokens"] > 0]
         if len(trained):
             into = SourceBlocks(trained)
-            self.each(lambda family: family.put_trained(into.dealt, trained))
+            self._put(into.dealt, lambda family: family.put_trained(into.dealt, trained))
             found += into.blocks()
         if len(compared):
             among = SourceBlocks(compared)
-            self.each(lambda family: family.put_compared(among.dealt, compared))
+            self._put(among.dealt, lambda family: family.put_compared(among.dealt, compared))
             found += among.blocks(compared["kl_tokens"] > 0)  # counted are the rows that were looked at
         return [block for block in found if block.stats]
+
+    def _put(self, into: Dealt, do: Callable[[MetricFamily], None]) -> None:
+        """Let every family put its statistics; what one before it has put stays as it is."""
+        for family in self._families:
+            before = dict(into.stats)
+            with self._guarded(family):
+                do(family)
+            into.stats |= before
 
     def _guarded(self, family: MetricFamily) -> AbstractContextManager[None]:
         return self._guard(_place(family)) if family.name in self._added else contextlib.nullcontext()
 
-    def measure(self, rows: NDArray[Any], batch: RolloutBatch) -> None:
-        """Put the numbers per row of the families that have some into the rows of ``batch``; NaN where one fails."""
-        if not self.columns:
-            return
-        for name in self.columns:
-            rows["measured"][name] = np.nan
-
-        def put(family: MetricFamily) -> None:
-            for name, values in family.row_values(batch).items() if family.columns else ():
-                given = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-                rows["measured"][name] = np.where(np.isfinite(given), given, np.nan)
-
-        self.each(put)
+    # -- finishing ---------------------------------------------------------------------------------------------------
 
     def of_base(self, sums: Sums) -> Iterator[tuple[str, NDArray[np.float64]]]:
         """The sums that are read of the baseline too, as ``family/field``."""
@@ -166,8 +180,9 @@ class Families:
         missing: dict[str, str] = {}
         for family in self._families:
             out = self._finished(family, sums, base, known)
-            metrics |= out.metrics
-            missing |= out.missing
+            new = out.metrics.keys() - metrics.keys()
+            metrics |= {name: value for name, value in out.metrics.items() if name in new}
+            missing |= {name: reason for name, reason in out.missing.items() if name in new}
         measured = sums["health"]["rows"] > 0 and sums["health"]["rewarded"] > 0
         if measured and sums["group"]["known_rows"] <= 0:
             reason = known.no_success or NO_SUCCESS
@@ -213,7 +228,7 @@ def _place(family: MetricFamily) -> str:
 def refuse_names(added: Sequence[MetricFamily]) -> None:
     """Raise ``ConfigError`` where one of these, or what is in it, has the name of another."""
     names = [family.name for family in FAMILIES]
-    metrics = {metric.name for family in FAMILIES for metric in family.entries}
+    metrics, columns = {metric.name for family in FAMILIES for metric in family.entries}, set[str]()
     for family in added:
         if family.name in names:
             raise ConfigError(
@@ -221,9 +236,12 @@ def refuse_names(added: Sequence[MetricFamily]) -> None:
                 f"such as name = 'my_{family.name}'."
             )
         names.append(family.name)
-        for column in family.columns:
-            if "/" not in column:  # as no statistic of rlmon's own has
-                raise ConfigError(f"a number per completion is called {column!r}: call it <family>/{column}.")
+        for name in family.columns:
+            if "/" not in name:  # as no statistic of rlmon's own has
+                raise ConfigError(f"a number per completion is called {name!r}: call it <family>/{name}.")
+            if name in columns:
+                raise ConfigError(f"two families have a number per completion {name!r}: give yours a name of its own.")
+            columns.add(name)
         for entry in family.entries:
             if entry.name in metrics or entry.name.startswith("rlmon/"):
                 raise ConfigError(

@@ -119,6 +119,28 @@ def test_one_that_breaks_is_a_counted_fault_of_its_own(tmp_path: Path) -> None:
     assert step(of, 2, None).faults == {"metrics.broken": 1}, "what failed at the end of a step is of the next"
 
 
+def test_one_that_claims_what_is_not_its_own_gets_nothing(tmp_path: Path) -> None:
+    class Claims(Longest):
+        name, entries = "claims", ()
+
+        def put_round(self, into: Any, seen: Any) -> None:
+            into.put_mean("reward", seen.rows["reward"] + 5.0)
+            into.put_mean("claims/rows", seen.rows["present"])
+
+        def finish(self, out: Numbers, sums: Any, step: StepSums) -> None:
+            out.put("rlmon/health/reward_mean", 7.0, "")
+
+    class Shapeless(Longest):
+        def fields(self, modes: Sequence[str]) -> Any:
+            return {"characters": "many"}
+
+    record, without = (step(monitor(tmp_path / str(len(own)), *own), 1, TEXTS) for own in ([Claims()], []))
+    assert record.metrics == without.metrics
+    assert [block.stats for block in record.blocks] == [block.stats for block in without.blocks]
+    with pytest.raises(ConfigError, match="'longest' does not say its sums"):
+        monitor(tmp_path / "shapeless", Shapeless())
+
+
 @pytest.mark.parametrize(
     ("families", "told"),
     [
@@ -149,8 +171,28 @@ def test_a_checkpoint_goes_on_with_it_and_without_it(tmp_path: Path) -> None:
     record = step(without, 3, TEXTS[1:] * 2)
     assert record.metrics == {name: v for name, v in expected[2].metrics.items() if name.startswith("rlmon/")}
     joined = monitor(tmp_path / "joined", DIGITS, Longest(), resume=Resume(step=3, state=state(without)))
-    assert "baseline" not in (joined.journal.writer.header.config or {})
     assert step(joined, 4, TEXTS).metrics["digits/share"] == pytest.approx(1.75 / 4)
+
+
+def test_a_checkpoint_of_before_there_were_families_gives_back_the_same_baseline(tmp_path: Path) -> None:
+    """Version 2 kept four sums by names of their own, two of them as one, and numbers as lists of one."""
+    whole, cut = monitor(tmp_path / "whole"), monitor(tmp_path / "cut")
+    expected = [step(whole, number, TEXTS) for number in (1, 2)][1]
+    step(cut, 1, TEXTS)
+    shared = cut.shared_state()
+    sums = shared["base_sums"]
+    old = {
+        "mode_count": sums["format/mode_count"],
+        "openers": sums["moves/openers"],
+        "opener_tokens": [sums["moves/tokens"]],
+        "entropy": [sums["entropy/nats"], sums["entropy/tokens"]],
+    }
+    before = {"shared": shared | {"version": 2, "base_sums": old}, "rank": cut.rank_state()}
+    again = monitor(tmp_path / "again", DIGITS, resume=Resume(step=1, state=before))
+    assert again.shared_state()["base_sums"] == sums
+    assert step(again, 2, TEXTS).metrics | {"digits/share": None, "digits/share_ratio_to_base": None} == {
+        **expected.metrics, "digits/share": None, "digits/share_ratio_to_base": None,
+    }  # fmt: skip
 
 
 def test_all_ranks_hold_the_same(tmp_path: Path) -> None:
