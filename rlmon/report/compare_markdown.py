@@ -4,30 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import rlmon.report.compare_words as words
 import rlmon.report.phrases as phrases
 from rlmon.audit.compared import Comparison, MetricDifference
 from rlmon.printable import one_line
 from rlmon.report.charts import ITEMS_SHOWN
-from rlmon.report.compare_words import (
-    EFFECT_WORDS,
-    MODES_SHOWN,
-    SETTINGS_SHOWN,
-    agreeing,
-    at_the_end,
-    chosen_metrics,
-    each_of,
-    moved_formats,
-    other_settings,
-    result_word,
-    run_lines,
-    said,
-    setting_values,
-    settings_words,
-    share,
-    side_labels,
-    status_words,
-    verdict_words,
-)
 from rlmon.report.markup import MAX_CHARACTERS, STATUS_SIGNS, cut, details, escape, table
 
 
@@ -40,36 +21,36 @@ def render(result: Comparison) -> str:
 
 
 def _summary(result: Comparison) -> Iterator[str]:
-    word = result_word(result)
+    word = words.result_word(result)
     signs = {"DIFFERENT": "🟡", "EQUAL": "🟢"}
-    a, b = (escape(label) for label in side_labels(result))
+    a, b = (escape(label) for label in words.side_labels(result))
     yield f"## {signs.get(word, '⚪')} rlmon compare: {word}"
     yield from ("", f"**{escape(result.headline)}**", "")
     rows = [
-        ("runs", "<br>".join(escape(line, 200) for line in run_lines(result.a)),
-         "<br>".join(escape(line, 200) for line in run_lines(result.b))),
-        ("verdict", *(", ".join(text for _, text in verdict_words(side)) for side in (result.a, result.b))),
-        ("steps", each_of(result.a.steps), each_of(result.b.steps)),
-        ("completions", each_of(result.a.completions), each_of(result.b.completions)),
-        ("formats kept", share(result.a.kept_formats), share(result.b.kept_formats)),
+        ("runs", "<br>".join(escape(line, 200) for line in words.run_lines(result.a)),
+         "<br>".join(escape(line, 200) for line in words.run_lines(result.b))),
+        ("verdict", *(", ".join(text for _, text in words.verdict_words(side)) for side in (result.a, result.b))),
+        ("steps", words.each_of(result.a.steps), words.each_of(result.b.steps)),
+        ("completions", words.each_of(result.a.completions), words.each_of(result.b.completions)),
+        ("formats kept", words.share(result.a.kept_formats), words.share(result.b.kept_formats)),
         ("distance from base", phrases.number(result.a.format_distance), phrases.number(result.b.format_distance)),
     ]  # fmt: skip
     yield from table(["", a, b], rows)
     if result.settings:
         yield from ("**Settings that differ**", "")
         shown = [
-            [escape(row.key, 60), escape(setting_values(row.a), 200), escape(setting_values(row.b), 200)]
-            for row in result.settings[:SETTINGS_SHOWN]
+            [escape(row.key, 60), escape(words.setting_values(row.a), 200), escape(words.setting_values(row.b), 200)]
+            for row in result.settings[: words.SETTINGS_SHOWN]
         ]
-        more = len(result.settings) - SETTINGS_SHOWN
+        more = len(result.settings) - words.SETTINGS_SHOWN
         yield from table(["setting", a, b], shown + ([[f"{more} more", "", ""]] if more > 0 else []))
     if result.metrics and not result.same:
-        chosen, _ = chosen_metrics(result)
+        chosen, _ = words.chosen_metrics(result)
         yield from ("**At the end** (mean of the last tenth; * distinct after correction)", "")
         yield from _metrics(chosen)
-    if moved := moved_formats(result)[:MODES_SHOWN]:
+    if moved := words.moved_formats(result)[: words.MODES_SHOWN]:
         yield from ("**Formats at the end**", "")
-        cells = [[escape(row.mode, 60), *map(share, (row.base, row.last_a, row.last_b))] for row in moved]
+        cells = [[escape(row.mode, 60), *map(words.share, (row.base, row.last_a, row.last_b))] for row in moved]
         yield from table(["format", "base", a, b], cells, frozenset({1, 2, 3}))
     differing = [check for check in result.checks if check.differs]
     if differing:
@@ -83,23 +64,23 @@ def _summary(result: Comparison) -> Iterator[str]:
 
 def _signs(statuses: Sequence[str], onsets: Sequence[int | None]) -> str:
     signs = {status: sign.split()[0] for status, sign in STATUS_SIGNS.items()}
-    return ", ".join(f"{signs.get(status, '⚪')} {words}" for status, words in status_words(statuses, onsets))
+    return ", ".join(f"{signs.get(status, '⚪')} {told}" for status, told in words.status_words(statuses, onsets))
 
 
 def _metrics(rows: Sequence[MetricDifference]) -> list[str]:
-    cells = [["\\*" if row.distinct else "", escape(said(row.name)), *at_the_end(row)] for row in rows]
+    cells = [["\\*" if row.distinct else "", escape(words.said(row.name)), *words.at_the_end(row)] for row in rows]
     return table(["", "metric", "A", "B", "B - A", "effect", "part at step"], cells, frozenset(range(2, 7)))
 
 
 def _details(result: Comparison) -> Iterator[str]:
-    _, rest = chosen_metrics(result)
+    _, rest = words.chosen_metrics(result)
     if rest and not result.same:
         yield from details(f"{len(rest)} further metrics", _metrics(rest[:ITEMS_SHOWN]))
-    facts = [(f"Alike, {word}", ids) for word, ids in agreeing(result.checks)]
-    facts += [] if result.settings else [("Settings", settings_words(result))]
+    facts = [(f"Alike, {word}", ids) for word, ids in words.agreeing(result.checks)]
+    facts += [] if result.settings else [("Settings", words.settings_words(result))]
     if result.other_settings:
-        facts.append(("Settings that are no reason for a difference", other_settings(result)))
-    facts += [("Base", one_line(result.base, 200)), ("Effect", EFFECT_WORDS.partition(": ")[2])]
+        facts.append(("Settings that are no reason for a difference", words.other_settings(result)))
+    facts += [("Base", one_line(result.base, 200)), ("Effect", words.EFFECT_WORDS.partition(": ")[2])]
     facts += [] if result.same else [("Correction", result.correction)]
     for label, text in [*facts, *(("Note", note) for note in result.notes)]:
         yield f"{label}: {escape(text)}  "

@@ -8,6 +8,7 @@ from html import escape as escape_markup
 from pathlib import Path
 from typing import Any
 
+import rlmon.report.compare_words as words
 import rlmon.report.page as page
 from rlmon.audit.compared import Comparison, MetricDifference, SideFacts
 from rlmon.audit.settings import SettingDifference
@@ -15,16 +16,6 @@ from rlmon.metrics.catalog import lookup
 from rlmon.printable import one_line
 from rlmon.report.as_json import plain
 from rlmon.report.charts import ITEM_CHARACTERS, ITEMS_SHOWN, bucketed, coded, metric_title, stacked
-from rlmon.report.compare_words import (
-    chosen_metrics,
-    difference_words,
-    each_of,
-    result_word,
-    settings_words,
-    side_labels,
-    status_words,
-    verdict_words,
-)
 
 CHART_POINTS = 60_000
 """Points of the curves that come first, all together; of longer ones the extremes of each bucket are kept."""
@@ -39,8 +30,8 @@ SHARE_POINTS = 2_400
 
 def html(result: Comparison) -> str:
     """The page as text, below 3 MB."""
-    word = result_word(result)
-    a, b = side_labels(result)
+    word = words.result_word(result)
+    a, b = words.side_labels(result)
     body = page.fill(
         (page.HERE / "assets" / "compare.html").read_text(encoding="utf-8"),
         {"word": escape_markup(word), "headline": escape_markup(one_line(result.headline))},
@@ -56,7 +47,7 @@ def html(result: Comparison) -> str:
 
 def _data(result: Comparison) -> dict[str, Any]:
     steps = [step for run in result.curves.steps.values() for step in run]
-    chosen, rest = chosen_metrics(result)
+    chosen, rest = words.chosen_metrics(result)
     charts, further = ([] if result.same else chosen), ([*chosen, *rest] if result.same else rest)
     return {
         "headline": result.headline[:2_000],
@@ -65,7 +56,7 @@ def _data(result: Comparison) -> dict[str, Any]:
         "sides": [_side(letter, side) for letter, side in (("A", result.a), ("B", result.b))],
         "settings": _setting_rows(result.settings),
         "other_settings": _setting_rows(result.other_settings),
-        "settings_note": settings_words(result),
+        "settings_note": words.settings_words(result),
         "steps": [min(steps), max(steps)] if steps else None,
         "charts": _charts(result, charts, CHART_POINTS),
         "further": _charts(result, further[:FURTHER_CHARTS], FURTHER_POINTS),
@@ -81,7 +72,7 @@ def _data(result: Comparison) -> dict[str, Any]:
                 "id": check.id[:ITEM_CHARACTERS],
                 "title": check.title[:ITEM_CHARACTERS],
                 "differs": check.differs,
-                "sides": [status_words(check.a, check.onsets_a), status_words(check.b, check.onsets_b)],
+                "sides": [words.status_words(check.a, check.onsets_a), words.status_words(check.b, check.onsets_b)],
             }
             for check in result.checks
         ],
@@ -96,9 +87,9 @@ def _side(letter: str, side: SideFacts) -> dict[str, Any]:
         "name": side.name,
         "runs": [run[:ITEM_CHARACTERS] for run in side.runs[:ITEMS_SHOWN]],
         "readers": sorted(set(side.readers)),
-        "verdicts": verdict_words(side),
-        "steps": each_of(side.steps),
-        "completions": each_of(side.completions),
+        "verdicts": words.verdict_words(side),
+        "steps": words.each_of(side.steps),
+        "completions": words.each_of(side.completions),
         "kept": side.kept_formats,
         "distance": side.format_distance,
     }
@@ -120,7 +111,7 @@ def _metric(row: MetricDifference) -> dict[str, Any]:
         "unit": row.unit[:ITEM_CHARACTERS],
         "base": [row.base_a, row.base_b],
         "last": [row.last_a, row.last_b],
-        "difference": difference_words(row),
+        "difference": words.difference_words(row),
         "scaled": scaled,
         "effect": row.effect,
         "p": row.p,

@@ -10,30 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+import rlmon.report.compare_words as words
 import rlmon.report.phrases as phrases
 from rlmon.audit.compared import Comparison, MetricDifference
 from rlmon.printable import one_line
-from rlmon.report.compare_words import (
-    EFFECT_WORDS,
-    MODES_SHOWN,
-    SETTINGS_SHOWN,
-    agreeing,
-    at_the_end,
-    chosen_metrics,
-    each_of,
-    moved_formats,
-    other_settings,
-    rest_words,
-    result_word,
-    run_lines,
-    said,
-    setting_values,
-    settings_words,
-    share,
-    side_labels,
-    status_words,
-    verdict_words,
-)
 from rlmon.report.screen import STATUS_STYLES, bar, columns, labelled
 
 SIDE_STYLES = ("dark_orange", "dodger_blue1")
@@ -47,7 +27,7 @@ def render(result: Comparison, *, width: int = 80) -> Group:
 def _screen(result: Comparison, width: int) -> Iterator[RenderableType]:
     blank = Text("")
     styles = {"DIFFERENT": "bold black on yellow", "EQUAL": "bold black on green"}
-    word = result_word(result)
+    word = words.result_word(result)
     head = Table.grid(padding=(0, 2, 0, 0))
     head.add_column(no_wrap=True)
     head.add_column(overflow="fold")
@@ -61,13 +41,13 @@ def _screen(result: Comparison, width: int) -> Iterator[RenderableType]:
         yield _settings(result)
         yield blank
     if result.metrics and not result.same:
-        chosen, rest = chosen_metrics(result)
+        chosen, rest = words.chosen_metrics(result)
         yield Text.assemble(("At the end", "bold"), ("  mean of the last tenth, 95 % intervals", "dim"))
         yield _metrics(chosen, width)
-        yield Text(f"* distinct after correction · {EFFECT_WORDS}", style="dim")
+        yield Text(f"* distinct after correction · {words.EFFECT_WORDS}", style="dim")
         yield blank
         if rest:
-            yield labelled([(title, Text(names)) for title, names in rest_words(rest)])
+            yield labelled([(title, Text(names)) for title, names in words.rest_words(rest)])
             yield blank
     if modes := _modes(result, width):
         yield Text("Formats at the end", style="bold")
@@ -83,12 +63,14 @@ def _screen(result: Comparison, width: int) -> Iterator[RenderableType]:
 def _closing(result: Comparison) -> list[tuple[str, Text]]:
     rows = [
         ("" if at else "Alike", Text.assemble((word, STATUS_STYLES.get(word.lower(), "dim")), f" {ids}"))
-        for at, (word, ids) in enumerate(agreeing(result.checks))
+        for at, (word, ids) in enumerate(words.agreeing(result.checks))
     ]
     if not result.settings:
-        rows.append(("Settings", Text(settings_words(result))))
+        rows.append(("Settings", Text(words.settings_words(result))))
     if result.other_settings:
-        rows.append(("Not counted", Text(f"settings that are no reason for a difference: {other_settings(result)}")))
+        rows.append(
+            ("Not counted", Text(f"settings that are no reason for a difference: {words.other_settings(result)}"))
+        )
     rows.append(("Base", Text(one_line(result.base, 200))))
     if not result.same:
         rows.append(("Correction", Text(one_line(result.correction))))
@@ -96,15 +78,17 @@ def _closing(result: Comparison) -> list[tuple[str, Text]]:
 
 
 def _heads(result: Comparison) -> list[Text]:
-    return [Text(label, style=f"bold {style}") for label, style in zip(side_labels(result), SIDE_STYLES, strict=True)]
+    return [
+        Text(label, style=f"bold {style}") for label, style in zip(words.side_labels(result), SIDE_STYLES, strict=True)
+    ]
 
 
 def _coloured(parts: Sequence[tuple[str, str]]) -> Text:
     text = Text()
-    for status, words in parts:
+    for status, told in parts:
         if text:
             text.append(", ", style="dim")
-        text.append(words, style=STATUS_STYLES.get(status, "dim"))
+        text.append(told, style=STATUS_STYLES.get(status, "dim"))
     return text
 
 
@@ -115,20 +99,20 @@ def _sides(result: Comparison) -> Table:
     def add(label: str, *cells: Text) -> None:
         table.add_row(Text(label, style="dim"), *cells)
 
-    add("runs", *(Text("\n".join(run_lines(side))) for side in sides))
-    add("verdict", *(_coloured(verdict_words(side)) for side in sides))
-    add("steps", *(Text(each_of(side.steps)) for side in sides))
-    add("completions", *(Text(each_of(side.completions)) for side in sides))
-    add("formats kept", *(Text(share(side.kept_formats), style="bold") for side in sides))
+    add("runs", *(Text("\n".join(words.run_lines(side))) for side in sides))
+    add("verdict", *(_coloured(words.verdict_words(side)) for side in sides))
+    add("steps", *(Text(words.each_of(side.steps)) for side in sides))
+    add("completions", *(Text(words.each_of(side.completions)) for side in sides))
+    add("formats kept", *(Text(words.share(side.kept_formats), style="bold") for side in sides))
     add("distance from base", *(Text(phrases.number(side.format_distance), style="bold") for side in sides))
     return table
 
 
 def _settings(result: Comparison) -> Table:
     table = columns(["", *_heads(result)], frozenset(), fold=frozenset({0, 1, 2}))
-    for row in result.settings[:SETTINGS_SHOWN]:
-        table.add_row(Text(one_line(row.key, 60)), Text(setting_values(row.a)), Text(setting_values(row.b)))
-    more = len(result.settings) - SETTINGS_SHOWN
+    for row in result.settings[: words.SETTINGS_SHOWN]:
+        table.add_row(Text(one_line(row.key, 60)), Text(words.setting_values(row.a)), Text(words.setting_values(row.b)))
+    more = len(result.settings) - words.SETTINGS_SHOWN
     if more > 0:
         table.add_row(Text(f"{more} more", style="dim"), "", "")
     return table
@@ -137,7 +121,7 @@ def _settings(result: Comparison) -> Table:
 def _metrics(rows: Sequence[MetricDifference], width: int) -> Table:
     heads = [Text("A", style=f"bold {SIDE_STYLES[0]}"), Text("B", style=f"bold {SIDE_STYLES[1]}"), Text("B - A")]
     heads += [Text("effect"), Text("part at")]
-    cells = [at_the_end(row) for row in rows]
+    cells = [words.at_the_end(row) for row in rows]
     kept = [0, 1, 2, 3, 4] if width >= 76 else [0, 1, 2, 4] if width >= 64 else [0, 1, 2]
     taken = sum(max(cell_len(heads[at].plain), *(cell_len(row[at]) for row in cells)) + 2 for at in kept)
     # A long name goes on below: a number is never cut, and neither is what tells two metrics apart.
@@ -145,7 +129,7 @@ def _metrics(rows: Sequence[MetricDifference], width: int) -> Table:
     table = columns(["", *(heads[at] for at in kept)], frozenset(range(1, len(kept) + 1)))
     for row, numbers in zip(rows, cells, strict=True):
         name = Text("* " if row.distinct else "  ", style="bold yellow")
-        name.append("\n  ".join(_broken(said(row.name), room)), style=_weight(row))
+        name.append("\n  ".join(_broken(words.said(row.name), room)), style=_weight(row))
         # The values that a difference is made of are plain; the difference says by its weight whether it counts.
         table.add_row(name, *(Text(numbers[at], style=_weight(row) if at in (2, 3) else "") for at in kept))
     return table
@@ -169,18 +153,18 @@ def _weight(row: MetricDifference) -> str:
 
 
 def _modes(result: Comparison, width: int) -> Table | None:
-    moved = moved_formats(result)
+    moved = words.moved_formats(result)
     if not moved:
         return None
     cells = 20 if width >= 100 else 10
     table = columns(["", "base", *_heads(result)], frozenset({1}))
-    for row in moved[:MODES_SHOWN]:
+    for row in moved[: words.MODES_SHOWN]:
         bars = [
-            Text.assemble(f"{share(value):>6} ", (bar(value, cells), style))
+            Text.assemble(f"{words.share(value):>6} ", (bar(value, cells), style))
             for value, style in zip((row.last_a, row.last_b), SIDE_STYLES, strict=True)
         ]
-        table.add_row(Text(one_line(row.mode, 24)), Text(share(row.base), style="dim"), *bars)
-    more = len(moved) - MODES_SHOWN
+        table.add_row(Text(one_line(row.mode, 24)), Text(words.share(row.base), style="dim"), *bars)
+    more = len(moved) - words.MODES_SHOWN
     if more > 0:
         table.add_row(Text(f"{more} more", style="dim"), "", "", "")
     return table
@@ -192,7 +176,7 @@ def _checks(result: Comparison) -> Table:
         if check.differs:
             table.add_row(
                 Text(one_line(check.id, 40)),
-                _coloured(status_words(check.a, check.onsets_a)),
-                _coloured(status_words(check.b, check.onsets_b)),
+                _coloured(words.status_words(check.a, check.onsets_a)),
+                _coloured(words.status_words(check.b, check.onsets_b)),
             )
     return table

@@ -19,12 +19,7 @@ WITHOUT = (
 )
 
 
-@question(
-    "groups-known",
-    "Is it known which completions belong together?",
-    method="exact",
-    about="reward",
-)
+@question("groups-known", "Is it known which completions belong together?", method="exact", about="reward")
 def groups_known(ask: Question, ends: Ends) -> Check:
     case = ends.case
     groups = case.counted.groups

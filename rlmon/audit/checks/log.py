@@ -10,12 +10,7 @@ MAX_RESUMED = 4
 """Times that rows go back in steps because a run was resumed, at most."""
 
 
-@question(
-    "rows-complete",
-    "Were all rows read?",
-    method="exact",
-    about="record",
-)
+@question("rows-complete", "Were all rows read?", method="exact", about="record")
 def rows_complete(ask: Question, ends: Ends) -> Check:
     case = ends.case
     counted = case.counted
@@ -61,12 +56,7 @@ def rows_complete(ask: Question, ends: Ends) -> Check:
     )  # fmt: skip
 
 
-@question(
-    "replay",
-    "Does the log agree with itself?",
-    method="exact",
-    about="record",
-)
+@question("replay", "Does the log agree with itself?", method="exact", about="record")
 def replay(ask: Question, ends: Ends) -> Check:
     case = ends.case
     live = case.fold.live
@@ -88,12 +78,7 @@ def replay(ask: Question, ends: Ends) -> Check:
     )  # fmt: skip
 
 
-@question(
-    "monitor-faults",
-    "Did the monitor itself work?",
-    method="exact",
-    about="record",
-)
+@question("monitor-faults", "Did the monitor itself work?", method="exact", about="record")
 def monitor_faults(ask: Question, ends: Ends) -> Check:
     case = ends.case
     live = case.fold.live
