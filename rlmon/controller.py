@@ -38,26 +38,31 @@ _NUMBER = re.compile(r"\d+")
 
 
 class Actuators(Protocol):
-    """What a rule can turn, in the training loop that it steers."""
+    """What a rule can turn, in a training loop; nothing, where a method is not given."""
 
     def values(self) -> Mapping[str, float]:
         """``beta`` and ``entropy_coef`` as they are."""
+        return {}
 
     def apply(self, action: Action, settings: Intervention) -> None:
         """Do what ``action`` says. Raises where that cannot be done; does the same on all ranks."""
+        return None
 
     def rest(self, settings: Intervention) -> None:
         """Put back what a rule with these settings turned. Never raises."""
+        return None
 
     def state(self) -> Mapping[str, Any]:
         """Values that a resumed run takes up, as JSON types."""
+        return {}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take up the values that ``state`` gave."""
+        return None
 
 
-class AdvantagesOnly:
-    """The actuators of a loop that only takes back advantages: every other action is refused.
+class AdvantagesOnly(Actuators):
+    """Those of a loop that only takes back advantages.
 
     Raises ``ConfigError`` for a policy that needs more.
     """
@@ -66,24 +71,9 @@ class AdvantagesOnly:
         for rule in policy.rules:
             if rule.action.turns != "advantages" and not rule.dry_run:
                 raise ConfigError(
-                    f"rule {rule.name!r} asks for {type(rule.action).__name__}, which this loop has nothing for. Pass "
+                    f"rule {rule.name!r} asks for {type(rule.action).__name__}, which this loop cannot do. Pass "
                     "actuators= to rlmon.Monitor, or use a TRL trainer with RLMon."
                 )
-
-    def values(self) -> Mapping[str, float]:
-        return {}
-
-    def apply(self, action: Action, settings: Intervention) -> None:
-        return None
-
-    def rest(self, settings: Intervention) -> None:
-        return None
-
-    def state(self) -> Mapping[str, Any]:
-        return {}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        return None
 
 
 def load_policy(source: Any, extensions: Extensions | None = None) -> Policy:

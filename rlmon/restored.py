@@ -89,20 +89,28 @@ def policy_change(before: Any, now: Mapping[str, Any] | None) -> str | None:
 
     ``before`` and ``now`` are ``Policy.to_dict()`` or ``None``, ``before`` as it was read from the checkpoint.
     """
-    if before == json.loads(json.dumps(now)):
-        return None
-    saved = before.get("rules") if isinstance(before, Mapping) else None
+    was: Mapping[str, Any] = before if isinstance(before, Mapping) else {}
+    is_now: Mapping[str, Any] = {} if now is None else json.loads(json.dumps(now))
+    saved = was.get("rules")
     old: Mapping[str, Any] = saved if isinstance(saved, Mapping) else {}
-    new: Mapping[str, Any] = now.get("rules", {}) if now is not None else {}
+    new: Mapping[str, Any] = is_now.get("rules", {})
     parts = [
         f"{word} {', '.join(sorted(names))}"
         for word, names in (
             ("added", set(new) - set(old)),
             ("removed", set(old) - set(new)),
-            ("changed", {name for name in set(old) & set(new) if old[name] != json.loads(json.dumps(new[name]))}),
+            ("changed", {name for name in set(old) & set(new) if not _same_rule(old[name], new[name])}),
         )
         if names
     ]
     if not parts:
-        return None if not old and not new else "The policy changed since the checkpoint (dry_run)."
+        same = was.get("dry_run") == is_now.get("dry_run") or not (old or new)
+        return None if same else "The policy changed since the checkpoint (dry_run)."
     return f"The policy changed since the checkpoint: rules {'; '.join(parts)}. An added rule begins at rest."
+
+
+def _same_rule(before: Any, now: Mapping[str, Any]) -> bool:
+    """Whether a rule is what it was, but for settings that its action has no more."""
+    if isinstance(before, Mapping) and isinstance(before.get("do"), Mapping):
+        before = {**before, "do": {name: value for name, value in before["do"].items() if name in now["do"]}}
+    return bool(before == now)

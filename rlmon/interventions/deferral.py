@@ -13,9 +13,9 @@ happens to be right, and next to none of it where right answers are rare.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ from rlmon.interventions.intervention import (
     setting,
 )
 from rlmon.interventions.rows import RoundTable
+from rlmon.interventions.saved import from_json, to_json
 from rlmon.interventions.setting import Setting
 from rlmon.statistics import beta_cdf
 
@@ -266,62 +267,42 @@ class DeferralState:
         return deferred / self.known if self.known else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only; floats and keys survive exactly."""
+        """JSON types only; floats and keys survive exactly. There may be many units, so that values have no names."""
         return {
             "by": self.by,
-            "units": [
-                [key, u.source, u.deferred, u.due_round, u.why, u.attempts, u.successes, u.fraction]
-                for key, u in self.units.items()
-            ],
-            "sources": [
-                [
-                    key,
-                    s.prompts,
-                    s.attempts,
-                    s.successes,
-                    s.guessed,
-                    s.readable,
-                    [*map(list, s.answers.items())],
-                    s.why,
-                    s.seen,
-                    list(s.newest),
-                ]
-                for key, s in self.sources.items()
-            ],
+            "units": _rows(self.units, SAVED_UNIT),
+            "sources": _rows(self.sources, SAVED_SOURCE),
             "totals": [self.deferrals, self.repilots, self.releases],
         }
 
     @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> DeferralState:
-        units = {
-            int(key): Unit(
-                source=source, deferred=deferred, due_round=due, why=why, attempts=n, successes=k, fraction=fraction
-            )
-            for key, source, deferred, due, why, n, k, fraction in saved["units"]
-        }
-        sources = {
-            int(key): Source(
-                prompts=prompts,
-                attempts=attempts,
-                successes=successes,
-                guessed=guessed,
-                readable=readable,
-                answers={int(answer): count for answer, count in answers},
-                why=why,
-                seen=seen,
-                newest=(newest[0], newest[1], newest[2]),
-            )
-            for key, prompts, attempts, successes, guessed, readable, answers, why, seen, newest in saved["sources"]
-        }
-        deferrals, repilots, releases = saved["totals"]
+    def from_json(cls, found: Mapping[str, Any]) -> DeferralState:
+        deferrals, repilots, releases = found["totals"]
         return cls(
-            by=saved["by"],
-            units=units,
-            sources=sources,
+            by=found["by"],
+            units=_of_rows(Unit, found["units"], SAVED_UNIT),
+            sources=_of_rows(Source, found["sources"], SAVED_SOURCE),
             deferrals=deferrals,
             repilots=repilots,
             releases=releases,
         )
+
+
+SAVED_UNIT = ("source", "deferred", "due_round", "why", "attempts", "successes", "fraction")
+SAVED_SOURCE = (
+    "prompts", "attempts", "successes", "guessed", "readable", "answers", "why", "seen", "newest",
+)  # fmt: skip
+"""Fields in a saved state, by their place."""
+Kept = TypeVar("Kept", Unit, Source)
+
+
+def _rows(kept: Mapping[int, Unit] | Mapping[int, Source], fields: Sequence[str]) -> list[list[Any]]:
+    plain = {key: to_json(one) for key, one in kept.items()}
+    return [[key, *(one[field] for field in fields)] for key, one in plain.items()]
+
+
+def _of_rows(kind: type[Kept], rows: Sequence[Sequence[Any]], fields: Sequence[str]) -> dict[int, Kept]:
+    return {int(key): from_json(kind, dict(zip(fields, values, strict=True))) for key, *values in rows}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ from rlmon.interventions.policy import (
 )
 from rlmon.interventions.winsorise import Winsorise
 from rlmon.metrics.catalog import METRICS, local_metrics
+from rlmon.restored import policy_change
 
 FINDINGS = [spec.id for spec in DETECTORS]
 NAMES = [metric.name for metric in METRICS]
@@ -561,3 +562,23 @@ def test_a_rule_cannot_read_what_depends_on_the_number_of_ranks() -> None:
     readable = [metric.name for metric in METRICS if metric.kind != "local" and not metric.name.endswith(MODE)]
     for name in readable:
         load_policy(one(when={"metric": name, "above": 0.5}))
+
+
+def test_what_changed_in_a_policy_since_a_checkpoint() -> None:
+    now = load_policy(
+        {"rules": {"a": {"when": "always", "do": "stop"}, "b": {"when": "always", "do": "defer"}}}
+    ).to_dict()
+    before = json.loads(json.dumps(now))
+    assert policy_change(before, now) is None
+    before["rules"]["b"]["do"]["random"] = False  # a setting that its action had before
+    assert policy_change(before, now) is None
+    assert policy_change({**before, "dry_run": True}, now) == "The policy changed since the checkpoint (dry_run)."
+    before["rules"]["b"]["do"]["share"] = 0.1
+    before["rules"]["c"] = before["rules"].pop("a")
+    assert policy_change(before, now) == (
+        "The policy changed since the checkpoint: rules added a; removed c; changed b. An added rule begins at rest."
+    )
+    assert "removed b, c" in str(policy_change(before, None))
+    assert "added a, b" in str(policy_change(None, now))
+    assert policy_change(None, None) is None
+    assert "changed b" in str(policy_change({**before, "rules": {"a": now["rules"]["a"], "b": 3}}, now))
