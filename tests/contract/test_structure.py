@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -115,3 +116,17 @@ def test_no_file_reads_the_private_names_of_another() -> None:
                     if a.name.startswith("_") and "__" not in a.name
                 ]
     assert not found
+
+
+def test_the_page_of_the_architecture_names_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:[^`]*→ )?([a-z_]+/[a-z_]+)`", page))
+    assert len(named) > 20
+    below = ("", "rlmon", "rlmon/metrics", "rlmon/monitor", "rlmon/audit", "rlmon/trl", "tests", "tests/unit")
+    gone = [
+        name
+        for name in named
+        if not any((ROOT / at / name).exists() or (ROOT / at / f"{name}.py").exists() for at in below)
+    ]
+    assert not gone
+    assert len(page.splitlines()) < 110
