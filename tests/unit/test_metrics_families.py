@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import subprocess
 import sys
 
@@ -390,7 +391,10 @@ assert before == after
 
 def test_no_random_state_and_no_warning_filter_is_touched() -> None:
     # In a process of its own: the type checker of the test run draws random numbers.
-    done = subprocess.run([sys.executable, "-c", _RANDOM_STATES], capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", _RANDOM_STATES], capture_output=True, text=True, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr
 
 
