@@ -145,7 +145,7 @@ def test_one_that_claims_what_is_not_its_own_gets_nothing(tmp_path: Path) -> Non
     ("families", "told"),
     [
         ((CompletionMetric("text", len),), "name = 'my_text'"),
-        ((DIGITS, DIGITS), "name = 'my_digits/share'"),
+        ((DIGITS, DIGITS), "two that are called 'digits/share'"),
         ((CompletionMetric("rlmon/mine", len),), "call it"),
         ((CompletionMetric("reward", len),), "call it <family>/reward"),
     ],
