@@ -23,7 +23,7 @@ PYTEST_ARGS ?=
 help:
 	@echo 'make demo         train a tiny model into format collapse, bare, with KL and protected; ends with a page'
 	@echo 'make experiments  what every intervention does against its control, five seeds (90 CPU-minutes, resumable)'
-	@echo 'make test         the tests (two processes, under 10 minutes)'
+	@echo 'make test         the tests (two processes, under 8 minutes)'
 	@echo 'make check        ruff, mypy --strict, and the wheel in an environment of its own'
 	@echo 'make bench        what the monitor costs, into benchmarks/RESULTS.md'
 	@echo 'make bench-peers  the audit beside other tools, in an environment of its own (fetches them)'
