@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,28 +50,14 @@ Processes = Annotated[int | None, typer.Option("--processes", min=1, help="Worke
 PROGRESS_AFTER_SECONDS = 1.0
 
 
-def audited(
-    path: Path,
-    reader: str | None,
-    columns: Mapping[str, str] | None,
-    baseline: Path | None,
-    processes: int | None,
-    success: str | None,
-) -> Audit:
+def audited(path: Path, **how: Any) -> Audit:
+    """The audit of a run, with a bar where it takes a while; ``how``: settings of ``rlmon.audit``."""
     import rlmon.audit.engine as engine
 
     if _is_the_command():
         engine.spare_pandas()
     with _progress(str(path)) as progress:
-        return engine.audit(
-            path,
-            reader=reader,
-            mapping=columns,
-            baseline=baseline,
-            success=success,
-            processes=processes,
-            progress=progress,
-        )
+        return engine.audit(path, progress=progress, **how)
 
 
 def _is_the_command() -> bool:

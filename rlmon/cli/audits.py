@@ -96,7 +96,9 @@ def audit(
     code = 0
     for path in paths:
         try:
-            found = audited(path, reader, columns, baseline, processes, success)
+            found = audited(
+                path, reader=reader, mapping=columns, baseline=baseline, processes=processes, success=success
+            )
         except RLMonError as error:
             if len(paths) == 1:
                 raise
@@ -176,7 +178,9 @@ def report(
     """
     import rlmon.report.phrases as phrases
 
-    found = audited(path, reader, columns_of(mapping), baseline, processes, success)
+    found = audited(
+        path, reader=reader, mapping=columns_of(mapping), baseline=baseline, processes=processes, success=success
+    )
     log = log_in(path)
     file = out if out is not None else Path("rlmon-report.html") if log is None else log / "report.html"
     write_page(file, found)

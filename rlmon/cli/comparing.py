@@ -46,15 +46,11 @@ def compare(
     import rlmon.report.compare_words as compare_words
     from rlmon.audit.comparison import compare as compared
 
-    columns = columns_of(mapping)
+    how = {"reader": reader, "mapping": columns_of(mapping), "success": success, "processes": processes}
     sides = [[*_paths(text), *(more or [])] for text, more in ((a, more_a), (b, more_b))]
-    audits = [[audited(path, reader, columns, None, processes, success) for path in side] for side in sides]
-    result = compared(
-        audits[0],
-        audits[1],
-        None if base is None else audited(base, reader, columns, None, processes, success),
-        compare_words.side_names(*sides),
-    )
+    a_audits, b_audits = ([audited(path, **how) for path in side] for side in sides)
+    base_audit = None if base is None else audited(base, **how)
+    result = compared(a_audits, b_audits, base_audit, compare_words.side_names(*sides))
     if page is not None:
         write(page, compare_page.html(result))
         note(f"The page is {page}.")
