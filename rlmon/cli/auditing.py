@@ -53,9 +53,10 @@ PROGRESS_AFTER_SECONDS = 1.0
 def audited(path: Path, **how: Any) -> Audit:
     """The audit of a run, with a bar where it takes a while; ``how``: settings of ``rlmon.audit``."""
     import rlmon.audit.engine as engine
+    from rlmon.audit.counting import spare_pandas
 
     if _is_the_command():
-        engine.spare_pandas()
+        spare_pandas()
     with _progress(str(path)) as progress:
         return engine.audit(path, progress=progress, **how)
 

@@ -14,7 +14,7 @@ from audit_rows import audited, draw, opened, table, told
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from rlmon.audit import engine
+from rlmon.audit import counting
 from rlmon.audit.result import Audit
 from rlmon.metrics.formats import ModeSet
 
@@ -155,5 +155,5 @@ def test_any_rows_are_audited_and_the_result_is_json(rows: list[dict[str, Any]],
     json.dumps(told(audit), allow_nan=False)
     assert [check.reason for check in audit.checks if check.status == "error"] == []
     assert audit.run.completions == len(rows)
-    counted = engine.count(opened(whole), ModeSet.build(None))
+    counted = counting.count(opened(whole), ModeSet.build(None))
     assert counted.groups["rows"].sum() == len(rows), "every row is in one group"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from audit_rows import TableShard, audited, chance, check, draw, mixed, opened, spoken, table, told
 
-from rlmon.audit import engine
+from rlmon.audit import counting, engine
 from rlmon.audit.readers import mapped
 from rlmon.audit.run import OpenedRun
 from rlmon.errors import ReadError
@@ -69,13 +69,13 @@ def test_a_pool_and_one_process_give_the_same_json(tmp_path: Path, monkeypatch: 
     assert len(several.shards) == 24
     assert len(run.shards) == 1
     used: list[int] = []
-    pool = engine.ProcessPoolExecutor
+    pool = counting.ProcessPoolExecutor
 
     def counting_pool(workers: int, **how: Any) -> Any:
         used.append(workers)
         return pool(workers, **how)
 
-    monkeypatch.setattr(engine, "ProcessPoolExecutor", counting_pool)
+    monkeypatch.setattr(counting, "ProcessPoolExecutor", counting_pool)
     serial = audited(several, processes=1)
     assert used == []
     pooled = audited(several, processes=2)
@@ -98,7 +98,7 @@ def test_a_small_run_is_counted_without_a_pool(monkeypatch: pytest.MonkeyPatch) 
     def no_pool(*_: Any, **__: Any) -> Any:
         raise AssertionError("a pool for a small run")
 
-    monkeypatch.setattr(engine, "ProcessPoolExecutor", no_pool)
+    monkeypatch.setattr(counting, "ProcessPoolExecutor", no_pool)
     rows = draw(1, steps=8)
     assert audited(opened(rows.slice(0, 256), rows.slice(256))).run.completions == 512
 
@@ -205,13 +205,13 @@ def test_progress_is_heardin_bytes_after_every_shard() -> None:
 
 
 def test_the_sample_of_texts_is_bounded_whatever_the_number_of_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "SAMPLE_ROWS", 128)
-    monkeypatch.setattr(engine, "LEAST_SAMPLE", 8)
+    monkeypatch.setattr(counting, "SAMPLE_ROWS", 128)
+    monkeypatch.setattr(counting, "LEAST_SAMPLE", 8)
     rows = draw(1, steps=32)
     for parts in (1, 4, 16):
         size = rows.num_rows // parts
         run = opened(*[rows.slice(at, size) for at in range(0, rows.num_rows, size)])
-        (one, *more) = engine.count(run, ModeSet.build(None)).samples
+        (one, *more) = counting.count(run, ModeSet.build(None)).samples
         sample = pa.concat_tables([one, *more])
         assert sample.filter(pc.greater_equal(sample["rank"], 0)).num_rows == 128
 
@@ -237,11 +237,11 @@ def test_templates_that_are_frequent_are_strata() -> None:
     sums, words = prompts(40, "what is {} plus 1?"), prompts(40, "spell word {}")
     expected = {template_name(sums[0]), template_name(words[0])}
     # 8 prompts a step, half of each: four of each are expected.
-    assert engine._templates([shard(sums + words, 10)]) == expected
+    assert counting._templates([shard(sums + words, 10)]) == expected
     # 2 prompts a step: no stratum could be compared inside a step.
-    assert engine._templates([shard(sums + words, 40)]) == frozenset()
+    assert counting._templates([shard(sums + words, 40)]) == frozenset()
     # One template is no mix.
-    assert engine._templates([shard(sums, 5)]) == frozenset()
+    assert counting._templates([shard(sums, 5)]) == frozenset()
 
 
 def test_sources_are_judged_apart() -> None:
