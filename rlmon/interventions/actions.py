@@ -61,4 +61,6 @@ def _problem(kind: object) -> str | None:
         return f"its field {bare[0]} says neither its default nor what it means. Write {bare[0]}: ... = setting(...)"
     if kind.turns not in get_args(Turns):
         return f"it turns {kind.turns!r}; an intervention turns one of {', '.join(get_args(Turns))}"
+    if kind.turns == "loss" and not issubclass(kind, Anchor):
+        return "what turns the loss is a subclass of Anchor"
     return None

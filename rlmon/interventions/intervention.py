@@ -19,6 +19,7 @@ that every rank decides the same.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -223,7 +224,7 @@ class Intervention:
 
     def resting_level(self, given: Mapping[str, float]) -> float:
         """Its level while the rule does not act; ``given``: what the loop can turn, as the run began."""
-        return 0.0
+        return given.get(self.turns, 0.0)
 
     def suspends(self, at: RuleState, run: RunSoFar) -> tuple[bool, str | None]:
         """Whether it is held at 0 for the time being, and why, where that changes now."""
@@ -263,7 +264,7 @@ class Intervention:
 
     def reach(self) -> Mapping[str, float]:
         """The most that each of its metrics can be while it acts."""
-        return {}
+        return {self.turns: math.inf} if self.turns in ("beta", "entropy_coef") else {}
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -36,9 +36,6 @@ class KLPenalty(Intervention):
     def knob(self) -> str:
         return "beta"
 
-    def resting_level(self, given: Mapping[str, float]) -> float:
-        return given.get("beta", 0.0)
-
     def suspends(self, at: RuleState, run: RunSoFar) -> tuple[bool, str | None]:
         """Held at 0 while nearly no group has reward variance."""
         if len(run.silent) < SILENT_VALUES or at.level <= run.rest:

@@ -69,6 +69,7 @@ def dressed(**body: object) -> type[Intervention]:
         (type("Own", (Intervention,), {"name": "own"}), "it is no frozen dataclass"),
         (dressed(name="stop"), "there is another action of the name stop"),
         (dressed(name="own", turns="wheel"), "it turns 'wheel'; an intervention turns one of advantages, beta,"),
+        (dressed(name="own", turns="loss"), "what turns the loss is a subclass of Anchor"),
         (dressed(name="own", __annotations__={"size": float}, size=1.0), "its field size says neither its default"),
     ],
 )

@@ -21,13 +21,14 @@ import trl
 import two_processes
 from datasets import IterableDataset
 from packaging.version import Version
+from round_tables import round_table
 from transformers import TrainerCallback
 
 from rlmon.errors import AttachError
 from rlmon.interventions import deferral
 from rlmon.interventions.deferral import Defer, DeferralState, LedgerView
 from rlmon.interventions.intervention import NOTHING, Blocked
-from rlmon.interventions.rows import RoundTable, row_key
+from rlmon.interventions.rows import row_key
 from rlmon.metrics.groups import SolveLedger
 from rlmon.metrics.prompts import prompt_identity
 from rlmon.trl.draws import SORTED_ROWS, Draws, continue_order
@@ -105,22 +106,8 @@ class Swap(TrainerCallback):
         sources = ["all"] * len(rows)
         self.ledger.update(names, sources, reward_N, step=self.round)
         counts = np.array([self.ledger.counts(name) for name in names])
-        N = len(rows)
-        table = RoundTable(
-            round=self.round,
-            step=self.round + 1,
-            group_size=4,
-            prompt_N=np.array([key(row["prompt"]) for row in rows]),
-            source_N=np.zeros(N, dtype=np.int64),
-            modes_N={},
-            answer_N=np.full(N, -1),
-            tokens_N=np.ones(N),
-            numbers_N=np.zeros(N),
-            reward_N=reward_N,
-            success_N=reward_N,
-            advantage_N=np.zeros(N),
-            logp_base_N=np.full(N, np.nan),
-        )
+        prompts = [key(row["prompt"]) for row in rows]
+        table = round_table(reward_N, round=self.round, group_size=4, prompt=prompts, success=reward_N)
         below = self.ledger.credibly_below(
             names, sources, rate=self.settings.solve_rate_below, credibility=self.settings.credibility
         )

@@ -11,6 +11,7 @@ import pytest
 import steered
 import tiny
 import torch
+from own_action import Ramp
 from trl import GRPOTrainer
 
 import rlmon
@@ -123,6 +124,23 @@ def test_an_audit_of_a_steered_run_shows_its_acts_and_replays_its_findings(tmp_p
         action.action_id for action in steered.actions(tmp_path / "run")
     ]
     json.dumps(audit.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.125])
+def test_an_action_of_ones_own_turns_what_a_trainer_has(tmp_path: Path, beta: float) -> None:
+    """From where the trainer's own coefficient stands, with a reference where it has none; and back, at the end."""
+    ramp = {"when": "always", "do": {"action": "ramp", "increment": 0.125}, **steered.QUICK}
+    after = {"when": steered.above("rlmon/intervention/beta", beta + 0.2), "do": {"action": "winsorise", "limit": 1.0}}
+    made = tiny.trainer(tmp_path, max_steps=6, reward=steered.some_unsolvable, beta=beta)
+    RLMon(made, steered.config({"rules": {"ramp": ramp, "after": after}}), actions=[Ramp])
+    made.train()
+    told = [(act.rule, act.step, act.old, act.new) for act in steered.actions(tmp_path) if act.phase == "applied"]
+    raised = [beta, beta + 0.125, beta + 0.25, beta + 0.375]
+    assert [one for one in told if one[0] == "ramp"] == [
+        ("ramp", 1, raised[0], raised[1]), ("ramp", 3, raised[1], raised[2]), ("ramp", 5, raised[2], raised[3]),
+    ]  # fmt: skip
+    assert ("after", 4, None, 1.0) in told
+    assert made.beta == raised[3]
 
 
 # -- resuming ----------------------------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from round_tables import round_table
 
 from rlmon.interventions import mode_counts
 from rlmon.interventions import mode_marginal as mm
 from rlmon.interventions.mode_marginal import ModeMarginal
-from rlmon.interventions.rows import RoundTable
 from studies.frontier import predicted_shares
 
 G = 8
@@ -21,29 +21,9 @@ def observe(of, state, rows):
     return mode_counts.observe(state, rows, of.modes, of.memory_completions)
 
 
-def won(rewards):
-    """What a threshold of .5 makes of them."""
-    values = np.asarray(rewards, dtype=np.float64)
-    return np.where(np.isfinite(values), values > 0.5, np.nan)
-
-
 def table(mode_N, reward_N, *, round=0, group_size=G, source_N=None):
-    rows = len(mode_N)
-    return RoundTable(
-        round=round,
-        step=round + 1,
-        group_size=group_size,
-        prompt_N=np.arange(rows, dtype=np.int64) // group_size + 1_000_003 * round,
-        source_N=np.zeros(rows, dtype=np.int64) if source_N is None else np.asarray(source_N, dtype=np.int64),
-        modes_N={"format": np.asarray(mode_N, dtype=np.int64)},
-        answer_N=np.full(rows, -1, dtype=np.int64),
-        tokens_N=np.ones(rows),
-        numbers_N=np.ones(rows),
-        reward_N=np.asarray(reward_N, dtype=np.float64),
-        success_N=won(reward_N),
-        advantage_N=np.zeros(rows),
-        logp_base_N=np.full(rows, np.nan),
-    )
+    sources = {} if source_N is None else {"source": source_N}
+    return round_table(reward_N, round=round, group_size=group_size, modes={"format": mode_N}, **sources)
 
 
 modes = st.sampled_from([-1, 0, 1, 2, 3, 5, 8, -(2**63), 2**63 - 1])

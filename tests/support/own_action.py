@@ -36,3 +36,17 @@ class Shorten(Intervention):
         if not at.met:
             return 0.0, None
         return min(self.most, at.level + self.increment), f"{at.inner['long_rows']} completions were long by now"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ramp(Intervention):
+    """Raise the KL penalty by a step at each change."""
+
+    name = "ramp"
+    turns = "beta"
+    measured_by = ("rlmon/kl/mean", "down")
+
+    increment: float = setting(0.02, "beta is raised by this at each change", low=0.0)
+
+    def next_level(self, at: RuleState, run: RunSoFar) -> tuple[float, str | None]:
+        return (at.level + self.increment if at.met else run.rest), None

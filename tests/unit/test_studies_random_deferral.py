@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from round_tables import round_table
 
 from rlmon.controller import load_policy
 from rlmon.errors import ConfigError
 from rlmon.extensions import Extensions
 from rlmon.interventions.deferral import Defer, DeferralState, LedgerView, step
 from rlmon.interventions.intervention import NOTHING
-from rlmon.interventions.rows import RoundTable
 from studies.arms import ARMS
 from studies.random_deferral import RandomDefer, RandomShare
 
@@ -23,11 +23,9 @@ def deferred(settings: Defer) -> DeferralState:
     nothing = np.zeros(rows)
     state = settings.fresh()
     for round in range(2):
-        table = RoundTable(
-            round=round, step=round + 1, group_size=G, prompt_N=np.repeat(np.arange(PROMPTS), G),
-            source_N=np.full(rows, 7), modes_N={}, answer_N=np.full(rows, -1), tokens_N=nothing, numbers_N=nothing,
-            reward_N=nothing, success_N=nothing, advantage_N=nothing, logp_base_N=nothing,
-        )  # fmt: skip
+        table = round_table(
+            nothing, round=round, group_size=G, prompt=np.repeat(np.arange(PROMPTS), G), source=np.full(rows, 7)
+        )
         attempts = np.full(rows, G * (round + 1))
         known = LedgerView(attempts_N=attempts, successes_N=0 * attempts, credibly_below_N=np.full(rows, True))
         state, _ = step(settings, state, table, known)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from round_tables import round_table
 
 from rlmon.interventions import deferral
 from rlmon.interventions.deferral import Changes, Defer, DeferralState, LedgerView
@@ -38,20 +39,8 @@ def view(
         return np.repeat(np.broadcast_to(array, len(prompts)), G) if array.size in (1, len(prompts)) else array
 
     reward = rows(reward_N).astype(np.float64)
-    table = RoundTable(
-        round=round,
-        step=round + 1,
-        group_size=G,
-        prompt_N=rows(prompts).astype(np.int64),
-        source_N=rows(sources).astype(np.int64),
-        modes_N={},
-        answer_N=rows(answers).astype(np.int64),
-        tokens_N=np.full(len(reward), 5.0),
-        numbers_N=np.zeros(len(reward)),
-        reward_N=reward,
-        success_N=np.where(np.isfinite(reward), reward > 0.5, np.nan),
-        advantage_N=np.zeros(len(reward)),
-        logp_base_N=np.full(len(reward), np.nan),
+    table = round_table(
+        reward, round=round, group_size=G, prompt=rows(prompts), source=rows(sources), answer=rows(answers)
     )
     return table, LedgerView(
         attempts_N=rows(G if attempts is None else attempts).astype(np.int64),

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from round_tables import round_table
 
 from rlmon.interventions import fold
 from rlmon.interventions.policy import Policy
 from rlmon.interventions.row_effect import RowEffect
-from rlmon.interventions.rows import RoundTable
+from rlmon.interventions.rows import MODE_KINDS, RoundTable
 from rlmon.records import Action, Finding, StepRecord
 
 KL = "rlmon/kl/mean"
@@ -271,14 +272,11 @@ def table(step: int, rows: int = 32, group_size: int = 8) -> RoundTable:
     group = reward.reshape(-1, group_size)
     spread = group.std(axis=1, ddof=1, keepdims=True)
     keys = np.arange(rows, dtype=np.int64)
-    return RoundTable(
-        round=step, step=step, group_size=group_size,
-        prompt_N=keys // group_size + 1000 * step, source_N=np.ones(rows, dtype=np.int64),
-        modes_N=dict.fromkeys(("format", "template", "opening", "moves"), modes.astype(np.int64)),
-        answer_N=keys % 5, tokens_N=np.full(rows, 10.0), numbers_N=np.full(rows, 2.0),
-        reward_N=reward, success_N=reward,
-        advantage_N=((group - group.mean(axis=1, keepdims=True)) / (spread + 1e-4)).reshape(-1),
-        logp_base_N=np.full(rows, np.nan),
+    return round_table(
+        reward, round=step, step=step, group_size=group_size, prompt=keys // group_size + 1000 * step,
+        source=np.ones(rows), modes=dict.fromkeys(MODE_KINDS, modes), answer=keys % 5, tokens=np.full(rows, 10.0),
+        numbers=np.full(rows, 2.0),
+        advantage=((group - group.mean(axis=1, keepdims=True)) / (spread + 1e-4)).reshape(-1),
     )  # fmt: skip
 
 

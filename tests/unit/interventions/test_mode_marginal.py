@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 import pytest
+from round_tables import round_table
 
 from rlmon.interventions import mode_counts
 from rlmon.interventions import mode_marginal as mm
 from rlmon.interventions.mode_marginal import ModeMarginal
 from rlmon.interventions.row_effect import per_token
-from rlmon.interventions.rows import RoundTable
 from rlmon.statistics import beta_cdf
 
 A, B, C, NEW = 11, -(2**62), 2**62 + 1, 77
@@ -21,30 +21,12 @@ def observe(settings, state, rows):
     return mode_counts.observe(state, rows, settings.modes, settings.memory_completions)
 
 
-def won(rewards):
-    """What a threshold of .5 makes of them."""
-    values = np.asarray(rewards, dtype=np.float64)
-    return np.where(np.isfinite(values), values > 0.5, np.nan)
-
-
 def table(modes, rewards, *, round=0, group_size=4, sources=None, prompts=None):
-    rows = len(modes)
-    groups = np.arange(rows) // group_size
-    return RoundTable(
-        round=round,
-        step=round + 1,
-        group_size=group_size,
-        prompt_N=np.asarray(prompts if prompts is not None else 1000 * round + groups, dtype=np.int64),
-        source_N=np.asarray(sources if sources is not None else np.zeros(rows), dtype=np.int64),
-        modes_N={"format": np.asarray(modes, dtype=np.int64)},
-        answer_N=np.full(rows, -1, dtype=np.int64),
-        tokens_N=np.ones(rows),
-        numbers_N=np.ones(rows),
-        reward_N=np.asarray(rewards, dtype=np.float64),
-        success_N=won(rewards),
-        advantage_N=np.zeros(rows),
-        logp_base_N=np.full(rows, np.nan),
-    )
+    chosen = {"prompt": prompts, "source": sources}
+    return round_table(
+        rewards, round=round, group_size=group_size, modes={"format": modes},
+        **{name: values for name, values in chosen.items() if values is not None},
+    )  # fmt: skip
 
 
 def based(counts, rewarded=None, *, group_size=4, settings=None, order=None):

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from round_tables import round_table
 
 from rlmon.baseline import Baseline
 from rlmon.interventions import base_mean, conditions, fold, saved
 from rlmon.interventions.anchor import Anchor
 from rlmon.interventions.mode_marginal import ModeMarginal
 from rlmon.interventions.policy import OnMetric, Policy
-from rlmon.interventions.rows import RoundTable
+from rlmon.interventions.rows import MODE_KINDS, RoundTable
 from rlmon.records import StepRecord
 from rlmon.trl.anchor import AnchorStore
 
@@ -30,15 +31,10 @@ def record(step: int, prompts: int, completions: int, **metrics: float | None) -
 
 def table(step: int, prompts: int, completions: int) -> RoundTable:
     keys = np.arange(completions, dtype=np.int64)
-    same = np.zeros(completions, dtype=np.int64)
-    return RoundTable(
-        round=step, step=step, group_size=completions // prompts,
-        # The same few prompts come again and again: a round's prompts count in each round.
-        prompt_N=keys // (completions // prompts), source_N=same,
-        modes_N=dict.fromkeys(("format", "template", "opening", "moves"), keys % 2), answer_N=same,
-        tokens_N=np.ones(completions), numbers_N=np.ones(completions), reward_N=np.ones(completions),
-        success_N=np.ones(completions),
-        advantage_N=np.zeros(completions), logp_base_N=np.full(completions, np.nan),
+    # The same few prompts come again and again: a round's prompts count in each round.
+    return round_table(
+        np.ones(completions), round=step, step=step, group_size=completions // prompts, answer=np.zeros(completions),
+        prompt=keys // (completions // prompts), modes=dict.fromkeys(MODE_KINDS, keys % 2),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from round_tables import round_table
 
 from rlmon.interventions import quarantine
 from rlmon.interventions.quarantine import Quarantine
@@ -24,23 +25,12 @@ def table(groups: list[dict[str, Any]], *, round: int = 0, group_size: int = G) 
     def column(name: str, default: Any) -> np.ndarray:
         return np.concatenate([np.broadcast_to(np.asarray(g.get(name, default)), group_size) for g in groups])
 
-    rows = len(groups) * group_size
     reward = column("reward", 0.0).astype(float)
-    return RoundTable(
-        round=round,
-        step=round + 1,
-        group_size=group_size,
-        prompt_N=column("prompt", 1).astype(np.int64),
-        source_N=column("source", HARD).astype(np.int64),
-        modes_N={},
-        answer_N=column("answer", -1).astype(np.int64),
-        tokens_N=column("tokens", 100.0).astype(float),
-        numbers_N=column("numbers", 6.0).astype(float),
-        reward_N=reward,
-        success_N=np.where(np.isfinite(reward), reward > 0.5, np.nan),
-        advantage_N=np.zeros(rows),
-        logp_base_N=column("logp", math.nan).astype(float),
-    )
+    return round_table(
+        reward, round=round, group_size=group_size, prompt=column("prompt", 1), source=column("source", HARD),
+        answer=column("answer", -1), tokens=column("tokens", 100.0), numbers=column("numbers", 6.0),
+        logp_base=column("logp", math.nan),
+    )  # fmt: skip
 
 
 def first(value: Any, rest: Any) -> list[Any]:
