@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,3 +143,8 @@ class Case:
 def _mean(values: Floats | None) -> float | None:
     known = np.zeros(0) if values is None else values[np.isfinite(values)]
     return float(known.mean()) if known.size else None
+
+
+def values_of(values: Floats) -> list[float | None]:
+    """Values as a result has them: ``None`` where nothing was measured."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from audit_rows import audited, chance, check, draw, in_mode, mixed, opened, table, told
 
-from rlmon.audit import examples, incidents, story
+from rlmon.audit import events, examples, heat, incidents, story
+from rlmon.audit import mode_stories as modes
 from rlmon.audit.result import Audit
 
 
@@ -97,7 +98,7 @@ def test_examples_show_before_and_after(changed: Audit) -> None:
     ],
 )
 def test_fate(base: float, last: float, fate: str) -> None:
-    assert story._fate(base, last) == fate
+    assert modes._fate(base, last) == fate
 
 
 # --- prompts ------------------------------------------------------------------------------------------------------
@@ -155,10 +156,10 @@ def test_prompts_that_come_once_have_no_heat() -> None:
 def test_the_heat_is_bounded() -> None:
     audit = audited(draw(1, steps=80, prompts=16, group=2, pool=300))
     assert audit.heat is not None
-    assert len(audit.heat.rows) == story.HEAT_ROWS
-    assert len(audit.heat.bins) == story.HEAT_BINS
+    assert len(audit.heat.rows) == heat.HEAT_ROWS
+    assert len(audit.heat.bins) == heat.HEAT_BINS
     assert (audit.heat.bins[0][0], audit.heat.bins[-1][1]) == (1, 80)
-    assert all(len(row.rates) == story.HEAT_BINS for row in audit.heat.rows)
+    assert all(len(row.rates) == heat.HEAT_BINS for row in audit.heat.rows)
     for (_, end), (begin, _) in zip(audit.heat.bins[:-1], audit.heat.bins[1:], strict=True):
         assert begin == end + 1
 
@@ -270,13 +271,13 @@ def test_what_was_changed_is_marked_and_what_would_have_been_is_not() -> None:
         *lines("anchor", 9, "failed"),
         *(line for step in range(1, 401) for line in lines("quarantine", step, "applied", **rows)),
     ]
-    events = story._acts(actions)
-    assert {event.kind for event in events} == {"action"}
-    assert [(e.step, e.check, e.text) for e in events[:2]] == [
+    marks = events._acts(actions)
+    assert {event.kind for event in marks} == {"action"}
+    assert [(e.step, e.check, e.text) for e in marks[:2]] == [
         (7, "kl-budget", "kl-budget: beta 0 -> 0.05 (KL rose)"),
         (9, "anchor", "anchor failed: beta 0 -> 0.05 (KL rose)"),
     ]
     # 400 steps in 40 stretches of 10: 1 to 9, 10 to 19, ..., 400.
-    marks = [event for event in events if event.check == "quarantine"]
+    marks = [event for event in marks if event.check == "quarantine"]
     assert len(marks) == 41
     assert marks[1].text == "quarantine: 10 times by step 19, 1 group out"
