@@ -49,18 +49,16 @@ FIRST_AND_LAST = 2
 GROUPED = ("named", "inferred", "ambiguous")
 """How a group is known: the source names it; from the order of its rows; from that, and another reading is possible
 (``rlmon.audit.grouping``). Indices of it are the column ``grouped`` of the groups."""
-BLOCK_STATISTICS = (
-    "mode_collision",
-    "mode_collision_within",
-    "mode_collision_correct",
-    "template_collision",
-    "template_collision_within",
-    "answer_collision",
-    "completion_tokens",
-    "reward",
-    "all_good",
-    "all_bad",
+BLOCK_STATISTICS = np.dtype(
+    [
+        (name, "f8")
+        for name in (
+            *("mode_collision", "mode_collision_within", "mode_collision_correct", "template_collision"),
+            *("template_collision_within", "answer_collision", "completion_tokens", "reward", "all_good", "all_bad"),
+        )
+    ]
 )
+"""What is kept of a block; NaN where it could not be computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -451,10 +449,8 @@ def _step_columns(columns: Mapping[str, NDArray[Any]], text: Ints, step: Ints) -
     """Pairs of the completions of each step, and how many texts there are; all of training rows."""
     steps, at = np.unique(step, return_inverse=True)
     found: dict[str, NDArray[Any]] = {"step": steps}
-    for name, pairs in equal_pairs(columns, codes_of(at, columns["prompt"]), at, steps.size).items():
-        found[f"pairs_{name}"] = np.stack(
-            [pairs.across_sum, pairs.across_pairs, pairs.within_sum, pairs.within_pairs], axis=1
-        )
+    pairs = equal_pairs(columns, codes_of(at, columns["prompt"]), at, steps.size)
+    found |= {f"pairs_{name}": of_step for name, of_step in pairs.items()}
     stored = text >= 0
     distinct = np.unique(np.stack([at[stored], text[stored]]), axis=1)
     found["distinct_texts"] = np.bincount(distinct[0], minlength=steps.size).astype(np.float64)
@@ -498,6 +494,9 @@ def _block_columns(
     put_tallies(dealt, columns)
     dealt.put_mean("characters", characters)
     prompts, completions = dealt.prompts_and_rows()
+    stats = np.zeros(dealt.count, dtype=BLOCK_STATISTICS)
+    for name in BLOCK_STATISTICS.names or ():
+        stats[name] = dealt.stats[name]
     tallies: NDArray[Any] = np.array([{} for _ in range(dealt.count)], dtype=object)
     for name, of_block in dealt.tallies.items():
         for b, tally in enumerate(of_block):
@@ -510,7 +509,7 @@ def _block_columns(
         "prompts": prompts.astype(np.int64),
         "completions": completions.astype(np.int64),
         "characters": dealt.stats["characters"],
-        "stats": np.stack([dealt.stats[name] for name in BLOCK_STATISTICS], axis=1),
+        "stats": stats,
     }
 
 

@@ -155,8 +155,8 @@ def _pairs(partial: Partial, steps: Ints) -> dict[str, Floats]:
 
     for kernel in _PAIR_SERIES:
         pairs = partial.steps[f"pairs_{kernel}"]
-        for begin, kind in ((0, "across"), (2, "within")):
-            collision = ratio(total(pairs[:, begin]), total(pairs[:, begin + 1]))
+        for kind in ("across", "within"):
+            collision = ratio(total(pairs[f"{kind}_sum"]), total(pairs[f"{kind}_pairs"]))
             series[f"rlmon/collision/{kernel}_{kind}"] = collision
             series[f"rlmon/collision/{kernel}_{kind}_effective"] = ratio(np.ones(steps.size), collision)
     series["exact duplicate share"] = 1.0 - ratio(total(partial.steps["distinct_texts"]), total(partial.steps["texts"]))
@@ -228,7 +228,7 @@ def records(
         values = blocks["stats"][row]
         stats = {
             name: float(v)
-            for name, v in zip(BLOCK_STATISTICS, values, strict=True)
+            for name, v in zip(BLOCK_STATISTICS.names or (), values, strict=True)
             if math.isfinite(v) and name not in curves
         }
         if characters and math.isfinite(blocks["characters"][row]):
@@ -275,9 +275,9 @@ def records(
 
 def _steps_with(partial: Partial, statistic: str) -> int:
     """At how many steps rows tell a statistic of blocks."""
-    if not partial.blocks or statistic not in BLOCK_STATISTICS:
+    if not partial.blocks or statistic not in (BLOCK_STATISTICS.names or ()):
         return 0
-    told = np.isfinite(partial.blocks["stats"][:, BLOCK_STATISTICS.index(statistic)])
+    told = np.isfinite(partial.blocks["stats"][statistic])
     return int(np.unique(partial.blocks["step"][told]).size)
 
 

@@ -181,8 +181,8 @@ def _compare(texts: Sequence[str], prompts: Ints) -> dict[str, float]:
         1,
         moves.OPENER_BUCKETS,
     )
-    if pairs.across_sum[0] > 0:
-        found["sentence openings"] = float(pairs.across_pairs[0] / pairs.across_sum[0])
+    if pairs["across_sum"][0] > 0:
+        found["sentence openings"] = float(pairs["across_pairs"][0] / pairs["across_sum"][0])
     return found
 
 

@@ -7,29 +7,25 @@ is 0 or 1. Every mean is over *different* completions, so it is unbiased for two
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon.statistics import hashed
+from rlmon.statistics import Floats, hashed
+
+PAIRS = np.dtype([(name, "f8") for name in ("across_sum", "across_pairs", "within_sum", "within_pairs")])
+"""Sums of k and numbers of pairs; ``across`` pairs have different prompts, ``within`` one."""
+PairSums = NDArray[Any]
+"""[K] of ``PAIRS``: by block."""
 
 
-@dataclass(frozen=True)
-class PairSums:
-    """Sums of k and numbers of pairs, per block [K]; ``across`` pairs have different prompts, ``within`` one."""
-
-    across_sum: NDArray[np.float64]
-    across_pairs: NDArray[np.float64]
-    within_sum: NDArray[np.float64]
-    within_pairs: NDArray[np.float64]
-
-    def total(self) -> NDArray[np.float64]:
-        """[4]: across sum, across pairs, within sum, within pairs over all blocks."""
-        return np.array(
-            [self.across_sum.sum(), self.across_pairs.sum(), self.within_sum.sum(), self.within_pairs.sum()]
-        )
+def _pair_sums(all_sum: Floats, all_pairs: Floats, within_sum: Floats, within_pairs: Floats) -> PairSums:
+    found = np.zeros(all_sum.size, dtype=PAIRS)
+    found["within_sum"], found["within_pairs"] = within_sum, within_pairs
+    # The difference of two large sums can leave -1e-16 where it should leave 0.
+    found["across_sum"], found["across_pairs"] = np.maximum(all_sum - within_sum, 0.0), all_pairs - within_pairs
+    return found
 
 
 def pairs_of(counts: NDArray[Any]) -> NDArray[np.float64]:
@@ -57,7 +53,7 @@ def equality_pairs(
     if keep_B is not None:
         value_B, prompt_B, block_B = value_B[keep_B], prompt_B[keep_B], block_B[keep_B]
     if value_B.size == 0:
-        return PairSums(np.zeros(blocks), np.zeros(blocks), np.zeros(blocks), np.zeros(blocks))
+        return np.zeros(blocks, dtype=PAIRS)
     values, value_code = np.unique(value_B, return_inverse=True)
     prompts = int(prompt_B.max()) + 1
     block_of_prompt = np.zeros(prompts, dtype=np.int64)
@@ -75,7 +71,7 @@ def equality_pairs(
     all_sum = _weighted(owner, agree, blocks)
     owner, agree = agreeing(prompt_B)
     within_sum = _weighted(block_of_prompt[owner], agree, blocks)
-    return PairSums(all_sum - within_sum, all_pairs - within_pairs, within_sum, within_pairs)
+    return _pair_sums(all_sum, all_pairs, within_sum, within_pairs)
 
 
 _WEIGHT_BITS = 31
@@ -140,8 +136,7 @@ def overlap_pairs(
     all_pairs = pairs_of(np.bincount(block_B[present], minlength=blocks))
     in_prompt = pairs_of(np.bincount(prompt_B[present], minlength=prompts))
     within_pairs = _weighted(block_of_prompt, in_prompt, blocks)
-    # The difference of two large sums can leave -1e-16 where it should leave 0.
-    return PairSums(np.maximum(all_sum - within_sum, 0.0), all_pairs - within_pairs, within_sum, within_pairs)
+    return _pair_sums(all_sum, all_pairs, within_sum, within_pairs)
 
 
 def sampled_pairs(

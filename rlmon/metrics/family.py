@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import rlmon.metrics.moves as moves
 from rlmon.metrics.blocks import Dealt
-from rlmon.metrics.collision import PairSums, sampled_pairs
+from rlmon.metrics.collision import sampled_pairs
 from rlmon.metrics.features import RowFeatures
 from rlmon.metrics.groups import GroupStats, column
 from rlmon.metrics.tokens import KLSample, TokenSums
@@ -99,8 +99,6 @@ Sums = Any
 """A structured array of shape (): a float64 of the field's shape by name, ``sums["mode_count"]``. Additive."""
 Shape = tuple[int, ...] | np.dtype[Any]
 """Of a field: ``()`` for one number, ``(n,)`` for n of them, a structured type for several with names."""
-PAIRS = np.dtype([(name, "f8") for name in ("across_sum", "across_pairs", "within_sum", "within_pairs")])
-"""Of a similarity of completions, over pairs of different prompts and of one."""
 
 
 def dtype_of(fields: Mapping[str, Shape]) -> np.dtype[Any]:
@@ -112,13 +110,7 @@ def dtype_of(fields: Mapping[str, Shape]) -> np.dtype[Any]:
 
 def add_to(into: Sums, more: Sums) -> None:
     """Add sums to others of the same fields."""
-    into.reshape(1).view(np.float64)[:] += more.reshape(1).view(np.float64)
-
-
-def add_pairs(into: Sums, pairs: PairSums) -> None:
-    """Add pairs over all blocks to a field of the type ``PAIRS``."""
-    for name in PAIRS.names or ():
-        into[name] += getattr(pairs, name).sum()
+    into.reshape(-1).view(np.float64)[:] += more.reshape(-1).view(np.float64)
 
 
 def histogram(values: Floats, edges: Floats) -> Floats:

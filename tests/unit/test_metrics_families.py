@@ -13,6 +13,7 @@ import pytest
 import scipy.spatial
 import scipy.stats
 import torch
+from kl_reference import kl_estimators
 from one_round import FAMILIES, MODES, blocks, finished, flat, sums, tokens
 
 from rlmon.metrics import catalog
@@ -20,7 +21,7 @@ from rlmon.metrics.family import add_to
 from rlmon.metrics.features import Featurizer
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.rows import rows_of
-from rlmon.metrics.tokens import KLSample, kl_estimators, token_sums
+from rlmon.metrics.tokens import KLSample, token_sums
 from rlmon.records import RolloutBatch
 
 VOCABULARY = [chr(i) for i in range(128)]

@@ -45,4 +45,4 @@ def test_the_tallies_of_a_round_count_each_completion_once_and_give_its_pair_mea
             # every prompt a part: agreeing pairs of different parts are those of different prompts
             agreeing = sum(n * (n - 1) / 2 for n in counted.values())
             within = sum(n * (n - 1) / 2 for part in parts for n in part.values())
-            assert agreeing - within == pairs.across_sum[b]
+            assert agreeing - within == pairs["across_sum"][b]

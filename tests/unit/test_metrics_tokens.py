@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from kl_reference import kl_estimators
 
 from rlmon.metrics.tokens import (
     ENTROPY_BINS,
     ENTROPY_EDGES_NATS,
     exact_kl,
-    kl_estimators,
     kl_terms,
     token_sums,
 )

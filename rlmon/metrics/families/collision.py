@@ -9,9 +9,8 @@ import numpy as np
 
 import rlmon.metrics.moves as moves
 from rlmon.metrics.blocks import Dealt
-from rlmon.metrics.collision import PairSums, equality_pairs, overlap_pairs
+from rlmon.metrics.collision import PAIRS, PairSums, equality_pairs, overlap_pairs
 from rlmon.metrics.family import (
-    PAIRS,
     Entries,
     Kind,
     Metric,
@@ -22,7 +21,7 @@ from rlmon.metrics.family import (
     Shape,
     StepSums,
     Sums,
-    add_pairs,
+    add_to,
 )
 from rlmon.metrics.rows import opener_entries
 from rlmon.statistics import Bools, Ints
@@ -113,8 +112,8 @@ class Collision(MetricFamily):
     def add_round(self, sums: Sums, seen: RoundRows) -> None:
         one = np.zeros(len(seen.rows), dtype=np.int64), 1
         for kernel, pairs in equal_pairs(seen.rows, seen.prompt_B, *one).items():
-            add_pairs(sums[kernel], pairs)
-        add_pairs(sums["moves"], _moves(seen.rows, seen.prompt_B, *one))
+            add_to(sums[kernel], pairs)
+        add_to(sums["moves"], _moves(seen.rows, seen.prompt_B, *one))
 
     def put_round(self, into: Dealt, seen: RoundRows) -> None:
         """The pair means of every kernel: ``mode_collision``, ``template_collision``, ``answer_collision``,
@@ -143,8 +142,8 @@ class Collision(MetricFamily):
 def put_pairs(into: Dealt, kernel: str, pairs: PairSums) -> None:
     """The statistics of blocks of one kernel."""
     name = _BLOCK_NAMES.get(kernel, f"{kernel}_collision")
-    into.put(name, pairs.across_sum, pairs.across_pairs)
-    into.put(f"{name}_within", pairs.within_sum, pairs.within_pairs)
+    into.put(name, pairs["across_sum"], pairs["across_pairs"])
+    into.put(f"{name}_within", pairs["within_sum"], pairs["within_pairs"])
 
 
 def put_tallies(into: Dealt, rows: Any) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 import rlmon.metrics.moves as moves
-from rlmon.metrics.collision import overlap_pairs
+from rlmon.metrics.collision import PAIRS, overlap_pairs
 from rlmon.metrics.families.collision import LEINSTER, NEEDS_IDS
 from rlmon.metrics.families.format import HILL
-from rlmon.metrics.family import PAIRS, Entries, Metric, MetricFamily, Numbers, RankRows, Shape, StepSums, Sums
+from rlmon.metrics.family import Entries, Metric, MetricFamily, Numbers, RankRows, Shape, StepSums, Sums, add_to
 
 _entry = Entries(family="moves", needs="token ids, vocabulary", source=LEINSTER, kind="sketch")
 
@@ -60,8 +60,7 @@ class Moves(MetricFamily):
             moves.DECILES,
             moves.OPENER_BUCKETS,
         )
-        for name in PAIRS.names or ():
-            sums["deciles"][name] += getattr(pairs, name)
+        add_to(sums["deciles"], pairs)
         sums["openers"] += table.counts
         if seen.features.tokens is not None:
             sums["tokens"] += seen.features.tokens.sum()

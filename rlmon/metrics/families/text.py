@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import rlmon.metrics.text as text
+from rlmon.metrics.collision import PAIRS
 from rlmon.metrics.families.format import HILL
 from rlmon.metrics.family import (
     NO_ROUND,
-    PAIRS,
     Entries,
     Metric,
     MetricFamily,
