@@ -19,7 +19,8 @@ from rlmon.metrics.families import WATCHING
 from rlmon.metrics.family import RankRows, RoundRows
 from rlmon.metrics.features import Featurizer
 from rlmon.metrics.formats import ModeSet
-from rlmon.metrics.groups import SolveLedger, groups_of_batch
+from rlmon.metrics.groups import groups_of_batch
+from rlmon.metrics.ledger import SolveLedger
 from rlmon.metrics.rows import rows_of
 from rlmon.metrics.step import Families
 from rlmon.metrics.success import Deciding

@@ -27,7 +27,8 @@ from rlmon.interventions.row_effect import RowEffect
 from rlmon.interventions.rows import ROW, ModeKind, RoundTable, as_rows, exchanged, row_key
 from rlmon.metrics.catalog import METRICS, local_metrics
 from rlmon.metrics.features import RowFeatures
-from rlmon.metrics.groups import SolveLedger, column
+from rlmon.metrics.groups import column
+from rlmon.metrics.ledger import SolveLedger
 from rlmon.metrics.success import scorer
 from rlmon.records import Action, Finding, RolloutBatch, StepRecord
 from rlmon.restored import Restored, UnreadableError, mapping

@@ -10,7 +10,7 @@ from rlmon.audit.case import Case
 from rlmon.audit.checks.solving import prompt_halves
 from rlmon.audit.features import Floats, Ints
 from rlmon.audit.result import Heat, HeatRow
-from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE
+from rlmon.metrics.ledger import CREDIBILITY, HARD_SOLVE_RATE
 from rlmon.statistics import beta_cdf, ratio
 
 HEAT_BINS = 64

@@ -14,7 +14,7 @@ import rlmon.audit.stand_ins as stand_ins
 from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.partial import BLOCK_STATISTICS, Partial
 from rlmon.keys import source_key
-from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS
+from rlmon.metrics.ledger import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS
 from rlmon.records import Block, StepRecord
 from rlmon.statistics import beta_cdf, codes_of, effective_number, js_distance, ratio
 

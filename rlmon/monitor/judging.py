@@ -12,7 +12,8 @@ import rlmon.detectors as detectors
 from rlmon.metrics.blocks import at_most, by_round
 from rlmon.metrics.families.format import Format
 from rlmon.metrics.family import RoundRows, Sums
-from rlmon.metrics.groups import SolveLedger, groups_of_round
+from rlmon.metrics.groups import groups_of_round
+from rlmon.metrics.ledger import SolveLedger
 from rlmon.metrics.rows import Rows
 from rlmon.metrics.step import Families
 from rlmon.monitor.successes import Successes

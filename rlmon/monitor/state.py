@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import rlmon.detectors as detectors
 from rlmon.config import RLMonConfig
-from rlmon.metrics.groups import SolveLedger
+from rlmon.metrics.ledger import SolveLedger
 from rlmon.metrics.step import Families
 from rlmon.monitor.base import BaseSums
 from rlmon.monitor.illustration import Illustration

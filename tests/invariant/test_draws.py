@@ -29,7 +29,7 @@ from rlmon.interventions import deferral
 from rlmon.interventions.deferral import Defer, DeferralState, LedgerView
 from rlmon.interventions.intervention import NOTHING, Blocked
 from rlmon.interventions.rows import row_key
-from rlmon.metrics.groups import SolveLedger
+from rlmon.metrics.ledger import SolveLedger
 from rlmon.metrics.prompts import prompt_identity
 from rlmon.trl.draws import SORTED_ROWS, Draws, continue_order
 from studies.random_deferral import RandomShare

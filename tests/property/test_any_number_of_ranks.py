@@ -21,7 +21,7 @@ from rlmon import exchange
 from rlmon.controller import load_policy
 from rlmon.keys import KEY_MASK, source_key
 from rlmon.metrics.catalog import METRICS
-from rlmon.metrics.groups import SolveLedger
+from rlmon.metrics.ledger import SolveLedger
 from rlmon.monitor import Ranks
 from rlmon.records import RolloutBatch, StepRecord
 

@@ -19,7 +19,8 @@ from rlmon.metrics.collision import equality_pairs, overlap_pairs
 from rlmon.metrics.family import add_to
 from rlmon.metrics.features import Featurizer
 from rlmon.metrics.formats import final_answer, mask_template, split_reasoning
-from rlmon.metrics.groups import SolveLedger, group_statistics
+from rlmon.metrics.groups import group_statistics
+from rlmon.metrics.ledger import SolveLedger
 from rlmon.metrics.tokens import exact_kl, kl_terms, token_sums
 from rlmon.records import RolloutBatch
 

@@ -366,7 +366,7 @@ import random, warnings
 import numpy as np, torch
 from one_round import MODES, blocks, finished, sums
 from rlmon.metrics.features import Featurizer
-from rlmon.metrics.groups import SolveLedger
+from rlmon.metrics.ledger import SolveLedger
 from rlmon.metrics.tokens import exact_kl, token_sums
 from rlmon.records import RolloutBatch
 n = 160

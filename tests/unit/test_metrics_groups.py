@@ -11,7 +11,8 @@ import pytest
 import scipy.stats
 
 from rlmon.keys import content_key, recorded_source_key, source_key, source_label
-from rlmon.metrics.groups import STATE_BYTES_PER_PROMPT, SolveLedger, group_statistics
+from rlmon.metrics.groups import group_statistics
+from rlmon.metrics.ledger import STATE_BYTES_PER_PROMPT, SolveLedger
 from rlmon.metrics.success import TOTAL, Success
 
 

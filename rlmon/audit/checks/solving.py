@@ -13,7 +13,7 @@ from rlmon.audit.checks.question import Ends, Question, between, question, sizes
 from rlmon.audit.features import Floats
 from rlmon.audit.result import Check
 from rlmon.audit.timeline import SMOOTHING_STEPS
-from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE
+from rlmon.metrics.ledger import CREDIBILITY, HARD_SOLVE_RATE
 from rlmon.records import Status
 from rlmon.statistics import beta_cdf, ratio, t_quantile, trailing_mean
 

@@ -17,7 +17,7 @@ from rlmon.audit.partial import BLOCK_STATISTICS, Partial, Settings, partial
 from rlmon.audit.timeline import Timeline, _before, lone_success_weight, records, timeline
 from rlmon.keys import source_key
 from rlmon.metrics.formats import ModeSet
-from rlmon.metrics.groups import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS
+from rlmon.metrics.ledger import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS
 from rlmon.statistics import effective_number, js_distance
 
 MODES = ModeSet.build(None)

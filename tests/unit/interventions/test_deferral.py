@@ -15,7 +15,7 @@ from rlmon.interventions import deferral
 from rlmon.interventions.deferral import Changes, Defer, DeferralState, LedgerView
 from rlmon.interventions.intervention import Blocked
 from rlmon.interventions.rows import RoundTable
-from rlmon.metrics.groups import SolveLedger
+from rlmon.metrics.ledger import SolveLedger
 
 G = 8
 PLAIN = Defer(solve_rate_below=0.02, after_attempts=16, retry_after_rounds=50, share=0.5)
