@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import TrainerControl, TrainerState
 
 from rlmon.config import RLMonConfig
 from rlmon.extensions import Extensions
@@ -67,8 +68,9 @@ class TrainerActuators:
         self.may_roll_back = any(action.turns == "roll_back" for action in acting)
         self._keeps_text = config.rlmon_store_text == "full"
         self._anchor = next((AnchorStore(action) for action in acting if isinstance(action, Anchor)), None)
-        self.ends: Action | None = None
+        self._ends: Action | None = None
         """The action that ends training: ``stop`` or ``roll back``."""
+        self._save_waits = False
         self._returned = False
         self._begun = False
         self._folder: Path | None = None
@@ -101,7 +103,7 @@ class TrainerActuators:
                 raise
 
     @property
-    def in_mid_round(self) -> bool:
+    def _in_mid_round(self) -> bool:
         """Whether TRL has rows buffered that it has still to train on."""
         trainer = self.trainer
         reuse = int(trainer.args.steps_per_generation) * int(trainer.num_iterations)
@@ -129,13 +131,13 @@ class TrainerActuators:
         elif settings.turns == "reference":
             self._coefficients.reset_reference()
         elif settings.turns == "stop":
-            self.ends = action
+            self._ends = action
         elif settings.turns == "roll_back":
             if self._returned:
                 raise RuntimeError("the run was rolled back before, and a second time would only repeat the third")
             if self._checkpoint_before(action.step) is None:
                 raise RuntimeError(f"there is no checkpoint from before step {action.step} (save_steps)")
-            self.ends = action
+            self._ends = action
 
     def _turn_beta(self, value: float) -> None:
         """Where it cannot be turned, the policy stands in for the reference (a KL of zero) until all ranks know: TRL's
@@ -156,7 +158,7 @@ class TrainerActuators:
 
     def rest(self, settings: Intervention) -> None:
         if settings.ends_training:
-            self.ends = None
+            self._ends = None
         with contextlib.suppress(Exception):
             if settings.turns == "beta":
                 self._coefficients.set_beta(self._given["beta"])
@@ -188,7 +190,7 @@ class TrainerActuators:
                     self.rest(rule.action)
             self._coefficients.forget_reset()
         self._begun = True
-        self.ends = None
+        self._ends, self._save_waits = None, False
         self._folder = folder
         self._returned, self._marked = False, None
         if folder is not None:
@@ -216,17 +218,42 @@ class TrainerActuators:
             self._coefficients.set_beta(beta)
         monitor.note(f"Rolled back by {rule} ({reason}); beta is {self._coefficients.values()['beta']}.")
 
-    def mark_return(self) -> Path | None:
+    def act_on_loop(self, monitor: Monitor, state: TrainerState, control: TrainerControl) -> Path | None:
+        """At the end of a step: end training where a rule said so, and let checkpoints wait for the end of a round:
+        what TRL has buffered of it is in no checkpoint, so a run resumed in the middle would act on other rows.
+
+        The checkpoint to go on from, where the run is rolled back. The same on all ranks.
+        """
+        last = 0 < state.max_steps <= state.global_step
+        if monitor.controller is not None and monitor.controller.holds_state and self._in_mid_round and not last:
+            self._save_waits = self._save_waits or control.should_save
+            control.should_save = False
+            return None
+        if self._save_waits:
+            self._save_waits, control.should_save = False, True
+        if self._ends is None or monitor.controller is None or not monitor.controller.settled(self._ends):
+            return None
+        if self._ends.new == "stop":
+            control.should_training_stop = control.should_save = True
+            return None
+        checkpoint = self._mark_return(self._ends)
+        if checkpoint is None:  # rotated away since (save_total_limit), or on a disk that is full
+            monitor.controller.fail("roll_back", "the checkpoint to return to is gone or cannot be written to")
+            self._ends = None
+            return None
+        control.should_training_stop, control.should_save = True, False
+        return checkpoint
+
+    def _mark_return(self, ends: Action) -> Path | None:
         """The checkpoint to go on from, marked so that the run comes back to it once only, the same on all ranks.
 
         ``None`` where there is none any more, or it cannot be written to.
         """
-        assert self.ends is not None
         checkpoint: Path | None = None
         # Rank 0 looks and marks for all: a rank that saw other folders would train on while the others stop.
-        if self.trainer.accelerator.is_main_process and (found := self._checkpoint_before(self.ends.step)) is not None:
-            settings = self.policy.rule(self.ends.rule).action
-            marked = {"rule": self.ends.rule, "reason": self.ends.reason, "beta": getattr(settings, "beta", None)}
+        if self.trainer.accelerator.is_main_process and (found := self._checkpoint_before(ends.step)) is not None:
+            settings = self.policy.rule(ends.rule).action
+            marked = {"rule": ends.rule, "reason": ends.reason, "beta": getattr(settings, "beta", None)}
             with contextlib.suppress(OSError):
                 folder = found / STATE_FOLDER
                 folder.mkdir(exist_ok=True)
@@ -331,7 +358,7 @@ class TrainerActuators:
 
 
 def _read_mark(path: Path) -> tuple[str, str, float | None]:
-    """What ``TrainerActuators.mark_return`` wrote: rule, reason and new ``beta``. Raises where it cannot be read."""
+    """What ``TrainerActuators._mark_return`` wrote: rule, reason and new ``beta``. Raises where it cannot be read."""
     marked = read_json(path)
     return str(marked["rule"]), str(marked["reason"]), None if marked["beta"] is None else float(marked["beta"])
 

@@ -79,7 +79,6 @@ class RLMon(TrainerCallback):
         self._actuators: TrainerActuators | None = None
         """What the rules turn; ``None`` where the trainer is only watched."""
         self._checkpoint: Path | None = None
-        self._save_waits = False
         self._open = False
         self._continues = False
         """The log was begun by an evaluation before ``train()``, which goes on with it."""
@@ -228,7 +227,7 @@ class RLMon(TrainerCallback):
 
     def _begin(self, state: TrainerState) -> None:
         assert self._capture is not None
-        self._save_waits, self.roll_back_to = False, None
+        self.roll_back_to = None
         trainer, capture, actuators, base = self._trainer, self._capture, self._actuators, self._capture.base
         assert base is not None
         if self._checkpoint is None:  # it was loaded before the hook that sees it was there
@@ -300,35 +299,11 @@ class RLMon(TrainerCallback):
         record = monitor.end_step(state.global_step)
         if self._actuators is not None:
             with monitor.guard("interventions"):
-                self._act_on_loop(monitor, self._actuators, state, control)
+                self.roll_back_to = self._actuators.act_on_loop(monitor, state, control)
         if record is None or not self.config.rlmon_mirror:
             return
         with monitor.guard("mirror"):
             capture.mirror(headline(record))
-
-    def _act_on_loop(
-        self, monitor: Monitor, actuators: TrainerActuators, state: TrainerState, control: TrainerControl
-    ) -> None:
-        """End training where a rule said so, and let checkpoints wait for the end of a round: what TRL has buffered
-        of it is in no checkpoint, so a run resumed in the middle would act on other rows. The same on all ranks."""
-        last = 0 < state.max_steps <= state.global_step
-        if monitor.controller is not None and monitor.controller.holds_state and actuators.in_mid_round and not last:
-            self._save_waits = self._save_waits or control.should_save
-            control.should_save = False
-            return
-        if self._save_waits:
-            self._save_waits, control.should_save = False, True
-        if actuators.ends is None or monitor.controller is None or not monitor.controller.settled(actuators.ends):
-            return
-        if actuators.ends.new == "stop":
-            control.should_training_stop = control.should_save = True
-            return
-        self.roll_back_to = actuators.mark_return()
-        if self.roll_back_to is None:  # rotated away since (save_total_limit), or on a disk that is full
-            monitor.controller.fail("roll_back", "the checkpoint to return to is gone or cannot be written to")
-            actuators.ends = None
-            return
-        control.should_training_stop, control.should_save = True, False
 
     def _evaluation_begins(self) -> bool:
         """Whether a log was opened for an evaluation outside of ``train()``: that of the last ``train()``, or one that
