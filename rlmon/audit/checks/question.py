@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FunctionType
+from numbers import Integral, Real
+from types import FunctionType, NoneType
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +21,8 @@ from rlmon.audit.result import Check, Core, Kind, Method
 from rlmon.audit.run import Lack
 from rlmon.audit.strata import Strata
 from rlmon.audit.wording import Wording
+from rlmon.errors import ConfigError
+from rlmon.records import WORST_FIRST
 from rlmon.statistics import ratio
 
 Need = Lack | Literal["successes", "keys"]
@@ -146,7 +151,7 @@ class Ends:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A check."""
+    """A check. Raises ``ConfigError`` where its words are none that an audit can use."""
 
     id: str
     """Kebab-case, stable."""
@@ -169,6 +174,23 @@ class Question:
     judge: Callable[[Question, Ends], Check]
     """The answer, where the run has what is needed."""
 
+    def __post_init__(self) -> None:
+        if re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", self.id) is None:
+            raise ConfigError(f"The id of a check is small letters and dashes, as my-check; got {self.id!r}.")
+        for name, given, words in (
+            ("about", [self.about], typing.get_args(Kind)),
+            ("core", [self.core, self.doubt], (None, *typing.get_args(Core))),
+            ("method", [self.method], typing.get_args(Method)),
+            ("needs", self.needs, (*typing.get_args(Lack), "successes", "keys")),
+        ):
+            if strange := [word for word in given if word not in words]:
+                raise ConfigError(f"{self.id}: {name} knows {', '.join(map(str, words))}; got {strange[0]!r}.")
+        for told in [self.told] if isinstance(self.told, str) else self.told.values():
+            try:
+                told.format(base="", now="")
+            except (LookupError, ValueError):
+                raise ConfigError(f"{self.id}: told has {{base}} and {{now}} to fill in; got {told!r}.") from None
+
     def ask(self, ends: Ends) -> Check:
         """The answer; an ERROR where the check itself fails, which must not cost the others."""
         try:
@@ -176,6 +198,7 @@ class Question:
             found = self.skip(reason) if reason is not None else self.judge(self, ends)
             if type(found) is not Check or found.id != self.id:
                 raise TypeError(f"the answer was {found!r:.100}, and not what ask.says(...) or ask.skip(...) gives")
+            _refuse_other_types(found)
             found = ends.honest(found)
             return dataclasses.replace(found, core=self.doubt) if self.doubt and is_doubt(found) else found
         except Exception as error:
@@ -203,6 +226,22 @@ class Question:
     def skip(self, reason: str, **fields: Any) -> Check:
         """No answer, and why: what is missing and how to log it next time."""
         return self.says(status="skip", message="could not be judged", reason=reason, **fields)
+
+
+def _refuse_other_types(found: Check) -> None:
+    """Raises ``TypeError`` for an answer that no output could show."""
+    for names, kinds in (
+        (("message", "advice", "told"), (str,)),
+        (("metric", "unit", "reason", "source"), (str, NoneType)),
+        (("value", "baseline", "threshold"), (Real, NoneType)),
+        (("first_step", "alarm_step"), (Integral, NoneType)),
+        (("evidence",), (Mapping,)),
+    ):
+        for name in names:
+            if not isinstance(value := getattr(found, name), kinds):
+                raise TypeError(f"{name} is {value!r:.100}")
+    if found.status not in WORST_FIRST:
+        raise ValueError(f"status is {found.status!r}; it must be one of {', '.join(WORST_FIRST)}")
 
 
 def question(check_id: str, title: str, **fields: Any) -> Callable[[Callable[[Question, Ends], Check]], Question]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,15 +148,36 @@ def test_a_check_that_fails_is_an_error_of_its_author() -> None:
     bad = Question(id="bad", title="Is it bad?", judge=broken_check)
     none = Question(id="none", title="Is it none?", judge=lambda ask, ends: None)  # type: ignore[arg-type, return-value]
     twice = dataclasses.replace(politeness, id="shortcut")
-    found = audited(draw(1), checks=[bad, none, twice, "text", politeness])
+    number = Question(
+        id="number", title="A number?", judge=lambda ask, ends: ask.says(status="warn", message="", value="7")
+    )
+    word = Question(id="word", title="A status?", judge=lambda ask, ends: ask.says(status="meh", message=""))
+    found = audited(draw(1), checks=[bad, none, twice, number, word, "text", politeness])
     errors = {one.id: one.reason or "" for one in found.checks if one.status == "error"}
-    assert errors.keys() == {"bad", "none", "shortcut-again", "not-a-check"}
+    assert errors.keys() == {"bad", "none", "shortcut-again", "number", "word", "not-a-check"}
     assert f"KeyError: \"'mood'\". This is a defect of {__name__}" in errors["bad"]
     assert "the answer was None" in errors["none"]
+    assert "value is '7'" in errors["number"]
+    assert "status is 'meh'; it must be one of fail, warn" in errors["word"]
     assert "'text' was given as a check" in errors["not-a-check"]
     assert check(found, "politeness").status == "warn"
     ours = {one.id for one in audited(draw(1)).checks}
     assert ours <= {one.id for one in found.checks}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"id": "My check"}, "small letters and dashes"),
+        ({"about": "collapse"}, "about knows numbers, record, narrowing"),
+        ({"core": "kl"}, "core knows None, formats"),
+        ({"needs": ["texts"]}, "needs knows completions, prompts"),
+        ({"told": "{value} are rude"}, "told has {base} and {now} to fill in"),
+    ],
+)
+def test_words_that_no_audit_can_use_are_refused_where_they_are_written(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        dataclasses.replace(politeness, **fields)
 
 
 @pytest.fixture
