@@ -35,6 +35,7 @@ class Anchor(Intervention):
 
     name = "anchor"
     turns = "loss"
+    knob_name = "anchor_weight"
     needs_success = True
     measured_by = ("rlmon/format/effective", "up")
     holds: ClassVar[Mapping[str, float | None]] = {"anchor_weight": 0.0}
@@ -45,10 +46,6 @@ class Anchor(Intervention):
     below: float = setting(0.3, "a mode is dying below this share of its base share", low=0.0, high=1.0)
     per_mode: int = setting(16, "verified completions kept for each mode, on each rank", low=1, high=1024)
     batch: int = setting(8, "completions in one step's loss, on each rank", low=1, high=256)
-
-    @property
-    def knob(self) -> str:
-        return "anchor_weight"
 
     def fresh(self) -> ModeCounts:
         return ModeCounts()

@@ -26,7 +26,6 @@ from rlmon.interventions.intervention import (
     Blocked,
     Intervention,
     Ledger,
-    Level,
     Round,
     RowAct,
     RowChange,
@@ -70,6 +69,7 @@ class Defer(Intervention):
 
     name = "defer"
     turns = "draws"
+    knob_name = "deferral"
     needs_success = True
     asks = "after"
     measured_by = ("rlmon/group/all_bad", "down")
@@ -95,10 +95,6 @@ class Defer(Intervention):
     )
     retry_after_rounds: int = setting(50, "rounds until a deferred prompt is drawn again", low=1)
     share: float = setting(0.5, "most of the known prompts that may be deferred at once", low=0.0, high=0.95)
-
-    @property
-    def knob(self) -> str:
-        return "deferral"
 
     def fresh(self) -> DeferralState:
         return DeferralState(by=self.by)
@@ -136,9 +132,6 @@ class Defer(Intervention):
         if not held:
             return NOTHING
         return Blocked(prompts=frozenset(held)) if state.by == "prompt" else Blocked(sources=held)
-
-    def change(self, old: float, new: float) -> tuple[Level, Level]:
-        return ("off", "on") if new else ("on", "off")
 
     def measures(self, at: RuleState, step: int, *, dry_run: bool) -> Mapping[str, float]:
         return {"deferred_share": at.inner.share}

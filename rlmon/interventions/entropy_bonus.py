@@ -15,6 +15,7 @@ class EntropyBonus(Intervention):
 
     name = "entropy_bonus"
     turns = "entropy_coef"
+    knob_name = "entropy bonus"
     measured_by = ("rlmon/entropy/mean", "up")
 
     increment: float = setting(0.005, "entropy_coef is raised (or lowered) by this at each change", low=0.0)
@@ -22,10 +23,6 @@ class EntropyBonus(Intervention):
     target: float = setting(
         0.7, "share of the run's initial entropy that TRL's own controller is told to hold, where that is on", low=0.0
     )
-
-    @property
-    def knob(self) -> str:
-        return "entropy bonus"
 
     def resting_level(self, given: Mapping[str, float]) -> float:
         return given.get("entropy_target", given.get("entropy_coef", 0.0))

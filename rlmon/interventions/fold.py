@@ -4,7 +4,7 @@
 
     state = start(policy, knobs={"beta": 0.0})
     state, effect, actions = on_round(policy, state, table, known)  # what happens to the rows of a round
-    state, actions = on_step(policy, state, record, findings)  # what happens to the knobs
+    state, actions = on_step(policy, state, record, findings)  # what is turned
 
 Everything here is a function of what all ranks share, so that every rank decides the same; ``state.digest`` folds in
 whatever was decided, and ranks compare it before anything is applied that one rank alone must not do.

@@ -161,6 +161,8 @@ class Intervention:
     name: ClassVar[str]
     """The word after ``do:``."""
     turns: ClassVar[Turns] = "advantages"
+    knob_name: ClassVar[str | None] = None
+    """What acts call that; unset: its own name."""
     needs_success: ClassVar[bool] = False
     """It can do nothing where it is not known what counts as a success."""
     ends_training: ClassVar[bool] = False
@@ -181,7 +183,7 @@ class Intervention:
     @property
     def knob(self) -> str:
         """What it turns, as acts call it."""
-        return self.name
+        return self.name if self.knob_name is None else self.knob_name
 
     # -- rounds ----------------------------------------------------------------------------------------------------
 
@@ -237,6 +239,8 @@ class Intervention:
 
     def change(self, old: float, new: float) -> tuple[Level, Level] | None:
         """What an act says of a change of level; ``None`` where there is nothing to say or do."""
+        if type(self).next_level is Intervention.next_level:
+            return ("off", "on") if new else ("on", "off")
         return old, new
 
     def measures(self, at: RuleState, step: int, *, dry_run: bool) -> Mapping[str, float | None]:

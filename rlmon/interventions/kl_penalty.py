@@ -18,6 +18,7 @@ class KLPenalty(Intervention):
 
     name = "kl_penalty"
     turns = "beta"
+    knob_name = "beta"
     measured_by = ("rlmon/kl/mean", "down")
     starts_at = "start"
 
@@ -31,10 +32,6 @@ class KLPenalty(Intervention):
         low=0.0,
         high=1.0,
     )
-
-    @property
-    def knob(self) -> str:
-        return "beta"
 
     def suspends(self, at: RuleState, run: RunSoFar) -> tuple[bool, str | None]:
         """Held at 0 while nearly no group has reward variance."""

@@ -14,12 +14,9 @@ from rlmon.interventions.setting import Setting
 class Once(Intervention):
     """Something that is done once, and not taken back when the condition is released."""
 
+    knob_name = "training"
     does: ClassVar[str]
     """What an act says that it turned to."""
-
-    @property
-    def knob(self) -> str:
-        return "training"
 
     def change(self, old: float, new: float) -> tuple[Level, Level] | None:
         return (None, self.does) if new == 1.0 else None
@@ -31,12 +28,9 @@ class ResetReference(Once):
 
     name = "reset_reference"
     turns = "reference"
+    knob_name = "reference"
     measured_by = ("rlmon/health/reward_mean", "up")
     does = "the present policy"
-
-    @property
-    def knob(self) -> str:
-        return "reference"
 
     def lacks(self, setting: Setting) -> str | None:
         lack = Once.lacks(self, setting)

@@ -38,7 +38,6 @@ from rlmon.interventions.intervention import (
     NO_CHANGE,
     Intervention,
     Ledger,
-    Level,
     Round,
     RowAct,
     RowChange,
@@ -116,9 +115,6 @@ class Quarantine(Intervention):
         return state, RowChange(
             factor_N=factor_N, act=RowAct(knob="advantages", count=len(found), reason=describe(found))
         )
-
-    def change(self, old: float, new: float) -> tuple[Level, Level]:
-        return ("off", "on") if new else ("on", "off")
 
     def possible_signs(self, setting: Setting) -> int:
         """How many signs of a shortcut a winner can show: that of the base needs TRL's reference."""

@@ -17,13 +17,10 @@ class Winsorise(Intervention):
     """Bound the size of every advantage."""
 
     name = "winsorise"
+    knob_name = "advantage_limit"
     measured_by = ("rlmon/group/lone_success_weight", "down")
 
     limit: float = setting(2.5, "advantages are clipped to plus or minus this", low=0.0)
-
-    @property
-    def knob(self) -> str:
-        return "advantage_limit"
 
     def on_round(self, state: Any, round: Round) -> tuple[Any, RowChange]:
         return state, RowChange(limit=self.limit)

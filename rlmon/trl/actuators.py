@@ -1,4 +1,4 @@
-"""What a policy turns in a TRL trainer: its knobs, the rows that it draws, its advantages, its loss, its end.
+"""What a policy turns in a TRL trainer: its coefficients, the rows that it draws, its advantages, its loss, its end.
 
 The rules decide in ``rlmon.controller``; here their actions meet the trainer. Nothing raises into the loop: a part that
 fails is reported to the controller, which puts its rule at rest on all ranks.
@@ -80,7 +80,7 @@ class TrainerActuators:
 
     @property
     def trainer(self) -> Any:
-        """The steered trainer; the knobs hold it, weakly."""
+        """The trainer; the coefficients hold it, weakly."""
         return self._coefficients.trainer
 
     @property

@@ -294,7 +294,7 @@ def _lacks(args: Any, model: Any, plan: Sequence[Mapping[str, str]], sharded: st
 
 
 class _PlannedCoefficients(Coefficients):
-    """The knobs of a trainer that is not built."""
+    """Those of a trainer that is not built."""
 
     def _lacks_layout(self, what: str) -> str | None:
         return None

@@ -87,7 +87,7 @@ class Coefficients:
     def trainer(self) -> Any:
         trainer = self._trainer()
         if trainer is None:
-            raise RuntimeError("the steered trainer is gone")
+            raise RuntimeError("the trainer is gone")
         return trainer
 
     @property

@@ -73,7 +73,7 @@ def setting_of(
 def setting_of_trainer(
     trainer: Any, base: BaseModel, config: RLMonConfig, extensions: Extensions, lacks: Mapping[str, str]
 ) -> Setting:
-    """The setting of a trainer that is built. ``lacks``: what its knobs lack."""
+    """The setting of a trainer that is built. ``lacks``: what its coefficients lack."""
     late = None
     if is_training(trainer):
         late = (
