@@ -207,6 +207,16 @@ def test_weights_are_bit_equal(tmp_path: Path, lora: bool, overrides: dict[str, 
     assert not record.faults
 
 
+def test_one_module_alone_knows_of_it() -> None:
+    package = Path(rlmon.__file__).parent
+    naming = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if "legacy_ppo" not in path.parts and "rlmon.trl.legacy_ppo import" in path.read_text(encoding="utf-8")
+    }
+    assert naming == {"trl/kinds.py"}
+
+
 @needs_ppo
 def test_every_hook_leaves_the_world_as_it_was(tmp_path: Path) -> None:
     """In a process of its own: the shape checks of the test suite draw from python's global random state."""
