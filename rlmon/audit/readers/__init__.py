@@ -20,7 +20,7 @@ import rlmon.audit.readers.trackio as trackio
 import rlmon.audit.readers.trl as trl
 import rlmon.audit.readers.wandb as wandb
 from rlmon.audit.readers.choosing import preset_names
-from rlmon.audit.readers.columns import inside
+from rlmon.audit.readers.columns import inside, place_and_run
 from rlmon.audit.readers.foreign import Foreign
 from rlmon.audit.readers.history import scalar_lacks
 from rlmon.audit.readers.probing import NoStepsError
@@ -93,8 +93,7 @@ def open_source(
     """
     path, tools = Path(path), with_foreign(readers)
     try:
-        # Behind :: stands one run of a trackio data base, unless it is part of a name.
-        there = path.exists() or Path(str(path).rpartition("::")[0] or path).exists()
+        there = place_and_run(path)[0].exists()
     except (OSError, ValueError) as problem:
         raise ReadError(f"{str(path)!r} cannot be looked at: {problem}.") from None
     if not there:

@@ -24,7 +24,7 @@ CUT_WORDS = frozenset({"length", "max_tokens", "max_length", "truncated", "max_n
 def column_of(name: str, values: Sequence[Any]) -> pa.Array:
     """A canonical column of Python values."""
     if name in ("prompt", "completion"):
-        texts = columns.strings([columns.rendered(value, completion=name == "completion") for value in values])
+        texts = columns.strings([messages.rendered(value, completion=name == "completion") for value in values])
         return columns.written_out(texts, completion=name == "completion")
     if name == "step":
         return pa.array([columns.step_number(single(value)) for value in values], pa.float64())

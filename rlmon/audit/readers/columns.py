@@ -15,9 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rlmon.audit.readers.messages import BEGINS, SPOKEN, written
-from rlmon.audit.readers.messages import rendered as rendered
-from rlmon.audit.readers.parsing import loads as loads
+from rlmon.audit.readers.messages import BEGINS, SPOKEN, rendered, written
 from rlmon.audit.run import ROWS
 from rlmon.errors import ReadError
 from rlmon.metrics.prompts import prompt_identity
@@ -47,6 +45,12 @@ def inside(root: Path, path: Path) -> bool:
         return path.resolve(strict=True).is_relative_to(root.resolve())
     except (OSError, RuntimeError):
         return False
+
+
+def place_and_run(path: Path) -> tuple[Path, str]:
+    """The place, and the name of one of its runs behind ``::``; empty where none is named, or it is part of a name."""
+    place, separator, run = str(path).rpartition("::")
+    return (Path(place), run) if separator and run and not path.exists() else (path, "")
 
 
 def files_of(root: Path, folder: Path) -> list[os.DirEntry[str]]:

@@ -54,7 +54,7 @@ _SHARE = re.compile(r"\s*(\d{1,15})\s*/\s*\d{1,15}\s*", re.ASCII)
 
 def recognises(path: Path) -> bool:
     """Whether ``path`` is a file of curves (``FILE`` or ``FILE::RUN``), or a folder that has one."""
-    return bool(files_in(_split(path)[0]))
+    return bool(files_in(columns.place_and_run(path)[0]))
 
 
 def open_run(path: Path) -> OpenedRun:
@@ -63,7 +63,7 @@ def open_run(path: Path) -> OpenedRun:
     Raises ``ReadError`` where there is none, where a table holds several runs and none is named, and for rows that
     are no curves.
     """
-    place, wanted = _split(path)
+    place, wanted = columns.place_and_run(path)
     found = files_in(place)
     if not found:
         raise ReadError(
@@ -113,12 +113,6 @@ def logs_at(folder: Path) -> list[Path]:
     found = files_in(folder)
     mine = [file.path for file in found if file.kind == found[0].kind]
     return [] if len(mine) < 2 or len(_together(found)) > 1 else sorted(mine)
-
-
-def _split(path: Path) -> tuple[Path, str]:
-    """The place, and the name of a run behind ``::``."""
-    place, separator, run = str(path).rpartition("::")
-    return (Path(place), run) if separator and run and not path.exists() else (path, "")
 
 
 def files_in(place: Path) -> list[LogFile]:

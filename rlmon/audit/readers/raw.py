@@ -11,6 +11,7 @@ import pyarrow as pa
 
 import rlmon.audit.readers.columns as columns
 from rlmon.audit.readers.layout import Part, Spec, format_of
+from rlmon.audit.readers.parsing import loads
 from rlmon.errors import ReadError
 
 COMPRESSION = {"": None, ".gz": "gzip", ".zst": "zstd"}
@@ -110,7 +111,7 @@ def record_of(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         # A damaged byte is a damaged character, as in Parquet, and not a lost row.
-        value = columns.loads(line.decode("utf-8", "replace"))
+        value = loads(line.decode("utf-8", "replace"))
     except (ValueError, RecursionError, MemoryError, ReadError):
         return None
     if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
@@ -172,7 +173,7 @@ def json_records(part: Part, packed: str) -> list[dict[str, Any]]:
         raw = stream.read(limit + 1)
     if len(raw) > limit:
         raise ReadError(f"has more than {limit >> 20} MiB; write a JSON object a line (.jsonl)")
-    value = columns.loads(raw.decode("utf-8", "replace").removeprefix("\ufeff"))
+    value = loads(raw.decode("utf-8", "replace").removeprefix("\ufeff"))
     if isinstance(value, dict) and isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):
         names = [str(name) for name in value["columns"]]
         return [dict(zip(names, row, strict=False)) for row in value["data"] if isinstance(row, list)]

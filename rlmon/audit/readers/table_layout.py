@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import rlmon.audit.readers.columns as columns
+from rlmon.audit.readers.parsing import loads
 from rlmon.errors import ReadError
 from rlmon.metrics.prompts import SOURCE_COLUMNS
 
@@ -155,7 +155,7 @@ def parse_json(content: bytes | str) -> Any:
     try:
         text = content if isinstance(content, str) else content.decode("utf-8", "replace")
         # One object for every NaN, so that equal rows compare as equal.
-        return columns.loads(text, parse_constant=_CONSTANTS.__getitem__)
+        return loads(text, parse_constant=_CONSTANTS.__getitem__)
     except (ValueError, RecursionError, MemoryError, ReadError) as error:
         raise UnreadableTable(f"damaged JSON: {error or type(error).__name__}") from error
 

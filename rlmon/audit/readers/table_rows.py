@@ -10,6 +10,7 @@ import pyarrow as pa
 
 import rlmon.audit.readers.columns as columns
 import rlmon.audit.readers.shapes as shapes
+from rlmon.audit.readers.messages import rendered
 from rlmon.audit.readers.table_layout import Layout, Load, Logged, UnreadableTable, is_count, number_of
 from rlmon.audit.run import ROWS, RowBatch
 from rlmon.metrics.prompts import prompt_identity
@@ -193,7 +194,7 @@ def _wide_rows(names: list[str], rows: list[list[Any]], table: Logged, layout: L
 
 def _texts(values: list[Any], *, completion: bool = False) -> pa.Array:
     """Prompts or completions as text, also where conversations were written out."""
-    texts = columns.strings([columns.rendered(value, completion=completion) for value in values])
+    texts = columns.strings([rendered(value, completion=completion) for value in values])
     return columns.written_out(texts, completion=completion)
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 import rlmon.audit.readers.columns as columns
 from rlmon.audit.readers.history import History, beside_curves, reward_functions, step_key_of
+from rlmon.audit.readers.messages import rendered
 from rlmon.audit.readers.table_layout import (
     MAX_TABLE_BYTES,
     Cells,
@@ -66,7 +67,7 @@ class Run:
 
 def recognises(path: Path) -> bool:
     """Whether ``path`` is a trackio data base (``FILE.db`` or ``FILE.db::RUN``), or a folder that has one."""
-    return bool(_data_bases(_split(path)[0]))
+    return bool(_data_bases(columns.place_and_run(path)[0]))
 
 
 def open_run(path: Path) -> OpenedRun:
@@ -84,7 +85,7 @@ def settings(path: Path) -> Mapping[str, Any]:
 
 def runs_at(path: Path) -> list[Path]:
     """Addresses of the runs of the projects at ``path``, the newest last, where they are several; else none."""
-    place, wanted = _split(path)
+    place, wanted = columns.place_and_run(path)
     found = []
     for file in [] if wanted else _data_bases(place):
         with contextlib.suppress(*DAMAGE), contextlib.closing(_connect(file)) as base:
@@ -96,7 +97,7 @@ def runs_at(path: Path) -> list[Path]:
 
 def _of_the_run(path: Path, read: Callable[[Path, sqlite3.Connection, Run], Found]) -> Found:
     """What ``read`` makes of the data base and the run that ``path`` names."""
-    place, wanted = _split(path)
+    place, wanted = columns.place_and_run(path)
     files = _data_bases(place)
     if not files:
         raise ReadError(
@@ -112,14 +113,6 @@ def _of_the_run(path: Path, read: Callable[[Path, sqlite3.Connection, Run], Foun
             return read(files[0], base, run)
     except DAMAGE as error:
         raise ReadError(f"{str(files[0])!r} is a damaged data base: {error}.") from error
-
-
-def _split(path: Path) -> tuple[Path, str | None]:
-    """The place and the name of a run behind ``::``."""
-    place, separator, run = str(path).rpartition("::")
-    if separator and run and not path.exists():
-        return Path(place), run
-    return path, None
 
 
 def _data_bases(place: Path) -> list[Path]:
@@ -212,9 +205,9 @@ def _runs(base: sqlite3.Connection) -> list[Run]:
     return sorted(found.values(), key=lambda run: (run.last, run.first, run.name))
 
 
-def _choose(path: Path, runs: list[Run], wanted: str | None) -> Run:
+def _choose(path: Path, runs: list[Run], wanted: str) -> Run:
     """The run that was asked for, or the only one."""
-    if wanted is not None:
+    if wanted:
         named = [run for run in runs if run.name == wanted or run.id == wanted]
         if named:
             return named[-1]
@@ -223,7 +216,7 @@ def _choose(path: Path, runs: list[Run], wanted: str | None) -> Run:
     if not runs:
         raise ReadError(f"{str(path)!r} is a trackio project without a logged value.")
     listed = ", ".join(f"{run.name!r} ({run.rows} rows, last {run.last[:19]})" for run in runs[-20:])
-    if wanted is not None:
+    if wanted:
         raise ReadError(f"{str(path)!r} has no run {wanted!r}; it has {listed}.")
     raise ReadError(
         f"{str(path)!r} holds {len(runs)} runs: {listed}. Type {f'{path}::{runs[-1].name}'!r} for the last."
@@ -453,8 +446,8 @@ def _traces(found: Sequence[tuple[Any, ...]]) -> RowBatch:
             {
                 "step": step,
                 "split": "eval" if str(key).startswith(("eval", "val", "test")) else "train",
-                "prompt": columns.rendered(spoken[:cut]) if cut else None,
-                "completion": columns.rendered(spoken[cut:], completion=True) if spoken[cut:] else "",
+                "prompt": rendered(spoken[:cut]) if cut else None,
+                "completion": rendered(spoken[cut:], completion=True) if spoken[cut:] else "",
                 "prompt_id": prompt_identity(spoken[:cut]) if cut else None,
                 "group": columns.label(group),
                 "reward": number_of(about.get("reward")),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import rlmon.audit.readers.columns as columns
+from rlmon.audit.readers.parsing import loads
 
 CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})", re.ASCII)
 STATE_BYTES = 1 << 28
@@ -32,7 +33,7 @@ def state_of(root: Path, notes: list[str]) -> dict[str, Any]:
         try:
             if place.stat().st_size > STATE_BYTES:
                 raise ValueError(f"more than {STATE_BYTES >> 20} MiB")
-            state = columns.loads(place.read_text(encoding="utf-8", errors="replace"), parse_int=_integer)
+            state = loads(place.read_text(encoding="utf-8", errors="replace"), parse_int=_integer)
             if not isinstance(state, dict):
                 raise ValueError("no JSON object")
         except (OSError, ValueError, RecursionError, MemoryError) as problem:
