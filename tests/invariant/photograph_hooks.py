@@ -35,41 +35,56 @@ def traces(trainer: Any) -> dict[str, Any]:
     }
 
 
-def main(out: Path, lora: bool) -> None:
-    trained = tiny.trainer(out / "run", lora=lora, policy=tiny.model(dropout=0.1), save_strategy="steps", save_steps=2)
-    changed: list[str] = []
-    calls: list[str] = []
+class Photographs:
+    """Of all global state before and after each call of what is ``taken``, while ``trained`` trains."""
 
-    def photographed(owner: type, name: str) -> None:
+    def __init__(self, trained: Any) -> None:
+        self.trained = trained
+        self.changed: list[str] = []
+        self.calls: list[str] = []
+
+    def take(self, owner: type, *names: str) -> None:
+        for name in names:
+            self._wrap(owner, name)
+
+    def _wrap(self, owner: type, name: str) -> None:
         original = getattr(owner, name)
 
-        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-            before = traces(trained)
-            result = original(self, *args, **kwargs)
-            after = traces(trained)
-            calls.append(name)
-            changed.extend(f"{name}: {key}" for key in before if before[key] != after[key])
+        def wrapper(own: Any, *args: Any, **kwargs: Any) -> Any:
+            before = traces(self.trained)
+            result = original(own, *args, **kwargs)
+            after = traces(self.trained)
+            self.calls.append(args[0] if name == "saw" else name)
+            self.changed.extend(f"{name}: {key}" for key in before if before[key] != after[key])
             return result
 
         setattr(owner, name, wrapper)
 
-    for owner, name in ((Generation, "_observe_rollouts"), (Losses, "_observe_tokens"), (Capture, "step_begins")):
-        photographed(owner, name)
-    for name in ("attach", "on_train_begin", "on_step_begin", "on_step_end", "on_log", "on_save", "on_train_end"):
-        photographed(RLMon, name)
+    def told(self) -> str:
+        """As JSON: what changed, what was called, and what the photographs see of a disturbance on purpose."""
+        before, model = traces(self.trained), self.trained.model
+        random.random()
+        np.random.random()
+        torch.rand(1)
+        model.train(not model.training)
+        next(p for p in model.parameters() if p.requires_grad).requires_grad_(False)
+        after = traces(self.trained)
+        noticed = [key for key in before if before[key] != after[key]]
+        return json.dumps({"changed": self.changed, "calls": self.calls, "noticed": noticed})
+
+
+def main(out: Path, lora: bool) -> None:
+    trained = tiny.trainer(out / "run", lora=lora, policy=tiny.model(dropout=0.1), save_strategy="steps", save_steps=2)
+    photographs = Photographs(trained)
+    photographs.take(Generation, "_observe_rollouts")
+    photographs.take(Losses, "_observe_tokens")
+    photographs.take(Capture, "step_begins")
+    photographs.take(
+        RLMon, "attach", "on_train_begin", "on_step_begin", "on_step_end", "on_log", "on_save", "on_train_end"
+    )
     RLMon(trained, RLMonConfig(rlmon_base_kl_every=1, rlmon_strict=True))
     trained.train()
-
-    # The photographs can see: disturb each thing on purpose.
-    before = traces(trained)
-    random.random()
-    np.random.random()
-    torch.rand(1)
-    trained.model.train(not trained.model.training)
-    next(p for p in trained.model.parameters() if p.requires_grad).requires_grad_(False)
-    after = traces(trained)
-    noticed = [key for key in before if before[key] != after[key]]
-    print(json.dumps({"changed": changed, "calls": calls, "noticed": noticed}))
+    print(photographs.told())
 
 
 if __name__ == "__main__":

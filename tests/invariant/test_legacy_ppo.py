@@ -659,40 +659,15 @@ def test_checkpoints_and_a_second_training(tmp_path: Path) -> None:
 
 
 def photographs(out: Path) -> None:
-    from photograph_hooks import traces
+    from photograph_hooks import Photographs
 
     trained = trainer(out / "run", save_strategy="steps", save_steps=2, total_episodes=2 * BATCH)
-    changed: list[str] = []
-    calls: list[str] = []
-
-    def photographed(owner: type, name: str) -> None:
-        original = getattr(owner, name)
-
-        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-            before = traces(trained)
-            result = original(self, *args, **kwargs)
-            after = traces(trained)
-            calls.append(args[0] if name == "saw" else name)
-            changed.extend(f"{name}: {key}" for key in before if before[key] != after[key])
-            return result
-
-        setattr(owner, name, wrapper)
-
-    for name in ("saw", "_finish", "step_ends", "install"):
-        photographed(LegacyPPOCapture, name)
-    for name in ("attach", "on_train_begin", "on_step_end", "on_log", "on_save", "on_train_end"):
-        photographed(RLMon, name)
+    taken = Photographs(trained)
+    taken.take(LegacyPPOCapture, "saw", "_finish", "step_ends", "install")
+    taken.take(RLMon, "attach", "on_train_begin", "on_step_end", "on_log", "on_save", "on_train_end")
     RLMon(trained, CONFIG)
     trained.train()
-    before = traces(trained)
-    random.random()
-    np.random.random()
-    torch.rand(1)
-    trained.model.train(not trained.model.training)
-    next(p for p in trained.model.parameters() if p.requires_grad).requires_grad_(False)
-    after = traces(trained)
-    noticed = [key for key in before if before[key] != after[key]]
-    print(json.dumps({"changed": changed, "calls": sorted(set(calls)), "noticed": noticed}))
+    print(taken.told())
 
 
 def one_rank(out: Path, kind: str) -> None:

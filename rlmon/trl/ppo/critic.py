@@ -68,7 +68,7 @@ class Critic(nn.Module):
 
         def hear(module: nn.Module, arguments: Any, output: Any) -> None:
             hidden = output.last_hidden_state[:, -(completion_length + 1) :]
-            heard.append(self.head_of(hidden.detach() if self.kind == "shared_detached" else hidden))
+            heard.append(self._values(hidden.detach() if self.kind == "shared_detached" else hidden))
 
         handle = backbone_of(self._policy[0]).register_forward_hook(hear)
         try:
@@ -85,10 +85,10 @@ class Critic(nn.Module):
         for start in range(0, len(input_ids), size):
             rows = slice(start, start + size)
             output = self.trunk(input_ids=input_ids[rows], attention_mask=attention_mask[rows], use_cache=False)
-            found.append(self.head_of(output.last_hidden_state[:, -(completion_length + 1) :]))
+            found.append(self._values(output.last_hidden_state[:, -(completion_length + 1) :]))
         return torch.cat(found)
 
-    def head_of(self, hidden_BTD: Tensor) -> Tensor:
+    def _values(self, hidden_BTD: Tensor) -> Tensor:
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             values: Tensor = self.head(hidden_BTD.float()).squeeze(-1)
         return values
