@@ -287,7 +287,8 @@ class Controller:
             if late_N is not None:
                 table = dataclasses.replace(table, success_N=late_N)
                 own["success"] = late_N[mine]
-            self._rules, effect, actions = fold.on_round(self.policy, self._rules, table, self._ask(table))
+            rules, effect, actions = fold.on_round(self.policy, self._rules, table, self._ask(table))
+            self._take(rules)
             seen, neutralised = self._rows_seen
             self._rows_seen = (seen + len(table), neutralised + int((effect.factor_n == 0.0).sum()))
             for action in actions:
@@ -304,6 +305,13 @@ class Controller:
         except Exception as error:
             self._broken = f"{type(error).__name__}: {str(error)[:300]}"
             raise
+
+    def _take(self, rules: fold.RulesState) -> None:
+        """Go on from there; rules whose intervention raised stop on all ranks with the next step's votes."""
+        for name, at in rules.rules.items():
+            if at.failed is not None and self._rules.rules[name].failed is None:
+                self._failures.setdefault(name, at.failed)
+        self._rules = rules
 
     def _ask(self, table: RoundTable) -> dict[str, Any]:
         """What the ledger says of the prompts to the rules that ask, before and after it has counted this round."""
@@ -372,7 +380,8 @@ class Controller:
             self._agreed = self._rules
             if self._world_size > 1:
                 self._apply_waiting(record.step)
-            self._rules, actions = fold.on_step(self.policy, self._rules, record, findings)
+            rules, actions = fold.on_step(self.policy, self._rules, record, findings)
+            self._take(rules)
             for action in actions:
                 self._write(action)
             if self._world_size == 1:

@@ -22,7 +22,7 @@ import numpy as np
 
 from rlmon.interventions import conditions, saved
 from rlmon.interventions.base_mean import BaseMean
-from rlmon.interventions.intervention import SILENT_VALUES, Level, Round, RowAct, RuleState, RunSoFar
+from rlmon.interventions.intervention import SILENT_VALUES, Level, Round, RowAct, RowChange, RuleState, RunSoFar
 from rlmon.interventions.policy import Policy, Rule
 from rlmon.interventions.row_effect import RowEffect
 from rlmon.interventions.rows import RoundTable
@@ -87,44 +87,62 @@ def start(policy: Policy, knobs: Mapping[str, float]) -> RulesState:
 def on_round(
     policy: Policy, state: RulesState, table: RoundTable, known: Mapping[str, Any]
 ) -> tuple[RulesState, RowEffect, tuple[Action, ...]]:
-    """Fold one training round. ``known``: by rule name what the ledger told its intervention (``ask``)."""
-    factor_N, addition_N = np.ones(len(table)), np.zeros(len(table))
-    limit: float | None = None
+    """Fold one training round. ``known``: by rule name what the ledger told its intervention (``ask``).
+
+    An intervention that raises changes nothing, and its rule has failed.
+    """
+    effect = RowEffect(factor_n=np.ones(len(table)), limit=None, addition_n=np.zeros(len(table)))
     actions: list[Action] = []
     rules = dict(state.rules)
     state = replace(state, scale=_scale(state.scale, table))
     for rule in policy.rules:
         at = rules[rule.name]
         acting = at.level > 0.0 and at.failed is None
-        inner, change = rule.action.on_round(
-            at.inner,
-            Round(
-                table=table,
-                level=at.level,
-                acting=acting,
-                dry_run=rule.dry_run,
-                scale=state.scale,
-                known=known.get(rule.name),
-            ),
+        round = Round(
+            table=table,
+            level=at.level,
+            acting=acting,
+            dry_run=rule.dry_run,
+            scale=state.scale,
+            known=known.get(rule.name),
         )
+        try:
+            inner, change = rule.action.on_round(at.inner, round)
+            after = _with(effect, change)
+        except Exception as error:
+            rules[rule.name] = _failed(at, error)
+            continue
         rules[rule.name] = replace(at, inner=inner)
         if change.act is not None:
             actions.append(_row_action(rule, table, change.act))
-        if not acting or rule.dry_run:
-            continue
-        if change.factor_N is not None:
-            factor_N = factor_N * change.factor_N
-        if change.addition_N is not None:
-            addition_N = addition_N + change.addition_N
-        if change.limit is not None:
-            limit = change.limit if limit is None else min(limit, change.limit)
+        if acting and not rule.dry_run:
+            effect = after
     # A neutralised group is out as a whole: a push on its modes would be a reward for nothing but them.
-    addition_N = addition_N * factor_N
-    digest = _digest(state.digest, factor_N.tobytes(), addition_N.tobytes(), repr(limit).encode(), *map(_key, actions))
-    state = replace(state, rules=rules, digest=digest)
+    effect = replace(effect, addition_n=effect.addition_n * effect.factor_n)
+    rows = (effect.factor_n.tobytes(), effect.addition_n.tobytes(), repr(effect.limit).encode())
+    state = replace(state, rules=rules, digest=_digest(state.digest, *rows, *map(_key, actions)))
     for action in actions:
         state = _await_effect(policy, state, action, action.step)
-    return state, RowEffect(factor_n=factor_N, limit=limit, addition_n=addition_N), tuple(actions)
+    return state, effect, tuple(actions)
+
+
+def _with(effect: RowEffect, change: RowChange) -> RowEffect:
+    """The effect with one rule's change beside it. Raises ``ValueError`` for one that is not of these rows."""
+    factor_n, limit, addition_n = effect.factor_n, effect.limit, effect.addition_n
+    for name, values in (("factor_N", change.factor_N), ("addition_N", change.addition_N)):
+        if values is not None and not (np.shape(values) == factor_n.shape and np.isfinite(values).all()):
+            raise ValueError(f"{name} is not a finite number for each of {len(factor_n)} rows")
+    if change.factor_N is not None:
+        factor_n = factor_n * change.factor_N
+    if change.addition_N is not None:
+        addition_n = addition_n + change.addition_N
+    if change.limit is not None:
+        limit = change.limit if limit is None else min(limit, change.limit)
+    return RowEffect(factor_n=factor_n, limit=limit, addition_n=addition_n)
+
+
+def _failed(at: RuleState, error: Exception) -> RuleState:
+    return at if at.failed is not None else replace(at, failed=f"{type(error).__name__}: {str(error)[:300]}")
 
 
 def _row_action(rule: Rule, table: RoundTable, act: RowAct) -> Action:
@@ -186,8 +204,12 @@ def on_step(
     for rule in policy.rules:
         at = state.rules[rule.name]
         condition, met, why, finding_id = conditions.step(rule.when, at.condition, record, findings, rule.hysteresis)
-        at = replace(at, condition=condition, met=met, inner=rule.action.on_step(at.inner, record))
-        at, action = _judge(rule, at, state, record, why, finding_id)
+        at, action = replace(at, condition=condition, met=met), None
+        try:
+            stepped = replace(at, inner=rule.action.on_step(at.inner, record))
+            at, action = _judge(rule, stepped, state, record, why, finding_id)
+        except Exception as error:
+            at = _failed(at, error)
         state = replace(state, rules={**state.rules, rule.name: at})
         if action is not None:
             decided.append(action)
@@ -222,6 +244,8 @@ def _judge(
     level, reason = rule.action.next_level(at, run)
     if level is None or level == at.level:
         return at, None
+    if not math.isfinite(level):
+        raise ValueError(f"its next level is {level}")
     began = at.began_step
     if at.level == run.rest:
         began = record.step

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from own_action import Shorten
 from simulated_ranks import Run, round_of
@@ -16,7 +18,7 @@ import rlmon
 from rlmon.controller import load_policy
 from rlmon.errors import ConfigError
 from rlmon.extensions import Extensions
-from rlmon.interventions import show
+from rlmon.interventions import Intervention, Round, RowChange, RuleState, RunSoFar, setting, show
 from rlmon.interventions.policy import Policy
 
 RULES = {
@@ -107,3 +109,52 @@ def test_an_audit_that_lacks_it_shows_its_acts(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(told(tmp_path / "log"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Breaks(Intervention):
+    """Breaks in one of its methods, from the third round on."""
+
+    name = "breaks"
+    turns = "beta"
+
+    where: str = setting("on_round", "which method breaks, and how")
+
+    def fresh(self) -> Any:
+        return 0
+
+    def on_round(self, state: Any, round: Round) -> tuple[Any, RowChange]:
+        if state >= 2 and self.where == "on_round":
+            raise ValueError("broken on purpose")
+        wrong = {"shape": np.ones(1), "nan": np.full(len(round.table), np.nan)}.get(self.where)
+        return state + 1, RowChange(addition_N=wrong if state >= 2 else None)
+
+    def next_level(self, at: RuleState, run: RunSoFar) -> tuple[float, str | None]:
+        if at.inner >= 3 and self.where == "next_level":
+            raise ValueError("broken on purpose")
+        return (float("inf") if self.where == "inf" and at.inner >= 3 else at.level + 0.5), None
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ("on_round", "ValueError: broken on purpose"),
+        ("next_level", "ValueError: broken on purpose"),
+        ("shape", "ValueError: addition_N is not a finite number for each of 16 rows"),
+        ("nan", "ValueError: addition_N is not a finite number for each of 16 rows"),
+        ("inf", "ValueError: its next level is inf"),
+    ],
+)
+@pytest.mark.parametrize("world", [1, 2])
+def test_what_breaks_in_it_stops_its_rule_alone(tmp_path: Path, where: str, why: str, world: int) -> None:
+    broken = {"when": "always", "do": {"action": "breaks", "where": where}, "cool_off_steps": 1}
+    policy = load_policy({"rules": {**RULES["rules"], "broken": broken}}, Extensions(actions=[Shorten, Breaks]))
+    of = Run(tmp_path / "run", world, ROUNDS, group=4, policy=policy)
+    of.close()
+    acts = rlmon.open_run(tmp_path / "run").actions
+    assert {act.rule for act in acts if act.phase == "failed"} == {"broken"}
+    assert any(act.reason.endswith(why) for act in acts if act.phase == "failed")
+    assert [monitor.controller.off for monitor in of.monitors] == [None] * world  # type: ignore[union-attr]
+    last = max(act.step for act in acts if act.rule == "brief")
+    assert last > max(act.step for act in acts if act.phase == "failed")
+    assert all(np.isfinite(effect.addition_n).all() for effect in of.effects[0] if effect is not None)
