@@ -16,95 +16,60 @@ MODES_DRAWN = 9
 Title = tuple[str, str, tuple[tuple[str, str], ...]]
 VARIED = "as varied as so many equally common ones"
 CHARTS: Sequence[Title] = (
-    (
-        "Formats in use",
-        VARIED,
-        (
-            ("rlmon/collision/mode_across_effective", "across prompts"),
-            ("rlmon/collision/mode_within_effective", "same prompt"),
-            ("rlmon/collision/mode_correct_across_effective", "rewarded"),
-        ),
-    ),
-    (
-        "Formats in use",
-        "e to the entropy of their shares",
-        (("rlmon/format/effective", "all"), ("rlmon/format/effective_correct", "rewarded")),
-    ),
+    ("Formats in use", VARIED, (
+        ("rlmon/collision/mode_across_effective", "across prompts"),
+        ("rlmon/collision/mode_within_effective", "same prompt"),
+        ("rlmon/collision/mode_correct_across_effective", "rewarded"),
+    )),
+    ("Formats in use", "e to the entropy of their shares", (
+        ("rlmon/format/effective", "all"), ("rlmon/format/effective_correct", "rewarded"),
+    )),
     ("Largest format", "share of completions", (("rlmon/format/top_share", "share"),)),
     ("Reward", "mean", (("rlmon/health/reward_mean", "reward"),)),
     ("Token entropy", "nats per token", (("rlmon/entropy/mean", "entropy"),)),
     ("KL to the base", "nats per token", (("rlmon/kl/mean", "KL"),)),
-    (
-        "Groups that teach nothing",
-        "share of groups",
-        (
-            ("rlmon/group/silent", "equal rewards"),
-            ("rlmon/group/all_good", "all good"),
-            ("rlmon/group/all_bad", "all bad"),
-        ),
-    ),
+    ("Groups that teach nothing", "share of groups", (
+        ("rlmon/group/silent", "equal rewards"), ("rlmon/group/all_good", "all good"),
+        ("rlmon/group/all_bad", "all bad"),
+    )),
     ("Completion length", "tokens", (("rlmon/health/length_mean", "mean"),)),
     ("Completion length", "characters", (("completion characters", "mean"),)),
-    (
-        "Distinct n-grams",
-        "share, at a fixed budget of words",
-        (
-            ("rlmon/text/distinct_1", "1-grams"),
-            ("rlmon/text/distinct_2", "2-grams"),
-            ("rlmon/text/distinct_3", "3-grams"),
-        ),
-    ),
-    (
-        "Near-duplicates",
-        "share of pairs",
-        (("rlmon/text/near_duplicate_within", "same prompt"), ("rlmon/text/near_duplicate_across", "across prompts")),
-    ),
-    (
-        "Templates in use",
-        VARIED,
-        (
-            ("rlmon/collision/template_across_effective", "across prompts"),
-            ("rlmon/collision/template_within_effective", "same prompt"),
-        ),
-    ),
-    (
-        "Ways to begin a sentence",
-        VARIED,
-        (("rlmon/moves/effective_across", "across prompts"), ("rlmon/moves/effective_within", "same prompt")),
-    ),
-    (
-        "Templates of correct answers",
-        "to one prompt",
-        (("rlmon/text/effective_templates_within_correct", "templates"),),
-    ),
+    ("Distinct n-grams", "share, at a fixed budget of words", (
+        ("rlmon/text/distinct_1", "1-grams"), ("rlmon/text/distinct_2", "2-grams"),
+        ("rlmon/text/distinct_3", "3-grams"),
+    )),
+    ("Near-duplicates", "share of pairs", (
+        ("rlmon/text/near_duplicate_within", "same prompt"), ("rlmon/text/near_duplicate_across", "across prompts"),
+    )),
+    ("Templates in use", VARIED, (
+        ("rlmon/collision/template_across_effective", "across prompts"),
+        ("rlmon/collision/template_within_effective", "same prompt"),
+    )),
+    ("Ways to begin a sentence", VARIED, (
+        ("rlmon/moves/effective_across", "across prompts"), ("rlmon/moves/effective_within", "same prompt"),
+    )),
+    ("Templates of correct answers", "to one prompt", (
+        ("rlmon/text/effective_templates_within_correct", "templates"),
+    )),
     ("Different answers", "to one prompt", (("rlmon/text/effective_answers_within", "answers"),)),
     ("Weight of lucky one-offs", "share of |advantage|", (("rlmon/group/lone_success_weight", "weight"),)),
     ("Truncated", "share of completions", (("rlmon/health/truncated", "truncated"),)),
     ("Distance to the base's formats", "Jensen-Shannon", (("rlmon/format/js_to_base", "distance"),)),
     ("Critic: explained variance", "share of the returns' variance", (("rlmon/value/explained_variance", "share"),)),
     ("Critic: value loss", "squared reward", (("rlmon/value/loss", "loss"),)),
-    (
-        "Critic: values and returns",
-        "reward, mean over tokens",
-        (("rlmon/value/mean", "values"), ("rlmon/value/return_mean", "returns")),
-    ),
-    (
-        "Critic: advantages",
-        "quantiles over tokens",
-        (
-            ("rlmon/value/advantage_p05", "5 %"),
-            ("rlmon/value/advantage_p50", "50 %"),
-            ("rlmon/value/advantage_p95", "95 %"),
-        ),
-    ),
+    ("Critic: values and returns", "reward, mean over tokens", (
+        ("rlmon/value/mean", "values"), ("rlmon/value/return_mean", "returns"),
+    )),
+    ("Critic: advantages", "quantiles over tokens", (
+        ("rlmon/value/advantage_p05", "5 %"), ("rlmon/value/advantage_p50", "50 %"),
+        ("rlmon/value/advantage_p95", "95 %"),
+    )),
     ("Policy: KL penalty", "beta", (("rlmon/intervention/beta", "beta"),)),
     ("Policy: hold on the formats", "strength", (("rlmon/intervention/kappa", "strength"),)),
-    (
-        "Policy: rows and prompts set aside",
-        "share",
-        (("rlmon/intervention/neutralised_share", "neutralised"), ("rlmon/intervention/deferred_share", "deferred")),
-    ),
-)
+    ("Policy: rows and prompts set aside", "share", (
+        ("rlmon/intervention/neutralised_share", "neutralised"), ("rlmon/intervention/deferred_share", "deferred"),
+    )),
+)  # fmt: skip
 """Title, unit and curves of the charts that come first, in their order; a chart without a value is left out."""
 
 
