@@ -104,6 +104,17 @@ class History:
         )
 
 
+def by_key(values: Iterable[tuple[str, int, float]]) -> tuple[Series, Series]:
+    """Curves of training and of evaluations, whose keys lose their ``eval/`` or ``eval_``, from (key, step, value) in
+    any order; the last value of a step counts."""
+    sides: tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]] = ({}, {})
+    for key, step, value in values:
+        prefix = next((prefix for prefix in ("eval/", "eval_") if key.startswith(prefix)), "")
+        sides[bool(prefix)].setdefault(key[len(prefix) :], {})[step] = value
+    train, held_out = ({key: sorted(points.items()) for key, points in side.items()} for side in sides)
+    return train, held_out
+
+
 def is_evaluation(key: str) -> bool:
     """Whether a tracker's key is of an evaluation."""
     return key.startswith(EVAL_PREFIXES) and key not in _OF_THE_VALUE_MODEL

@@ -17,6 +17,7 @@ import rlmon.audit.readers.shapes as shapes
 from rlmon.audit.readers.choosing import PROBES, UNNAMED, from_mapping, matching, presets, recognised, scalars_file
 from rlmon.audit.readers.cutting import plan
 from rlmon.audit.readers.files import MappedShard
+from rlmon.audit.readers.history import Series, by_key
 from rlmon.audit.readers.layout import Part, Spec, format_of, whole
 from rlmon.audit.readers.parsing import walk
 from rlmon.audit.readers.probing import probed, refuse_steps
@@ -117,12 +118,8 @@ def open_run(path: Path, mapping: Mapping[str, str] | None = None, preset: str |
     )
 
 
-def _scalars(
-    part: Part, spec: Spec, notes: list[str]
-) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[tuple[int, float]]]]:
+def _scalars(part: Part, spec: Spec, notes: list[str]) -> tuple[Series, Series]:
     """What was logged, by key; those of evaluations apart."""
-    train: dict[str, dict[int, float]] = {}
-    held_out: dict[str, dict[int, float]] = {}
     damaged = 0
     records: list[dict[str, Any]] = []
     try:
@@ -135,26 +132,21 @@ def _scalars(
     if spec.scalars_in_order and records and all(walk(record, spec.scalar_step) is None for record in records):
         notes.append(f"No line of {part.name} names its step: they were numbered from 1.")
         records = [{**record, spec.scalar_step: at} for at, record in enumerate(records, start=1)]
+    values: list[tuple[str, int, float]] = []
     for record in records:
         step = whole(walk(record, spec.scalar_step))
         if step is None:
             damaged += 1
             continue
-        values = next((values for name in ("data", "metrics") if isinstance(values := record.get(name), dict)), record)
-        for key, value in values.items():
+        logged = next((inner for name in ("data", "metrics") if isinstance(inner := record.get(name), dict)), record)
+        for key, value in logged.items():
             if key in ("step", "time", spec.scalar_step) or isinstance(value, (bool, str)):
                 continue
-            number = columns.number(value)
-            if number is None:
-                continue
-            prefix = next((prefix for prefix in ("eval/", "eval_") if key.startswith(prefix)), "")
-            (held_out if prefix else train).setdefault(key[len(prefix) :], {})[step] = number
+            if (number := columns.number(value)) is not None:
+                values.append((key, step, number))
     if damaged:
         notes.append(f"{damaged} lines of {part.name} could not be read.")
-    return (
-        {key: sorted(values.items()) for key, values in train.items()},
-        {key: sorted(values.items()) for key, values in held_out.items()},
-    )
+    return by_key(values)
 
 
 def _lacks(

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import rlmon.audit.aliases as aliases
 import rlmon.audit.readers.columns as columns
 from rlmon.audit.aliases import LARGEST
+from rlmon.audit.readers.history import by_key
 from rlmon.audit.readers.trl_files import File, Layout, TRLShard, read_file
 from rlmon.audit.readers.trl_state import CHECKPOINT, is_evaluation, series_of, state_of, state_paths, step_of, whole
 from rlmon.audit.run import Lack, OpenedRun
@@ -58,7 +59,7 @@ def open_run(path: Path, config: Mapping[str, Any] | None = None) -> OpenedRun:
     state = state_of(root, notes)
     raw = state.get("log_history")
     history = [entry for entry in raw if isinstance(entry, dict)] if isinstance(raw, list) else []
-    scalars, eval_scalars = series_of(history)
+    scalars, eval_scalars = by_key(series_of(history))
     found = _files(root)
     if not found and not history:
         raise ReadError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,8 @@ def is_evaluation(entry: Mapping[str, Any]) -> bool:
     return any(isinstance(key, str) and key.startswith("eval_") for key in entry)
 
 
-def series_of(
-    history: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[tuple[int, float]]]]:
-    """What was logged while training, and of evaluations; the summary at the end of training is left out."""
-    train: dict[str, dict[int, float]] = {}
-    evaluation: dict[str, dict[int, float]] = {}
+def series_of(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, int, float]]:
+    """Key, step and value of what was logged; the summary at the end of training is left out."""
     for entry in history:
         step = step_of(entry)
         if step is None or "train_runtime" in entry:
@@ -77,15 +73,5 @@ def series_of(
         for key, value in entry.items():
             if key in ("step", "epoch") or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
-            try:
-                number = float(value)
-            except OverflowError:
-                continue
-            if key.startswith("eval_"):
-                evaluation.setdefault(key[5:], {})[step] = number
-            else:
-                train.setdefault(key, {})[step] = number
-    return (
-        {key: sorted(values.items()) for key, values in train.items()},
-        {key: sorted(values.items()) for key, values in evaluation.items()},
-    )
+            with contextlib.suppress(OverflowError):
+                yield key, step, float(value)
