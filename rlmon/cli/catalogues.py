@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import json
 from collections.abc import Mapping, Sequence
@@ -47,7 +46,7 @@ def metrics(
     elif form is CatalogueFormat.text and len(found) == 1:
         say("\n".join(catalogue.metric_lesson(found[0])))
     else:
-        _print_catalogue([dataclasses.asdict(metric) for metric in found], form)
+        _print_catalogue([catalogue.fields(metric) for metric in found], form)
 
 
 def detectors(

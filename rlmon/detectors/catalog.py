@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -400,10 +400,10 @@ DETECTORS: tuple[DetectorSpec, ...] = (
 )
 
 
-def catalogue() -> list[dict[str, Any]]:
+def catalogue(specs: Sequence[DetectorSpec] = DETECTORS) -> list[dict[str, Any]]:
     """One dict per detector: id, metric, line, method, parameters, meaning, advice and price with its interval."""
     rows = []
-    for spec in DETECTORS:
+    for spec in specs:
         rows.append(
             {
                 "id": spec.id,

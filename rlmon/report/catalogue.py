@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ import rlmon.audit.aliases as aliases
 from rlmon.audit.checks.folds import FOLDS
 from rlmon.detectors import DETECTORS, DetectorSpec, catalogue
 from rlmon.errors import ConfigError
+from rlmon.extensions import installed
 from rlmon.metrics.catalog import METRICS, lookup
 from rlmon.metrics.family import Metric
 
@@ -20,16 +22,19 @@ _DIRECTIONS = {"up": "when it rises", "down": "when it falls", "both": "both way
 def metrics_named(name: str | None) -> list[Metric]:
     """All metrics, those of a family (``entropy``), or the one of a name (``rlmon/entropy/mean``, ``entropy/mean``, or
     what a trainer calls it). Raises ``ConfigError`` where there is none, with the nearest."""
-    families = list(dict.fromkeys(family(metric.name) for metric in METRICS))
+    own = [metric for one in installed("rlmon.metrics") for metric in one.entries]
+    every = [*METRICS, *own]
+    families = list(dict.fromkeys(family(metric.name) for metric in every))
     if name is None:
-        return list(METRICS)
+        return every
     if name in families:
-        return [metric for metric in METRICS if family(metric.name) == name]
+        return [metric for metric in every if family(metric.name) == name]
     full = name if name.startswith("rlmon/") else f"rlmon/{name}"
     known = [full, *(one for one, keys in aliases.table().items() if name in [alias.key for alias in keys])]
     found = [metric for one in known if (metric := lookup(one)) is not None]
+    found += [metric for metric in own if metric.name == name]
     if not found:
-        names = [metric.name for metric in METRICS]
+        names = [metric.name for metric in every]
         near = difflib.get_close_matches(name, [*families, *names, *(n.removeprefix("rlmon/") for n in names)], n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(
@@ -39,13 +44,24 @@ def metrics_named(name: str | None) -> list[Metric]:
 
 
 def family(metric: str) -> str:
-    """``entropy`` of ``rlmon/entropy/mean``."""
-    return metric.split("/")[1]
+    """``entropy`` of ``rlmon/entropy/mean``, ``emoji`` of a user's ``emoji/share``."""
+    return metric.removeprefix("rlmon/").split("/")[0]
+
+
+def fields(metric: Metric) -> dict[str, Any]:
+    """What the catalogue prints of a metric."""
+    return {
+        name: value for name, value in dataclasses.asdict(metric).items() if name not in ("of_successes", "instead")
+    }
+
+
+def _specs() -> tuple[DetectorSpec, ...]:
+    return (*DETECTORS, *installed("rlmon.detectors"))
 
 
 def detectors_named(name: str | None) -> list[dict[str, Any]]:
     """Rows of all detectors, or of one. Raises ``ConfigError`` where there is none, with the nearest."""
-    rows = catalogue()
+    rows = catalogue(_specs())
     if name is None:
         return rows
     ids = [row["id"] for row in rows]
@@ -69,7 +85,7 @@ def metric_lesson(metric: Metric) -> Iterator[str]:
         ("bad", _DIRECTIONS[metric.direction]),
         ("needs", metric.needs),
         ("from", metric.source),
-        ("watched by", ", ".join(spec.id for spec in DETECTORS if metric.name in spec.metrics)),
+        ("watched by", ", ".join(spec.id for spec in _specs() if metric.name in spec.metrics)),
         ("trainers call it", ", ".join(
             f"{alias.key} ({alias.tool})" for alias in aliases.table().get(metric.name, ()) if alias.tool != "rlmon"
         )),
@@ -78,10 +94,10 @@ def metric_lesson(metric: Metric) -> Iterator[str]:
 
 def detector_lesson(row: Mapping[str, Any]) -> Iterator[str]:
     """One detector explained, a line each."""
-    spec = next(spec for spec in DETECTORS if spec.id == row["id"])
+    spec = next(spec for spec in _specs() if spec.id == row["id"])
     yield spec.id
     yield from _fields(
-        ("asks", next(asked.title for asked in FOLDS if asked.id == spec.id)),
+        ("asks", next((asked.title for asked in FOLDS if asked.id == spec.id), spec.question)),
         ("means", spec.meaning),
         ("reads", "; ".join(_read(spec))),
         ("line", spec.line + (" (a prior from practice, not from this run's base)" if spec.prior else "")),

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import extended
 import pytest
+from typer.testing import CliRunner
 
 import rlmon
+from rlmon.cli import app
 from rlmon.detectors import describe
 from rlmon.extensions import GROUPS, Extensions, installed
 
@@ -94,6 +96,18 @@ def test_what_is_installed_is_used(tmp_path: Path) -> None:
     monitor = rlmon.Monitor(directory=tmp_path / "log", group_size=4)
     assert describe(monitor.detector_state)["own"][0]["id"] == "shouting"
     monitor.close()
+
+
+@pytest.mark.usefixtures("_installed")
+def test_the_catalogues_list_what_is_installed() -> None:
+    def said(*words: str) -> str:
+        return CliRunner().invoke(app, list(words)).stdout
+
+    assert "capital letters over all letters" in said("metrics", "shouting/share")
+    assert "watched by: shouting" in said("metrics", "shouting/share")
+    assert "shouting/share_ratio_to_base" in said("metrics", "shouting")
+    assert "asks: Do completions keep their voice down?" in said("detectors", "shouting")
+    assert "halve_long" in said("policy")
 
 
 def test_an_outsider_who_installs_it_types_one_command(site: Path, tmp_path: Path) -> None:
