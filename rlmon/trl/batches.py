@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,25 +15,24 @@ from rlmon.trl.prompts import SourceMap
 from rlmon.trl.sampling import Drawn, Row, Scored, global_rows
 
 
-def rollout_batch(
-    trainer: Any,
-    sources: SourceMap,
-    split: Split,
-    number: int,
-    calls: Sequence[Scored],
-    rows: Sequence[Row],
-    drawn: Drawn | None,
-    output: Mapping[str, Any],
-    complain: Callable[[str], None],
-) -> RolloutBatch:
-    """The rows of round ``number`` of this rank.
+@dataclass(frozen=True, kw_only=True)
+class SeenRound:
+    """What a round of this rank showed."""
 
-    Args:
-        rows: those of ``calls``, in their order.
-        drawn: which of them ``output`` holds; ``None`` where that is not known.
-        output: what the round gave to train on.
-        complain: told of rewards that fit no row.
-    """
+    number: int
+    split: Split
+    calls: Sequence[Scored]
+    rows: Sequence[Row]
+    """Those of ``calls``, in their order."""
+    drawn: Drawn | None
+    """Which of them ``output`` holds; ``None`` where that is not known."""
+    output: Mapping[str, Any]
+    """What the round gave to train on."""
+
+
+def rollout_batch(trainer: Any, sources: SourceMap, seen: SeenRound, complain: Callable[[str], None]) -> RolloutBatch:
+    """The rows of a round. ``complain`` is told of rewards that fit no row."""
+    split, calls, rows, drawn = seen.split, seen.calls, seen.rows, seen.drawn
     world_size, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
     group_size = max(1, trainer.num_generations if split == "train" else trainer.num_generations_eval)
     prompts = [prompt for call in calls for prompt in call.prompts]
@@ -74,7 +74,7 @@ def rollout_batch(
     ends = terminal_ids(trainer)
     step = trainer.state.global_step
     return RolloutBatch(
-        round=number,
+        round=seen.number,
         split=split,
         step=step + 1 if split == "train" else step,
         group_size=group_size,
@@ -92,7 +92,7 @@ def rollout_batch(
         round_reward=totals_N if of_all else None,
         round_rewards={name: or_none(round_NF[:, i]) for i, name in enumerate(names)} if of_all else None,
         reward_weights=dict(zip(names, weights_F.tolist(), strict=True)),
-        advantages=_advantages(output, drawn, len(rows)),
+        advantages=_advantages(seen.output, drawn, len(rows)),
         truncated=[not len(row.ids) or int(row.ids[-1]) not in ends for row in rows],
         policy_version=[step] * len(rows),
         trained=[True] * len(rows) if drawn is None else drawn.trained(len(rows)),

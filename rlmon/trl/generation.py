@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rlmon.monitor.observed import ROUNDS_REMEMBERED
 from rlmon.records import RolloutBatch, Split
-from rlmon.trl.batches import as_trained, rollout_batch
+from rlmon.trl.batches import SeenRound, as_trained, rollout_batch
 from rlmon.trl.binding import bound_arguments
 from rlmon.trl.sampling import Drawn, Finder, Generated, Row, Sampling, Scored, find_rows
 from rlmon.trl.watched import Watched
@@ -128,33 +128,25 @@ class Generation:
             with monitor.guard("capture.rollouts"):
                 drawn = find_rows(output, rows, self._finder(rows))
                 identity_R2[:, 1] = torch.tensor(drawn.row_R, dtype=torch.int64)
-        batch = self._take(monitor, split, number, calls, rows, drawn, output)
+        seen = SeenRound(number=number, split=split, calls=calls, rows=rows, drawn=drawn, output=output)
+        batch = self._take(monitor, seen)
         return None if drawn is None else as_trained(batch, drawn, self._watched.first_row(len(drawn.row_R)))
 
-    def _take(
-        self,
-        monitor: Monitor,
-        split: Split,
-        number: int,
-        calls: Sequence[Scored],
-        rows: Sequence[Row],
-        drawn: Drawn | None,
-        output: Mapping[str, Any],
-    ) -> RolloutBatch:
+    def _take(self, monitor: Monitor, seen: SeenRound) -> RolloutBatch:
         """Hand the monitor a round, and remember which of its tokens are the model's own."""
-        watched = self._watched
+        rows, watched = seen.rows, self._watched
 
         def complain(what: str) -> None:
             monitor.fault("capture.rollouts", what)
 
-        batch = rollout_batch(watched.trainer, watched.sources, split, number, calls, rows, drawn, output, complain)
+        batch = rollout_batch(watched.trainer, watched.sources, seen, complain)
         own: list[NDArray[np.bool_] | None] = [None] * len(rows)
-        if drawn is not None:
-            for row, placed in zip(drawn.row_R, drawn.placed_R, strict=True):
+        if seen.drawn is not None:
+            for row, placed in zip(seen.drawn.row_R, seen.drawn.placed_R, strict=True):
                 if placed:
                     own[row] = rows[row].own_T
-        remembered = self._own[split]
-        remembered[number] = own
+        remembered = self._own[seen.split]
+        remembered[seen.number] = own
         while len(remembered) > ROUNDS_REMEMBERED:
             remembered.pop(next(iter(remembered)))
         monitor.observe(batch)
@@ -211,9 +203,15 @@ class Generation:
     def _take_joined(self, monitor: Monitor, joined: _JoinedRound) -> None:
         joined.round = monitor.next_round("train")
         joined.scored.rewards_NF, advantages_B = self._logged(len(joined.rows))
-        drawn = Drawn(list(range(len(joined.rows))), [True] * len(joined.rows))
-        output = {"advantages": advantages_B}
-        self._take(monitor, "train", joined.round, [joined.scored], joined.rows, drawn, output)
+        seen = SeenRound(
+            number=joined.round,
+            split="train",
+            calls=[joined.scored],
+            rows=joined.rows,
+            drawn=Drawn(list(range(len(joined.rows))), [True] * len(joined.rows)),
+            output={"advantages": advantages_B},
+        )
+        self._take(monitor, seen)
 
     def _logged(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rewards [N, F] of all ranks and advantages [B] of this one, which TRL keeps for its table of completions:

@@ -114,7 +114,7 @@ class Losses:
         monitor = self._watched.monitor
         if monitor is None or self._loss is not None:
             return original(*args, **kwargs)
-        with self._listening(monitor, original, args, kwargs) as loss:
+        with self._listening(monitor, self._inputs(monitor, original, args, kwargs)) as loss:
             value = original(*args, **kwargs)
         if not loss.inner:
             with monitor.guard("capture.tokens"):
@@ -132,7 +132,7 @@ class Losses:
             if actuators is not None:
                 # Before anything listens: the reference of an adapter is a forward of the policy's own modules.
                 stack.enter_context(actuators.loss(monitor, inputs))
-            loss = stack.enter_context(self._listening(monitor, original, args, kwargs))
+            loss = stack.enter_context(self._listening(monitor, inputs))
             loss.inner = True
             value = original(*args, **kwargs)
         with monitor.guard("capture.tokens"):
@@ -148,12 +148,10 @@ class Losses:
         return inputs
 
     @contextlib.contextmanager
-    def _listening(
-        self, monitor: Monitor, original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Iterator[_Loss]:
+    def _listening(self, monitor: Monitor, inputs: Any) -> Iterator[_Loss]:
         """While the loss is computed, the policy's calls are taken note of; with them, where due, its hidden states."""
         before, base = self._loss, self._watched.base
-        loss = _Loss(self._inputs(monitor, original, args, kwargs), [] if before is None else before.tapped)
+        loss = _Loss(inputs, [] if before is None else before.tapped)
         with contextlib.ExitStack() as stack:
             if before is None and self._base_due and base is not None and self._watched.split() == "train":
                 with monitor.guard("base.tap"):

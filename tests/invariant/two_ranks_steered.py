@@ -72,8 +72,8 @@ def raises_a_knob(self: Any, value: float) -> bool:
     return value > 0.0
 
 
-def is_fifth_round(self: Any, monitor: Any, split: Any, number: int, *args: Any) -> bool:
-    return number == 4
+def is_fifth_round(self: Any, monitor: Any, seen: Any) -> bool:
+    return bool(seen.number == 4)
 
 
 def blocks(self: Any, inputs: Any, blocked: Any, number: int) -> bool:
