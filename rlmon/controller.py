@@ -196,6 +196,8 @@ class Controller:
         )
         after, _ = fold.on_step(self.policy, self._rules, trial, ())
         fold.to_json(self.policy, after)
+        if broken := fold.newly_failed(self._rules, after):
+            raise ValueError("; ".join(f"rule {name}: {reason}" for name, reason in broken.items()))
         for name, fresh in fold.start(self.policy, self._rules.knobs).rules.items():
             for field in dataclasses.fields(fresh):
                 usual, taken = getattr(fresh, field.name), getattr(self._rules.rules[name], field.name)
@@ -308,9 +310,7 @@ class Controller:
 
     def _take(self, rules: fold.RulesState) -> None:
         """Go on from there; rules whose intervention raised stop on all ranks with the next step's votes."""
-        for name, at in rules.rules.items():
-            if at.failed is not None and self._rules.rules[name].failed is None:
-                self._failures.setdefault(name, at.failed)
+        self._failures = {**fold.newly_failed(self._rules, rules), **self._failures}
         self._rules = rules
 
     def _ask(self, table: RoundTable) -> dict[str, Any]:

@@ -191,6 +191,15 @@ def _scale(before: float, table: RoundTable) -> float:
     return 0.9 * before + 0.1 * now if before != 1.0 else now
 
 
+def newly_failed(before: RulesState, after: RulesState) -> dict[str, str]:
+    """Rules whose intervention raised between the two states, and why."""
+    return {
+        name: at.failed
+        for name, at in after.rules.items()
+        if at.failed is not None and before.rules[name].failed is None
+    }
+
+
 # -- steps -------------------------------------------------------------------------------------------------------------
 
 

@@ -158,3 +158,14 @@ def test_what_breaks_in_it_stops_its_rule_alone(tmp_path: Path, where: str, why:
     last = max(act.step for act in acts if act.rule == "brief")
     assert last > max(act.step for act in acts if act.phase == "failed")
     assert all(np.isfinite(effect.addition_n).all() for effect in of.effects[0] if effect is not None)
+
+
+def test_a_state_that_it_cannot_go_on_with_begins_anew(tmp_path: Path) -> None:
+    state = json.loads(json.dumps(run(tmp_path / "half", 1, ROUNDS[:7]).state()))
+    rule = state["shared"]["steering"]["engine"]["rules"]["brief"]
+    rule["inner"], rule["changed_step"] = {}, None
+    again = run(tmp_path / "half", 1, ROUNDS[7:8], first_step=7, states=[state])
+    notes = [event.payload["text"] for event in rlmon.open_run(tmp_path / "half").events if event.kind == "note"]
+    assert "begins anew" in notes[-1]
+    assert "rule brief: KeyError" in notes[-1]
+    assert again.monitors[0].controller._rules.rules["brief"].failed is None  # type: ignore[union-attr]
