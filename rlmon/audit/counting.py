@@ -15,7 +15,8 @@ import pyarrow as pa
 
 import rlmon.audit.successes as successes
 from rlmon.audit.features import codes, column
-from rlmon.audit.partial import Partial, Settings, merge, partial
+from rlmon.audit.partial import Partial, merge, partial
+from rlmon.audit.rows import Settings
 from rlmon.audit.run import OpenedRun, Shard
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.prompts import template_name

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from rlmon.audit.case import Case
 from rlmon.audit.features import Bools, Ints
-from rlmon.audit.partial import COMPLETION_CHARACTERS
 from rlmon.audit.result import EXAMPLE_CHARACTERS, EXAMPLE_HEAD, Check, Example, ModeStory
+from rlmon.audit.sampled import COMPLETION_CHARACTERS
 
 MAX_SAMPLES = 500
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 import rlmon.audit.readers.rlmon_log as rlmon_log
 from rlmon.audit.features import column, floats
-from rlmon.audit.partial import rewards_by_function
+from rlmon.audit.rows import rewards_by_function
 from rlmon.audit.run import OpenedRun, Shard
 from rlmon.criterion import Criterion
 from rlmon.metrics.success import Deciding, Success

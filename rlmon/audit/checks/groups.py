@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from rlmon.audit.checks.question import Ends, Question, question
-from rlmon.audit.partial import GROUPED
 from rlmon.audit.result import Check
+from rlmon.audit.rows import GROUPED
 from rlmon.statistics import codes_of
 
 MOST = 0.5

@@ -12,7 +12,9 @@ import pytest
 from audit_rows import ABOVE_HALF, TableShard, draw, table
 
 from rlmon.audit import partial as counting
-from rlmon.audit.partial import BLOCK_STATISTICS, Partial, Settings, merge, partial
+from rlmon.audit import sampled
+from rlmon.audit.partial import BLOCK_STATISTICS, Partial, merge, partial
+from rlmon.audit.rows import LISTED_PROMPT_CHARACTERS, Settings
 from rlmon.metrics.features import Featurizer
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.prompts import template_name
@@ -186,9 +188,7 @@ def test_long_prompts_are_cut_and_the_smallest_keys_kept(monkeypatch: pytest.Mon
     rows = table([{"step": 1, "prompt": f"{n} " * 2_000, "completion": "1"} for n in range(10)])
     found = counted(rows)
     assert list(found.prompts) == sorted(set(found.groups["prompt"].tolist()))[:3]
-    assert all(
-        text is not None and len(text) == counting.LISTED_PROMPT_CHARACTERS for _, text in found.prompts.values()
-    )
+    assert all(text is not None and len(text) == LISTED_PROMPT_CHARACTERS for _, text in found.prompts.values())
 
 
 def test_sources_are_given_or_frequent_templates() -> None:
@@ -361,8 +361,8 @@ def test_the_sample_is_spread_over_the_steps_and_bounded() -> None:
 def test_sampled_texts_are_cut() -> None:
     rows = table([{"step": 1, "prompt": "p" * 9_000, "completion": "é" * 9_000, "reward": 1.0}])
     (sample,) = counted(rows).samples
-    assert sample["completion"].to_pylist() == ["é" * counting.COMPLETION_CHARACTERS]
-    assert sample["prompt"].to_pylist() == ["p" * counting.PROMPT_CHARACTERS]
+    assert sample["completion"].to_pylist() == ["é" * sampled.COMPLETION_CHARACTERS]
+    assert sample["prompt"].to_pylist() == ["p" * sampled.PROMPT_CHARACTERS]
 
 
 def test_rows_without_texts_are_counted_without_features() -> None:

@@ -11,7 +11,7 @@ import pytest
 from audit_rows import audited, opened
 
 from rlmon.audit import successes
-from rlmon.audit.partial import rewards_by_function
+from rlmon.audit.rows import rewards_by_function
 from rlmon.audit.run import ROWS
 from rlmon.criterion import Criterion
 from rlmon.metrics.success import GRADED

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlmon.audit import engine
-from rlmon.audit.partial import BLOCK_STATISTICS, Partial, Settings, partial
+from rlmon.audit.partial import BLOCK_STATISTICS, Partial, partial
+from rlmon.audit.rows import Settings
 from rlmon.audit.timeline import Timeline, _before, lone_success_weight, records, timeline
 from rlmon.keys import source_key
 from rlmon.metrics.formats import ModeSet

@@ -13,7 +13,8 @@ from audit_rows import ABOVE_HALF, TableShard, draw, prose
 
 from rlmon.audit import wording as words_of
 from rlmon.audit.contrast import Windows
-from rlmon.audit.partial import Settings, partial
+from rlmon.audit.partial import partial
+from rlmon.audit.rows import Settings
 from rlmon.audit.wording import BINS, NAMES, Wording, usable, wording
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.text import LEAST_WORDS
