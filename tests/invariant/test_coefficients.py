@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 import rlmon
 from rlmon.errors import AttachError
+from rlmon.extensions import Extensions
 from rlmon.interventions.anchor import Anchor
 from rlmon.interventions.entropy_bonus import EntropyBonus
 from rlmon.interventions.kl_penalty import KLPenalty
@@ -92,7 +93,7 @@ def k3(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 def accepted(trainer: Any, base: BaseModel, *actions: Any) -> None:
     """Raises where attaching a policy that always does these would."""
     rules = [Rule(name=f"rule-{i}", when=Always(), action=action) for i, action in enumerate(actions)]
-    setting = setting_of_trainer(trainer, base, RLMonConfig(), Coefficients(trainer, base).lacks())
+    setting = setting_of_trainer(trainer, base, RLMonConfig(), Extensions(), Coefficients(trainer, base).lacks())
     refuse(Policy(rules=tuple(rules)), setting)
 
 
