@@ -762,3 +762,14 @@ def _heat(steps: int, rng: random.Random, collapse: bool) -> Heat:
             )
         )
     return Heat(bins=edges, rows=rows, prompts=412, note="36 of 412 prompts: the worst first.")
+
+
+def seeded(audit: Audit, number: int) -> Audit:
+    """The same run with a little other noise, as another seed would have it, and a path of its own."""
+    rng = random.Random(number)
+    series = {
+        name: [value if value is None else value * (1 + 0.01 * rng.uniform(-1, 1)) for value in values]
+        for name, values in audit.series.items()
+    }
+    facts = dataclasses.replace(audit.run, source=f"{audit.run.source}-seed{number}")
+    return dataclasses.replace(audit, run=facts, series=series)

@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from called import Left, Rlmon
 
 from rlmon import __version__
-from rlmon.cli import main
 from rlmon.detectors import DETECTORS
 from rlmon.interventions import policy_file
 from rlmon.interventions.actions import ACTIONS
 from rlmon.metrics.catalog import METRICS
 from rlmon.records import RunHeader
 from rlmon.runlog import RunLogWriter
-
-
-class Left(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Rlmon = Callable[..., Left]
-
-
-@pytest.fixture
-def rlmon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rlmon:
-    """``rlmon("show", path)`` runs that command line in this process."""
-
-    def run(*arguments: object) -> Left:
-        monkeypatch.setattr(sys, "argv", ["rlmon", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        code = left.value.code
-        captured = capsys.readouterr()
-        return Left(0 if code is None else int(code), captured.out, captured.err)
-
-    return run
-
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\n== step 9 forged\r\u202e[red]"
 

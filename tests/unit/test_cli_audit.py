@@ -13,14 +13,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
 import make_audit
 import make_runlog
 import pytest
+from called import Rlmon
 
 from rlmon import cli
 from rlmon.audit import engine
@@ -29,30 +30,6 @@ from rlmon.errors import ReadError
 from rlmon.runlog import RunLogWriter
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Left(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Rlmon = Callable[..., Left]
-
-
-@pytest.fixture
-def rlmon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rlmon:
-    """``rlmon("audit", path)`` runs that command line in this process."""
-
-    def run(*arguments: object) -> Left:
-        monkeypatch.setattr(sys, "argv", ["rlmon", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        code = left.value.code
-        captured = capsys.readouterr()
-        return Left(0 if code is None else int(code), captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import io
 import json
-import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import make_audit
 import pytest
+from make_audit import seeded
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from page_parts import DATA, Tags, data_of
@@ -27,17 +27,6 @@ from rlmon.audit.result import Audit
 from rlmon.report import charts, compare_markdown, compare_page, compare_terminal, compare_words
 
 
-def seed(audit: Audit, number: int) -> Audit:
-    """The same run with a little other noise, as another seed would have it, and a path of its own."""
-    rng = random.Random(number)
-    series = {
-        name: [value if value is None else value * (1 + 0.01 * rng.uniform(-1, 1)) for value in values]
-        for name, values in audit.series.items()
-    }
-    facts = dataclasses.replace(audit.run, source=f"{audit.run.source}-seed{number}")
-    return dataclasses.replace(audit, run=facts, series=series)
-
-
 @functools.cache
 def one_each() -> Comparison:
     return compared([make_audit.collapsed()], [make_audit.healthy(180)])
@@ -45,8 +34,8 @@ def one_each() -> Comparison:
 
 @functools.cache
 def seeds() -> Comparison:
-    a = [seed(make_audit.collapsed(), number) for number in range(3)]
-    b = [seed(with_config(make_audit.healthy(180), beta=0.1), number) for number in range(3, 6)]
+    a = [seeded(make_audit.collapsed(), number) for number in range(3)]
+    b = [seeded(with_config(make_audit.healthy(180), beta=0.1), number) for number in range(3, 6)]
     return compared(a, b, names=("plain", "kl"))
 
 
@@ -57,8 +46,8 @@ def with_config(audit: Audit, **settings: Any) -> Audit:
 @functools.cache
 def hostile() -> Comparison:
     spoilt = make_audit.hostile()
-    other = with_config(seed(spoilt, 1), **{make_audit.HOSTILE: 1, "__proto__": {"polluted": 1}, "constructor": 2})
-    found = compared([spoilt, seed(spoilt, 2)], [other, seed(make_audit.hostile(), 3)], base=spoilt)
+    other = with_config(seeded(spoilt, 1), **{make_audit.HOSTILE: 1, "__proto__": {"polluted": 1}, "constructor": 2})
+    found = compared([spoilt, seeded(spoilt, 2)], [other, seeded(make_audit.hostile(), 3)], base=spoilt)
     return dataclasses.replace(
         found,
         headline=make_audit.HOSTILE,
@@ -370,8 +359,8 @@ def test_the_scaled_interval_is_the_interval_in_units_of_the_effect() -> None:
 
 
 def test_three_seeds_a_side_of_two_thousand_steps_stay_below_three_megabytes() -> None:
-    a = [seed(make_audit.collapsed(2_000), number) for number in range(3)]
-    b = [seed(make_audit.healthy(2_000), number) for number in range(3, 6)]
+    a = [seeded(make_audit.collapsed(2_000), number) for number in range(3)]
+    b = [seeded(make_audit.healthy(2_000), number) for number in range(3, 6)]
     extra = {f"trainer/metric {number}": a[0].series["rlmon/entropy/mean"] for number in range(60)}
     a = [dataclasses.replace(run, series={**run.series, **extra}) for run in a]
     b = [dataclasses.replace(run, series={**run.series, **extra}) for run in b]
@@ -380,7 +369,7 @@ def test_three_seeds_a_side_of_two_thousand_steps_stay_below_three_megabytes() -
 
 
 def test_of_many_runs_some_are_drawn_and_all_are_averaged() -> None:
-    a = [seed(make_audit.collapsed(60), number) for number in range(12)]
+    a = [seeded(make_audit.collapsed(60), number) for number in range(12)]
     result = compared(a, [make_audit.healthy(60)])
     data = data_of(compare_page.html(result))
     lines = data["charts"][0]["lines"]
