@@ -449,7 +449,9 @@ class Controller:
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs, as JSON types; the same on every rank."""
+        """What a resumed run needs, as JSON types; the same on every rank. A rule whose own state is nothing that JSON
+        has begins anew there, and stops here."""
+        self._failures = {**fold.cannot_be_kept(self.policy, self._rules), **self._failures}
         return {
             "engine": fold.to_json(self.policy, self._rules),
             "ledger": self._ledger.state(),

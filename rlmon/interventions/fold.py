@@ -13,6 +13,7 @@ whatever was decided, and ranks compare it before anything is applied that one r
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -415,10 +416,28 @@ def to_json(policy: Policy, state: RulesState) -> dict[str, Any]:
         rules[rule.name] = {
             **saved.to_json(replace(at, inner=None)),
             "condition": conditions.to_json(at.condition),
-            "inner": rule.action.save(at.inner),
+            "inner": _kept(rule, at)[0],
             "action": type(rule.action).__name__,
         }
     return {"version": 1, **saved.to_json(replace(state, rules={})), "rules": rules}
+
+
+def _kept(rule: Rule, at: RuleState) -> tuple[Any, str | None]:
+    """The own state of a rule's intervention as JSON types. Where it is nothing that JSON has, ``None``, and why: the
+    rest of a checkpoint must not be lost with it."""
+    try:
+        inner = rule.action.save(at.inner)
+        json.dumps(inner)
+    except Exception as error:
+        said = f"{type(error).__name__}: {str(error)[:200]}"
+        return None, f"its state cannot be kept ({said}); give it save and load"
+    return inner, None
+
+
+def cannot_be_kept(policy: Policy, state: RulesState) -> dict[str, str]:
+    """Rules whose own state a checkpoint cannot hold, and why."""
+    found = {rule.name: _kept(rule, state.rules[rule.name])[1] for rule in policy.rules}
+    return {name: reason for name, reason in found.items() if reason is not None}
 
 
 def from_json(policy: Policy, found: Mapping[str, Any]) -> RulesState:
@@ -428,7 +447,9 @@ def from_json(policy: Policy, found: Mapping[str, Any]) -> RulesState:
         was = found["rules"].get(rule.name)
         if was is None or was["action"] != type(rule.action).__name__:
             continue
-        condition, inner = conditions.from_json(rule.when, was["condition"]), rule.action.load(was["inner"])
+        condition, inner = conditions.from_json(rule.when, was["condition"]), rules[rule.name].inner
+        if was["inner"] is not None:
+            inner = rule.action.load(was["inner"])
         plain = {name: was[name] for name in was if name != "action"}
         rules[rule.name] = RuleState(**{**plain, "condition": condition, "inner": inner})
     known = {

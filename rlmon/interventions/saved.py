@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 State = TypeVar("State")
 
 
@@ -41,7 +43,9 @@ def _plain(value: Any, hint: Any) -> Any:
     if isinstance(value, Mapping) and inside:
         pairs = [(key, _plain(item, inside[1])) for key, item in value.items()]
         return [list(pair) for pair in pairs] if inside[0] is int else dict(pairs)
-    return [_plain(item, inside[0]) for item in value] if isinstance(value, tuple) else value
+    if isinstance(value, np.generic):  # what arithmetic on the rows of a round gives
+        return value.item()
+    return [_plain(item, inside[0]) for item in value] if isinstance(value, tuple) and inside else value
 
 
 def _made(found: Any, hint: Any) -> Any:

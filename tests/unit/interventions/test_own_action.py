@@ -169,3 +169,40 @@ def test_a_state_that_it_cannot_go_on_with_begins_anew(tmp_path: Path) -> None:
     assert "begins anew" in notes[-1]
     assert "rule brief: KeyError" in notes[-1]
     assert again.monitors[0].controller._rules.rules["brief"].failed is None  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remembers(Intervention):
+    """Remember the long ones, in a way that one would."""
+
+    name = "remembers"
+    how: str = setting("number", "number or set")
+
+    def fresh(self) -> Any:
+        return 0 if self.how == "number" else set()
+
+    def on_round(self, state: Any, round: Round) -> tuple[Any, RowChange]:
+        long_N = round.table.tokens_N > 0
+        return (state + long_N.sum() if self.how == "number" else state | {round.table.round}), RowChange()
+
+
+def test_a_number_of_numpy_is_kept_and_a_state_that_json_has_not_stops_its_rule_alone(tmp_path: Path) -> None:
+    policies = {
+        how: load_policy(
+            {"rules": {"own": {"when": "always", "do": {"action": "remembers", "how": how}}, **RULES["rules"]}},
+            Extensions(actions=[Remembers, Shorten]),
+        )
+        for how in ("number", "set")
+    }
+    states = {}
+    for how, policy in policies.items():
+        monitor = Run(tmp_path / how, 1, ROUNDS[:6], group=4, policy=policy).monitors[0]
+        states[how] = json.loads(json.dumps(monitor.shared_state()))["steering"]["engine"]["rules"]
+        assert monitor.faults.totals == {}
+        monitor.end_step(7)
+    assert states["number"]["own"]["inner"] == 6 * 16
+    assert states["set"]["brief"] == states["number"]["brief"]
+    failed = [act for act in rlmon.open_run(tmp_path / "set").actions if act.phase == "failed"]
+    assert {act.rule for act in failed} == {"own"}
+    assert "its state cannot be kept (TypeError: Object of type set is not JSON serializable)" in failed[0].reason
+    assert not [act for act in rlmon.open_run(tmp_path / "number").actions if act.phase == "failed"]
