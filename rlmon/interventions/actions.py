@@ -39,7 +39,7 @@ def known_actions(more: Iterable[type[Intervention]] = ()) -> Mapping[str, type[
     """By the word after ``do:``, what comes with rlmon and ``more``. Raises ``ConfigError`` for what is none."""
     found = dict(ACTIONS)
     for kind in more:
-        problem = _problem(kind)
+        problem = problem_of(kind)
         if problem is None and found.get(kind.name, kind) is not kind:
             problem = f"there is another action of the name {kind.name}"
         if problem is not None:
@@ -48,19 +48,52 @@ def known_actions(more: Iterable[type[Intervention]] = ()) -> Mapping[str, type[
     return found
 
 
-def _problem(kind: object) -> str | None:
-    if not (isinstance(kind, type) and issubclass(kind, Intervention)):
+def problem_of(action: object) -> str | None:
+    """Why ``action`` can be no action of a policy, and what to write; ``None`` where it can."""
+    if not (isinstance(action, type) and issubclass(action, Intervention)):
         return "it is no subclass of rlmon.interventions.Intervention"
-    name = getattr(kind, "name", None)
+    name = getattr(action, "name", None)
     if not isinstance(name, str) or not re.fullmatch(r"[a-z]+(_[a-z0-9]+)*", name):
         return 'it needs a name in small letters and underscores, the word after do: (name = "halve_long")'
-    if "__dataclass_params__" not in kind.__dict__ or not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if "__dataclass_params__" not in action.__dict__ or not action.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         return "it is no frozen dataclass. Write @dataclass(frozen=True, kw_only=True) above it"
-    bare = [field.name for field in dataclasses.fields(kind) if "help" not in field.metadata]
+    fields = [field.name for field in dataclasses.fields(action)]
+    bare = [field.name for field in dataclasses.fields(action) if "help" not in field.metadata]
     if bare:
         return f"its field {bare[0]} says neither its default nor what it means. Write {bare[0]}: ... = setting(...)"
-    if kind.turns not in get_args(Turns):
-        return f"it turns {kind.turns!r}; an intervention turns one of {', '.join(get_args(Turns))}"
-    if kind.turns == "loss" and not issubclass(kind, Anchor):
-        return "what turns the loss is a subclass of Anchor"
+    if action.starts_at is not None and not {action.starts_at, "bounds"} <= {*fields}:
+        return f"starts_at names {action.starts_at!r}, and it has no fields {action.starts_at} and bounds"
+    if action.asks not in (None, "before", "after"):
+        return f'it asks {action.asks!r}. Write asks = "before" or asks = "after"'
+    if not (action.knob_name is None or isinstance(action.knob_name, str)):
+        return f"its knob_name is {action.knob_name!r}, and no text"
+    by = action.measured_by
+    if not (
+        by is None or (isinstance(by, tuple) and len(by) == 2 and isinstance(by[0], str) and by[1] in ("up", "down"))
+    ):
+        return f'it is measured_by {by!r}. Write measured_by = ("rlmon/health/length_mean", "down"), or the like'
+    return _turns_what_it_cannot(action)
+
+
+DERIVED: Mapping[Turns, type[Intervention]] = {
+    "loss": Anchor,
+    "reference": ResetReference,
+    "stop": Stop,
+    "roll_back": RollBack,
+}
+"""What a class that turns these is derived from: a loop knows how to do that, and no other way."""
+
+
+def _turns_what_it_cannot(action: type[Intervention]) -> str | None:
+    turns = action.turns
+    if turns not in get_args(Turns):
+        return f"it turns {turns!r}; an intervention turns one of {', '.join(get_args(Turns))}"
+    parent = DERIVED.get(turns)
+    if parent is not None and not issubclass(action, parent):
+        said = f"what turns {turns} is a subclass of {parent.__name__}"
+        return f"{said}. Write class {action.__name__}({parent.__name__}), from {parent.__module__}"
+    if turns in ("beta", "entropy_coef") and action.next_level is Intervention.next_level:
+        return f"it turns {turns}, and does not say to which value. Give it next_level, which returns (value, None)"
+    if turns == "draws" and action.blocked is Intervention.blocked:
+        return "it turns draws, and does not say what is not to be drawn. Give it blocked, or derive it from Defer"
     return None

@@ -36,7 +36,14 @@ from rlmon.statistics import GOLDEN, splitmix64
 Level = float | str | None
 Turns = Literal["advantages", "beta", "entropy_coef", "reference", "draws", "loss", "stop", "roll_back"]
 """What of a training loop an intervention turns. Every loop has the advantages that it takes back; the rest is done by
-what the loop says it can turn."""
+what the loop says it can turn. An intervention of one's own turns
+
+- ``advantages``: by ``on_round``;
+- ``beta`` or ``entropy_coef``: to the value that its ``next_level`` returns;
+- ``draws``: by ``blocked``;
+
+and is derived from ``ResetReference``, ``Anchor``, ``Stop`` or ``RollBack`` to turn ``reference``, ``loss``, ``stop``
+or ``roll_back``."""
 SILENT_VALUES = 3
 """Shares of groups without reward variance that ``RunSoFar.silent`` holds, once there are so many."""
 
