@@ -91,7 +91,8 @@ class Run:
         ``names``: only these. Raises ``KeyError`` for one that the run never measured, with the nearest.
         """
         table = self.steps
-        measured = {name: table[name] for name in table.column_names if name.startswith("rlmon/")}
+        # A metric has a family, also one of the run's own; the numbers of the record have none.
+        measured = {name: table[name] for name in table.column_names if "/" in name}
         for name in names:
             if name not in measured:
                 near = difflib.get_close_matches(name, measured, n=1)

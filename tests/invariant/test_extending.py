@@ -32,6 +32,9 @@ def test_everything_that_was_added_is_in_the_log_and_in_the_sink(run: Any) -> No
     log = rlmon.open_run(out / "run" / "rlmon")
     records = log.step_records()
     assert [record.metrics["shouting/share"] for record in records] == [0.0] * 8
+    assert all(0.0 <= (record.metrics["unanimous/share"] or 0.0) <= 1.0 for record in records)
+    assert any(record.metrics["unanimous/share"] == 1.0 for record in records)
+    assert log.metrics("shouting/share")["shouting/share"].to_pylist() == [0.0] * 8
     assert all(block.stats["shouting/share"] == 0.0 for record in records for block in record.blocks[:1])
     assert all(record.faults == {} for record in records)
     assert log.header.detectors["own"][0]["id"] == "shouting"

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 DOCS = Path(__file__).parents[2] / "docs"
-NAMES = ("metric", "detector", "action", "sink", "reader", "check")
+NAMES = ("metric", "family", "detector", "action", "sink", "reader", "check")
 POLICY = {
     "rules": {
         # Of the tiny model's words none has a capital letter: this holds from the first step on.
@@ -42,7 +42,7 @@ def load(name: str) -> ModuleType:
 def everything(sink: Path) -> dict[str, Any]:
     """What ``RLMon`` takes."""
     return {
-        "metrics": [load("metric").SHOUTING],
+        "metrics": [load("metric").SHOUTING, load("family").UNANIMOUS],
         "detectors": [load("detector").TOO_LOUD],
         "actions": [load("action").HalveLong],
         "sinks": [load("sink").LinesOfJson(sink)],
