@@ -42,8 +42,10 @@ def count(
     processes: int | None = None,
     progress: Progress | None = None,
     success: Success | None = None,
+    notes: list[str] | None = None,
 ) -> Partial:
-    """All rows of a run as one ``Partial``, the same whatever the number of processes."""
+    """All rows of a run as one ``Partial``, the same whatever the number of processes. ``notes``: where it is told that
+    other processes could not be used."""
     shards = list(run.shards)
     if not shards:
         return Partial()
@@ -56,7 +58,7 @@ def count(
     )
     parts: list[Partial] = []
     done, total = 0, sum(shard.bytes for shard in shards)
-    for shard, part in zip(shards, _counted(shards, settings, processes, total), strict=True):
+    for shard, part in zip(shards, _counted(shards, settings, processes, total, notes), strict=True):
         parts.append(part)
         done += shard.bytes
         if progress is not None:
@@ -64,19 +66,39 @@ def count(
     return merge(parts)
 
 
-def _counted(shards: Sequence[Shard], settings: Settings, processes: int | None, total: int) -> Iterator[Partial]:
+def _counted(
+    shards: Sequence[Shard], settings: Settings, processes: int | None, total: int, notes: list[str] | None
+) -> Iterator[Partial]:
     wanted = processes if processes is not None else (os.cpu_count() or 1) if total > POOL_BYTES else 1
     workers = min(wanted, len(shards))
     if workers <= 1 or settings.modes.names != ModeSet.build(None).names:
         # A run's own modes may be callables, which do not travel.
         yield from (partial(shard, settings) for shard in shards)
         return
+    done = 0
+    try:
+        for part in _pooled(shards, settings, workers):
+            done += 1
+            yield part
+    except Exception as error:
+        # A shard that does not travel (a lambda, a class that only this process knows), a worker that died, no pool at
+        # all. What is wrong with the rows themselves is raised again below.
+        if notes is not None:
+            why = f"{type(error).__name__}: {error}"[:200]
+            notes.append(f"Counted in one process, since other processes could not take its parts ({why}).")
+    yield from (partial(shard, settings) for shard in shards[done:])
+
+
+def _pooled(shards: Sequence[Shard], settings: Settings, workers: int) -> Iterator[Partial]:
     # Not fork: this process may have threads (Arrow's), and a forked lock is held for ever.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_worker) as pool:
         waiting = deque(pool.submit(partial, shard, settings) for shard in shards)
-        while waiting:
-            # Taken off first: a future keeps its result for as long as it is held.
-            yield waiting.popleft().result()
+        try:
+            while waiting:
+                # Taken off first: a future keeps its result for as long as it is held.
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _worker() -> None:

@@ -6,6 +6,7 @@ audits give the same result but for the timing.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from rlmon.audit.result import Audit
 from rlmon.audit.run import OpenedRun, Reader
 from rlmon.audit.timeline import Timeline, group_total, records, timeline
 from rlmon.criterion import Criterion
-from rlmon.errors import ReadError
+from rlmon.errors import ConfigError, ReadError
 from rlmon.extensions import installed
 from rlmon.metrics.formats import ModeSet
 from rlmon.records import Block, Finding
@@ -66,13 +67,17 @@ def audit(
 
     Raises ``ReadError`` (or another ``RLMonError``) where the path holds nothing that can be read.
     """
+    for name, given in (("readers", readers), ("checks", checks)):
+        if not isinstance(given, list | tuple):
+            raise ConfigError(f"{name} is a list, got an object of {type(given).__name__}. Type: {name}=[...]")
     criterion = Criterion.parse(success)
     began = time.perf_counter(), _processor_seconds()
     run = open_source(Path(path), reader=reader, mapping=mapping, readers=readers)
     case = _case(run, criterion, processes, progress)
     if baseline is not None:
         case = _with_baseline(case, open_source(Path(baseline), readers=readers), criterion, processes)
-    judged = judge(case, [*checks, *(one for one in installed("rlmon.checks") if one not in checks)])
+    added = [one for one in installed("rlmon.checks") if not any(one is given for given in checks)]
+    judged = judge(case, [*checks, *added])
     timing = {"wall": time.perf_counter() - began[0], "processor": _processor_seconds() - began[1]}
     return story.tell(case, judged, str(path), timing)
 
@@ -86,7 +91,9 @@ def _case(run: OpenedRun, criterion: Criterion | None, processes: int | None, pr
     watched = run.reader == rlmon_log.NAME
     modes = replay.modes(run) if watched else ModeSet.build(None)
     success = successes.definition(run, criterion)
-    counted = count(run, modes, processes, progress, success)
+    notes: list[str] = []
+    counted = count(run, modes, processes, progress, success, notes)
+    run = dataclasses.replace(run, notes=[*run.notes, *notes])
     scalars: Mapping[str, Sequence[tuple[int, float]]] = {}
     fold: Fold | None = None
     if watched:

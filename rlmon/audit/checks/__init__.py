@@ -8,7 +8,7 @@ its line.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,16 +90,20 @@ def questions(case: Case, more: Sequence[object] = ()) -> tuple[Question, ...]:
     another, is an ERROR of its own."""
     asked = FOLDS + own_folds(case) + HINDSIGHT + ABOUT_ROWS + (() if case.fold.live is None else ABOUT_THE_MONITOR)
     for one in more:
+        ids = {other.id for other in asked}
         if not isinstance(one, Question):
-            asked += (_defect("not-a-check", f"{one!r:.100} was given as a check, and is no Question"),)
-        elif one.id in {other.id for other in asked}:
-            asked += (_defect(f"{one.id}-again", f"{one.home} brings a second check with the id {one.id!r}"),)
+            asked += (_defect("not-a-check", ids, f"{one!r:.100} was given as a check, and is no Question"),)
+        elif one.id in ids:
+            asked += (_defect(f"{one.id}-again", ids, f"{one.home} brings a second check with the id {one.id!r}"),)
         else:
             asked += (one,)
     return asked
 
 
-def _defect(check_id: str, why: str) -> Question:
+def _defect(check_id: str, taken: Collection[str], why: str) -> Question:
+    while check_id in taken:
+        check_id += "-again"
+
     def judge(ask: Question, ends: Ends) -> Check:
         raise ConfigError(why)
 
@@ -112,7 +116,7 @@ def judge(case: Case, more: Sequence[object] = ()) -> Judged:
     ``more``: checks of somebody else's; those that look once, at the two ends, take their part of the error rate.
     """
     asked = questions(case, more)
-    looks = len(HINDSIGHT) + sum(one.method == "hindsight" for one in asked if one in more)
+    looks = len(HINDSIGHT) + sum(one.method == "hindsight" for one in asked if any(one is x for x in more))
     alpha = HINDSIGHT_ALPHA / (looks + SECOND_LOOKS)
     groups, is_base, is_last = case.ends()
     contrast = mixture = None

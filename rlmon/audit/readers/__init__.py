@@ -74,7 +74,7 @@ def with_foreign(readers: Sequence[Reader]) -> tuple[Reader, ...]:
 
 
 def _foreign(reader: Reader | type[Reader], others: Sequence[Reader]) -> Reader:
-    found = Foreign(reader() if isinstance(reader, type) else reader)
+    found = Foreign.made(reader)
     if found.NAME in names((*others, *OF_TOOLS)):
         raise ConfigError(f"There is a reader {found.NAME!r} already; give yours another NAME.")
     return found
@@ -104,9 +104,18 @@ def open_source(
         if reader not in (None, mapped.NAME):
             raise ReadError(f"--map names columns of files, so it goes without --reader {reader}.")
         return mapped.open_run(path, mapping)
-    if reader is not None:
-        return _by_name(path, reader, tools)
-    return _recognised_run(path, tools)
+    try:
+        run = _by_name(path, reader, tools) if reader is not None else _recognised_run(path, tools)
+    except ReadError as problem:
+        if failed := _failed(tools):
+            raise ReadError(" ".join([str(problem), *failed])) from problem
+        raise
+    return dataclasses.replace(run, notes=[*run.notes, *failed]) if (failed := _failed(tools)) else run
+
+
+def _failed(tools: Sequence[Reader]) -> list[str]:
+    """What readers of somebody else's could not say of the path."""
+    return [said for tool in tools if isinstance(tool, Foreign) for said in tool.told()]
 
 
 def runs_at(path: Path, readers: Sequence[Reader] = ()) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,11 +18,27 @@ class Foreign:
     """A reader of somebody else's. Raises ``ConfigError`` for what is none."""
 
     reader: Reader
+    failures: dict[Path, str] = field(default_factory=dict)
+    """Paths of which it could not say whether it knows them, and why."""
 
     def __post_init__(self) -> None:
         lacking = [name for name in ("NAME", "recognises", "open_run") if not hasattr(self.reader, name)]
         if lacking:
             raise ConfigError(f"{self.reader!r:.100} is no reader: it has no {', '.join(lacking)}.")
+        if not isinstance(self.reader.NAME, str) or not self.reader.NAME:
+            raise ConfigError(f"{self.reader!r:.100} is no reader: its NAME is no word.")
+
+    @classmethod
+    def made(cls, reader: Reader | type[Reader]) -> Foreign:
+        """Of an object, a module, or a class that is made without arguments."""
+        if not isinstance(reader, type):
+            return cls(reader)
+        try:
+            return cls(reader())
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"The reader {reader.__name__} cannot be made: {_words(error)}.") from error
 
     @property
     def NAME(self) -> str:
@@ -30,11 +46,20 @@ class Foreign:
         return self.reader.NAME
 
     def recognises(self, path: Path) -> bool:
-        """What the reader says; no, where it fails."""
+        """What the reader says; no, where it fails, which is kept in ``failures``."""
         try:
             return bool(self.reader.recognises(path))
-        except Exception:
+        except Exception as error:
+            self.failures[path] = _words(error)
             return False
+
+    def told(self) -> list[str]:
+        """The first of ``failures`` in words."""
+        first = next(iter(self.failures.items()), None)
+        if first is None:
+            return []
+        where, why = str(first[0]), first[1]
+        return [f"The reader {self.NAME!r} failed to say whether {where!r} is a run of its: {why}."]
 
     def open_run(self, path: Path) -> OpenedRun:
         """The reader's run, whose shards are guarded too. Raises ``ReadError`` for whatever the reader raises."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from audit_rows import audited, check, draw
@@ -126,6 +127,95 @@ def test_what_a_reader_raises_is_told_with_its_name(pairs: Path) -> None:
     assert (lost.status, lost.evidence["unreadable"]) == ("warn", {"torn, part 0": "OSError: 'the disk is gone'"})
 
 
+class Unsure(Pairs):
+    NAME = "unsure"
+
+    def recognises(self, path: Path) -> bool:
+        raise RecursionError("no <end>")
+
+
+def test_a_reader_that_cannot_say_whether_it_knows_a_path_is_named(pairs: Path, tmp_path: Path) -> None:
+    said = r"The reader 'unsure' failed to say whether .*run.pairs' is a run of its: RecursionError: 'no <end>'"
+    with pytest.raises(ReadError, match=f"no run that rlmon knows.* {said}") as raised:
+        rlmon.audit(pairs, readers=[Unsure()])
+    assert str(raised.value).count("unsure") == 1
+    found = rlmon.audit(pairs, readers=[Unsure(), Pairs()])
+    assert found.run.reader == "pairs"
+    assert [bool(re.match(said, note)) for note in found.run.notes] == [True]
+    # By its name it is asked all the same.
+    assert rlmon.audit(pairs, readers=[Unsure()], reader="unsure").run.completions == 192
+    assert runs_at(tmp_path, [Unsure()]) == []
+
+
+class Closed(Pairs):
+    def __init__(self) -> None:
+        raise OSError("no licence")
+
+
+class Nameless(Pairs):
+    NAME = np.zeros(2)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (Closed, "The reader Closed cannot be made: OSError: 'no licence'"),
+        (Nameless(), "its NAME is no word"),
+        (np.zeros(3), "is no reader: it has no NAME"),
+    ],
+)
+def test_a_reader_that_cannot_be_had_is_refused_in_words(pairs: Path, given: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        rlmon.audit(pairs, readers=[given])
+
+
+def test_one_alone_is_refused_with_what_to_type(pairs: Path) -> None:
+    with pytest.raises(ConfigError, match=r"readers is a list.*readers=\[\.\.\.\]"):
+        rlmon.audit(pairs, readers=Pairs())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"checks is a list.*checks=\[\.\.\.\]"):
+        rlmon.audit(pairs, readers=[Pairs()], checks=politeness)  # type: ignore[arg-type]
+
+
+class Local(Pairs):
+    NAME = "local"
+
+    def open_run(self, path: Path) -> OpenedRun:
+        shards = [Rows(read_table=lambda: read_pairs(path), bytes=20 << 20) for _ in range(2)]
+        return dataclasses.replace(super().open_run(path), shards=shards)
+
+
+class Strange:
+    """Can be handed to another process, and not be taken there."""
+
+    bytes = 20 << 20
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return getattr, ("a word", "not_there")
+
+    def read(self) -> Iterator[RowBatch]:
+        yield RowBatch(rows=read_pairs(self.path))
+
+
+class Strangers(Pairs):
+    NAME = "strangers"
+
+    def open_run(self, path: Path) -> OpenedRun:
+        return dataclasses.replace(super().open_run(path), shards=[Strange(path), Strange(path)])
+
+
+@pytest.mark.parametrize(("reader", "why"), [(Local, "Can't pickle|Can't get local"), (Strangers, "BrokenProcessPool")])
+def test_shards_that_do_not_travel_are_counted_here(pairs: Path, reader: type[Pairs], why: str) -> None:
+    found = rlmon.audit(pairs, readers=[reader], processes=2)
+    assert found.run.completions == 2 * 192
+    assert re.search(f"in one process, since .*{why}", found.run.notes[-1])
+    alone = rlmon.audit(pairs, readers=[reader], processes=1)
+    assert not alone.run.notes
+    assert [one.id for one in alone.checks] == [one.id for one in found.checks]
+
+
 def test_a_check_is_shown_like_the_others() -> None:
     found = audited(draw(1), checks=[politeness])
     mine = check(found, "politeness")
@@ -152,9 +242,9 @@ def test_a_check_that_fails_is_an_error_of_its_author() -> None:
         id="number", title="A number?", judge=lambda ask, ends: ask.says(status="warn", message="", value="7")
     )
     word = Question(id="word", title="A status?", judge=lambda ask, ends: ask.says(status="meh", message=""))
-    found = audited(draw(1), checks=[bad, none, twice, number, word, "text", politeness])
+    found = audited(draw(1), checks=[bad, none, twice, number, word, "text", np.zeros(3), politeness])
     errors = {one.id: one.reason or "" for one in found.checks if one.status == "error"}
-    assert errors.keys() == {"bad", "none", "shortcut-again", "number", "word", "not-a-check"}
+    assert errors.keys() == {"bad", "none", "shortcut-again", "number", "word", "not-a-check", "not-a-check-again"}
     assert f"KeyError: \"'mood'\". This is a defect of {__name__}" in errors["bad"]
     assert "the answer was None" in errors["none"]
     assert "value is '7'" in errors["number"]
@@ -186,7 +276,7 @@ def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n", encoding="utf-8")
     (about / "entry_points.txt").write_text(
-        f"[rlmon.readers]\npairs = {__name__}:Pairs\ngone = {__name__}:Gone\n"
+        f"[rlmon.readers]\npairs = {__name__}:Pairs\ngone = {__name__}:Gone\nclosed = {__name__}:Closed\n"
         f"[rlmon.checks]\npoliteness = {__name__}:politeness\n", encoding="utf-8",
     )  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path / "site")
@@ -200,10 +290,11 @@ def test_installed_ones_are_asked_by_python_and_by_the_command(pairs: Path, caps
     found = rlmon.audit(pairs)
     assert found.run.reader == "pairs"
     assert check(found, "politeness").status == "warn"
-    assert "rlmon.readers 'gone' of somebody was left out" in capsys.readouterr().err
+    assert "rlmon.readers 'gone' of somebody was left out" in (told := capsys.readouterr().err)
+    assert "left out: The reader Closed cannot be made: OSError: 'no licence'" in told
     said = CliRunner().invoke(app, ["audit", str(pairs), "--format", "json"])
     assert {one["id"] for one in json.loads(said.stdout)["checks"]} >= {"politeness", "shortcut"}
-    assert "Readers of installed packages: gone, pairs" in CliRunner().invoke(app, ["audit", "--help"]).stdout
+    assert "Readers of installed packages: closed, gone, pairs" in CliRunner().invoke(app, ["audit", "--help"]).stdout
 
 
 def test_without_any_the_help_says_nothing_of_them() -> None:
