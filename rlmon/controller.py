@@ -9,6 +9,7 @@ applied one step later, once the step's sum over ranks has shown that all of the
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from rlmon.detectors import DETECTORS
 from rlmon.errors import AttachError, ConfigError
 from rlmon.extensions import Extensions
-from rlmon.interventions import fold
+from rlmon.interventions import answers, fold
 from rlmon.interventions.intervention import NOTHING, Blocked, Intervention, Turns
 from rlmon.interventions.policy import Policy, Rule, parse
 from rlmon.interventions.row_effect import RowEffect
@@ -179,12 +180,16 @@ class Controller:
         self._broken: str | None = None
         """What failed in the fold itself on this rank: its state is worth nothing any more."""
         self._rules = fold.start(policy, actuators.values())
+        known = [] if state is None else [name for name, at in state["engine"]["rules"].items() if at["failed"]]
         if state is not None:
             self._rules = fold.from_json(policy, state["engine"])
             self._ledger = SolveLedger.load(state["ledger"])
             self._unconfirmed = tuple(Action(**action) for action in state["unconfirmed"])
             self.off = state["off"]
             actuators.load(state["levers"])
+        self._failures = {
+            name: at.failed for name, at in self._rules.rules.items() if at.failed is not None and name not in known
+        }
         self._agreed = self._rules
         """The state that all ranks are known to share: what draws are decided by."""
 
@@ -194,11 +199,11 @@ class Controller:
         trial = StepRecord(
             attempt=0, step=step, time_unix_seconds=0.0, rounds=(), completions=0, prompts=0, tokens=0, metrics={}
         )
-        after, _ = fold.on_step(self.policy, self._rules, trial, ())
+        after, _ = fold.on_step(self.policy, copy.deepcopy(self._rules), trial, ())
         fold.to_json(self.policy, after)
         if broken := fold.newly_failed(self._rules, after):
             raise ValueError("; ".join(f"rule {name}: {reason}" for name, reason in broken.items()))
-        for name, fresh in fold.start(self.policy, self._rules.knobs).rules.items():
+        for name, fresh in fold.start(self.policy, self._rules.given).rules.items():
             for field in dataclasses.fields(fresh):
                 usual, taken = getattr(fresh, field.name), getattr(self._rules.rules[name], field.name)
                 if isinstance(usual, float | int) and not isinstance(taken, float | int):
@@ -228,7 +233,12 @@ class Controller:
         found: dict[str, list[float]] = {name: [] for name in METRICS_OF_RULES}
         for rule in self.policy.rules:
             at = self._rules.rules[rule.name]
-            for name, value in rule.action.measures(at, step, dry_run=rule.dry_run).items():
+            try:
+                measured = answers.measures(rule.action, at, step, dry_run=rule.dry_run)
+            except Exception as error:
+                self._stop(rule, error)
+                continue
+            for name, value in measured.items():
                 if value is not None:
                     found.setdefault(name, []).append(value)
         if self.off is not None:  # the fold of a rank that failed is not that of the others
@@ -289,7 +299,8 @@ class Controller:
             if late_N is not None:
                 table = dataclasses.replace(table, success_N=late_N)
                 own["success"] = late_N[mine]
-            rules, effect, actions = fold.on_round(self.policy, self._rules, table, self._ask(table))
+            known = self._ask(table)
+            rules, effect, actions = fold.on_round(self.policy, self._rules, table, known)
             self._take(rules)
             seen, neutralised = self._rows_seen
             self._rows_seen = (seen + len(table), neutralised + int((effect.factor_n == 0.0).sum()))
@@ -318,10 +329,23 @@ class Controller:
         asking = [rule for rule in self.policy.rules if rule.action.asks is not None]
         if not asking:
             return {}
-        ledger = _LedgerOf(self._ledger, table)
-        known = {rule.name: rule.action.ask(ledger) for rule in asking if rule.action.asks == "before"}
-        ledger.count(table)
-        return known | {rule.name: rule.action.ask(ledger) for rule in asking if rule.action.asks == "after"}
+        ledger, known = _LedgerOf(self._ledger, table), {}
+        for when in ("before", "after"):
+            for rule in asking:
+                if rule.action.asks != when:
+                    continue
+                try:
+                    known[rule.name] = rule.action.ask(ledger)
+                except Exception as error:
+                    self._stop(rule, error)
+            if when == "before":
+                ledger.count(table)
+        return known
+
+    def _stop(self, rule: Rule, error: Exception) -> None:
+        """A rule whose intervention raised outside of the fold: it acts no more here, and on no rank after the next
+        step's votes."""
+        self._take(fold.stopped(self._rules, rule.name, error))
 
     def blocked(self, number: int) -> Blocked:
         """What is not to be drawn in training round ``number``, as all ranks have agreed."""
@@ -413,7 +437,8 @@ class Controller:
                 self._write(action)
             self._rules = fold.give_up(self._rules, failed, "it failed")
         self._unconfirmed = ()
-        self._failures.clear()
+        # One that failed since this step's votes were counted is voted on in the next.
+        self._failures = {name: reason for name, reason in self._failures.items() if name not in failed}
 
     def _write_failed(self, rule: Rule, step: int, reason: str) -> None:
         """``failed`` for what the rule decided and is not known to have taken effect; a line of its own where that is
@@ -449,8 +474,8 @@ class Controller:
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs, as JSON types; the same on every rank. A rule whose own state is nothing that JSON
-        has begins anew there, and stops here."""
+        """What a resumed run needs, as JSON types; the same on every rank. A rule whose own state would not come back
+        as it is begins anew there, and stops here."""
         self._failures = {**fold.cannot_be_kept(self.policy, self._rules), **self._failures}
         return {
             "engine": fold.to_json(self.policy, self._rules),

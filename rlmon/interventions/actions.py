@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import get_args
+from typing import Any, get_args
 
 from rlmon.errors import ConfigError
 from rlmon.interventions.anchor import Anchor
@@ -63,16 +63,20 @@ def problem_of(action: object) -> str | None:
         return f"its field {bare[0]} says neither its default nor what it means. Write {bare[0]}: ... = setting(...)"
     if action.starts_at is not None and not {action.starts_at, "bounds"} <= {*fields}:
         return f"starts_at names {action.starts_at!r}, and it has no fields {action.starts_at} and bounds"
-    if action.asks not in (None, "before", "after"):
-        return f'it asks {action.asks!r}. Write asks = "before" or asks = "after"'
-    if not (action.knob_name is None or isinstance(action.knob_name, str)):
-        return f"its knob_name is {action.knob_name!r}, and no text"
-    by = action.measured_by
+    asks, knob, by = _said(action, "asks"), _said(action, "knob_name"), _said(action, "measured_by")
+    if asks not in (None, "before", "after"):
+        return f'it asks {asks!r}. Write asks = "before" or asks = "after"'
+    if not (knob is None or isinstance(knob, str)):
+        return f"its knob_name is {knob!r}, and no text"
     if not (
         by is None or (isinstance(by, tuple) and len(by) == 2 and isinstance(by[0], str) and by[1] in ("up", "down"))
     ):
         return f'it is measured_by {by!r}. Write measured_by = ("rlmon/health/length_mean", "down"), or the like'
     return _turns_what_it_cannot(action)
+
+
+def _said(action: type[Intervention], name: str) -> Any:
+    return getattr(action, name)
 
 
 DERIVED: Mapping[Turns, type[Intervention]] = {

@@ -2,7 +2,7 @@
 
 ::
 
-    state = start(policy, knobs={"beta": 0.0})
+    state = start(policy, given={"beta": 0.0})
     state, effect, actions = on_round(policy, state, table, known)  # what happens to the rows of a round
     state, actions = on_step(policy, state, record, findings)  # what is turned
 
@@ -13,15 +13,15 @@ whatever was decided, and ranks compare it before anything is applied that one r
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 
-from rlmon.interventions import conditions, saved
+from rlmon.interventions import answers, conditions, saved
 from rlmon.interventions.base_mean import BaseMean
 from rlmon.interventions.intervention import SILENT_VALUES, Level, Round, RowAct, RowChange, RuleState, RunSoFar
 from rlmon.interventions.policy import Policy, Rule
@@ -52,8 +52,8 @@ class RulesState:
     """Where all rules stand; the same on every rank."""
 
     rules: Mapping[str, RuleState]
-    knobs: Mapping[str, float]
-    """Values when the run began: what a rule returns to."""
+    given: Mapping[str, float]
+    """What the loop can turn, with the values when the run began: what a rule returns to."""
     history: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     """(step, value) of the metrics by which effects are measured."""
     silent: tuple[float, ...] = ()
@@ -67,19 +67,18 @@ class RulesState:
     digest: int = 0
 
 
-def start(policy: Policy, knobs: Mapping[str, float]) -> RulesState:
-    """Before the first round. ``knobs``: ``beta`` and ``entropy_coef`` as the trainer was given them."""
-    return RulesState(
-        rules={
-            rule.name: RuleState(
-                condition=conditions.start(rule.when),
-                inner=rule.action.fresh(),
-                level=rule.action.resting_level(knobs),
-            )
-            for rule in policy.rules
-        },
-        knobs=dict(knobs),
-    )
+def start(policy: Policy, given: Mapping[str, float]) -> RulesState:
+    """Before the first round. ``given``: ``beta`` and ``entropy_coef`` as the trainer was given them."""
+    return RulesState(rules={rule.name: _begun(rule, given) for rule in policy.rules}, given=dict(given))
+
+
+def _begun(rule: Rule, given: Mapping[str, float]) -> RuleState:
+    at = RuleState(condition=conditions.start(rule.when))
+    try:
+        level = answers.resting_level(rule.action, MappingProxyType(given))
+        return replace(at, inner=rule.action.fresh(), level=level)
+    except Exception as error:
+        return _failed(at, error)
 
 
 # -- rounds ------------------------------------------------------------------------------------------------------------
@@ -108,7 +107,7 @@ def on_round(
             known=known.get(rule.name),
         )
         try:
-            inner, change = rule.action.on_round(at.inner, round)
+            inner, change = answers.change_of_rows(rule.action.on_round(at.inner, round), len(table))
             after = _with(effect, change)
         except Exception as error:
             rules[rule.name] = _failed(at, error)
@@ -128,18 +127,22 @@ def on_round(
 
 
 def _with(effect: RowEffect, change: RowChange) -> RowEffect:
-    """The effect with one rule's change beside it. Raises ``ValueError`` for one that is not of these rows."""
+    """The effect with one rule's change beside it. Raises ``ValueError`` where together they are out of all bounds."""
     factor_n, limit, addition_n = effect.factor_n, effect.limit, effect.addition_n
-    for name, values in (("factor_N", change.factor_N), ("addition_N", change.addition_N)):
-        if values is not None and not (np.shape(values) == factor_n.shape and np.isfinite(values).all()):
-            raise ValueError(f"{name} is not a finite number for each of {len(factor_n)} rows")
     if change.factor_N is not None:
         factor_n = factor_n * change.factor_N
     if change.addition_N is not None:
         addition_n = addition_n + change.addition_N
     if change.limit is not None:
         limit = change.limit if limit is None else min(limit, change.limit)
+    if not all((np.abs(values) <= answers.LARGEST).all() for values in (factor_n, addition_n)):
+        raise ValueError(f"with the rules before it, it multiplies or adds more than {answers.LARGEST:g}")
     return RowEffect(factor_n=factor_n, limit=limit, addition_n=addition_n)
+
+
+def stopped(state: RulesState, name: str, error: Exception) -> RulesState:
+    """The state in which a rule has failed, whose intervention raised outside of the fold."""
+    return replace(state, rules={**state.rules, name: _failed(state.rules[name], error)})
 
 
 def _failed(at: RuleState, error: Exception) -> RuleState:
@@ -211,12 +214,13 @@ def on_step(
     state = _remember(policy, state, record)
     state, measured = _measure(state, record.step)
     decided: list[Action] = []
+    shown = replace(record, metrics=MappingProxyType(record.metrics))
     for rule in policy.rules:
         at = state.rules[rule.name]
         condition, met, why, finding_id = conditions.step(rule.when, at.condition, record, findings, rule.hysteresis)
         at, action = replace(at, condition=condition, met=met), None
         try:
-            stepped = replace(at, inner=rule.action.on_step(at.inner, record))
+            stepped = replace(at, inner=rule.action.on_step(at.inner, shown))
             at, action = _judge(rule, stepped, state, record, why, finding_id)
         except Exception as error:
             at = _failed(at, error)
@@ -238,24 +242,23 @@ def _judge(
     """What the rule does now: its new state, and an action where its knob moves."""
     if at.failed is not None:
         return at, None
+    given = MappingProxyType(state.given)
     run = RunSoFar(
-        rest=rule.action.resting_level(state.knobs),
-        given=state.knobs,
+        rest=answers.resting_level(rule.action, given),
+        given=given,
         silent=state.silent,
         base_entropy_nats=state.entropy_nats.mean,
     )
-    suspended, switched = rule.action.suspends(at, run)
+    suspended, switched = answers.suspension(rule.action, at, run)
     at = replace(at, suspended=suspended)
     if switched is not None:
         old, new = (at.level, 0.0) if suspended else (0.0, at.level)
         return replace(at, changed_step=record.step), _changed(rule, record, old, new, switched, finding_id)
     if suspended or (at.changed_step is not None and record.step - at.changed_step < rule.cool_off_steps):
         return at, None
-    level, reason = rule.action.next_level(at, run)
+    level, reason = answers.next_level(rule.action, at, run)
     if level is None or level == at.level:
         return at, None
-    if not math.isfinite(level):
-        raise ValueError(f"its next level is {level}")
     began = at.began_step
     if at.level == run.rest:
         began = record.step
@@ -270,7 +273,7 @@ def _judge(
 def _changed(
     rule: Rule, record: StepRecord, old: float, new: float, reason: str, finding_id: str | None
 ) -> Action | None:
-    said = rule.action.change(old, new)
+    said = answers.change_of_level(rule.action, old, new)
     if said is None:
         return None
     return _decided(rule, record.step, reason, old=said[0], new=said[1], finding_id=finding_id)
@@ -419,19 +422,22 @@ def to_json(policy: Policy, state: RulesState) -> dict[str, Any]:
             "inner": _kept(rule, at)[0],
             "action": type(rule.action).__name__,
         }
-    return {"version": 1, **saved.to_json(replace(state, rules={})), "rules": rules}
+    plain = {_KEYS.get(name, name): value for name, value in saved.to_json(replace(state, rules={})).items()}
+    return {"version": 1, **plain, "rules": rules}
+
+
+_KEYS = {"given": "knobs"}
+"""Where a field of ``RulesState`` has another name in checkpoints."""
 
 
 def _kept(rule: Rule, at: RuleState) -> tuple[Any, str | None]:
-    """The own state of a rule's intervention as JSON types. Where it is nothing that JSON has, ``None``, and why: the
-    rest of a checkpoint must not be lost with it."""
+    """The own state of a rule's intervention as JSON types. Where it would not come back as it is, ``None``, and why:
+    the rest of a checkpoint must not be lost with it."""
     try:
-        inner = rule.action.save(at.inner)
-        json.dumps(inner)
+        return answers.saved_state(rule.action, at.inner), None
     except Exception as error:
         said = f"{type(error).__name__}: {str(error)[:200]}"
         return None, f"its state cannot be kept ({said}); give it save and load"
-    return inner, None
 
 
 def cannot_be_kept(policy: Policy, state: RulesState) -> dict[str, str]:
@@ -442,7 +448,8 @@ def cannot_be_kept(policy: Policy, state: RulesState) -> dict[str, str]:
 
 def from_json(policy: Policy, found: Mapping[str, Any]) -> RulesState:
     """The state that ``to_json`` described. Rules that are new, or do something else now, begin anew."""
-    rules = dict(start(policy, found["knobs"]).rules)
+    given = found[_KEYS["given"]]
+    rules = dict(start(policy, given).rules)
     for rule in policy.rules:
         was = found["rules"].get(rule.name)
         if was is None or was["action"] != type(rule.action).__name__:
@@ -454,6 +461,7 @@ def from_json(policy: Policy, found: Mapping[str, Any]) -> RulesState:
         rules[rule.name] = RuleState(**{**plain, "condition": condition, "inner": inner})
     known = {
         "rules": {},
+        "given": given,
         "entropy_nats": saved.to_json(BaseMean.from_json(found["entropy_nats"])),
         "pending": [pending for pending in found["pending"] if pending["action"]["rule"] in rules],
         "waiting": [action for action in found["waiting"] if action["rule"] in rules],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,7 +23,8 @@ FIELDS = ROW.itemsize // 8
 
 @dataclass(frozen=True, kw_only=True)
 class RoundTable:
-    """Every row of one training generation over all ranks, in the order of ``global_row``; the same on every rank.
+    """Every row of one training generation over all ranks, in the order of ``global_row``; the same on every rank. It
+    can be read only.
 
     Groups are ``group_size`` consecutive rows. Keys are opaque integers (hashes), equal on all ranks.
     """
@@ -49,6 +52,15 @@ class RoundTable:
     logp_base_N: NDArray[np.float64]
     """Mean log-probability per token under TRL's reference; NaN where there is none."""
 
+    def __post_init__(self) -> None:
+        # Rules look at one table: what one of them wrote into it, the next would take for the round.
+        for field in dataclasses.fields(self):
+            values = getattr(self, field.name)
+            if isinstance(values, np.ndarray):
+                object.__setattr__(self, field.name, _read_only(values))
+        modes = {kind: _read_only(keys) for kind, keys in self.modes_N.items()}
+        object.__setattr__(self, "modes_N", MappingProxyType(modes))
+
     def __len__(self) -> int:
         return len(self.prompt_N)
 
@@ -63,6 +75,12 @@ class RoundTable:
             modes_N={kind: column[kind] for kind in MODE_KINDS},
             **{f"{name}_N": column[name] for name in ("prompt", "source", "answer", *NUMBERS)},
         )
+
+
+def _read_only(values: NDArray[Any]) -> NDArray[Any]:
+    seen: NDArray[Any] = values.view()
+    seen.setflags(write=False)
+    return seen
 
 
 def exchanged(row_n: NDArray[np.void]) -> NDArray[np.int64]:

@@ -43,6 +43,10 @@ def _plain(value: Any, hint: Any) -> Any:
     if isinstance(value, Mapping) and inside:
         pairs = [(key, _plain(item, inside[1])) for key, item in value.items()]
         return [list(pair) for pair in pairs] if inside[0] is int else dict(pairs)
+    if type(value) is dict:
+        return {key: _plain(item, type(item)) for key, item in value.items()}
+    if type(value) is list:
+        return [_plain(item, type(item)) for item in value]
     if isinstance(value, np.generic):  # what arithmetic on the rows of a round gives
         return value.item()
     return [_plain(item, inside[0]) for item in value] if isinstance(value, tuple) and inside else value

@@ -10,6 +10,7 @@ counted fault. ``rlmon_strict`` raises at the end of a step, on all ranks togeth
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -307,20 +308,30 @@ class Monitor:
             return None
         effect: RowEffect | None = None
         with self.guard("interventions"):
-            successes = self._state.successes
-            features, success_n = self._newest[1], None if batch is None else successes.of_round(batch.round)
-            if batch is None or success_n is None:
-                success_n = np.full(rows, np.nan)
-            elif batch is not self._newest[0]:  # the rows that are trained on, of those observed
-                features = self._featurizer.features(batch)
-                success_n = successes.definition.of(batch.reward, batch.rewards, rows)
-            if successes.deciding.decided and not successes.definition.known:
-                self.controller.rest_without_success(str(successes.definition))
+            try:
+                features, success_n = self._as_rules_see(batch, rows)
+            except Exception:
+                with contextlib.suppress(RuntimeError):  # the other ranks wait for this one, which has no rows
+                    self.controller.round(None, rows, None)
+                raise
             late = None
             if batch is not None and self.ranks.world_size > 1:
-                late = functools.partial(successes.late, batch.round, batch.group_size, self._step + 1)
+                late = functools.partial(self._state.successes.late, batch.round, batch.group_size, self._step + 1)
             effect = self.controller.round(batch, rows, features, logp_base_n, success_n, late)
         return effect
+
+    def _as_rules_see(self, batch: RolloutBatch | None, rows: int) -> tuple[RowFeatures | None, NDArray[np.float64]]:
+        """Features of the rows of a training round, and success of each [n]."""
+        successes = self._state.successes
+        features, success_n = self._newest[1], None if batch is None else successes.of_round(batch.round)
+        if batch is None or success_n is None:
+            success_n = np.full(rows, np.nan)
+        elif batch is not self._newest[0]:  # the rows that are trained on, of those observed
+            features = self._featurizer.features(batch)
+            success_n = successes.definition.of(batch.reward, batch.rewards, rows)
+        if self.controller is not None and successes.deciding.decided and not successes.definition.known:
+            self.controller.rest_without_success(str(successes.definition))
+        return features, success_n
 
     def sample_rows(self, count: int) -> list[dict[str, Any]]:
         """At most ``count`` rows of the newest round on rank 0, with the field names of ``records.Rollout``."""

@@ -27,7 +27,7 @@ from rlmon.runlog import open_run
 
 MODES_SHOWN = 6
 ACTS_SHOWN = 6
-LEVERS = "rlmon/intervention/"
+OF_RULES = "rlmon/intervention/"
 
 
 def watch(path: Path, *, every_seconds: float, once: bool) -> None:
@@ -226,9 +226,9 @@ def _turned(view: View) -> str:
     if view.newest is None:
         return ""
     held = [
-        f"{one_line(name.removeprefix(LEVERS).replace('_', ' '), 30)} {number(value)}"
+        f"{one_line(name.removeprefix(OF_RULES).replace('_', ' '), 30)} {number(value)}"
         for name, value in view.newest.metrics.items()
-        if name.startswith(LEVERS) and value is not None and finite(value)
+        if name.startswith(OF_RULES) and value is not None and finite(value)
     ]
     return ", ".join(held[:8])
 

@@ -233,7 +233,7 @@ class TrainerActuators:
             self._save_waits, control.should_save = False, True
         if self._ends is None or monitor.controller is None or not monitor.controller.settled(self._ends):
             return None
-        if self._ends.new == "stop":
+        if self.policy.rule(self._ends.rule).action.turns == "stop":
             control.should_training_stop = control.should_save = True
             return None
         checkpoint = self._mark_return(self._ends)
@@ -308,7 +308,7 @@ class TrainerActuators:
                 self._anchor.collect(output, success_n, mode_n, prompts=prompts, completions=completions)
         if effect is not None:
             with self._part(monitor, "advantages"):
-                output["advantages"] = steered(output, effect, self.trainer.args)
+                output["advantages"] = advantages_after(effect, output, self.trainer.args)
 
     # -- the loss --------------------------------------------------------------------------------------------------
 
@@ -363,7 +363,7 @@ def _read_mark(path: Path) -> tuple[str, str, float | None]:
     return str(marked["rule"]), str(marked["reason"]), None if marked["beta"] is None else float(marked["beta"])
 
 
-def steered(output: Mapping[str, Any], effect: RowEffect, args: Any) -> torch.Tensor:
+def advantages_after(effect: RowEffect, output: Mapping[str, Any], args: Any) -> torch.Tensor:
     """The advantages [n] or [n, T] of a generation after the rules, in their own dtype and on their device."""
     advantages = output["advantages"]
     values = advantages.double().cpu().numpy()

@@ -135,14 +135,14 @@ def test_what_breaks_puts_its_own_rule_at_rest(
 
 def test_an_anchor_that_cannot_collect_does_not_take_the_advantages_with_it(run: Any, monkeypatch: Any) -> None:
     changed: list[int] = []
-    real = actuators.steered
-    monkeypatch.setattr(actuators, "steered", lambda *given: (changed.append(1), real(*given))[1])
+    real = actuators.advantages_after
+    monkeypatch.setattr(actuators, "advantages_after", lambda *given: (changed.append(1), real(*given))[1])
     run(AnchorStore, "collect", on_call(4), "bound", "keep")
     assert len(changed) == STEPS - 1, "every round after the first"
 
 
 def test_advantages_that_cannot_be_changed_stop_the_rules_that_would(run: Any) -> None:
-    _, actions, faults = run(actuators, "steered", on_call(3), "hold", "bound", "suspect", "spread")
+    _, actions, faults = run(actuators, "advantages_after", on_call(3), "hold", "bound", "suspect", "spread")
     assert faults == {"interventions": 1}
     assert set(failed(actions)) == {"hold", "bound", "suspect"}
     assert at_work(actions) == {"spread"}
