@@ -476,9 +476,10 @@ class Controller:
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON types; the same on every rank. A rule whose own state would not come back
         as it is begins anew there, and stops here."""
-        self._failures = {**fold.cannot_be_kept(self.policy, self._rules), **self._failures}
+        engine, lost = fold.kept(self.policy, self._rules)
+        self._failures = {**lost, **self._failures}
         return {
-            "engine": fold.to_json(self.policy, self._rules),
+            "engine": engine,
             "ledger": self._ledger.state(),
             "unconfirmed": [dataclasses.asdict(action) for action in self._unconfirmed],
             "off": self.off,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from rlmon.errors import ConfigError
 from rlmon.interventions.anchor import Anchor
@@ -61,6 +61,10 @@ def problem_of(action: object) -> str | None:
     bare = [field.name for field in dataclasses.fields(action) if "help" not in field.metadata]
     if bare:
         return f"its field {bare[0]} says neither its default nor what it means. Write {bare[0]}: ... = setting(...)"
+    try:
+        get_type_hints(action)
+    except Exception as error:
+        return f"the types of its fields cannot be read ({type(error).__name__}: {error})"
     if action.starts_at is not None and not {action.starts_at, "bounds"} <= {*fields}:
         return f"starts_at names {action.starts_at!r}, and it has no fields {action.starts_at} and bounds"
     asks, knob, by = _said(action, "asks"), _said(action, "knob_name"), _said(action, "measured_by")

@@ -413,17 +413,26 @@ def unmeasured(state: RulesState, step: int, reason: str, names: Collection[str]
 
 def to_json(policy: Policy, state: RulesState) -> dict[str, Any]:
     """The state as JSON types; floats survive exactly."""
-    rules = {}
+    return kept(policy, state)[0]
+
+
+def kept(policy: Policy, state: RulesState) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same, and of each rule whose own state would not come back as it is, and so is left out, why."""
+    rules: dict[str, Any] = {}
+    lost: dict[str, str] = {}
     for rule in policy.rules:
         at = state.rules[rule.name]
+        inner, reason = _kept(rule, at)
+        if reason is not None:
+            lost[rule.name] = reason
         rules[rule.name] = {
             **saved.to_json(replace(at, inner=None)),
             "condition": conditions.to_json(at.condition),
-            "inner": _kept(rule, at)[0],
+            "inner": inner,
             "action": type(rule.action).__name__,
         }
     plain = {_KEYS.get(name, name): value for name, value in saved.to_json(replace(state, rules={})).items()}
-    return {"version": 1, **plain, "rules": rules}
+    return {"version": 1, **plain, "rules": rules}, lost
 
 
 _KEYS = {"given": "knobs"}
@@ -438,12 +447,6 @@ def _kept(rule: Rule, at: RuleState) -> tuple[Any, str | None]:
     except Exception as error:
         said = f"{type(error).__name__}: {str(error)[:200]}"
         return None, f"its state cannot be kept ({said}); give it save and load"
-
-
-def cannot_be_kept(policy: Policy, state: RulesState) -> dict[str, str]:
-    """Rules whose own state a checkpoint cannot hold, and why."""
-    found = {rule.name: _kept(rule, state.rules[rule.name])[1] for rule in policy.rules}
-    return {name: reason for name, reason in found.items() if reason is not None}
 
 
 def from_json(policy: Policy, found: Mapping[str, Any]) -> RulesState:

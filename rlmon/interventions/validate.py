@@ -279,7 +279,9 @@ def _turned(
         if rule.name not in firing or not (acts or rule.action.moves_when_dry):
             continue
         for name, most in rule.action.reach().items():
-            before = facts[name]  # beta, entropy_coef, or what it says that it holds
+            if name not in facts:  # neither beta, nor entropy_coef, nor what it says that it holds
+                continue
+            before = facts[name]
             high = None if before.high is None else max(before.high, most)
             facts[name] = replace(before, low=0.0 if name == "beta" else before.low, high=high)
     for name in setting.moved:

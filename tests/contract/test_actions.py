@@ -76,6 +76,7 @@ def dressed(**body: object) -> type[Intervention]:
         (dressed(name="own", turns="beta"), "it turns beta, and does not say to which value. Give it next_level"),
         (dressed(name="own", turns="entropy_coef"), "it turns entropy_coef, and does not say to which value"),
         (dressed(name="own", turns="draws"), "it turns draws, and does not say what is not to be drawn"),
+        (dressed(name="own", __annotations__={"a": "Nowhere"}, a=setting(1, "a")), "the types of its fields cannot be"),
         (dressed(name="own", asks="now"), "it asks 'now'. Write asks = \"before\""),
         (dressed(name="own", knob_name=3), "its knob_name is 3, and no text"),
         (dressed(name="own", measured_by="rlmon/kl/mean"), "it is measured_by 'rlmon/kl/mean'. Write measured_by = ("),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trl import GRPOTrainer
 import rlmon
 from rlmon.audit import engine as audit_engine
 from rlmon.errors import AttachError
+from rlmon.interventions.once import Stop
 from rlmon.records import Action
 from rlmon.trl import MonitoredGRPOTrainer, MonitoredRLOOTrainer, RLMon
 from rlmon.trl.actuators import ROLLED_BACK, TrainerActuators
@@ -243,6 +245,39 @@ def test_stop_ends_training_with_a_checkpoint(tmp_path: Path, settings: dict[str
     assert (tmp_path / "run" / f"checkpoint-{last}" / "rlmon" / "state.json").exists()
     told = [action for action in steered.actions(tmp_path / "run") if action.rule == "enough"]
     assert [(a.phase, a.step, a.new) for a in told] == [("decided", 7, "stop"), ("applied", 7, "stop")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finish(Stop):
+    """End training, and say so in words of its own."""
+
+    name = "finish"
+    does = "finish"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wheel(Ramp):
+    """Raise the KL penalty to what is no number."""
+
+    name = "wheel"
+
+    def change(self, old: float, new: float) -> Any:
+        return "low", "high"
+
+
+def test_what_is_derived_from_stop_stops_and_a_beta_that_is_no_number_is_not_set(tmp_path: Path) -> None:
+    rules = {"clock": CLOCK, "enough": {"when": at_step(5), "do": "finish"}, "odd": {"when": "always", "do": "wheel"}}
+    run = tiny.trainer(tmp_path / "run", max_steps=8, save_strategy="steps", save_steps=2)
+    callback = RLMon(run, steered.config({"rules": rules}, rlmon_strict=False), actions=[Finish, Wheel])
+    run.train()
+    assert run.state.global_step == 5
+    assert steered.checkpoints(tmp_path / "run") == [2, 4, 5]
+    assert not list((tmp_path / "run").glob(f"checkpoint-*/rlmon/{ROLLED_BACK}"))
+    told = [(act.rule, act.phase, act.new) for act in steered.actions(tmp_path / "run") if act.rule != "clock"]
+    assert told == [("odd", "failed", None), ("enough", "decided", "finish"), ("enough", "applied", "finish")]
+    assert run.beta == 0.0
+    assert callback.monitor is not None
+    assert callback.monitor.faults.totals == {}
 
 
 def returning(beta: float | None = 0.2, **more: Any) -> dict[str, Any]:
