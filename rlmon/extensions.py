@@ -36,7 +36,8 @@ class Extensions:
 
     def __post_init__(self) -> None:
         from rlmon.detectors.roster import Roster
-        from rlmon.metrics.step import refuse_names
+        from rlmon.interventions.actions import known_actions
+        from rlmon.metrics.step import refuse
 
         for kind in _kinds():
             given = getattr(self, kind)
@@ -48,7 +49,8 @@ class Extensions:
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
                 raise ConfigError(f"{kind} has two that are called {twice!r}: give one of them another name.")
-        refuse_names(self.metrics)
+        refuse(self.metrics)
+        known_actions(self.actions)
         Roster(own=tuple(self.detectors))
 
     def with_installed(self) -> Extensions:
@@ -58,22 +60,33 @@ class Extensions:
         for kind in (field.name for field in fields(self)):
             given = getattr(self, kind)
             names = [_name(one) for one in given if _name(one) is not None]
-            new = [one for one in installed(f"rlmon.{kind}") if one not in given and _name(one) not in names]
-            added = replace(added, **{kind: (*given, *new)})
+            for one in installed(f"rlmon.{kind}"):
+                if any(one is other for other in given) or _name(one) in names:
+                    continue
+                try:
+                    added = replace(added, **{kind: (*getattr(added, kind), one)})
+                except ConfigError as problem:
+                    _say_once(f"{_shown(one)} of an installed package was left out beside what was given: {problem}")
         return added
 
 
 @functools.cache
 def installed(group: str) -> tuple[Any, ...]:
     """What the entry points of ``group`` name, in order of their names. One that cannot be loaded, or is of another
-    kind, is named on the console, once, and left out: a broken package is no reason why a run is not watched."""
-    found = []
+    kind, or has a name that is taken, is named on the console, once, and left out: a broken package is no reason why a
+    run is not watched."""
+    found: list[Any] = []
     for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
         try:
             one = entry.load()
             if (kind := group.removeprefix("rlmon.")) in _kinds():
-                _refuse(kind, one)
-        except Exception as error:
+                if kind == "sinks" and not isinstance(one, type):
+                    raise ConfigError(
+                        f"each run needs sinks of its own, so that an entry point names a class, got {_shown(one)}. "
+                        f'Type: {entry.name} = "{entry.module}:{type(one).__name__}"'
+                    )
+                Extensions(**{kind: (*found, one)})
+        except (Exception, SystemExit) as error:
             package = entry.dist.name if entry.dist is not None else entry.value
             why = one_line(f"{type(error).__name__}: {error}")
             say(f"{group} {entry.name!r} of {package} was left out, since it cannot be used ({why}).")
@@ -111,9 +124,18 @@ def _refuse(kind: str, one: Any) -> None:
         raise ConfigError(f"{kind} takes classes, got {_shown(one)}. Type: {kind}=[{type(one).__name__}]")
 
 
+@functools.cache
+def _say_once(text: str) -> None:
+    say(one_line(text))
+
+
 def _name(one: Any) -> str | None:
-    name: str | None = getattr(one, "id", getattr(one, "name", None))
-    return name
+    """What tells metrics, detectors and actions apart; sinks have no names."""
+    from rlmon.sinks import Sink
+
+    is_sink = isinstance(one, Sink) or (isinstance(one, type) and issubclass(one, Sink))
+    name = None if is_sink else getattr(one, "id", getattr(one, "name", None))
+    return name if isinstance(name, str) else None
 
 
 def _shown(one: Any) -> str:

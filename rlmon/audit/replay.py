@@ -106,10 +106,11 @@ def _detectors_began_anew(note: Mapping[str, Any]) -> bool:
 def _started(header: RunHeader, anew: list[str]) -> DetectorState:
     try:
         return detectors.start_from(header.detectors)
-    except (ConfigError, KeyError) as error:
+    except ConfigError as error:
         anew.append(f"{error}"[:300])
+        alpha = header.config.get("rlmon_alpha")
         return detectors.start(
-            alpha=float(header.config.get("rlmon_alpha", 0.01)),
+            alpha=alpha if isinstance(alpha, float) and 0.0 < alpha < 1.0 else 0.01,
             total_steps=header.total_steps,
             group_size=header.group_size,
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rlmon.errors import ConfigError
 from rlmon.records import Severity
@@ -16,6 +18,13 @@ VERSION = 2
 """Raised whenever the same records and parameters could give other findings."""
 
 Rule = Literal["effective", "ratio", "absolute", "immediate"]
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "rule": get_args(Rule),
+    "direction": ("up", "down"),
+    "milder": ("warn", "note"),
+    "per_source": ("no", "too", "only"),
+}
+"""Fields of a detector that are one of some words."""
 
 SEQUENCE_LINE_FACTOR = 10.0
 """The per-sequence KL line is this many per-token lines: below ten tokens a sequence cannot move far anyway."""
@@ -79,6 +88,9 @@ class DetectorSpec:
     """What an audit asks of a run with it; the built-in ones' stand with their checks."""
 
     def __post_init__(self) -> None:
+        self._refuse_types()
+        if re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", self.id) is None:
+            raise ConfigError(f"The id of a detector is small letters and dashes, as my-detector; got {self.id!r:.80}.")
         if self.milder == "note" and self.witness:
             raise ConfigError(f"{self.id}: a note is about compute, so it is no second signal of damage.")
         if not self.statistics or len(self.statistics) != len(self.metrics):
@@ -88,12 +100,51 @@ class DetectorSpec:
             )
         if self.told and len(self.told) != len(self.statistics):
             raise ConfigError(f"{self.id}: told has a sentence for each statistic, got {self.told}.")
+        for sentence in self.told:
+            if set("{}") & set(_filled(sentence, base="", now="")):
+                raise ConfigError(f"{self.id}: told has {{base}} and {{now}} to fill in, got {sentence!r:.200}.")
         if not self.rungs:
             raise ConfigError(f"{self.id} has no line: give it warn, fail or both.")
         if self.direction == "down" and (self.rule == "effective" or self.warn_floor or self.fail_floor):
             raise ConfigError(f"{self.id}: effective numbers and floors are for statistics that are bad when high.")
         if not 0.0 < self.alpha_share <= 1.0:
             raise ConfigError(f"{self.id}: alpha_share is a share of the run's alpha, got {self.alpha_share}.")
+        self._refuse_lines()
+
+    def _refuse_types(self) -> None:
+        """Of what is data from anywhere: a log's header, a package."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            words = _WORDS.get(field.name)
+            if words is not None:
+                good, needed = isinstance(value, str) and value in words, f"one of {', '.join(words)}"
+            elif field.name in ("statistics", "metrics", "told"):
+                good, needed = isinstance(value, tuple | list) and all(isinstance(one, str) for one in value), "texts"
+                if good:
+                    object.__setattr__(self, field.name, tuple(value))
+            elif field.name in ("every", "agreement", "witness", "prior"):
+                good, needed = isinstance(value, bool), "True or False"
+            elif field.name in ("warn", "fail"):
+                good, needed = value is None or _is_number(value), "a number or None"
+            elif field.name in ("warn_floor", "fail_floor", "alpha_share"):
+                good, needed = _is_number(value), "a number"
+            else:
+                good, needed = isinstance(value, str), "text"
+            if not good:
+                raise ConfigError(f"A detector's {field.name} is {needed}, got {value!r:.80}.")
+
+    def _refuse_lines(self) -> None:
+        if self.rule == "immediate":
+            return
+        levels = [level for level in (self.warn, self.fail) if level is not None]
+        if min(levels) <= 0.0:
+            raise ConfigError(f"{self.id}: warn and fail are above 0, got warn={self.warn} and fail={self.fail}.")
+        falls = self.rule == "effective" or self.direction == "down"
+        if levels != sorted(levels, reverse=falls):
+            raise ConfigError(
+                f"{self.id}: warn={self.warn} is graver than fail={self.fail}, since damage is "
+                f"{'below' if falls else 'above'} them: warn is {'above' if falls else 'below'} fail."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -105,14 +156,15 @@ class DetectorSpec:
         try:
             fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
             return cls(**fields)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise ConfigError(f"This is no detector of this version: {error}.") from error
 
     def sentence(self, statistic: str, *, base: str, now: str) -> str:
         """What is seen, in plain words."""
         at = self.statistics.index(statistic)
-        told = self.told[at] if self.told else f"{self.metrics[at]} was {{base}}, now {{now}}"
-        return told.format(base=base, now=now)
+        if not self.told:
+            return f"{self.metrics[at]} was {base}, now {now}"
+        return _filled(self.told[at], base=base, now=now)
 
     @property
     def line(self) -> str:
@@ -164,6 +216,15 @@ class DetectorSpec:
     def false_warn(self) -> Mapping[str, Any] | None:
         """The same for the milder rung, also where a run ends exactly on its line."""
         return _price(self.id, "warn")
+
+
+def _filled(sentence: str, *, base: str, now: str) -> str:
+    """Both are put in as they are: a sentence may come from a log, and names nothing else that could be looked up."""
+    return sentence.replace("{base}", base).replace("{now}", now)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def prices() -> Mapping[str, Any]:

@@ -89,21 +89,28 @@ def start(
 def start_from(description: Mapping[str, Any]) -> DetectorState:
     """The state before the first record, from what ``describe`` returned (``RunHeader.detectors``).
 
-    Raises ``ConfigError`` where it was written by another version of the detectors.
+    Raises ``ConfigError`` where it was written by another version of the detectors, or is nothing that was.
     """
+    if not isinstance(description, Mapping):
+        raise ConfigError(f"What the log says of its detectors cannot be read: {description!r:.80}.")
     version = description.get("version")
     if version != VERSION:
         raise ConfigError(
             f"The log was judged by version {version!r} of the detectors and this is version {VERSION}. Install the "
             "rlmon that the header names under packages to replay it exactly, or judge it anew with start()."
         )
-    return start(
-        alpha=description["alpha"],
-        total_steps=description["total_steps"],
-        group_size=description["group_size"],
-        parameters=description["parameters"],
-        own=[DetectorSpec.from_json(spec) for spec in description.get("own", ())],
-    )
+    try:
+        return start(
+            alpha=description["alpha"],
+            total_steps=description["total_steps"],
+            group_size=description["group_size"],
+            parameters=description["parameters"],
+            own=[DetectorSpec.from_json(spec) for spec in description.get("own", ())],
+        )
+    except ConfigError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ConfigError(f"What the log says of its detectors cannot be read: {error!r:.200}.") from error
 
 
 def describe(state_or_parameters: DetectorState | Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,6 +16,7 @@ from rlmon.metrics.blocks import Dealt, SourceBlocks, no_tallies
 from rlmon.metrics.families import FAMILIES
 from rlmon.metrics.family import (
     Circumstances,
+    Metric,
     MetricFamily,
     Numbers,
     RankRows,
@@ -24,11 +26,15 @@ from rlmon.metrics.family import (
     add_to,
     dtype_of,
 )
+from rlmon.metrics.formats import BUILT_IN_MODES
 from rlmon.metrics.groups import column
 from rlmon.metrics.rows import ROW
 from rlmon.records import Block, RolloutBatch
+from rlmon.statistics import Floats
 
 NO_SUCCESS = "it is not known which completions are successes"
+STAGES = ("features", "success", "rollouts", "blocks", "tokens", "kl", "values", "finish")
+"""Parts of the measuring that are no family and can fail: no family has their names, since each fails at its own."""
 Guard = Callable[[str], AbstractContextManager[None]]
 """Contains what fails inside of it, and counts it at the place of that name."""
 
@@ -55,10 +61,10 @@ class Families:
         added: Sequence[MetricFamily] = (),
         guard: Guard = unguarded,
     ) -> None:
-        refuse_names(added)
+        refuse(added)
         self.modes, self._added, self._guard = tuple(modes), frozenset(family.name for family in added), guard
         self._families = (*own, *added)
-        self.layout = np.dtype([(family.name, self._fields(family)) for family in self._families])
+        self.layout = np.dtype([(family.name, _fields(family, self.modes)) for family in self._families])
         """One field per family, with its fields: all float64, so that the sums of ranks can be added."""
         self.columns = tuple(name for family in added for name in family.columns)
         """Numbers per row, whose means are statistics of blocks."""
@@ -67,14 +73,13 @@ class Families:
         )
         """What the table of a step's rows holds of each."""
 
-    def _fields(self, family: MetricFamily) -> np.dtype[Any]:
-        try:
-            return dtype_of(family.fields(self.modes))
-        except Exception as error:
-            raise ConfigError(
-                f"the family {family.name!r} does not say its sums ({type(error).__name__}: {error}): fields(modes) "
-                "returns a shape by name, such as {'total': (), 'by_mode': (len(modes),)}."
-            ) from error
+    @property
+    def told(self) -> str:
+        """Those that were added, with what their sums and numbers per row are: alike on all ranks, or none begins."""
+        added = [family for family in self._families if family.name in self._added]
+        names = ", ".join(family.name for family in added)
+        shapes = [f"{self.layout[family.name]} {list(family.columns)}" for family in added]
+        return f"{names} ({'; '.join(shapes)})" if added else ""
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -116,6 +121,8 @@ class Families:
         for family in self._families:
             with self._guarded(family):
                 for name, values in family.row_values(batch).items():
+                    if name not in family.columns:
+                        raise ValueError(f"row_values has {name!r}, which is none of columns: {list(family.columns)}")
                     value_B = column(values, len(batch))
                     rows["measured"][name] = np.where(np.isfinite(value_B), value_B, np.nan)
 
@@ -146,12 +153,19 @@ class Families:
         return [block for block in found if block.stats]
 
     def _put(self, into: Dealt, do: Callable[[MetricFamily], None]) -> None:
-        """Let every family put its statistics; what one before it has put stays as it is."""
+        """Let every family put its statistics; what one before it has put stays as it is, and nothing is put by an
+        added one whose statistics cannot be used."""
         for family in self._families:
-            before = dict(into.stats)
+            before, tallies = dict(into.stats), dict(into.tallies)
+            found: dict[str, Floats] = {}
             with self._guarded(family):
                 do(family)
-            into.stats |= before
+                new = {name: values for name, values in into.stats.items() if name not in before}
+                added = family.name in self._added
+                found = {name: _of_blocks(name, new[name], into.count) for name in new} if added else new
+            into.stats = before | found
+            if family.name in self._added:
+                into.tallies = tallies  # those of rlmon's own statistics alone are counted
 
     def _guarded(self, family: MetricFamily) -> AbstractContextManager[None]:
         return self._guard(_place(family)) if family.name in self._added else contextlib.nullcontext()
@@ -206,9 +220,12 @@ class Families:
         broken: str | None = f"{_place(family)} failed in this step"
         with self._guarded(family):
             step = StepSums(sums=sums, modes=self.modes, known=known, base=of_base)
-            family.finish(out, own, step)
+            if added:
+                self._finish_added(family, out, own, step)
+            else:
+                family.finish(out, own, step)
             reason = known.unseen.get(family.name) or family.unmeasured(own, step)
-            out.missing.update(dict.fromkeys(out.missing, reason) if reason else {})
+            out.missing.update(dict.fromkeys(out.missing, str(reason)) if reason else {})
             broken = broken if _place(family) in known.failed else None
         for entry in family.entries if added else ():
             if entry.name not in out.metrics:
@@ -216,6 +233,20 @@ class Families:
         if added and broken:
             out.missing.update(dict.fromkeys(out.missing, broken))
         return out
+
+    def _finish_added(self, family: MetricFamily, out: Numbers, own: Sums, step: StepSums) -> None:
+        """Only numbers and words get into ``out``, whatever the family wrote; a value that is neither is a fault of its
+        own and leaves the others."""
+        given = Numbers()
+        try:
+            family.finish(given, own, step)
+        finally:
+            for name, value in given.metrics.items():
+                with self._guarded(family):
+                    if not isinstance(name, str) or "/" not in name or name.startswith("rlmon/"):
+                        raise ValueError(f"a metric is called {name!r}: call it <family>/<name>")
+                    reason = str(given.missing.get(name, "no reason was given"))
+                    out.put(name, _number(name, value), reason)
 
 
 OF_SUCCESSES = tuple(metric.name for family in FAMILIES for metric in family.entries if metric.of_successes)
@@ -225,27 +256,96 @@ def _place(family: MetricFamily) -> str:
     return f"metrics.{family.name}"
 
 
-def refuse_names(added: Sequence[MetricFamily]) -> None:
-    """Raise ``ConfigError`` where one of these, or what is in it, has the name of another."""
-    names = [family.name for family in FAMILIES]
+def _number(name: str, value: Any) -> float | None:
+    """A metric that a user's family gave."""
+    if value is not None and not isinstance(value, numbers.Real | np.ndarray):
+        raise TypeError(f"{name} is {value!r:.80}, and no number")
+    return None if value is None else float(value)
+
+
+def _of_blocks(name: str, values: Any, count: int) -> Floats:
+    """A statistic that a user's family put, as a number per block."""
+    if not isinstance(name, str) or "/" not in name:
+        raise ValueError(f"a statistic of blocks is called {name!r}: call it <family>/{name}")
+    found = np.asarray(values, dtype=np.float64)
+    if found.shape != (count,):
+        raise ValueError(f"the statistic {name!r} has shape {found.shape}, and there are {count} blocks")
+    return found
+
+
+def _fields(family: MetricFamily, modes: Sequence[str]) -> np.dtype[Any]:
+    """The type of a family's sums. Raises ``ConfigError`` where it says none that can be added."""
+    try:
+        found = dtype_of(family.fields(modes))
+        np.zeros((), dtype=found).reshape(-1).view(np.float64)
+        if strange := [name for name in found.names or () if not _is_of_floats(found[name])]:
+            raise TypeError(f"{', '.join(strange)} is not of float64")
+        if unknown := [name for name in family.base if found.fields is None or name not in found.fields]:
+            raise ValueError(f"base names {', '.join(map(repr, unknown))}, which is none of its fields")
+        if nested := [name for name in family.base if found[name].names is not None]:
+            raise ValueError(f"base names {', '.join(nested)}, which is several numbers with names")
+    except Exception as error:
+        raise ConfigError(
+            f"the family {family.name!r} does not say its sums ({type(error).__name__}: {error}): fields(modes) "
+            "returns a shape by name, such as {'total': (), 'by_mode': (len(modes),)}, and base has some of the names."
+        ) from error
+    return found
+
+
+def _is_of_floats(dtype: np.dtype[Any]) -> bool:
+    inner = dtype.base
+    return all(_is_of_floats(inner[name]) for name in inner.names) if inner.names else inner == np.float64
+
+
+def refuse(added: Sequence[MetricFamily]) -> None:
+    """Raise ``ConfigError`` where one of these is none that can be used, or it or what is in it has the name of
+    another."""
+    names = [family.name for family in FAMILIES] + list(STAGES)
     metrics, columns = {metric.name for family in FAMILIES for metric in family.entries}, set[str]()
     for family in added:
-        if family.name in names:
+        name = getattr(family, "name", None)
+        if not isinstance(name, str) or not name:
             raise ConfigError(
-                f"two families of metrics are called {family.name!r}: give yours a name of its own, "
-                f"such as name = 'my_{family.name}'."
+                f"the family {type(family).__name__} has no name: give it one of its own, "
+                f"such as name = 'my_{type(family).__name__.lower()}'."
             )
-        names.append(family.name)
-        for name in family.columns:
-            if "/" not in name:  # as no statistic of rlmon's own has
-                raise ConfigError(f"a number per completion is called {name!r}: call it <family>/{name}.")
-            if name in columns:
-                raise ConfigError(f"two families have a number per completion {name!r}: give yours a name of its own.")
-            columns.add(name)
+        if name in STAGES:
+            raise ConfigError(
+                f"the family {name!r} is called like a part of rlmon: give yours a name of its own, such as "
+                f"name = 'my_{name}'."
+            )
+        if name in names:
+            raise ConfigError(
+                f"two families of metrics are called {name!r}: give yours a name of its own, "
+                f"such as name = 'my_{name}'."
+            )
+        names.append(name)
+        for given, of, word in (
+            ("entries", Metric, "Metric(...)"), ("columns", str, "'...'"), ("base", str, "'...'"),
+        ):  # fmt: skip
+            some = getattr(family, given)
+            if isinstance(some, str) or not isinstance(some, Sequence) or not all(isinstance(one, of) for one in some):
+                raise ConfigError(
+                    f"the family {name!r} has {given} = {some!r:.80}. Type: {given} = ({word},), or leave it out."
+                )
+        for column_ in family.columns:
+            if "/" not in column_:  # as no statistic of rlmon's own has
+                raise ConfigError(f"a number per completion is called {column_!r}: call it <family>/{column_}.")
+            if column_ in columns:
+                raise ConfigError(
+                    f"two families have a number per completion {column_!r}: give yours a name of its own."
+                )
+            columns.add(column_)
         for entry in family.entries:
+            if not isinstance(entry.name, str) or "/" not in entry.name:
+                raise ConfigError(
+                    f"the family {name!r} has a metric {entry.name!r}: call it {name}/{entry.name}, since a name has "
+                    "a family and a slash."
+                )
             if entry.name in metrics or entry.name.startswith("rlmon/"):
                 raise ConfigError(
-                    f"the family {family.name!r} has a metric {entry.name!r}, a name that rlmon keeps for itself or "
-                    f"that another family has: call it {family.name}/{entry.name.rsplit('/', 1)[-1]}."
+                    f"the family {name!r} has a metric {entry.name!r}, a name that rlmon keeps for itself or "
+                    f"that another family has: call it {name}/{entry.name.rsplit('/', 1)[-1]}."
                 )
             metrics.add(entry.name)
+        _fields(family, BUILT_IN_MODES)

@@ -7,14 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from rlmon.metrics.step import STAGES
 from rlmon.monitor.setting import Ranks
 from rlmon.printable import one_line
 from rlmon.records import Fault
 
 PLACES = (
     "capture.rollouts", "capture.tokens", "capture.vocabulary", "capture.logs", "base.tap", "base.forward",
-    "metrics.features", "metrics.success", "metrics.rollouts", "metrics.blocks", "metrics.tokens", "metrics.kl",
-    "metrics.values", "metrics.finish", "runlog.rollouts", "runlog.passes", "runlog.steps", "runlog.events",
+    *(f"metrics.{stage}" for stage in STAGES), "runlog.rollouts", "runlog.passes", "runlog.steps", "runlog.events",
     "runlog.directory", "runlog.compact", "detectors", "interventions", "sinks", "subscribers", "mirror", "checkpoint",
     "collective", "elsewhere",
 )  # fmt: skip
@@ -63,8 +63,10 @@ class Faults:
                 self._own_seconds += time.thread_time() - began
 
     def fault(self, place: str, error: BaseException | str, count: int = 1) -> None:
-        """Count a failure of ours, and say it once: in events.jsonl, and on stderr of the rank it happened on."""
-        counted = place if place in self.places else "elsewhere"
+        """Count a failure of ours, and say it once: in events.jsonl, and on stderr of the rank it happened on. One at
+        ``place:name`` is said once for each name, and counted at ``place``."""
+        known = (name for name in (place, place.partition(":")[0], "elsewhere") if name in self.places)
+        counted = next(known, "elsewhere")
         self.counts[counted] = self.counts.get(counted, 0) + count
         total = self.totals.get(place, 0) + count
         self.totals[place] = total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import rlmon.console as console
@@ -58,10 +59,14 @@ class Journal:
 
             made.insert(0, TerminalSink)
         for sink in made:
-            with self.faults.guard("sinks"):
+            with self._guarded(sink):
                 sink = sink() if isinstance(sink, type) else sink
                 sink.open(self.writer.header)
                 self.sinks.append(sink)
+
+    def _guarded(self, sink: Any) -> AbstractContextManager[None]:
+        """What fails in a sink is said once for each class of them."""
+        return self.faults.guard(f"sinks:{(sink if isinstance(sink, type) else type(sink)).__name__}")
 
     @property
     def attempt(self) -> int:
@@ -87,7 +92,7 @@ class Journal:
         self.event("action", action)
         if self._ranks.rank == 0:
             for sink in self.sinks:
-                with self.faults.guard("sinks"):
+                with self._guarded(sink):
                     sink.action(action)
 
     def record(
@@ -97,7 +102,7 @@ class Journal:
         if self._ranks.rank != 0:
             return
         for sink in self.sinks:
-            with self.faults.guard("sinks"):
+            with self._guarded(sink):
                 sink.record(record, findings, sample_rows)
         for subscriber in self.subscribers:
             with self.faults.guard("subscribers"):
@@ -166,7 +171,7 @@ class Journal:
     def close(self) -> None:
         """The log and the sinks. Safe to call twice."""
         for sink in self.sinks:
-            with self.faults.guard("sinks"):
+            with self._guarded(sink):
                 sink.close()
         self.sinks.clear()
         with self.faults.guard("runlog.events"):

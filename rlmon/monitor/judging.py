@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import rlmon.detectors as detectors
+from rlmon.detectors.evidence import COUNT
 from rlmon.metrics.blocks import at_most, by_round
 from rlmon.metrics.families.format import Format
 from rlmon.metrics.family import RoundRows, Sums
@@ -64,6 +65,15 @@ class Judging:
             dataclasses.replace(block, stats={name: block.stats[name] for name in block.stats if name in read})
             for block in at_most(found, BLOCKS_A_STEP)
         ]
+
+    def never_measured(self) -> str | None:
+        """What detectors of the user read and no block of the run has had, in words; nothing before the first step."""
+        arrays, at = self.state.arrays, self.state.roster.at
+        seen = np.isfinite(arrays.smooth[0]).any(axis=0) | (arrays.sums[0, ..., COUNT] > 0).any(axis=0)
+        lacking = [f"{name!r} ({spec.id})" for spec in self.own for name in spec.statistics if not seen[at[name]]]
+        if not lacking or not self.state.records:
+            return None
+        return f"no block of this run had the statistic {', '.join(lacking)}, so that it was never looked at"
 
     def findings(self, record: StepRecord) -> tuple[Finding, ...]:
         """What the detectors say of a record."""

@@ -26,24 +26,21 @@ from rlmon.config import RLMonConfig
 from rlmon.errors import RLMonError
 from rlmon.exchange import Exchange
 from rlmon.extensions import Extensions
-from rlmon.metrics.families import CRITIC, WATCHING
 from rlmon.metrics.family import CriticTokens, RankRows, RoundRows
 from rlmon.metrics.features import Featurizer, RowFeatures
-from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import groups_of_batch
 from rlmon.metrics.rows import Rows, rows_of
-from rlmon.metrics.step import Families
 from rlmon.metrics.success import RowSuccess, scorer
 from rlmon.metrics.tokens import ExactKL, token_sums
 from rlmon.monitor.closing import Closing
 from rlmon.monitor.columns import rollout_columns
 from rlmon.monitor.faults import PLACES
 from rlmon.monitor.journal import Journal
-from rlmon.monitor.judging import Judging
 from rlmon.monitor.observed import Observed
 from rlmon.monitor.opening import open_log
 from rlmon.monitor.setting import About, Ranks, Resume
 from rlmon.monitor.state import State
+from rlmon.monitor.watched import watched_alike
 from rlmon.records import Finding, RolloutBatch, Split, StepRecord
 
 if TYPE_CHECKING:
@@ -94,28 +91,16 @@ class Monitor:
         resume = resume if resume is not None else Resume()
         self.ranks = ranks if ranks is not None else Ranks()
         self.group_size, self.critic, self.log_dir = group_size, about.critic, Path(directory)
-        self.extensions = (extensions if extensions is not None else Extensions()).with_installed()
-        self.modes = ModeSet.build(self.config.modes)
         self.last_record: StepRecord | None = None
+        self._closed = False
         self.journal = Journal(self.config, self.ranks)
         self.faults = self.journal.faults
         self.faults.step = resume.step or 0
-        self.families = Families(
-            (*WATCHING, CRITIC) if about.critic else WATCHING,
-            self.modes.names,
-            added=self.extensions.metrics,
-            guard=self.guard,
-        )
+        watched = watched_alike(self.config, about, self.ranks, group_size, policy, extensions, self.guard)
+        self.extensions, self.modes, self.families = watched.extensions, watched.modes, watched.families
         self.faults.places = (*PLACES, *self.families.places)
         self._observed = Observed(self.families)
-        judging = Judging(
-            alpha=self.config.rlmon_alpha,
-            total_steps=about.total_steps,
-            group_size=group_size,
-            critic=about.critic,
-            own=self.extensions.detectors,
-        )
-        self._state = State(self.config, self.families, judging, self.journal, self.ranks, policy)
+        self._state = State(self.config, self.families, watched.judging, self.journal, self.ranks, policy)
         self._newest: tuple[RolloutBatch | None, RowFeatures | None] = (None, None)
         """The rows observed last and their features: what the rules look at."""
         if resume.state is not None:
@@ -136,7 +121,7 @@ class Monitor:
             group_size=group_size,
             world_size=self.ranks.world_size,
             resumed=resume.step is not None,
-            detectors=detectors.describe(judging.state),
+            detectors=detectors.describe(watched.judging.state),
             policy=self._state.policy,
         )
         self.journal.writer = self.writer = open_log(self.log_dir, header, self.config, self.ranks, resume)
@@ -195,7 +180,8 @@ class Monitor:
 
     @property
     def sinks(self) -> list[Sink]:
-        """Where records, findings and acts are mirrored on rank 0; a user's own can be added."""
+        """Where records, findings and acts are mirrored on rank 0. One that is added here while the run goes on is not
+        opened: give it as ``Extensions(sinks=[...])`` to be told of the run's header first."""
         return self.journal.sinks
 
     @sinks.setter
@@ -444,6 +430,11 @@ class Monitor:
         if self.controller is not None:
             with self.guard("interventions"):
                 self.controller.close(self._step)
+        with self.guard("detectors"):
+            if not self._closed and (text := self._state.judging.never_measured()) is not None:
+                self.note(text)
+                self.journal.say(text)
+        self._closed = True
         self.journal.close()
 
     def shared_state(self) -> dict[str, Any]:

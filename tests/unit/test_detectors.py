@@ -786,8 +786,33 @@ def test_what_was_known_goes_on_beside_a_new_detector_and_without_an_old_one() -
         ({"alpha_share": 0.0}, "alpha_share"),
         ({"direction": "down", "warn_floor": 0.1}, "bad when high"),
         ({"told": ("a", "b")}, "a sentence for each"),
+        ({"told": ("{nwo} long",)}, "to fill in"),
+        ({"told": ("{now",)}, "to fill in"),
+        ({"told": ("{now:>20000000}",)}, "to fill in"),
+        ({"told": ("{now.__class__}",)}, "to fill in"),
+        ({"told": (7,)}, "told is texts"),
+        ({"statistics": "shouting"}, "statistics is texts"),
+        ({"id": 7}, "id is text"),
+        ({"id": "My detector"}, "small letters and dashes"),
+        ({"fail": "x"}, "fail is a number or None"),
+        ({"fail": math.nan}, "fail is a number or None"),
+        ({"rule": "ratios"}, "rule is one of effective, ratio"),
+        ({"prior": 1}, "prior is True or False"),
+        ({"warn": 0.6}, "warn is below fail"),
+        ({"direction": "down"}, "warn is above fail"),
+        ({"rule": "effective"}, "warn is above fail"),
+        ({"warn": -0.5}, "above 0"),
     ],
 )
 def test_a_detector_that_cannot_work_says_why(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Roster((dataclasses.replace(SHOUTING, **changes),))
+
+
+@pytest.mark.parametrize(
+    "own", [5, [5], [{}], [{**SHOUTING.to_json(), "told": ["{now.__class__}"]}], [{**SHOUTING.to_json(), "fail": "x"}]]
+)
+def test_a_header_with_what_is_no_detector_is_refused_and_nothing_of_it_is_looked_up(own: object) -> None:
+    description = describe(start(alpha=0.01, total_steps=100, group_size=8, own=[SHOUTING]))
+    with pytest.raises(ConfigError):
+        start_from({**description, "own": own})

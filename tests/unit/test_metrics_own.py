@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from simulated_ranks import Run, round_of
 
@@ -14,6 +15,7 @@ import rlmon
 from rlmon.errors import ConfigError
 from rlmon.extensions import Extensions
 from rlmon.metrics import CompletionMetric, Metric, MetricFamily, Numbers, RankRows, StepSums
+from rlmon.metrics.step import STAGES
 from rlmon.monitor import Resume
 from rlmon.records import RolloutBatch, StepRecord
 
@@ -37,6 +39,11 @@ class Longest(MetricFamily):
 
     def finish(self, out: Numbers, sums: Any, step: StepSums) -> None:
         out.put("longest/characters", sums["characters"], "nothing was written")
+
+
+def of(**changes: Any) -> MetricFamily:
+    """``Longest`` with something else in it."""
+    return type("Other", (Longest,), changes)()
 
 
 def batch(round_: int, completions: Sequence[str], first: int = 0) -> RolloutBatch:
@@ -141,6 +148,41 @@ def test_one_that_claims_what_is_not_its_own_gets_nothing(tmp_path: Path) -> Non
         monitor(tmp_path / "shapeless", Shapeless())
 
 
+@pytest.mark.parametrize("value", ["abc", [1.0, 2.0], {}, np.zeros(3), math.nan, "1.5"])
+def test_a_value_that_is_no_number_costs_itself_alone(tmp_path: Path, value: Any) -> None:
+    def finish(self: Any, out: Numbers, sums: Any, step: StepSums) -> None:
+        out.metrics["longest/characters"] = value
+        out.metrics["longest/other"] = 2.0
+
+    own, plain = monitor(tmp_path / "own", of(finish=finish), DIGITS), monitor(tmp_path / "plain", DIGITS)
+    record, without = step(own, 1, TEXTS), step(plain, 1, TEXTS)
+    assert record.metrics == {**without.metrics, "longest/characters": None, "longest/other": 2.0}
+    assert record.missing["longest/characters"]
+    expected = {} if isinstance(value, float) else {"metrics.longest": 1}
+    assert step(own, 2, TEXTS).faults == expected
+    assert own.close() is None
+    assert rlmon.open_run(tmp_path / "own").step_records()[0] == record
+
+
+@pytest.mark.parametrize("values", ["abc", [0.5, 0.5, 0.5], 1.0])
+def test_a_statistic_that_is_no_number_a_block_costs_itself_alone(tmp_path: Path, values: Any) -> None:
+    def put(self: Any, into: Any, seen: Any) -> None:
+        into.stats["longest/share"] = values
+
+    record, without = (
+        step(monitor(tmp_path / name, *own), 1, TEXTS) for name, own in (("a", [of(put_round=put)]), ("b", []))
+    )
+    assert [block.stats for block in record.blocks] == [block.stats for block in without.blocks]
+    assert record.blocks
+
+
+@pytest.mark.parametrize("add", [lambda self, sums, seen: sums.__setitem__("characters", np.ones(3))])
+def test_sums_of_another_shape_cost_themselves_alone(tmp_path: Path, add: Any) -> None:
+    record = step(monitor(tmp_path, of(add_rows=add), DIGITS), 1, TEXTS)
+    assert record.faults == {"metrics.longest": 1}
+    assert record.metrics["digits/share"] is not None
+
+
 @pytest.mark.parametrize(
     ("families", "told"),
     [
@@ -148,6 +190,14 @@ def test_one_that_claims_what_is_not_its_own_gets_nothing(tmp_path: Path) -> Non
         ((DIGITS, DIGITS), "two that are called 'digits/share'"),
         ((CompletionMetric("rlmon/mine", len),), "call it"),
         ((CompletionMetric("reward", len),), "call it <family>/reward"),
+        *(((of(name=name),), "like a part of rlmon") for name in STAGES if name != "kl"),
+        ((of(name=None),), "has no name"),
+        ((of(entries=["mine/x"]),), r"Type: entries = \(Metric"),
+        ((of(entries=(Metric("bare", "", None, None, "none", "", "", "exact", ""),)),), "call it longest/bare"),
+        ((of(columns="mine/x"),), "Type: columns"),
+        ((of(base=("total",)),), "base names 'total'"),
+        ((of(fields=lambda *_: ["characters"]),), "does not say its sums"),
+        ((of(fields=lambda *_: {"characters": np.dtype("i8")}),), "is not of float64"),
     ],
 )
 def test_names_that_others_have_are_refused(tmp_path: Path, families: Any, told: str) -> None:

@@ -241,7 +241,7 @@ def test_the_critics_of_two_ranks_add_up(tmp_path: Path) -> None:
     first = critic(
         tmp_path,
         ranks=Ranks(
-            world_size=2, reduce=lambda vector: vector + kept[-1], share=lambda value: news.append(value) or value
+            world_size=2, reduce=lambda vector: vector + sum(kept[-1:]), share=lambda value: news.append(value) or value
         ),
     )  # fmt: skip
     second = critic(

@@ -54,3 +54,22 @@ def test_a_detector_of_the_run_is_judged_by_an_audit_that_never_heard_of_it(tmp_
         assert "completions earned 0.344, now 1 (line 0.688). Confirmed" in check.message
         assert check.advice == SUDDEN.advice
     assert next(check for check in audit.checks if check.id == "replay").status == "pass"
+
+
+def test_a_log_whose_own_detector_cannot_be_read_is_judged_anew(tmp_path: Path) -> None:
+    monitor = Monitor(
+        rlmon.RLMonConfig(rlmon_console=False),
+        directory=tmp_path,
+        group_size=4,
+        extensions=Extensions(detectors=[SUDDEN]),
+    )
+    rows = [(a, a) for a in range(4) for _ in range(4)]
+    for step in range(1, 4):
+        sums_shown.observe(monitor, step, rows, ["It is 3."] * 16, [0.0, 1.0] * 8, torch.Generator())
+        monitor.end_step(step)
+    monitor.close()
+    (path,) = tmp_path.glob("**/run.json*")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("{base}, now", "{nwo}, now"), encoding="utf-8")
+    check = next(check for check in rlmon.audit(tmp_path).checks if check.id == "replay")
+    assert "told has {base} and {now}" in (check.reason or "")

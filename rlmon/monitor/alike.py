@@ -1,0 +1,68 @@
+"""Whether all ranks are about to watch the same: what differs would change the shape of the step's exchange, so that
+ranks wait for each other for ever, or add what is not the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from rlmon.errors import ConfigError
+from rlmon.keys import content_key
+from rlmon.monitor.setting import Ranks
+
+_PARTS = ("failure", "settings", "metrics", "detectors", "policy")
+"""What is compared, the gravest first."""
+_HOW = {
+    "failure": "Where it cannot begin on all ranks, it begins on none.",
+    "settings": "Give all ranks the same settings.",
+    "policy": "Give all ranks the same policy.",
+}
+_INSTALL = "Install the same packages on all ranks, and give all the same {part}=[...]: pip list on each shows them."
+_TEXT_BYTES = 480
+
+
+@contextlib.contextmanager
+def alike(ranks: Ranks) -> Iterator[dict[str, str]]:
+    """What is made inside and differs between ranks is refused on all of them. Holds a collective, of a shape that
+    follows from their number alone, also on a rank where something is raised inside.
+
+    Yields the mapping into which each part is told in words. Raises ``ConfigError``.
+    """
+    told: dict[str, str] = {}
+    failure: Exception | None = None
+    try:
+        yield told
+    except Exception as error:
+        if ranks.world_size == 1:
+            raise
+        failure, told = error, {"failure": f"{type(error).__name__}: {error}"}
+    different = None if ranks.world_size == 1 else _difference(ranks, told)
+    if failure is not None:
+        raise failure
+    if different is not None:
+        raise ConfigError(different)
+
+
+def _difference(ranks: Ranks, told: dict[str, str]) -> str | None:
+    """What differs, in the same words on all ranks."""
+    share = np.zeros((ranks.world_size, len(_PARTS)))
+    share[ranks.rank] = [content_key(told.get(part, "")) + 1.0 for part in _PARTS]
+    found = ranks.sum(share.reshape(-1)).reshape(share.shape)
+    differs = (found != found[0]) & (found > 0) & (found[0] > 0)
+    if not differs.any():
+        return None
+    part = _PARTS[int(np.flatnonzero(differs.any(axis=0))[0])]
+    other = int(np.flatnonzero(differs[:, _PARTS.index(part)])[0])
+    # All ranks know by now that they differ, so that all enter this sum too.
+    words = np.zeros((ranks.world_size, _TEXT_BYTES))
+    said = told.get(part, "").encode("utf-8", "replace")[:_TEXT_BYTES]
+    words[ranks.rank, : len(said)] = list(said)
+    every = ranks.sum(words.reshape(-1)).reshape(words.shape)
+    first, second = (
+        bytes(every[rank].astype(np.uint8)).rstrip(b"\0").decode("utf-8", "ignore") or "none" for rank in (0, other)
+    )
+    how = _HOW.get(part, _INSTALL.format(part=part))
+    return f"the ranks differ in their {part}. Rank 0: {first}. Rank {other}: {second}. {how}"
