@@ -12,6 +12,7 @@ import numpy as np
 from rlmon.errors import ConfigError
 from rlmon.keys import content_key
 from rlmon.monitor.setting import Ranks
+from rlmon.printable import one_line
 
 _PARTS = ("failure", "settings", "metrics", "detectors", "policy")
 """What is compared, the gravest first."""
@@ -21,7 +22,9 @@ _HOW = {
     "policy": "Give all ranks the same policy.",
 }
 _INSTALL = "Install the same packages on all ranks, and give all the same {part}=[...]: pip list on each shows them."
-_TEXT_BYTES = 480
+_TEXT_BYTES = 2_000
+_SHOWN = 300
+"""Characters of what differs that are shown of each."""
 
 
 @contextlib.contextmanager
@@ -64,5 +67,10 @@ def _difference(ranks: Ranks, told: dict[str, str]) -> str | None:
     first, second = (
         bytes(every[rank].astype(np.uint8)).rstrip(b"\0").decode("utf-8", "ignore") or "none" for rank in (0, other)
     )
+    pairs = enumerate(zip(first, second, strict=False))
+    same = next((at for at, (one, two) in pairs if one != two), min(len(first), len(second)))
+    if max(len(first), len(second)) > _SHOWN and same > _SHOWN // 2:
+        first, second = (f"... {text[same - _SHOWN // 2 :]}" for text in (first, second))
+    first, second = (one_line(text, _SHOWN) for text in (first, second))
     how = _HOW.get(part, _INSTALL.format(part=part))
     return f"the ranks differ in their {part}. Rank 0: {first}. Rank {other}: {second}. {how}"

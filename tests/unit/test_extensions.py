@@ -174,6 +174,11 @@ SHOUTING = DetectorSpec(
         ),
         (Extensions(detectors=[SHOUTING]), Extensions(), ("detectors", "shouting")),
         (
+            Extensions(detectors=[SHOUTING, dataclasses.replace(SHOUTING, id="a" * 900)]),
+            Extensions(detectors=[SHOUTING, dataclasses.replace(SHOUTING, id="a" * 900 + "b")]),
+            ("detectors", "Rank 0: ... aaa", "aab"),
+        ),
+        (
             Extensions(detectors=[SHOUTING]),
             Extensions(detectors=[dataclasses.replace(SHOUTING, fail=0.3)]),
             ("detectors", "'fail': 0.2", "'fail': 0.3"),
