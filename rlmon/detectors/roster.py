@@ -22,6 +22,9 @@ _TUNED: Mapping[str, Any] = {
     "rearm_records": 20,
     "baseline_kind": "early_rounds",
 }
+MOST_OWN = 100
+"""Detectors of the user's own: they share one alpha, and a log's header may name any number of them."""
+MOST_LAMBDAS = 100
 _KINDS = ("early_rounds", "base_sample", "first_logged", "given", "none")
 _BETTING = tuple(spec for spec in DETECTORS if spec.rule != "immediate")
 _OF_MESSAGES = ("reward", "mode_collision_correct")
@@ -35,6 +38,8 @@ class Roster:
     own: tuple[DetectorSpec, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.own) > MOST_OWN:
+            raise ConfigError(f"There are at most {MOST_OWN} detectors of your own, got {len(self.own)}.")
         seen = {spec.id for spec in DETECTORS}
         for spec in self.own:
             if not isinstance(spec, DetectorSpec):
@@ -119,8 +124,8 @@ class Roster:
             else:
                 resolved[name] = plain(value)
         lambdas = resolved["lambdas"]
-        if not lambdas or not all(0.0 < size < 1.0 for size in lambdas):
-            raise ConfigError(f"lambdas are bet sizes between 0 and 1, got {lambdas!r}.")
+        if not 0 < len(lambdas) <= MOST_LAMBDAS or not all(0.0 < size < 1.0 for size in lambdas):
+            raise ConfigError(f"lambdas are 1 to {MOST_LAMBDAS} bet sizes between 0 and 1, got {lambdas!r:.200}.")
         if resolved["baseline_kind"] not in _KINDS:
             raise ConfigError(f"baseline_kind is {resolved['baseline_kind']!r}; it must be one of {', '.join(_KINDS)}.")
         return resolved

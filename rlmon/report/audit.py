@@ -209,6 +209,8 @@ def _charts(audit: Audit) -> dict[str, Any]:
     rest = [name for name in series if name not in taken and not name.startswith("rlmon/format/share/")]
     charts += [_single(audit, name, CHART_POINTS) for name in rest if name in complained]
     rest = [name for name in rest if name not in complained]
+    if len(rest) > FURTHER_CHARTS:
+        rest.sort(key=lambda name: lookup(name) is not None)  # a run's own are shown nowhere else
     grave = {"fail": 0, "warn": 1}
     worst = [min((grave.get(audit.checks[i].status, 2) for i in chart["checks"]), default=2) for chart in charts]
     charts = [charts[i] for i in sorted(range(len(charts)), key=lambda i: (i > 1, i > 1 and worst[i], i))]

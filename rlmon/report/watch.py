@@ -285,7 +285,7 @@ def _detectors(view: View) -> Iterator[RenderableType]:
     table.add_column(no_wrap=True)
     table.add_column()
     for row in loud:
-        table.add_row(Text(row["status"].upper(), style=STATUS_STYLES[row["status"]]), Text(row["id"]))
+        table.add_row(Text(row["status"].upper(), style=STATUS_STYLES[row["status"]]), Text(one_line(row["id"], 60)))
     if calm:
         # Evidence is in nats below the alarm: the nearest first.
         calm.sort(key=lambda row: -max((v for v in row["evidence"].values() if v is not None), default=-1e9))
@@ -293,7 +293,7 @@ def _detectors(view: View) -> Iterator[RenderableType]:
         for row in calm:
             near = max((v for v in row["evidence"].values() if v is not None), default=None)
             line.append(", " if line else "")
-            line.append(row["id"])
+            line.append(one_line(row["id"], 60))
             if near is not None and near > -2.0:
                 noted = {*row["evidence"]} == {"note"}
                 said = f" ({-near:.1f} nats from {'a note' if noted else 'an alarm'})"
@@ -302,7 +302,7 @@ def _detectors(view: View) -> Iterator[RenderableType]:
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row["status"] in ("waiting", "cannot"):
-            reasons.setdefault((row["status"], row["reason"] or ""), []).append(row["id"])
+            reasons.setdefault((row["status"], one_line(row["reason"] or "")), []).append(one_line(row["id"], 60))
     for (status, reason), ids in reasons.items():
         table.add_row(Text(status.upper(), style="dim"), Text.assemble(", ".join(ids), (f": {reason}", "dim")))
     yield Text("Detectors", style="dim")
