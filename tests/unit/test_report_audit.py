@@ -169,6 +169,15 @@ def test_important_curves_first_complained_ones_beside_them_and_the_rest_behind_
     assert sorted(drawn + data["never"]) == sorted(audit.series)
 
 
+def test_what_a_run_measures_of_its_own_is_drawn_before_the_many() -> None:
+    found = make_audit.collapsed()
+    values = [1.0] * len(found.steps)
+    many = {f"rlmon/format/reward/mode-{at}": values for at in range(report.FURTHER_CHARTS)}
+    data = data_of(build_page(dataclasses.replace(found, series={**many, "ours/volume": values})))
+    assert data["further_total"] == report.FURTHER_CHARTS + 1
+    assert data["further"][0]["lines"][0]["name"] == "ours/volume"
+
+
 def test_shares_are_means_of_buckets_and_pool_the_small() -> None:
     audit = make_audit.healthy(4)
     names = [f"m{i:02d}" for i in range(12)]
