@@ -396,13 +396,22 @@ class Controller:
         if self.off is not None:
             return
         digests, failed = votes[: self._world_size], votes[self._world_size :]
-        if bool((digests < 0).any()) or len(set(digests.tolist())) > 1:
+        alike = len(set(digests.tolist())) == 1
+        failed_on_some = bool(((failed > 0) & (failed < self._world_size)).any())
+        if bool((digests < 0).any()) or not (alike or failed_on_some):
             self._switch_off(record.step, self._broken or "the ranks no longer decide alike, or one of them failed")
             return
-        self._confirm(record.step, {rule.name for rule, n in zip(self.policy.rules, failed, strict=True) if n})
+        given_up = {rule.name for rule, n in zip(self.policy.rules, failed, strict=True) if n}
+        self._confirm(record.step, given_up)
         with self._intact():
-            self._agreed = self._rules
-            if self._world_size > 1:
+            if alike:
+                self._agreed = self._rules
+            else:
+                # A rule that failed on some ranks alone is why they differ. Whether the others are one is known at the
+                # next step: until then nothing of theirs is applied.
+                self._agreed = fold.give_up(self._agreed, given_up, "it failed")
+                self._rules = fold.compared_anew(self._rules)
+            if self._world_size > 1 and alike:
                 self._apply_waiting(record.step)
             rules, actions = fold.on_step(self.policy, self._rules, record, findings)
             self._take(rules)

@@ -303,6 +303,12 @@ def give_up(state: RulesState, names: Collection[str], reason: str) -> RulesStat
     )
 
 
+def compared_anew(state: RulesState) -> RulesState:
+    """With a digest of where the rules stand that have not failed, in place of one of all that was ever decided."""
+    stand = [(name, at.level, at.suspended, at.met) for name, at in state.rules.items() if at.failed is None]
+    return replace(state, digest=_digest(0, repr((stand, state.scale)).encode(), *map(_key, state.waiting)))
+
+
 # -- effects -----------------------------------------------------------------------------------------------------------
 
 

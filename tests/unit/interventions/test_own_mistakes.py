@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,13 @@ class Errs(Intervention):
     asks = "before"
 
     how: str = setting("", "which mistake")
+    everywhere: bool = setting(True, "on all ranks, or on the second alone")
 
     def fresh(self) -> Any:
         return self._raise("fresh") or 0
 
     def _raise(self, how: str) -> None:
-        if self.how == how:
+        if self.how == how and (self.everywhere or threading.current_thread().name.endswith("_1")):
             raise KeyError(how)
 
     def resting_level(self, given: Any) -> float:
@@ -111,6 +113,7 @@ class Errs(Intervention):
             return state + 1, RowChange()
         if self.how == "writes rows":
             round.table.advantage_N[:] = 0.0
+        self._raise("on_round")
         return state + 1, CHANGES.get(self.how, RowChange())
 
     def on_step(self, state: Any, record: StepRecord) -> Any:
@@ -124,6 +127,8 @@ class Errs(Intervention):
     def next_level(self, at: RuleState, run: RunSoFar) -> Any:
         if self.how == "writes given":
             run.given["beta"] = 1.0  # type: ignore[index]
+        if at.inner > FROM:
+            self._raise("next_level")
         return LEVELS.get(self.how, (1.0, None)) if at.inner > FROM else (0.5, None)
 
     def change(self, old: float, new: float) -> Any:
@@ -136,9 +141,10 @@ class Errs(Intervention):
         return {}
 
 
-def trained(folder: Path, world: int, how: str) -> Run:
+def trained(folder: Path, world: int, how: str, everywhere: bool = True) -> Run:
+    wrong = {"action": "errs", "how": how, "everywhere": everywhere}
     rules = {
-        "wrong": {"when": "always", "do": {"action": "errs", "how": how}, "cool_off_steps": 1},
+        "wrong": {"when": "always", "do": wrong, "cool_off_steps": 1},
         "brief": {"when": "always", "do": {"action": "shorten", "tokens": 10.0}, "cool_off_steps": 1},
     }
     policy = load_policy({"rules": rules}, Extensions(actions=[Errs, Shorten]))
@@ -171,6 +177,23 @@ def test_a_mistake_stops_its_own_rule_and_says_why(well: Run, tmp_path: Path, ho
             assert effect.limit is None
             assert (effect.factor_n == 1.0).all()
             assert np.array_equal(effect.addition_n, usual.addition_n[: len(effect.addition_n)])
+
+
+@pytest.mark.parametrize("how", ["on_round", "ask", "next_level", "measures"])
+def test_a_mistake_that_one_rank_alone_makes_stops_the_rule_on_all_and_no_other(tmp_path: Path, how: str) -> None:
+    of = trained(tmp_path / "run", 2, how, everywhere=False)
+    of.close()
+    acts = rlmon.open_run(tmp_path / "run").actions
+    failed = [act for act in acts if act.phase == "failed"]
+    assert {act.rule for act in failed} == {"wrong"}
+    assert failed[-1].reason.endswith("it failed on another rank")
+    first, second = (monitor.controller for monitor in of.monitors)
+    assert first is not None
+    assert second is not None
+    assert (first.off, second.off) == (None, None)
+    for mine, other in zip(*(each._rules.rules.values() for each in (first, second)), strict=True):
+        assert (mine.level, mine.failed is None) == (other.level, other.failed is None)
+    assert max(act.step for act in acts if act.rule == "brief" and act.phase == "applied") > failed[-1].step
 
 
 def test_what_it_measures_is_in_the_record(well: Run) -> None:
