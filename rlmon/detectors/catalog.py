@@ -136,6 +136,11 @@ class DetectorSpec:
     def _refuse_lines(self) -> None:
         if self.rule == "immediate":
             return
+        if self.rule == "absolute" and self.direction == "down":
+            raise ConfigError(
+                f"{self.id}: an absolute line is a value that must not be risen above. Take rule='ratio', or a "
+                "statistic that rises with the damage."
+            )
         levels = [level for level in (self.warn, self.fail) if level is not None]
         if min(levels) <= 0.0:
             raise ConfigError(f"{self.id}: warn and fail are above 0, got warn={self.warn} and fail={self.fail}.")

@@ -420,10 +420,11 @@ class _Reading:
                 f"{_shown(name)} is no metric.{nearest(name, self._metrics)} `rlmon metrics` lists them.",
             )
         if name in self._local_metrics:
+            instead = self._local_metrics[name]
             raise self._document.error(
                 (*where, "metric"),
                 f"{_shown(name)} is measured on each rank's own completions, so that a rule on it would depend on how "
-                f"many ranks there are. Use {self._local_metrics[name]}.",
+                f"many ranks there are.{f' Use {instead}.' if instead else ''}",
             )
         lines = [side for side in ("above", "below") if values.get(side) is not None]
         if len(lines) != 1:

@@ -32,6 +32,8 @@ from rlmon.metrics.rows import ROW
 from rlmon.records import Block, RolloutBatch
 from rlmon.statistics import Floats
 
+FAILED = "rlmon_failed"
+"""A field of every user's family: how often it failed while its sums grew, over all ranks."""
 NO_SUCCESS = "it is not known which completions are successes"
 STAGES = ("features", "success", "rollouts", "blocks", "tokens", "kl", "values", "finish")
 """Parts of the measuring that are no family and can fail: no family has their names, since each fails at its own."""
@@ -64,7 +66,12 @@ class Families:
         refuse(added)
         self.modes, self._added, self._guard = tuple(modes), frozenset(family.name for family in added), guard
         self._families = (*own, *added)
-        self.layout = np.dtype([(family.name, _fields(family, self.modes)) for family in self._families])
+        self.layout = np.dtype(
+            [
+                (family.name, [*_fields(family, self.modes).descr, *([(FAILED, "f8")] if family in added else [])])
+                for family in self._families
+            ]
+        )
         """One field per family, with its fields: all float64, so that the sums of ranks can be added."""
         self.columns = tuple(name for family in added for name in family.columns)
         """Numbers per row, whose means are statistics of blocks."""
@@ -100,11 +107,21 @@ class Families:
         """Let every family add to its sums: ``do(family, sums)``. Nothing of one that fails is added."""
         fresh = self.zeros()
         for family in self._families:
-            with self._guarded(family):
-                part = np.zeros((), dtype=self.layout[family.name])
+            part = np.zeros((), dtype=self.layout[family.name])
+            with self._failing_into(fresh[family.name], family):
                 do(family, part)
                 fresh[family.name] = part
         add_to(into, fresh)
+
+    @contextlib.contextmanager
+    def _failing_into(self, own: Sums, family: MetricFamily) -> Iterator[None]:
+        """Where a user's family fails, its sums say so: what it added elsewhere is not of all rows then."""
+        done = False
+        with self._guarded(family):
+            yield
+            done = True
+        if not done:
+            own[FAILED] += 1
 
     def add_rows(self, into: Sums, seen: RankRows) -> None:
         """From the rows of one rank."""
@@ -114,12 +131,13 @@ class Families:
         """From the rows of a round of all ranks."""
         self.add(into, lambda family, sums: family.add_round(sums, seen))
 
-    def measure(self, rows: NDArray[Any], batch: RolloutBatch) -> None:
-        """Put the numbers per row of the families that have some into the rows of ``batch``; NaN where one fails."""
+    def measure(self, into: Sums, rows: NDArray[Any], batch: RolloutBatch) -> None:
+        """Put the numbers per row of the families that have some into the rows of ``batch``; NaN where one fails, which
+        its sums say."""
         for name in self.columns:
             rows["measured"][name] = np.nan
         for family in self._families:
-            with self._guarded(family):
+            with self._failing_into(into[family.name], family):
                 for name, values in family.row_values(batch).items():
                     if name not in family.columns:
                         raise ValueError(f"row_values has {name!r}, which is none of columns: {list(family.columns)}")
@@ -175,6 +193,8 @@ class Families:
     def of_base(self, sums: Sums) -> Iterator[tuple[str, NDArray[np.float64]]]:
         """The sums that are read of the baseline too, as ``family/field``."""
         for family in self._families:
+            if self._broke(family, sums):
+                continue
             for name in family.base:
                 yield f"{family.name}/{name}", np.array(sums[family.name][name])
 
@@ -203,6 +223,10 @@ class Families:
             missing |= {name: reason for name in OF_SUCCESSES if name in missing}
         return metrics, missing
 
+    def _broke(self, family: MetricFamily, sums: Sums) -> bool:
+        """Whether a user's family failed on some rank while these sums grew: what is in them is not of all rows."""
+        return family.name in self._added and float(sums[family.name][FAILED]) > 0
+
     def _finished(
         self,
         family: MetricFamily,
@@ -226,12 +250,14 @@ class Families:
                 family.finish(out, own, step)
             reason = known.unseen.get(family.name) or family.unmeasured(own, step)
             out.missing.update(dict.fromkeys(out.missing, str(reason)) if reason else {})
-            broken = broken if _place(family) in known.failed else None
+            broken = broken if self._broke(family, sums) else None
         for entry in family.entries if added else ():
             if entry.name not in out.metrics:
                 out.put(entry.name, None, f"{family.name} gave no value")
         if added and broken:
-            out.missing.update(dict.fromkeys(out.missing, broken))
+            lost = out.metrics if self._broke(family, sums) else out.missing
+            for name in list(lost):
+                out.put(name[len(out.prefix) :], None, broken)
         return out
 
     def _finish_added(self, family: MetricFamily, out: Numbers, own: Sums, step: StepSums) -> None:

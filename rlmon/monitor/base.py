@@ -35,10 +35,11 @@ class BaseSums:
         """Add a step while the baseline is still growing."""
         if self.baseline.complete or not completions:
             return
-        before = self.sums
-        now = dict(self._families.of_base(sums))
-        # A family that joined while it grows has what came since.
-        self.sums = {name: np.asarray(value + (before or {}).get(name, 0.0)) for name, value in now.items()}
+        # A family that joined while it grows has what came since; one that failed in a round, the others.
+        grown = dict(self.sums or {})
+        for name, value in self._families.of_base(sums):
+            grown[name] = np.asarray(value + grown.get(name, 0.0))
+        self.sums = grown
         self.baseline = self.baseline.with_round(prompts=prompts, completions=completions)
 
     def state(self) -> dict[str, Any]:
@@ -65,6 +66,8 @@ class BaseSums:
                 if name not in given and self._families.is_added(name):
                     continue  # it was not there at the checkpoint
                 value = np.array(given[name], dtype=np.float64)
+                if value.shape != zero.shape and self._families.is_added(name):
+                    continue  # it has other sums now: its base is gone, and no reason to begin that of the others anew
                 if value.shape != zero.shape:
                     raise ValueError(f"{name} has shape {value.shape}, not {zero.shape}")
                 taken[name] = value

@@ -273,9 +273,9 @@ class Monitor:
         """The rows of the batch; its sums are added to this rank's share."""
         groups = groups_of_batch(batch, success.success_B, success.round_N)
         rows = rows_of(batch, features, groups.success_B, self.families.row)
-        self.families.measure(rows, batch)
+        into = self._observed.share[batch.split].sums
+        self.families.measure(into, rows, batch)
         if len(batch):
-            into = self._observed.share[batch.split].sums
             self.families.add_rows(into, RankRows(batch, features, groups, rows))
             # Of training the ranks see pairs and groups together, at the step's end; of an evaluation each its own.
             if batch.split == "eval":

@@ -258,3 +258,35 @@ def test_all_ranks_hold_the_same(tmp_path: Path) -> None:
         assert all("digits/share" in block.stats for block in first.blocks if "reward" in block.stats)
     one.close()
     two.close()
+
+
+class Counts(Longest):
+    """Completions, and the same of the baseline; fails in the rounds that it is told to."""
+
+    name, base = "counts", ("characters",)
+    entries = (Metric("counts/rows", "completions", 0, None, "none", "", "", "exact", "completions"),)
+
+    def __init__(self, *fails: int) -> None:
+        self.fails = fails
+
+    def fields(self, modes: Sequence[str]) -> Mapping[str, Any]:
+        return {"characters": ()}
+
+    def add_rows(self, sums: Any, seen: RankRows) -> None:
+        if seen.batch.round in self.fails and seen.batch.global_row[0] != 0:
+            raise ZeroDivisionError("on purpose")
+        sums["characters"] += len(seen.batch)
+
+    def finish(self, out: Numbers, sums: Any, step: StepSums) -> None:
+        out.put("counts/rows", sums["characters"], "none")
+
+
+def test_what_failed_on_one_rank_is_null_on_all_and_not_half_of_a_number(tmp_path: Path) -> None:
+    rounds = [round_of(number, sources=["a"], prompts=4, group=4, narrow={}) for number in range(4)]
+    run = Run(tmp_path, 2, rounds, group=4, extensions=Extensions(metrics=[Counts(1)]))
+    for records in run.records:
+        assert [record.metrics["counts/rows"] for record in records] == [16.0, None, 16.0, 16.0]
+        assert records[1].missing["counts/rows"] == "metrics.counts failed in this step"
+        assert records[1].faults == {"metrics.counts": 1}
+    base = run.monitors[0].shared_state()["base_sums"]
+    assert base["counts/characters"] == 48.0, "the round in which it failed is no part of its base"
