@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from rlmon.metrics.step import STAGES
 from rlmon.monitor.setting import Ranks
@@ -19,6 +21,10 @@ PLACES = (
     "collective", "elsewhere",
 )  # fmt: skip
 """Where a part of the monitor can fail: a list that settings alone make, since the counts of all ranks are added."""
+
+_PACKAGE = str(Path(__file__).parents[1])
+_LIBRARIES = {"numpy", "torch", "pyarrow"}
+"""Code that is called from here, in which a failure is not somebody else's."""
 
 
 class Faults:
@@ -72,7 +78,7 @@ class Faults:
         self.totals[place] = total
         if total != count:
             return
-        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}{_of_others(error)}"
         written = False
         if self._ranks.rank == 0 and not place.startswith("runlog.events"):
             with contextlib.suppress(Exception):
@@ -90,3 +96,15 @@ class Faults:
         """Processor seconds in guards since the last call."""
         seconds, self._own_seconds = self._own_seconds, 0.0
         return max(0.0, seconds)
+
+
+def _of_others(error: BaseException) -> str:
+    """Where somebody else's code failed that was called from here, as `` (metric.py:12)``; empty where it was ours."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    theirs = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith(_PACKAGE) and not _LIBRARIES & set(Path(frame.filename).parts)
+    ]
+    last = [frame for frame in theirs if frame.filename == theirs[0].filename]
+    return f" ({Path(last[-1].filename).name}:{last[-1].lineno})" if last else ""

@@ -124,6 +124,14 @@ def test_one_that_breaks_is_a_counted_fault_of_its_own(tmp_path: Path) -> None:
         b.stats.keys() for b in without.blocks
     ]
     assert step(of, 2, None).faults == {"metrics.broken": 1}, "what failed at the end of a step is of the next"
+    said = {fault.place: fault.error for fault in rlmon.open_run(tmp_path / "run").faults}
+    line = next(
+        at
+        for at, text in enumerate(Path(__file__).read_text().splitlines(), 1)
+        if text.endswith('KeyError("of the user\'s")')
+    )
+    assert said["metrics.broken"] == f'KeyError: "of the user\'s" ({Path(__file__).name}:{line})'
+    assert said["metrics.division/share"].startswith(f"ZeroDivisionError: division by zero ({Path(__file__).name}:")
 
 
 def test_one_that_claims_what_is_not_its_own_gets_nothing(tmp_path: Path) -> None:
