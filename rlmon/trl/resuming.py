@@ -3,11 +3,11 @@ the data, the base, and what the rules hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rlmon.restored import Restored, describe, mapping
+from rlmon.trl.actuators import TrainerActuators
 from rlmon.trl.checkpoint import SHARED_FILE, STATE_FOLDER, rank_file, read_state, write_json
 from rlmon.trl.ranks import agree
 from rlmon.trl.watched import Watched
@@ -16,17 +16,7 @@ if TYPE_CHECKING:
     from rlmon.monitor import Monitor
 
 
-class Held(Protocol):
-    """What rules hold of their own beside the monitor's state."""
-
-    def rank_state(self) -> dict[str, Any]: ...
-
-    def save(self, folder: Path) -> None: ...
-
-    def prepare(self, folder: Path | None, own: Mapping[str, Any] | None, restored: Restored) -> None: ...
-
-
-def save(checkpoint: Path, watched: Watched, monitor: Monitor, held: Held | None) -> None:
+def save(checkpoint: Path, watched: Watched, monitor: Monitor, held: TrainerActuators | None) -> None:
     """Write what a resumed run needs into ``checkpoint/rlmon``."""
     folder = checkpoint / STATE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +34,7 @@ def save(checkpoint: Path, watched: Watched, monitor: Monitor, held: Held | None
 
 
 def restore(
-    checkpoint: Path | None, watched: Watched, held: Held | None, *, resumed: bool
+    checkpoint: Path | None, watched: Watched, held: TrainerActuators | None, *, resumed: bool
 ) -> tuple[dict[str, Any] | None, Restored]:
     """What the checkpoint that the run resumes from gives back; what cannot be read begins anew.
 

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
-
-import torch
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlmon.config import RLMonConfig
-from rlmon.records import RolloutBatch, Split
+from rlmon.records import Split
+from rlmon.trl.actuators import TrainerActuators
 from rlmon.trl.base import BaseModel
 from rlmon.trl.prompts import SourceMap
 from rlmon.trl.wrapping import Around, wrap
 
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor
-
-
-class LoopActuators(Protocol):
-    """Where rules reach into what a trainer computes: its draws, its advantages and its loss."""
-
-    def draws(self, monitor: Monitor, inputs: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]: ...
-
-    def rollouts(self, monitor: Monitor, batch: RolloutBatch | None, output: Any, *, rows: int) -> None: ...
-
-    def loss(self, monitor: Monitor, inputs: dict[str, Any]) -> AbstractContextManager[None]: ...
-
-    def add_to_loss(
-        self, monitor: Monitor, value: torch.Tensor, inputs: Mapping[str, Any], result: Any
-    ) -> torch.Tensor: ...
 
 
 class Watched(ABC):
@@ -53,7 +37,7 @@ class Watched(ABC):
         """Who is told what the hooks see; ``None`` while nobody listens."""
         self.base: BaseModel | None = None
         self.sources = SourceMap(None, frozenset(), "all")
-        self.actuators: LoopActuators | None = None
+        self.actuators: TrainerActuators | None = None
         """What the rules turn in this trainer; ``None`` where it is only watched."""
         self._undo: list[Callable[[], None]] = []
 
