@@ -14,9 +14,6 @@ from rlmon.console import say
 from rlmon.errors import ConfigError
 from rlmon.printable import one_line
 
-GROUPS = ("rlmon.metrics", "rlmon.detectors", "rlmon.actions", "rlmon.sinks", "rlmon.readers", "rlmon.checks")
-"""Groups of entry points that a package may have, under ``[project.entry-points."rlmon.metrics"]`` and the like."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Extensions:
@@ -72,7 +69,8 @@ class Extensions:
 
 @functools.cache
 def installed(group: str) -> tuple[Any, ...]:
-    """What the entry points of ``group`` name, in order of their names. One that cannot be loaded, or is of another
+    """What the entry points of ``group`` (``rlmon.metrics``, ``.detectors``, ``.actions``, ``.sinks``, ``.readers``,
+    ``.checks``) name, in order of their names. One that cannot be loaded, or is of another
     kind, or has a name that is taken, is named on the console, once, and left out: a broken package is no reason why a
     run is not watched."""
     found: list[Any] = []

@@ -13,7 +13,7 @@ GONE = 0.005
 """Share below which a format is said to be gone, rather than nearly."""
 MANY = 99.5
 """From here on an effective number is mostly the noise of its estimate: hardly any two were alike."""
-_ASIDE = re.compile(r" \((change|interval|line)[^)]*\)")
+_ASIDE = re.compile(r" \((change|interval)[^)]*\)")
 """How sure a difference is, which is no part of what happened."""
 _COUNTED = ("in use", "effective number", "templates", "answers")
 """Units of numbers of equally common things."""

@@ -104,13 +104,12 @@ class Families:
     # -- growing -----------------------------------------------------------------------------------------------------
 
     def add(self, into: Sums, do: Callable[[MetricFamily, Sums], None]) -> None:
-        """Let every family add to its sums: ``do(family, sums)``. Nothing of one that fails is added."""
+        """Let every family add to its sums: ``do(family, sums)``. Where one of rlmon's own fails, nothing is added."""
         fresh = self.zeros()
         for family in self._families:
-            part = np.zeros((), dtype=self.layout[family.name])
-            with self._failing_into(fresh[family.name], family):
-                do(family, part)
-                fresh[family.name] = part
+            own = fresh[family.name]
+            with self._failing_into(own, family):
+                do(family, own)
         add_to(into, fresh)
 
     @contextlib.contextmanager
