@@ -19,6 +19,7 @@ from rlmon.cli.catalogues import detectors, metrics, policy
 from rlmon.cli.comparing import compare
 from rlmon.cli.looking import show, watch
 from rlmon.cli.printing import USAGE_OR_UNREADABLE, note, reader_may_leave
+from rlmon.cli.serving import serve
 from rlmon.cli.training import check, demo
 from rlmon.errors import RLMonError
 
@@ -54,6 +55,7 @@ app.command(short_help="What happened to a run: verdict, checks, advice.", cls=R
 app.command(short_help="The same as one HTML page, with charts and completions.")(report)
 app.command(short_help="Whether two runs, or two sets of seeds, differ.")(compare)
 app.command(short_help="A run as it trains, on one screen.")(watch)
+app.command(short_help="All runs below a folder in the browser, as they train.")(serve)
 app.command(short_help="Look at completions.")(show)
 app.command(short_help="The catalogue of metrics, or one of them explained.")(metrics)
 app.command(short_help="The catalogue of detectors, or one of them explained.")(detectors)

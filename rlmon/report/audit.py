@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,27 @@ TEXT_BUDGET_BYTES = 1_500_000
 """Prompts and completions together, as JSON. Over it, each is cut shorter, to one of ``TEXT_CUTS``."""
 TEXT_CUTS = (4_000, 2_500, 1_600, 1_000, 600, 350, 200)
 HEAT_PROMPT_CHARACTERS = 160
+HOME = '<a class="quiet home" href="/">← All runs</a>'
+FOLLOW = (
+    '<p class="follow small" id="served-said"></p>'
+    '<button type="button" id="served-pause" class="quiet" aria-pressed="false">Pause</button>'
+)
+"""What the head of a served page has beside that of a file: the way back, and what became of looking for news."""
+SERVED_STYLES = ("assets/served.css",)
+SERVED_SCRIPTS = ("assets/served.js",)
 
 
-def build_page(audit: Audit) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """What a page that is served knows beside its audit: the rest of it is the same page."""
+
+    version: str
+    """Of the run's files, as the server names it: a page of another version is a newer one."""
+    changed_unix_seconds: float
+    """When the run's files last changed."""
+
+
+def build_page(audit: Audit, served: Served | None = None) -> str:
     """The page as text: ASCII but for what this package itself writes, below 3 MB."""
     texts = _Texts()
     data = {
@@ -67,17 +86,23 @@ def build_page(audit: Audit) -> str:
         "timing": _pairs(audit.timing_seconds),
     }
     data["text_cut"], data["texts"] = texts.cut()
+    if served is not None:
+        data["served"] = dataclasses.asdict(served)
     body = fill(
         (HERE / "assets" / "audit.html").read_text(encoding="utf-8"),
-        {"still": still(audit)},
+        {"still": still(audit), "home": HOME if served else "", "follow": FOLLOW if served else ""},
     )
     return render(
         title=f"rlmon audit: {phrases.verdict(audit)}, {one_line(audit.run.id, 60)}",
         body=body,
         data=_plain(data),
-        styles=("vendor/uPlot.min.css", "assets/page.css", "assets/audit.css"),
-        scripts=("vendor/uPlot.iife.min.js", "assets/page.js", "assets/figure.js", "assets/audit.js"),
-    )
+        styles=("vendor/uPlot.min.css", "assets/page.css", "assets/audit.css", *(SERVED_STYLES if served else ())),
+        scripts=(
+            "vendor/uPlot.iife.min.js", "assets/page.js", "assets/figure.js", "assets/audit.js",
+            *(SERVED_SCRIPTS if served else ()),
+        ),
+        asks_its_server=served is not None,
+    )  # fmt: skip
 
 
 def write_page(audit: Audit, path: str | os.PathLike[str]) -> Path:

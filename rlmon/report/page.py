@@ -16,6 +16,7 @@ CONTENT_SECURITY_POLICY = "default-src 'none'; script-src 'sha256-{script}'; sty
 """Even if a text slipped through as markup, the browser would run no script but ours (by its hash), load nothing for it
 and send nothing out."""
 
+_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -45,14 +46,26 @@ def json_for_html(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def render(*, title: str, body: str, data: Any, styles: tuple[str, ...], scripts: tuple[str, ...]) -> str:
-    """The page. ``body`` is trusted markup; ``data`` may hold anything; ``styles`` and ``scripts`` are files here."""
+def render(
+    *,
+    title: str,
+    body: str,
+    data: Any,
+    styles: tuple[str, ...],
+    scripts: tuple[str, ...],
+    asks_its_server: bool = False,
+) -> str:
+    """The page. ``body`` is trusted markup; ``data`` may hold anything; ``styles`` and ``scripts`` are files here.
+    ``asks_its_server``: the page is served, and may ask where it came from (and nowhere else) for newer data."""
     script = "\n".join(_script(HERE / name) for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return fill(
         _PAGE,
         {
-            "policy": html.escape(CONTENT_SECURITY_POLICY.format(script=digest), quote=False),
+            "policy": html.escape(
+                CONTENT_SECURITY_POLICY.format(script=digest) + ("; connect-src 'self'" if asks_its_server else ""),
+                quote=False,
+            ),
             "title": html.escape(title),
             "style": "\n".join((HERE / name).read_text(encoding="utf-8") for name in styles),
             "body": body,
@@ -60,6 +73,14 @@ def render(*, title: str, body: str, data: Any, styles: tuple[str, ...], scripts
             "script": script,
         },
     )
+
+
+def policy_of(text: str) -> str:
+    """The policy that a page of ``render`` states, for whoever serves it to send as a header too."""
+    found = _POLICY.search(text)
+    if found is None:
+        raise ValueError("this is no page of `render`: it states no policy")
+    return html.unescape(found.group(1))
 
 
 def _script(path: Path) -> str:

@@ -56,7 +56,7 @@ def test_import_rlmon_loads_nothing_heavy() -> None:
 
 def test_rlmon_help_loads_nothing_heavy() -> None:
     help_text = run(["-m", "rlmon.cli", "--help"])
-    for command in ("demo", "check", "audit", "report", "compare", "watch", "show", "metrics", "detectors"):
+    for command in ("demo", "check", "audit", "report", "compare", "watch", "serve", "show", "metrics", "detectors"):
         assert f"\n  {command} " in help_text
     silenced = (
         f"import io, contextlib\nwith contextlib.redirect_stdout(io.StringIO()):\n    {HELP!r}\n    exec({HELP!r})"

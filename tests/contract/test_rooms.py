@@ -58,12 +58,15 @@ ROOMS = {
     "trl": Room(BELOW_MONITOR | {"extensions", "monitor", "restored", "controller", "sinks"}, TRAINING),
     "audit": Room(LANGUAGE | {"extensions", "runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),
     "report": Room(LANGUAGE | {"extensions", "runlog", "metrics", "detectors", "audit"}, {"numpy", "pyarrow", "rich"}),
+    "serve": Room({"errors", "printable", "audit", "report", "version"}, {"starlette", "uvicorn"}),
     "lab": Room(
         BELOW_MONITOR | {"monitor", "controller", "sinks", "trl", "report"},
         TRAINING | {"rich", "reasoning_gym"},
     ),
     "cli": Room(
-        BELOW_MONITOR | {"extensions", "monitor", "controller", "sinks", "trl", "audit", "report", "lab", "version"},
+        BELOW_MONITOR
+        | {"extensions", "monitor", "controller", "sinks", "trl", "audit", "report", "serve", "lab"}
+        | {"version"},
         {"typer", "rich", "pyarrow"},
     ),
     "__init__": Room({"audit", "config", "monitor", "runlog"}, STDLIB_ONLY),

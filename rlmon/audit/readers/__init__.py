@@ -136,6 +136,18 @@ def runs_at(path: Path, readers: Sequence[Reader] = ()) -> list[Path]:
     return []
 
 
+def all_runs_at(path: Path) -> list[Path]:
+    """The runs at and below ``path``, the only one too, as ``runs_at`` finds several. Raises nothing."""
+    found = runs_at(path)
+    with contextlib.suppress(RLMonError, OSError, ValueError):
+        tools = with_foreign(())
+        if found or any(_recognised(path, tools)):
+            return found or [path]
+        below = _runs_below(path, DEPTH, tools, of_files=True) if path.is_dir() else []
+        return below or [path] * any(one.recognises(path) for one in OF_FILES)
+    return found
+
+
 def _runs_in(path: Path, tools: Sequence[Reader]) -> list[Path]:
     tool, place = next(iter(_recognised(path, tools)), (None, path))
     if tool is not None and not (tool is tensorboard and tensorboard.only_below(path)):
@@ -161,6 +173,9 @@ def _runs_below(path: Path, depth: int, tools: Sequence[Reader], *, of_files: bo
             break
         if any(_recognised(folder, tools)):
             runs += _runs_in(folder, tools) or [folder]
+        elif of_files and depth > 1 and len(_runs_below(folder, depth - 1, tools, of_files=False)) > 1:
+            # Its files of rows are those of the runs, which lie a folder deeper.
+            runs += _runs_below(folder, depth - 1, tools, of_files=True)
         elif of_files and mapped.recognises(folder):
             runs.append(folder)
         elif of_files and curves.recognises(folder):
