@@ -210,7 +210,7 @@ def _group_columns(rows: Rows, modes: int) -> dict[str, NDArray[Any]]:
     # As live: what was only sampled tells of formats and solve rates; silent groups and lone successes are of what was
     # trained on, which is everything where a run does not say.
     taken = total(floats(rows.table, "trained") != 0.0) > 0
-    judged, lone = taken & (facts.size >= 2), taken & facts.lone
+    judged, lone = taken & (facts.size_P >= 2), taken & facts.lone_P
     advantage = np.abs(floats(rows.table, "advantage"))
     weighed = advantage <= LARGEST
     known = read.mode >= 0
@@ -229,18 +229,18 @@ def _group_columns(rows: Rows, modes: int) -> dict[str, NDArray[Any]]:
         "grouped": rows.grouped[first],
         "prompts": np.bincount(np.unique(np.stack([group, rows.prompt]), axis=1)[0], minlength=count),
         "rows": total(np.ones(group.size)),
-        "scored": facts.size.astype(np.float64),
+        "scored": facts.size_P.astype(np.float64),
         "missing": total(rows.missing),
         "non_finite": total(rows.non_finite),
         "known": total(np.isfinite(outcome)),
-        "successes": facts.successes.astype(np.float64),
+        "successes": facts.successes_P.astype(np.float64),
         "reward": total(reward, scored),
-        "reward_std": np.where(taken, facts.reward_std, np.nan),
+        "reward_std": np.where(taken, facts.reward_std_P, np.nan),
         "judged": judged,
-        "silent": taken & facts.silent,
-        "classified": taken & facts.classified,
-        "all_good": taken & facts.all_good,
-        "all_bad": taken & facts.all_bad,
+        "silent": taken & facts.silent_P,
+        "classified": taken & facts.classified_P,
+        "all_good": taken & facts.all_good_P,
+        "all_bad": taken & facts.all_bad_P,
         "lone": lone,
         "weight": np.where(total(weighed) > 0, total(advantage, weighed), np.nan),
         "weight_lone": total(advantage, weighed & success & lone[group]),

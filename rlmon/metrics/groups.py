@@ -34,20 +34,20 @@ def _number(value: Any) -> float:
 class GroupFacts:
     """What the rewards of each group say, each [P]. No spread: max - min <= 1e-9 max(1, max |reward|)."""
 
-    size: NDArray[np.int64]
+    size_P: NDArray[np.int64]
     """Rows with a finite reward."""
-    successes: NDArray[np.int64]
-    reward_std: NDArray[np.float64]
+    successes_P: NDArray[np.int64]
+    reward_std_P: NDArray[np.float64]
     """Standard deviation, ddof=1; NaN with fewer than two."""
-    silent: NDArray[np.bool_]
+    silent_P: NDArray[np.bool_]
     """At least two, and no spread."""
-    classified: NDArray[np.bool_]
+    classified_P: NDArray[np.bool_]
     """At least two, and of each of them it is known whether it is a success."""
-    all_good: NDArray[np.bool_]
+    all_good_P: NDArray[np.bool_]
     """No spread, every completion a success."""
-    all_bad: NDArray[np.bool_]
+    all_bad_P: NDArray[np.bool_]
     """No spread, no success."""
-    lone: NDArray[np.bool_]
+    lone_P: NDArray[np.bool_]
     """Exactly one success among at least two."""
 
 
@@ -69,38 +69,24 @@ def facts_of_groups(
     successes = np.bincount(group, weights=(won == 1.0), minlength=groups).astype(np.int64)
     classified = (size >= 2) & (np.bincount(group, weights=np.isfinite(won), minlength=groups) == size)
     return GroupFacts(
-        size=size,
-        successes=successes,
-        reward_std=std,
-        silent=silent,
-        classified=classified,
-        all_good=silent & classified & (successes == size),
-        all_bad=silent & classified & (successes == 0),
-        lone=classified & (successes == 1),
+        size_P=size,
+        successes_P=successes,
+        reward_std_P=std,
+        silent_P=silent,
+        classified_P=classified,
+        all_good_P=silent & classified & (successes == size),
+        all_bad_P=silent & classified & (successes == 0),
+        lone_P=classified & (successes == 1),
     )
 
 
-@dataclass(frozen=True)
-class GroupStats:
-    """Per group (length P) and per row (length B) facts from raw rewards."""
+@dataclass(frozen=True, eq=False)
+class GroupStats(GroupFacts):
+    """The facts of the groups counted here (length P; size 0 and no flag where another rank counts the group), and of
+    each row (length B)."""
 
     group_B: NDArray[np.int64]
-    """Code of the row's group in the arrays below; -1 when the group is not counted here."""
-    size_P: NDArray[np.int64]
-    """Rows of the group with a finite reward; 0 where another rank counts the group."""
-    successes_P: NDArray[np.int64]
-    reward_std_P: NDArray[np.float64]
-    """Standard deviation in the group, ddof=1."""
-    silent_P: NDArray[np.bool_]
-    """No spread."""
-    classified_P: NDArray[np.bool_]
-    """At least two rows, and of each of them it is known whether it is a success."""
-    all_good_P: NDArray[np.bool_]
-    """No spread, every completion a success."""
-    all_bad_P: NDArray[np.bool_]
-    """No spread, no success."""
-    lone_P: NDArray[np.bool_]
-    """Exactly one success among at least two."""
+    """Code of the row's group among those; -1 when the group is not counted here."""
     lone_B: NDArray[np.bool_]
     """The row is the success of a lone group."""
     hard_B: NDArray[np.bool_] | None
@@ -171,17 +157,17 @@ def group_statistics(
         group_B, own = np.where(counted, group_B, -1), own & taken_P
     facts = facts_of_groups(group_J, judged_reward, judged_success, groups)
     lone_B = (success_B == 1.0) & (group_B >= 0)
-    lone_B[lone_B] = facts.lone[group_B[lone_B]]
+    lone_B[lone_B] = facts.lone_P[group_B[lone_B]]
     return GroupStats(
         group_B=group_B.astype(np.int64),
-        size_P=np.where(own, facts.size, 0).astype(np.int64),
-        successes_P=facts.successes,
-        reward_std_P=facts.reward_std,
-        silent_P=own & facts.silent,
-        classified_P=own & facts.classified,
-        all_good_P=own & facts.all_good,
-        all_bad_P=own & facts.all_bad,
-        lone_P=own & facts.lone,
+        size_P=np.where(own, facts.size_P, 0).astype(np.int64),
+        successes_P=facts.successes_P,
+        reward_std_P=facts.reward_std_P,
+        silent_P=own & facts.silent_P,
+        classified_P=own & facts.classified_P,
+        all_good_P=own & facts.all_good_P,
+        all_bad_P=own & facts.all_bad_P,
+        lone_P=own & facts.lone_P,
         lone_B=lone_B,
         hard_B=None if hard_B is None else np.asarray(hard_B, dtype=bool),
         advantage_B=column(advantages, rows),
