@@ -140,12 +140,12 @@ def overlap_pairs(
 
 
 def sampled_pairs(
-    prompt_B: NDArray[np.int64], limit: int, salt: int = 0
+    prompt_B: NDArray[np.int64], limit: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """At most ``limit`` pairs of rows from different prompts and as many of one prompt: ``(i, j)`` across, then within.
 
-    All pairs where there are no more than ``limit`` of the kind, otherwise draws by arithmetic on ``salt``: each kind
-    uniform over its pairs. Uses no random number generator; row order decides, so sort rows first.
+    All pairs where there are no more than ``limit`` of the kind, otherwise draws by arithmetic: each kind uniform over
+    its pairs. Uses no random number generator; row order decides, so sort rows first.
     """
     rows = prompt_B.size
     order = np.argsort(prompt_B, kind="stable")
@@ -155,8 +155,8 @@ def sampled_pairs(
     empty = np.zeros(0, dtype=np.int64)
     ticks = np.arange(2 * limit, dtype=np.uint64)
 
-    def below(salt_offset: int, bound: Any) -> NDArray[np.int64]:
-        return (hashed(ticks, 8 * salt + salt_offset) % np.asarray(bound, dtype=np.uint64)).astype(np.int64)
+    def below(salt: int, bound: Any) -> NDArray[np.int64]:
+        return (hashed(ticks, salt) % np.asarray(bound, dtype=np.uint64)).astype(np.int64)
 
     total_within = int(pairs.sum())
     if total_within <= limit:
@@ -169,8 +169,8 @@ def sampled_pairs(
     else:
         chosen = np.searchsorted(np.cumsum(pairs), below(0, total_within), side="right")[:limit]
         size = sizes[chosen]
-        first = (hashed(ticks[:limit], 8 * salt + 1) % size.astype(np.uint64)).astype(np.int64)
-        step = (hashed(ticks[:limit], 8 * salt + 2) % (size - 1).astype(np.uint64)).astype(np.int64)
+        first = (hashed(ticks[:limit], 1) % size.astype(np.uint64)).astype(np.int64)
+        step = (hashed(ticks[:limit], 2) % (size - 1).astype(np.uint64)).astype(np.int64)
         within = np.stack([starts[chosen] + first, starts[chosen] + (first + 1 + step) % size])
     total_across = rows * (rows - 1) // 2 - total_within
     if total_across <= 0:
