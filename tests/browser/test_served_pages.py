@@ -67,7 +67,7 @@ def look(chromium: Any) -> Iterator[Callable[..., Any]]:
         context.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (400, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), pytest.param(1400, "light", marks=pytest.mark.slow)])
 def test_the_list_follows_and_leads_to_pages(serving: Any, look: Any, tmp_path: Path, width: int, scheme: str) -> None:
     log = GrowingLog(tmp_path / "first")
     log.grow(4)
@@ -95,7 +95,7 @@ def test_the_list_follows_and_leads_to_pages(serving: Any, look: Any, tmp_path: 
     assert page.complaints == []
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1400, "dark"), (400, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "dark"), pytest.param(400, "light", marks=pytest.mark.slow)])
 def test_a_page_updates_by_itself_and_the_reader_stays_where_he_was(
     serving: Any, look: Any, tmp_path: Path, width: int, scheme: str
 ) -> None:
