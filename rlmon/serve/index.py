@@ -38,7 +38,7 @@ def waiting_page(row: Mapping[str, Any], version: str) -> str:
     return render(
         title=f"rlmon: {row['name']}",
         body=body,
-        data={"served": {"version": version, "changed_unix_seconds": row["changed"]}},
+        data={"waiting": not unread, "served": {"version": version, "changed_unix_seconds": row["changed"]}},
         styles=STYLES,
         scripts=("assets/page.js", "assets/waiting.js", *SERVED_SCRIPTS),
         asks_its_server=True,

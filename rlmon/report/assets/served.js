@@ -3,7 +3,7 @@
 (() => {
   const { data, $, view } = page;
   const EVERY = 2500, SOON = 600, SETTLE_MS = 1200, TYPING_MS = 8000, KEY = `rlmon-place:${location.pathname}`;
-  const waiting = !data.verdict, [FIRST, LAST] = data.steps || [0, 1];
+  const waiting = data.waiting === true, [FIRST, LAST] = data.steps || [0, 1];
   let paused = false, failed = false, version = data.served.version, touched = -Infinity;
 
   // ---- names of elements that hold from one page to the next: an id, or the place inside of what has one
