@@ -195,6 +195,16 @@ class StepRecord:
     """Time spent in forwards of the base model and the exact KL on rank 0; ``None`` on steps without one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of a step over all ranks between fixed edges; it is shown and not stored."""
+
+    edges: Sequence[float]
+    """K + 1 of them, ascending; what lies outside is in the first or the last bin."""
+    counts: Sequence[float]
+    """K of them; weights where a sample stands for more."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
     """A detector's statement about a run; a line of ``events.jsonl``."""

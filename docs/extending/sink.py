@@ -1,11 +1,10 @@
 """A sink: every finding as a line of JSON in a file of one's own, and what the rules of a policy did about it."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from rlmon.records import Action, Finding, RunHeader, StepRecord
-from rlmon.sinks import SampleRows, Sink
+from rlmon.records import Action, Finding, RunHeader
+from rlmon.sinks import Sink
 
 
 class LinesOfJson(Sink):
@@ -17,9 +16,8 @@ class LinesOfJson(Sink):
     def open(self, header: RunHeader) -> None:
         self._write({"run": header.run_id, "trainer": header.trainer})
 
-    def record(self, step: StepRecord, findings: Sequence[Finding], sample_rows: SampleRows) -> None:
-        for finding in findings:
-            self._write({"step": step.step, "severity": finding.severity, "message": finding.message})
+    def finding(self, finding: Finding) -> None:
+        self._write({"step": finding.step, "severity": finding.severity, "message": finding.message})
 
     def action(self, action: Action) -> None:
         self._write({"step": action.step, "rule": action.rule, "phase": action.phase, "reason": action.reason})

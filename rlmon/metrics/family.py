@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,10 +113,10 @@ def add_to(into: Sums, more: Sums) -> None:
     into.reshape(-1).view(np.float64)[:] += more.reshape(-1).view(np.float64)
 
 
-def histogram(values: Floats, edges: Floats) -> Floats:
-    """Counts between fixed edges; what lies outside is in the first or the last bin."""
+def histogram(values: Floats, edges: Floats, weights: Floats | None = None) -> Floats:
+    """Counts (or sums of ``weights``) between fixed edges; what lies outside is in the first or the last bin."""
     bins = np.searchsorted(edges[1:-1], values, side="right")
-    return np.bincount(bins, minlength=edges.size - 1).astype(np.float64)
+    return np.bincount(bins, weights, minlength=edges.size - 1).astype(np.float64)
 
 
 # --- what a family sees -----------------------------------------------------------------------------------------------
@@ -266,6 +266,18 @@ class StepSums:
         return NO_ROUND if self.rows <= 0 else reason
 
 
+class Drawn(NamedTuple):
+    """A histogram that dashboards show, as ``rlmon/histogram/<name>``; of a family of your own
+    ``<family>/histogram/<name>``."""
+
+    name: str
+    """With its unit."""
+    field: str
+    """The K counts."""
+    edges: Floats
+    """K + 1 of them, ascending."""
+
+
 class MetricFamily:
     """A family of metrics. Of the methods a family has those that it needs.
 
@@ -281,6 +293,8 @@ class MetricFamily:
     """What is said of each metric."""
     base: Sequence[str] = ()
     """Fields whose sums over the baseline are read too."""
+    histograms: Sequence[Drawn] = ()
+    """What dashboards draw of the sums."""
     columns: Sequence[str] = ()
     """Statistics of blocks that are means of a number per completion (``row_values``)."""
 

@@ -29,7 +29,7 @@ from rlmon.metrics.family import (
 from rlmon.metrics.formats import BUILT_IN_MODES
 from rlmon.metrics.groups import column
 from rlmon.metrics.rows import ROW
-from rlmon.records import Block, RolloutBatch
+from rlmon.records import Block, Histogram, RolloutBatch
 from rlmon.statistics import Floats
 
 FAILED = "rlmon_failed"
@@ -39,6 +39,10 @@ STAGES = ("features", "success", "rollouts", "blocks", "tokens", "kl", "values",
 """Parts of the measuring that are no family and can fail: no family has their names, since each fails at its own."""
 Guard = Callable[[str], AbstractContextManager[None]]
 """Contains what fails inside of it, and counts it at the place of that name."""
+
+
+MOST_BINS = 64
+"""Of a histogram that is drawn: a tracker stores it at every step."""
 
 
 def unguarded(place: str) -> AbstractContextManager[None]:
@@ -222,6 +226,20 @@ class Families:
             missing |= {name: reason for name in OF_SUCCESSES if name in missing}
         return metrics, missing
 
+    def histograms(self, sums: Sums) -> dict[str, Histogram]:
+        """What dashboards draw, of those that have a count in them, by name."""
+        drawn: dict[str, Histogram] = {}
+        for family in self._families:
+            if self._broke(family, sums):
+                continue
+            prefix = family.name if family.name in self._added else "rlmon"
+            with self._guarded(family):
+                for name, field, edges in family.histograms:
+                    counts = np.asarray(sums[family.name][field])
+                    if counts.sum() > 0:
+                        drawn[f"{prefix}/histogram/{name}"] = _in_few_bins(edges, counts)
+        return drawn
+
     def _broke(self, family: MetricFamily, sums: Sums) -> bool:
         """Whether a user's family failed on some rank while these sums grew: what is in them is not of all rows."""
         return family.name in self._added and float(sums[family.name][FAILED]) > 0
@@ -374,3 +392,16 @@ def refuse(added: Sequence[MetricFamily]) -> None:
                 )
             metrics.add(entry.name)
         _fields(family, BUILT_IN_MODES)
+
+
+def _in_few_bins(edges: Floats, counts: Floats) -> Histogram:
+    """The stretch that has counts, with neighbours put together until there are at most ``MOST_BINS`` bins.
+
+    Raises ``ValueError`` where edges and counts do not belong together.
+    """
+    if edges.size != counts.size + 1:
+        raise ValueError(f"a histogram of {counts.size} counts needs {counts.size + 1} edges, got {edges.size}")
+    full = np.flatnonzero(counts)
+    first, last = int(full[0]), int(full[-1]) + 1
+    starts = np.arange(first, last, -(-(last - first) // MOST_BINS))
+    return Histogram([*edges[starts].tolist(), float(edges[last])], np.add.reduceat(counts[:last], starts).tolist())

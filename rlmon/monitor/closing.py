@@ -16,7 +16,7 @@ from rlmon.monitor.journal import Journal
 from rlmon.monitor.observed import Observed, Share
 from rlmon.monitor.setting import Ranks
 from rlmon.monitor.state import State
-from rlmon.records import Block, Finding, StepRecord
+from rlmon.records import Block, Finding, Histogram, StepRecord
 from rlmon.runlog import as_stored
 
 OpenerWords = Callable[[], Sequence[str | None]]
@@ -189,4 +189,8 @@ class Closing:
             with faults.guard("interventions"):
                 state.controller.step(record, findings, whole.votes)
         journal.drain()
-        journal.record(record, findings, state.illustration.sample_rows)
+        histograms: dict[str, Histogram] = {}
+        if journal.sinks:
+            with faults.guard("metrics.finish"):
+                histograms = state.families.histograms(whole.sums)
+        journal.record(record, findings, histograms, state.illustration.samples)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import rlmon.metrics.moves as moves
 from rlmon.metrics.family import Sums
@@ -15,6 +16,8 @@ from rlmon.restored import mapping
 from rlmon.statistics import Floats
 
 SAMPLE_ROWS = 32
+DYING_SHARE = 0.5
+"""A format below this part of its share in the baseline is shown as one that dies."""
 EXAMPLE_CHARACTERS = 500
 ILLUSTRATED = (("format", "mode_count"), ("moves", "openers"), ("moves", "tokens"))
 """Family and field of the sums that a finding is illustrated by."""
@@ -33,7 +36,7 @@ class Illustration:
     def __init__(self, modes: Sequence[str], *, keeps_text: bool) -> None:
         self.modes, self.keeps_text = modes, keeps_text
         self.samples: list[dict[str, Any]] = []
-        """Rows of the newest round, with the field names of ``records.Rollout``."""
+        """Rows of the newest round: the field names of ``records.Rollout``, and ``mode_change``."""
         self.base_examples: dict[str, str] = {}
         """A completion of the baseline by mode."""
         self._now_examples: dict[str, str] = {}
@@ -50,21 +53,38 @@ class Illustration:
         mode: Sequence[str],
         completions: Sequence[str],
         *,
-        base: bool,
+        base: Mapping[str, Floats] | None,
     ) -> None:
-        """An even spread of a round for tables, without a random draw; ``base``: the baseline is still growing."""
-        rows = len(completions)
-        kept = np.unique(np.linspace(0, rows - 1, min(SAMPLE_ROWS, rows)).astype(int))
-        self.samples = [{name: None if column is None else column[i] for name, column in columns.items()} for i in kept]
+        """Rows of a round for tables, without a random draw: some of formats that the baseline did not have, some of
+        those that lost most of their share, and an even spread of all. ``base``: sums over the whole baseline; ``None``
+        while it grows."""
+        change_B = np.full(len(mode), "", dtype=object) if base is None else self._changes(mode, base)
+        kept = {
+            int(i): change
+            for change, most in (("new", SAMPLE_ROWS // 4), ("dying", SAMPLE_ROWS // 4), ("", SAMPLE_ROWS // 2))
+            for i in _spread(np.flatnonzero(change_B == change), most)
+        }
+        for i in _spread(np.flatnonzero([row not in kept for row in range(len(mode))]), SAMPLE_ROWS - len(kept)):
+            kept[int(i)] = change_B[i]
+        order = sorted(kept, key=lambda i: (not kept[i], kept[i] == "dying", i))
+        self.samples = [
+            {name: None if column is None else column[i] for name, column in columns.items()} | {"mode_change": kept[i]}
+            for i in order
+        ]
         if self.keeps_text:
             newest = {of: text[:EXAMPLE_CHARACTERS] for of, text in zip(mode, completions, strict=True)}
             self._now_examples |= newest
-            if base:
+            if base is None:
                 self.base_examples = newest | self.base_examples
 
-    def sample_rows(self, count: int) -> list[dict[str, Any]]:
-        """At most ``count`` of ``samples``."""
-        return self.samples[:count]
+    def _changes(self, mode: Sequence[str], base: Mapping[str, Floats]) -> NDArray[np.object_]:
+        """``new``, ``dying`` (less than half of the share that it had) or nothing, for the format of each row."""
+        then = dict(zip(self.modes, base["format/mode_count"] / max(1.0, base["format/mode_count"].sum()), strict=True))
+        now = {one: count / len(mode) for one, count in Counter(mode).items()}
+        said = {
+            one: "new" if not then.get(one) else "dying" if now[one] < DYING_SHARE * then[one] else "" for one in now
+        }
+        return np.array([said[one] for one in mode], dtype=object)
 
     def add(self, sums: Sums) -> None:
         """The counts of a step that had completions."""
@@ -109,3 +129,11 @@ class Illustration:
             "gainers": [entry(index) for index in order[::-1][:3] if change[index] > 0],
             "openers": [dataclasses.asdict(opener) for opener in openers],
         }
+
+
+def _spread(indices: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most so many of them, evenly."""
+    if not indices.size or most <= 0:
+        return indices[:0]
+    kept = np.unique(np.linspace(0, indices.size - 1, min(most, indices.size)).astype(int))
+    return np.asarray(indices[kept])

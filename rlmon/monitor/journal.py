@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import rlmon.console as console
@@ -13,7 +13,7 @@ from rlmon.monitor.faults import Faults
 from rlmon.monitor.observed import Share
 from rlmon.monitor.setting import Ranks
 from rlmon.printable import one_line
-from rlmon.records import Action, Finding, StepRecord
+from rlmon.records import Action, Finding, Histogram, StepRecord
 from rlmon.runlog import RunLogWriter
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Journal:
         self.unseen: dict[str, str] = {}
         """Signals that the losses of the step did not show, and why."""
         self._unseen_said = False
+        self._last_table_step: int | None = None
         self._expected = 0
         """Completions that were sampled and have still to be observed."""
 
@@ -58,15 +59,34 @@ class Journal:
             from rlmon.sinks.terminal import TerminalSink
 
             made.insert(0, TerminalSink)
-        for sink in made:
-            with self._guarded(sink):
-                sink = sink() if isinstance(sink, type) else sink
+        for one in made:
+            with self._contained(one):
+                sink = one() if isinstance(one, type) else one
                 sink.open(self.writer.header)
                 self.sinks.append(sink)
 
-    def _guarded(self, sink: Any) -> AbstractContextManager[None]:
-        """What fails in a sink is said once for each class of them."""
-        return self.faults.guard(f"sinks:{(sink if isinstance(sink, type) else type(sink)).__name__}")
+    @contextlib.contextmanager
+    def _contained(self, sink: Any) -> Iterator[None]:
+        """What fails in a sink switches it off, and is said once for each class of them."""
+        kind = (sink if isinstance(sink, type) else type(sink)).__name__
+        with self.faults.guard(f"sinks:{kind}"):
+            try:
+                yield
+            except Exception as error:
+                self.sinks = [other for other in self.sinks if other is not sink]
+                self.note(f"{kind} is switched off from step {self.faults.step} on: {type(error).__name__}: {error}")
+                self.say(f"{kind} is switched off for the rest of the run; training and the log go on")
+                raise
+
+    def _tell(self, what: Callable[[Sink], None]) -> None:
+        """Something to every sink that is on."""
+        for sink in tuple(self.sinks):
+            with self._contained(sink):
+                what(sink)
+
+    def _table_due(self, step: int) -> bool:
+        every = self.config.rlmon_table_every if self.config.rlmon_store_text == "full" else 0
+        return every > 0 and (self._last_table_step is None or step - self._last_table_step >= every)
 
     @property
     def attempt(self) -> int:
@@ -91,19 +111,30 @@ class Journal:
         """An act of the policy, to log and sinks."""
         self.event("action", action)
         if self._ranks.rank == 0:
-            for sink in self.sinks:
-                with self._guarded(sink):
-                    sink.action(action)
+            self._tell(lambda sink: sink.action(action))
 
     def record(
-        self, record: StepRecord, findings: tuple[Finding, ...], sample_rows: Callable[[int], list[dict[str, Any]]]
+        self,
+        record: StepRecord,
+        findings: tuple[Finding, ...],
+        histograms: Mapping[str, Histogram],
+        samples: Sequence[Mapping[str, Any]],
     ) -> None:
         """A step that is in the log, to sinks and subscribers."""
         if self._ranks.rank != 0:
             return
-        for sink in self.sinks:
-            with self._guarded(sink):
-                sink.record(record, findings, sample_rows)
+        table_due = bool(samples) and self._table_due(record.step)
+        if table_due:
+            self._last_table_step = record.step
+
+        def show(sink: Sink) -> None:
+            sink.record(record, histograms)
+            for finding in findings:
+                sink.finding(finding)
+            if table_due:
+                sink.table(record.step, samples)
+
+        self._tell(show)
         for subscriber in self.subscribers:
             with self.faults.guard("subscribers"):
                 subscriber(record, findings)
@@ -170,10 +201,8 @@ class Journal:
 
     def close(self) -> None:
         """The log and the sinks. Safe to call twice."""
-        for sink in self.sinks:
-            with self._guarded(sink):
-                sink.close()
-        self.sinks.clear()
+        self._tell(lambda sink: sink.close())
+        self.sinks = []
         with self.faults.guard("runlog.events"):
             self.writer.append_event("ended", {"step": self.faults.step, "faults": self.faults.totals})
             self.writer.close()

@@ -261,7 +261,7 @@ class Monitor:
             with self.guard("metrics.rollouts"):
                 rows = self._measure(batch, features, success)
                 if batch.split == "train" and self.ranks.rank == 0 and columns is not None:
-                    base = not self._state.base.baseline.complete
+                    base = self._state.base.sums if self._state.base.baseline.complete else None
                     self._state.illustration.keep(columns, features.mode, batch.completions, base=base)
         rows = rows_of(batch, dtype=self.families.row) if rows is None else rows
         rows["scorer"] = scorer(batch, self.ranks.world_size)
@@ -319,9 +319,10 @@ class Monitor:
             self.controller.rest_without_success(str(successes.definition))
         return features, success_n
 
-    def sample_rows(self, count: int) -> list[dict[str, Any]]:
-        """At most ``count`` rows of the newest round on rank 0, with the field names of ``records.Rollout``."""
-        return self._state.illustration.sample_rows(count)
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """Rows of the newest round on rank 0, as sinks are given them for a table."""
+        return self._state.illustration.samples
 
     def observe_tokens(
         self,

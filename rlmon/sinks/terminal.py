@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TextIO
 
 from rlmon.acts import change
 from rlmon.console import first, sentence
 from rlmon.printable import one_line
-from rlmon.records import Action, Finding, StepRecord
-from rlmon.sinks import SampleRows, Sink
+from rlmon.records import Action, Finding, Histogram, StepRecord
+from rlmon.sinks import Sink
 
 ACT_EVERY_STEPS = 20
 """A rule may act in every round: at most one line in so many steps says so, and the acts between are counted."""
@@ -42,14 +42,16 @@ class TerminalSink(Sink):
         self._acts: dict[str, _Said] = {}
         self._harms: dict[str, _Said] = {}
 
-    def record(self, step: StepRecord, findings: Sequence[Finding], sample_rows: SampleRows) -> None:
-        """One line per finding of this step, a sentence and what to change, and one for the first lost rows."""
-        for finding in findings:
-            advice = f" -> {first(finding.advice)}" if finding.advice else ""
-            self._say(finding.severity, f"step {finding.step} {sentence(finding)}{advice}")
+    def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
+        """One line for the first lost rows."""
         if step.shed_rows and not self._shed_shown:
             self._shed_shown = True
             self._say("fault", f"step {step.step} {step.shed_rows} rollout rows could not be written to the run log")
+
+    def finding(self, finding: Finding) -> None:
+        """One line: a sentence, and what to change."""
+        advice = f" -> {first(finding.advice)}" if finding.advice else ""
+        self._say(finding.severity, f"step {finding.step} {sentence(finding)}{advice}")
 
     def action(self, action: Action) -> None:
         """One line for what was decided, for what failed, and for an effect that harmed."""

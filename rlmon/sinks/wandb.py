@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlmon.acts import Act, act_of
-from rlmon.records import SEVERITIES, Action, Finding, RunHeader, Severity, StepRecord, verdict
-from rlmon.sinks import SampleRows, Sink
+from rlmon.records import SEVERITIES, Action, Finding, Histogram, RunHeader, Severity, StepRecord, verdict
+from rlmon.sinks import Sink
 
 MAX_TABLE_ROWS = 32
 MAX_CELL_CHARACTERS = 4_000
@@ -24,6 +24,7 @@ TABLE_COLUMNS = (
     "round",
     "source",
     "mode",
+    "mode_change",
     "reasoning_mode",
     "reward",
     "advantage",
@@ -47,10 +48,8 @@ class WandbSink(Sink):
     """
 
     def __init__(self) -> None:
-        self._table_every = 0
         self._about: dict[str, Any] = {}
         self._run: Any = None
-        self._last_table_step: int | None = None
         self._states: dict[str, Severity] = {}
         self._acts: dict[str, Act] = {}
         self._acts_unlogged = False
@@ -58,12 +57,11 @@ class WandbSink(Sink):
         self._step = 0
 
     def open(self, header: RunHeader) -> None:
-        """Take the run's settings: how often there is a table, and what goes into W&B's config, under ``rlmon``."""
-        self._table_every = header.config["rlmon_table_every"] if header.config["rlmon_store_text"] == "full" else 0
+        """Take what goes into W&B's config, under ``rlmon``."""
         self._about = {"config": dict(header.config), "run_id": header.run_id}
 
-    def record(self, step: StepRecord, findings: Sequence[Finding], sample_rows: SampleRows) -> None:
-        """One log call with the step's measured metrics, a table when one is due, and an alert per change of state."""
+    def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
+        """One log call with the step's measured metrics."""
         wandb = sys.modules.get("wandb")
         run = None if wandb is None else wandb.run
         if wandb is None or run is None:
@@ -80,18 +78,25 @@ class WandbSink(Sink):
             seconds = getattr(step, name)
             if seconds is not None:
                 row[f"rlmon/{name}"] = seconds
-        if self._table_due(step.step):
-            samples = sample_rows(MAX_TABLE_ROWS)[:MAX_TABLE_ROWS]
-            if samples:
-                self._last_table_step = step.step
-                cells = [[_cell(sample.get(column)) for column in TABLE_COLUMNS] for sample in samples]
-                row["rlmon/samples"] = wandb.Table(columns=list(TABLE_COLUMNS), data=cells, allow_mixed_types=True)
         self._step = step.step
         if self._acts_unlogged and self._acts_due(step.step):
             row["rlmon/interventions"] = self._acts_table(wandb)
         run.log(row)
-        for finding in findings:
-            self._alert(wandb, run, finding)
+
+    def finding(self, finding: Finding) -> None:
+        """An alert per change of state."""
+        wandb = sys.modules.get("wandb")
+        if wandb is not None and wandb.run is not None and wandb.run is self._run:
+            self._alert(wandb, self._run, finding)
+
+    def table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The rows as a table of their own."""
+        wandb = sys.modules.get("wandb")
+        if wandb is None or wandb.run is None or wandb.run is not self._run:
+            return
+        cells = [[_cell(sample.get(column)) for column in TABLE_COLUMNS] for sample in rows[:MAX_TABLE_ROWS]]
+        samples = wandb.Table(columns=list(TABLE_COLUMNS), data=cells, allow_mixed_types=True)
+        self._run.log({"train/global_step": step, "rlmon/samples": samples})
 
     def action(self, action: Action) -> None:
         """Keep the act for the next table: all phases of one are one row, and the newest 200 acts are kept."""
@@ -119,17 +124,11 @@ class WandbSink(Sink):
         run.define_metric("rlmon/*", step_metric="train/global_step")
         run.config.update({"rlmon": self._about}, allow_val_change=True)
         self._run = run
-        self._last_table_step = self._last_acts_step = None
+        self._last_acts_step = None
         self._states = {}
 
-    def _table_due(self, step: int) -> bool:
-        if not self._table_every:
-            return False
-        return self._last_table_step is None or step - self._last_table_step >= self._table_every
-
     def _acts_due(self, step: int) -> bool:
-        every = self._table_every or ACTS_EVERY_STEPS
-        return self._last_acts_step is None or step - self._last_acts_step >= every
+        return self._last_acts_step is None or step - self._last_acts_step >= ACTS_EVERY_STEPS
 
     def _acts_table(self, wandb: Any) -> Any:
         """Newest first. Reasons hold numbers and names, never text of the run."""

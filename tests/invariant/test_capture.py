@@ -366,7 +366,7 @@ def test_no_text_means_none_anywhere(tmp_path: Path) -> None:
         monitor = RLMon(trained, RLMonConfig(**QUIET, **settings))
         trained.train()
         assert monitor.monitor.findings
-        texts = {text for sample in monitor.monitor.sample_rows(32) if len(text := sample["completion"]) > 8}
+        texts = {text for sample in monitor.monitor.samples if len(text := sample["completion"]) > 8}
         assert texts
         files = [*monitor.log_dir.glob("*.json*"), *(tmp_path / name).glob("checkpoint-40/rlmon/*")]
         assert len(files) >= 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from rlmon.metrics.families import CRITIC
 from rlmon.metrics.family import dtype_of
 from rlmon.metrics.step import Families
 from rlmon.monitor import About, Monitor, Ranks, Resume, StrictError, opening
-from rlmon.records import Action, RolloutBatch
+from rlmon.records import Action, Histogram, RolloutBatch, StepRecord
 from rlmon.report.live import View
 from rlmon.report.watch import frame
+from rlmon.sinks import Sink
 
 TEXTS = ["print(7+9)", "16", '{"answer": 16}', "\\boxed{16}"]
 
@@ -125,25 +127,21 @@ def test_an_evaluation_uses_up_nothing_of_the_next_step(tmp_path: Path) -> None:
 
 
 def test_acts_go_to_the_log_and_then_to_the_sinks_and_a_sink_that_fails_is_a_fault(tmp_path: Path) -> None:
-    class Sink:
+    class Heard(Sink):
         def __init__(self, error: Exception | None = None) -> None:
             self.seen: list[Action] = []
             self.error = error
-
-        def record(self, *_: object) -> None: ...
 
         def action(self, action: Action) -> None:
             if self.error is not None:
                 raise self.error
             self.seen.append(action)
 
-        def close(self) -> None: ...
-
     policy = load_policy({"rules": {"bound": {"when": "always", "do": "winsorise"}}})
     config = rlmon.RLMonConfig(rlmon_console=False)
     monitor = rlmon.Monitor(config, directory=tmp_path / "run", group_size=4, policy=policy)
-    sink = Sink()
-    monitor.sinks += [Sink(ValueError("odd")), sink]
+    sink = Heard()
+    monitor.sinks += [Heard(ValueError("odd")), sink]
     for step in (1, 2):
         monitor.observe(batch(step))
         record = monitor.end_step(step)
@@ -154,8 +152,65 @@ def test_acts_go_to_the_log_and_then_to_the_sinks_and_a_sink_that_fails_is_a_fau
         ("bound", "applied", 2.5),
     ]
     assert sink.seen == rlmon.open_run(tmp_path / "run").actions
-    # The other sink raised at both lines of step 1; the record of the next step has them.
-    assert record.faults == {"sinks": 2}
+    # The other sink raised at the first line of step 1 and was switched off; the record of the next step has it.
+    assert record.faults == {"sinks": 1}
+    notes = [event.payload["text"] for event in rlmon.open_run(tmp_path / "run").events if event.kind == "note"]
+    assert "Heard is switched off from step 1 on: ValueError: odd" in notes
+
+
+class Shown(Sink):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.histograms: list[Mapping[str, Histogram]] = []
+        self.tables: dict[int, Sequence[Mapping[str, Any]]] = {}
+
+    def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
+        self.histograms.append(histograms)
+
+    def table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.tables[step] = rows
+
+
+@pytest.mark.parametrize(
+    ("settings", "tables"),
+    [
+        ({"rlmon_table_every": 3}, [1, 4, 7]),
+        ({"rlmon_table_every": 0}, []),
+        ({"rlmon_store_text": "hash"}, []),
+        ({"rlmon_store_text": "off"}, []),
+    ],
+)
+def test_tables_are_due_every_so_many_steps_and_no_text_leaves_unasked(
+    tmp_path: Path, settings: dict[str, Any], tables: list[int]
+) -> None:
+    config = rlmon.RLMonConfig(rlmon_console=False, **settings)
+    monitor = rlmon.Monitor(config, directory=tmp_path, group_size=4)
+    monitor.sinks.append(sink := Shown())
+    for step in range(1, 8):
+        monitor.observe(batch(step))
+        monitor.end_step(step)
+    monitor.close()
+    assert list(sink.tables) == tables
+    assert all(len(rows) for rows in sink.tables.values())
+
+
+def test_sinks_are_given_histograms_of_what_was_measured_in_at_most_64_bins(tmp_path: Path) -> None:
+    monitor = rlmon.Monitor(rlmon.RLMonConfig(rlmon_console=False), directory=tmp_path, group_size=4)
+    monitor.sinks.append(sink := Shown())
+    monitor.observe(batch(0, completion_ids=[[1] * (9 * n + 1) for n in range(8)], advantages=[0.5, -1.5] * 4))
+    monitor.end_step(1)
+    monitor.end_step(2)
+    monitor.close()
+    shown, nothing = sink.histograms
+    assert set(shown) == {"rlmon/histogram/length_tokens", "rlmon/histogram/abs_advantage"}  # no tokens were observed
+    assert nothing == {}
+    lengths = shown["rlmon/histogram/length_tokens"]
+    assert sum(lengths.counts) == len(batch(0))
+    assert len(lengths.edges) == len(lengths.counts) + 1 <= 65
+    assert list(lengths.edges) == sorted(lengths.edges)
+    assert lengths.counts[0] > 0
+    assert lengths.counts[-1] > 0
 
 
 ALL_VALUES = {metric.name for metric in METRICS if metric.name.startswith("rlmon/value/")}

@@ -148,7 +148,10 @@ def test_the_console_says_it_once(log: Path) -> None:
     sink = TerminalSink(stream)
     run = rlmon.open_run(log)
     for record in run.iter_steps():
-        sink.record(record, [finding for finding in run.findings if finding.step == record.step], lambda count: [])
+        sink.record(record, {})
+        for finding in run.findings:
+            if finding.step == record.step:
+                sink.finding(finding)
     assert stream.getvalue().count("NOTE") == 1
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmon.metrics.blocks import Dealt
-from rlmon.metrics.family import MODE, NO_BASE, Entries, MetricFamily, Numbers, Shape, StepSums, Sums
+from rlmon.metrics.family import MODE, NO_BASE, Drawn, Entries, MetricFamily, Numbers, Shape, StepSums, Sums
 from rlmon.metrics.tokens import ENTROPY_BINS, ENTROPY_EDGES_NATS, TokenSums
 
 NO_TOKENS = "no token entropies were captured in this step"
@@ -51,6 +51,8 @@ class Entropy(MetricFamily):
             needs="log-probabilities",
         ),
     )  # fmt: skip
+
+    histograms = (Drawn("token_entropy_nats", "histogram", ENTROPY_EDGES_NATS),)
 
     def fields(self, modes: Sequence[str]) -> Mapping[str, Shape]:
         names = ("nats", "tokens", "first_nats", "first_tokens", "logp", "logp_tokens")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rlmon.metrics.blocks import Dealt
 from rlmon.metrics.family import (
     NO_ROUND,
+    Drawn,
     Entries,
     Metric,
     MetricFamily,
@@ -78,6 +79,8 @@ class Group(MetricFamily):
         "success as `rlmon_success` defines it; unset, it is decided once from the rewards of the baseline."
     )
     entries = tuple(_entries())
+
+    histograms = (Drawn("abs_advantage", "advantages", ADVANTAGE_EDGES),)
 
     def fields(self, modes: Sequence[str]) -> Mapping[str, Shape]:
         names = (

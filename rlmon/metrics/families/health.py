@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rlmon.metrics.blocks import Dealt
 from rlmon.metrics.family import (
     NO_ROUND,
+    Drawn,
     Entries,
     MetricFamily,
     Numbers,
@@ -50,6 +51,8 @@ class Health(MetricFamily):
             "NaN or infinite rewards, entropies, log-probabilities, advantages and KL values", needs="any",
         ),
     )  # fmt: skip
+
+    histograms = (Drawn("length_tokens", "lengths", LENGTH_EDGES_TOKENS),)
 
     def fields(self, modes: Sequence[str]) -> Mapping[str, Shape]:
         names = (

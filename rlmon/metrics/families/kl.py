@@ -9,8 +9,21 @@ from typing import Any
 import numpy as np
 
 from rlmon.metrics.blocks import Dealt
-from rlmon.metrics.family import MODE, Entries, Metric, MetricFamily, Numbers, Shape, StepSums, Sums, dtype_of
+from rlmon.metrics.family import (
+    MODE,
+    Drawn,
+    Entries,
+    Metric,
+    MetricFamily,
+    Numbers,
+    Shape,
+    StepSums,
+    Sums,
+    dtype_of,
+    histogram,
+)
 from rlmon.metrics.tokens import KLSample, kl_terms
+from rlmon.statistics import Floats
 
 NO_KL = "KL to the base was not measured in this step"
 ESTIMATOR = dtype_of(dict.fromkeys(("sum", "square", "cross"), ()))
@@ -21,6 +34,8 @@ _ESTIMATORS = {
     "k3": "weighted mean of exp(-x) - 1 + x",
 }
 _EXACT, _TOKEN = "arXiv 2605.12484", "nats per token"
+KL_EDGES_NATS: Floats = np.concatenate([[0.0], np.geomspace(1e-6, 1e2, 49)])
+"""One bin below 1e-6, then six bins to a factor of ten."""
 _entry = Entries(family="kl", needs="base model forward")
 
 
@@ -53,10 +68,13 @@ class KL(MetricFamily):
     about = "KL between the policy and the initial base, exact over the full vocabulary on a bounded sample of tokens."
     entries = tuple(_entries())
 
+    histograms = (Drawn("kl_per_token_nats", "histogram", KL_EDGES_NATS),)
+
     def fields(self, modes: Sequence[str]) -> Mapping[str, Shape]:
         exact = ("tokens", "forward", "reverse", "base_entropy", "of_sequences", "sequences")
         return {
             **dict.fromkeys(exact, ()),
+            "histogram": (KL_EDGES_NATS.size - 1,),
             "mode_nats": (len(modes),),
             "mode_tokens": (len(modes),),
             # Tokens with finite log-probabilities under both models, the clusters that they are of, and sum_c n_c^2.
@@ -73,6 +91,7 @@ class KL(MetricFamily):
         stands_for = float(weight.sum())
         sums["tokens"] += stands_for
         sums["forward"] += kl.sum()
+        sums["histogram"] += histogram(sample.kl_T[finite], KL_EDGES_NATS, weight)
         sums["reverse"] += weight @ sample.reverse_T[finite]
         sums["base_entropy"] += weight @ sample.entropy_base_T[finite]
         if stands_for > 0:

@@ -76,7 +76,11 @@ def made(folder: Path, lost: bool) -> Sources:
             "grad_norm": 0.3 + 0.1 * draw.random(),
         }
         run.log({"train/global_step": step, **{f"train/{name}": value for name, value in trainers.items()}})
-        sink.record(record, monitor.findings[before:], monitor.sample_rows)
+        sink.record(record, {})
+        for finding in monitor.findings[before:]:
+            sink.finding(finding)
+        if step % 25 == 1:
+            sink.table(step, monitor.samples)
         for name, value in {**trainers, **headline(record)}.items():
             writer.add_scalar(f"train/{name}", value, step)
     monitor.close()

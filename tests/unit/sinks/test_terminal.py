@@ -19,10 +19,6 @@ MakeFinding = Callable[..., Finding]
 MakeAction = Callable[..., Action]
 
 
-def no_rows(count: int) -> list[dict[str, object]]:
-    raise AssertionError("the terminal shows no rows")
-
-
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -30,7 +26,7 @@ class Terminal(io.StringIO):
 
 def test_a_finding_is_one_line_with_step_detector_message_and_advice(step: MakeStep, finding: MakeFinding) -> None:
     stream = io.StringIO()
-    TerminalSink(stream).record(step(47), [finding()], no_rows)
+    TerminalSink(stream).finding(finding())
     assert stream.getvalue() == (
         "rlmon FAIL step 47 format-collapse: effective formats fell to 2.1 of 4.7 -> set beta: 0.1\n"
     )
@@ -38,28 +34,28 @@ def test_a_finding_is_one_line_with_step_detector_message_and_advice(step: MakeS
 
 def test_a_fault_is_left_to_the_rank_it_happens_on(step: MakeStep) -> None:
     stream = io.StringIO()
-    TerminalSink(stream).record(step(1, faults={"metrics.formats": 2}), [], no_rows)
+    TerminalSink(stream).record(step(1, faults={"metrics.formats": 2}), {})
     assert stream.getvalue() == ""
 
 
 def test_lost_rows_are_said_once(step: MakeStep) -> None:
     stream = io.StringIO()
     sink = TerminalSink(stream)
-    sink.record(step(1, shed_rows=0), [], no_rows)
+    sink.record(step(1, shed_rows=0), {})
     assert stream.getvalue() == ""
-    sink.record(step(2, shed_rows=16), [], no_rows)
-    sink.record(step(3, shed_rows=24), [], no_rows)
+    sink.record(step(2, shed_rows=16), {})
+    sink.record(step(3, shed_rows=24), {})
     assert stream.getvalue() == "rlmon FAULT step 2 16 rollout rows could not be written to the run log\n"
 
 
 def test_colour_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch, step: MakeStep, finding: MakeFinding) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     terminal = Terminal()
-    TerminalSink(terminal).record(step(47), [finding()], no_rows)
+    TerminalSink(terminal).finding(finding())
     assert terminal.getvalue().startswith("rlmon \x1b[1;31mFAIL\x1b[0m step 47")
     monkeypatch.setenv("NO_COLOR", "1")
     plain = Terminal()
-    TerminalSink(plain).record(step(47), [finding()], no_rows)
+    TerminalSink(plain).finding(finding())
     assert plain.getvalue().startswith("rlmon FAIL step 47")
 
 
@@ -68,7 +64,7 @@ def test_a_note_is_not_coloured_as_an_alarm(
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     terminal = Terminal()
-    TerminalSink(terminal).record(step(47), [finding(severity="note")], no_rows)
+    TerminalSink(terminal).finding(finding(severity="note"))
     assert terminal.getvalue().startswith("rlmon \x1b[2mNOTE\x1b[0m step 47")
 
 
@@ -88,7 +84,7 @@ def test_a_note_is_not_coloured_as_an_alarm(
 def test_hostile_text_is_shown_not_obeyed(hostile: str, shown: str, step: MakeStep, finding: MakeFinding) -> None:
     assert one_line(hostile) == shown
     stream = io.StringIO()
-    TerminalSink(stream).record(step(47), [finding(message=hostile, advice="")], no_rows)
+    TerminalSink(stream).finding(finding(message=hostile, advice=""))
     assert stream.getvalue() == f"rlmon FAIL step 47 format-collapse: {shown}\n"
 
 
@@ -103,7 +99,7 @@ def test_one_line_is_printable_bounded_and_keeps_printable_text(text: str, limit
 
 def test_a_stream_that_cannot_encode_gets_escapes(step: MakeStep, finding: MakeFinding) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    TerminalSink(stream).record(step(47), [finding(message="Größe", advice="")], no_rows)
+    TerminalSink(stream).finding(finding(message="Größe", advice=""))
     stream.seek(0)
     assert stream.read() == "rlmon FAIL step 47 format-collapse: Gr\\xf6\\xdfe\n"
 

@@ -12,7 +12,7 @@ import pytest
 from offline_wandb import read_run
 
 from rlmon.records import Action, Finding, StepRecord
-from rlmon.sinks.wandb import ACT_COLUMNS, MAX_ACTS, MAX_CELL_CHARACTERS, MAX_TABLE_ROWS, TABLE_COLUMNS, WandbSink
+from rlmon.sinks.wandb import ACT_COLUMNS, MAX_ACTS, MAX_CELL_CHARACTERS, TABLE_COLUMNS, WandbSink
 
 wandb = pytest.importorskip("wandb")
 
@@ -49,10 +49,6 @@ def sink(header: Any) -> Any:
     return opened
 
 
-def no_rows(count: int) -> list[dict[str, Any]]:
-    return []
-
-
 def test_one_row_per_step_on_the_trainers_axis(sink: Any, run: Any, tmp_path: Path, step: MakeStep) -> None:
     mirror = sink()
     for number in (1, 2, 3):
@@ -60,7 +56,7 @@ def test_one_row_per_step_on_the_trainers_axis(sink: Any, run: Any, tmp_path: Pa
             run.log({"profiling/seconds": 0.1})
         metrics = {"rlmon/entropy/mean": number / 4, "rlmon/kl/mean": None, "rlmon/format/share/my mode!": 0.5}
         faults = {"metrics.text": 2} if number == 3 else {}
-        mirror.record(step(number, metrics=metrics, faults=faults, overhead_seconds=0.25), [], no_rows)
+        mirror.record(step(number, metrics=metrics, faults=faults, overhead_seconds=0.25), {})
     mirror.close()
     run.finish()
 
@@ -79,22 +75,16 @@ def test_one_row_per_step_on_the_trainers_axis(sink: Any, run: Any, tmp_path: Pa
     assert read.alerts == []
 
 
-def test_table_of_at_most_32_rows_every_so_many_steps(sink: Any, run: Any, tmp_path: Path, step: MakeStep) -> None:
-    asked: list[int] = []
-
-    def rows(count: int) -> list[dict[str, Any]]:
-        asked.append(count)
-        return [
-            {"step": 1, "reward": None, "prompt": "p", "completion": "\x1b[2J\ud800\nok " + "y" * 9000, "mode": "prose"}
-        ] * 50  # more than asked for
-
-    mirror = sink(rlmon_table_every=3)
-    for number in range(1, 8):
-        mirror.record(step(number), [], rows)
+def test_a_table_has_at_most_32_rows_and_no_text_that_a_page_could_choke_on(
+    sink: Any, run: Any, tmp_path: Path, step: MakeStep
+) -> None:
+    row = {"step": 1, "reward": None, "completion": "\x1b[2J\ud800\nok " + "y" * 9000, "mode_change": "new"}
+    mirror = sink()
+    for number in (1, 4, 7):
+        mirror.record(step(number), {})
+        mirror.table(number, [row] * 50)  # more than are shown
     run.finish()
 
-    # due at 1, then 1+3, then 4+3
-    assert asked == [MAX_TABLE_ROWS] * 3
     read = read_run(tmp_path)
     assert [row["train/global_step"] for row in read.rows if "rlmon/samples/path" in row] == [1, 4, 7]
     assert [row["rlmon/samples/nrows"] for row in read.rows if "rlmon/samples/path" in row] == [32] * 3
@@ -103,26 +93,11 @@ def test_table_of_at_most_32_rows_every_so_many_steps(sink: Any, run: Any, tmp_p
     assert table["columns"] == list(TABLE_COLUMNS)
     cells = dict(zip(table["columns"], table["data"][0], strict=True))
     assert cells["reward"] is None
+    assert cells["mode_change"] == "new"
     assert cells["completion"].startswith("\\x1b[2J\\ud800\nok yyy")
     assert cells["completion"].endswith("y…")
     # 4,000 characters kept; ESC became 4 and the surrogate 6 instead of 1 each; the ellipsis is one more
     assert len(cells["completion"]) == MAX_CELL_CHARACTERS + 3 + 5 + 1
-
-
-@pytest.mark.parametrize(
-    "changes", [{"rlmon_table_every": 0}, {"rlmon_store_text": "hash"}, {"rlmon_store_text": "off"}]
-)
-def test_no_text_leaves_the_machine_unasked(
-    sink: Any, run: Any, tmp_path: Path, step: MakeStep, changes: dict[str, Any]
-) -> None:
-    def rows(count: int) -> list[dict[str, Any]]:
-        raise AssertionError("asked for text")
-
-    sink(**changes).record(step(1, metrics={"rlmon/entropy/mean": 1.0}), [], rows)
-    run.finish()
-    read = read_run(tmp_path)
-    assert any("rlmon/entropy/mean" in row for row in read.rows)
-    assert not any("rlmon/samples/path" in row for row in read.rows)
 
 
 def test_alert_on_a_change_of_state_only(
@@ -131,8 +106,10 @@ def test_alert_on_a_change_of_state_only(
     mirror = sink()
     story = ["warn", "warn", "fail", "fail", "warn"]
     for number, severity in enumerate(story, start=1):
-        mirror.record(step(number), [finding(severity=severity, step=number)], no_rows)
-    mirror.record(step(6), [finding(detector="kl-drift", severity="warn", step=6)], no_rows)
+        mirror.record(step(number), {})
+        mirror.finding(finding(severity=severity, step=number))
+    mirror.record(step(6), {})
+    mirror.finding(finding(detector="kl-drift", severity="warn", step=6))
     mirror.close()
     run.finish()
 
@@ -151,7 +128,8 @@ def test_a_note_informs_and_leaves_the_verdict_alone(
 ) -> None:
     mirror = sink()
     for number in (1, 2):
-        mirror.record(step(number), [finding(detector="silent-groups-good", severity="note", step=number)], no_rows)
+        mirror.record(step(number), {})
+        mirror.finding(finding(detector="silent-groups-good", severity="note", step=number))
     mirror.close()
     run.finish()
     read = read_run(tmp_path)
@@ -162,10 +140,12 @@ def test_a_note_informs_and_leaves_the_verdict_alone(
 def test_silent_without_a_run(sink: Any, step: MakeStep, finding: MakeFinding, monkeypatch: pytest.MonkeyPatch) -> None:
     assert wandb.run is None
     mirror = sink()
-    mirror.record(step(1), [finding()], no_rows)
+    mirror.record(step(1), {})
+    mirror.finding(finding())
     mirror.close()
     monkeypatch.delitem(sys.modules, "wandb")
-    mirror.record(step(2), [finding()], no_rows)
+    mirror.record(step(2), {})
+    mirror.finding(finding())
     mirror.close()
     assert "wandb" not in sys.modules  # looked for, never imported
 
@@ -175,7 +155,8 @@ def test_a_second_run_is_set_up_again(sink: Any, tmp_path: Path, step: MakeStep,
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         opened = wandb.init(mode="offline", dir=str(tmp_path / name), project="rlmon-tests")
-        mirror.record(step(1, metrics={"rlmon/entropy/mean": 1.0}), [finding()], no_rows)
+        mirror.record(step(1, metrics={"rlmon/entropy/mean": 1.0}), {})
+        mirror.finding(finding())
         opened.finish()
         mirror.close()  # after the run was finished: nothing to write to, nothing raised
     for name in ("first", "second"):
@@ -189,11 +170,11 @@ def test_acts_are_rows_of_one_table_newest_first_and_knobs_are_metrics(
 ) -> None:
     mirror = sink(rlmon_table_every=10)
     mirror.action(action(step=1, action_id="a"))
-    mirror.record(step(1, metrics={"rlmon/intervention/beta": 0.05}), [], no_rows)
+    mirror.record(step(1, metrics={"rlmon/intervention/beta": 0.05}), {})
     mirror.action(action(step=2, action_id="a", phase="applied"))
     mirror.action(action(step=2, action_id="b", rule="quarantine", knob="advantages", old=None, new="3", dry_run=True))
     for number in range(2, 11):
-        mirror.record(step(number), [], no_rows)
+        mirror.record(step(number), {})
     mirror.action(action(step=10, action_id="a", phase="measured", effect="helped", effect_reason="2 -> 3"))
     mirror.close()
     run.finish()
