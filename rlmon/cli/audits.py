@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,7 +78,7 @@ def audit(
     rlmon audit out/grpo --html report.html             and a page with charts and completions
     rlmon audit wandb/run-20250101_120000-abc           an offline or synced W&B run
     rlmon audit rows.jsonl --map prompt=question,completion=text,reward=score,step=iteration
-    rlmon audit out/grpo --format github --fail-on warn    in CI; also junit, markdown, json
+    rlmon audit out/grpo --format github --fail-on warn    in CI, with the job's summary; also junit, markdown, json
     rlmon audit out                                     a folder of runs: a line each, worst first; --verbose for all
 
     \b
@@ -136,8 +137,25 @@ def _rendered(audits: Sequence[Audit], form: AuditFormat, fail_on: FailOn, *, ma
     if form is AuditFormat.junit:
         return junit.render(*audits, fail_on=fail_on.value)
     if form is AuditFormat.github:
+        _tell_the_runner(audits)
         return github.render(*audits)
     return markdown.render(*audits)
+
+
+def _tell_the_runner(audits: Sequence[Audit]) -> None:
+    """The summary and the outputs of the step, where a workflow of GitHub says in which files it wants them."""
+    import rlmon.report.github as github
+
+    for variable in ("GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"):
+        if not (name := os.environ.get(variable)):
+            continue
+        try:
+            with open(name, "ab") as file:
+                is_summary = variable == "GITHUB_STEP_SUMMARY"
+                text = github.summary(*audits, written=file.tell()) if is_summary else github.outputs(*audits)
+                file.write(text.encode())
+        except OSError as error:
+            note(f"rlmon: nothing written to ${variable}: {error}")
 
 
 def _draw_audits(audits: Sequence[Audit], page: Path | None, verbose: bool) -> None:

@@ -1,11 +1,15 @@
-"""An audit as GitHub workflow commands: each bad check becomes an annotation, a note one that is no alarm."""
+"""An audit in a workflow of GitHub: annotations, the job's summary and outputs.
+
+Each bad check becomes an annotation, a note one that is no alarm. The summary is the Markdown of ``report.markdown``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import rlmon.report.markdown as markdown
 import rlmon.report.phrases as phrases
-from rlmon.audit.result import Audit, Check
+from rlmon.audit.result import Audit, Check, Verdict
 from rlmon.printable import one_line
 from rlmon.records import Status
 
@@ -17,6 +21,9 @@ LEVELS: Mapping[Status, str] = {
     "note": "notice",
 }
 VERDICT_LEVELS = {"fail": "error", "warn": "warning", "pass": "notice", "insufficient": "warning"}
+WORST_FIRST: tuple[Verdict, ...] = ("fail", "warn", "insufficient", "pass")
+SUMMARY_BYTES = 1024 * 1024
+"""Most that GitHub takes as the summary of one step; a larger one is refused as a whole."""
 
 
 def render(*audits: Audit) -> str:
@@ -28,6 +35,22 @@ def render(*audits: Audit) -> str:
         lines.append(command(VERDICT_LEVELS[audit.verdict], f"rlmon: {phrases.verdict(audit)}", verdict))
         lines += [command(LEVELS[check.status], f"rlmon: {check.id}", _text(check)) for check in phrases.spoken(audit)]
     return "".join(f"{line}\n" for line in lines)
+
+
+def summary(*audits: Audit, written: int = 0) -> str:
+    """The Markdown to append to a step's summary that holds ``written`` bytes already: all of it, or else a line for
+    each verdict, or nothing where even these no longer fit."""
+    lines = "".join(f"rlmon: {phrases.verdict(audit)}\n\n" for audit in audits)
+    for text in (f"{markdown.render(*audits)}\n", lines):
+        if written + len(text.encode()) <= SUMMARY_BYTES:
+            return text
+    return ""
+
+
+def outputs(*audits: Audit) -> str:
+    """The step's outputs, a line each: ``verdict``, the worst of all runs, as ``--format json`` words it."""
+    verdicts = [audit.verdict for audit in audits]
+    return f"verdict={min(verdicts, key=WORST_FIRST.index)}\n" if verdicts else ""
 
 
 def command(level: str, title: str, message: str) -> str:

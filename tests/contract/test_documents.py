@@ -92,10 +92,20 @@ def test_constraints_put_torch_first_and_pin_what_pyproject_names() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
     assert lines[0] == "torch==2.13.0"
     pinned = {line.split("==")[0] for line in lines}
-    project = (ROOT / "pyproject.toml").read_text()
-    project = project[project.index("dependencies = [") : project.index("[project.scripts]")]
-    named = set(re.findall(r'^    "([a-z-]+)[>\[]', project, flags=re.MULTILINE)) | {"wandb"}
+    named = requirements((ROOT / "pyproject.toml").read_text())
+    assert {"numpy", "wandb", "wandb-workspaces", "starlette", "uvicorn", "pytest"} <= named
     assert named - {"rlmon"} <= pinned
+
+
+def requirements(project: str) -> set[str]:
+    """What the dependencies and all extras of a pyproject.toml name, lists on one line too."""
+    lists = project[project.index("dependencies = [") : project.index("[project.scripts]")]
+    return set(re.findall(r'"([a-z][a-z0-9-]*)(?=[>\[])', re.sub(r"^ *#.*", "", lists, flags=re.MULTILINE)))
+
+
+def test_the_check_of_constraints_can_fail() -> None:
+    text = 'dependencies = [\n    "numpy>=1",\n]\nserve = ["a-b>=1", "c[d]>=2,<3"]\n# "e>=1"\n[project.scripts]'
+    assert requirements(text) == {"numpy", "a-b", "c"}
 
 
 @pytest.mark.parametrize(

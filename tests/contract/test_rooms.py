@@ -69,6 +69,9 @@ ROOMS = {
         | {"version"},
         {"typer", "rich", "pyarrow"},
     ),
+    # What tests of recipes call: an audit and its words. pytest itself is there wherever the plugin is asked for.
+    "testing": Room({"errors", "printable", "audit", "report"}, STDLIB_ONLY),
+    "pytest_plugin": Room({"audit", "testing"}, {"pytest"}),
     "__init__": Room({"audit", "config", "monitor", "runlog"}, STDLIB_ONLY),
 }
 LAZY_TORCH = ("metrics/tokens.py", "monitor/monitor.py")

@@ -27,6 +27,7 @@ from rlmon import cli
 from rlmon.audit import engine
 from rlmon.audit.result import Audit, Verdict
 from rlmon.errors import ReadError
+from rlmon.report import github, markdown
 from rlmon.runlog import RunLogWriter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -486,3 +487,41 @@ def test_two_files_of_rows_compared(files: Path, tmp_path: Path) -> None:
     assert re.match(r"DIFFERENT healthy\.jsonl ends with (2\.\d\d|3\.\d\d) of (2\.\d\d|3\.\d\d) formats in use "
                     r"where collapsed\.jsonl has 1\.00; they part at step (19|2[0-4]);", screen)  # fmt: skip
     assert "data" in page.read_text(encoding="utf-8")
+
+
+# ---- what a runner of workflows is told
+
+
+def test_the_summary_and_the_outputs_are_written_where_a_runner_asks(
+    rlmon: Rlmon, audits: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary, output = tmp_path / "summary", tmp_path / "output"
+    summary.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    monkeypatch.setenv("GITHUB_OUTPUT", str(output))
+    audits.update(bad=make_audit.hostile(), good=with_verdict("pass"))
+    rlmon("audit", "bad", "good", "--format", "json")
+    assert (summary.read_text(), output.exists()) == ("before\n", False)
+    assert rlmon("audit", "good", "bad", "--format", "github").out.startswith("::")
+    assert summary.read_text() == f"before\n{markdown.render(audits['good'], audits['bad'])}\n"
+    assert output.read_text() == f"verdict={audits['bad'].verdict}\n"
+
+
+def test_a_summary_never_grows_beyond_what_github_takes() -> None:
+    audit = make_audit.hostile()
+    whole, limit = github.summary(audit), github.SUMMARY_BYTES
+    assert github.summary(audit, written=limit - len(whole.encode())) == whole
+    short = github.summary(audit, written=limit - len(whole.encode()) + 1)
+    assert short.startswith("rlmon: ")
+    assert len(short) < 100
+    assert github.summary(audit, written=limit) == ""
+
+
+def test_a_runners_file_that_cannot_be_written_is_named_and_changes_nothing(
+    rlmon: Rlmon, audits: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    audits["x"] = with_verdict("pass")
+    left = rlmon("audit", "x", "--format", "github")
+    assert left.code == 0
+    assert left.err.startswith("rlmon: nothing written to $GITHUB_STEP_SUMMARY: ")
