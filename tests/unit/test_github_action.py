@@ -157,6 +157,16 @@ def test_one_comment_for_a_path_is_updated_in_place_and_nobody_elses(job: Job) -
     assert len(job.comments()) == 3
 
 
+def test_a_comment_is_no_longer_than_github_takes(job: Job) -> None:
+    (job.folder / "rlmon-summary.md").write_text("## FAIL\n" + "eine Zeile über Größe\n" * 50_000)
+    job.step("Comment", RUN_PATHS="x", PULL="7", GH_TOKEN="may-write")
+    (one,) = job.comments()
+    assert 50_000 < len(one["body"]) < 65_536
+    *lines, blank, last = one["body"].splitlines()
+    assert (lines[-1], blank) == ("eine Zeile über Größe", "")
+    assert last == "(Cut here: the summary of the job has the rest.)"
+
+
 def test_without_the_right_to_comment_it_says_so_and_goes_on(job: Job) -> None:
     (job.folder / "rlmon-summary.md").write_text("now\n")
     left = job.step("Comment", RUN_PATHS="x", PULL="7", GH_TOKEN="of-a-fork")
