@@ -122,7 +122,9 @@ class RLMonConfig:
     rlmon_wandb: bool = field(
         default=True, metadata={"help": "With a W&B run open, log everything under rlmon/* to it."}
     )
-    rlmon_table_every: int = field(default=25, metadata={"help": "Steps between two tables of samples in W&B and the like (0: none)."})
+    rlmon_table_every: int = field(
+        default=25, metadata={"help": "Steps between two tables of samples in W&B and other trackers (0: none)."}
+    )
     rlmon_console: bool = field(default=True, metadata={"help": "Print findings and faults, one line each, to stderr."})
     rlmon_fsync: bool = field(
         default=False, metadata={"help": "fsync every write: survives power loss, not only a killed process."}
