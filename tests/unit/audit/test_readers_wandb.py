@@ -433,10 +433,10 @@ def test_openrlhf_has_no_prompts_apart(tmp_path: Path) -> None:
 
 
 def test_rlmons_samples_are_read_where_nothing_better_is(tmp_path: Path) -> None:
-    from rlmon.sinks.wandb import TABLE_COLUMNS
+    from rlmon.sinks.wandb_tables import SAMPLE_COLUMNS
 
     values = {"step": 7, "reward": 0.5, "prompt": "p", "completion": "c", "completion_tokens": 9, "truncated": True}
-    samples = {"_table": (list(TABLE_COLUMNS), [[values.get(name) for name in TABLE_COLUMNS]])}
+    samples = {"_table": (list(SAMPLE_COLUMNS), [[values.get(name) for name in SAMPLE_COLUMNS]])}
     only = wandb.open_run(write_run(tmp_path / "only", [{"train/global_step": 7, "rlmon/samples": samples}]))
     (row,) = rows_of(only)
     assert [row[k] for k in ("step", "reward", "completion_tokens", "truncated")] == [7, 0.5, 9, True]

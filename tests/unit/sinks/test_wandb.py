@@ -11,8 +11,19 @@ from typing import Any
 import pytest
 from offline_wandb import read_run
 
-from rlmon.records import Action, Finding, StepRecord
-from rlmon.sinks.wandb import ACT_COLUMNS, MAX_ACTS, MAX_CELL_CHARACTERS, TABLE_COLUMNS, WandbSink
+from rlmon.metrics.catalog import lookup
+from rlmon.records import Action, Finding, Histogram, StepRecord
+from rlmon.sinks.wandb import WandbSink
+from rlmon.sinks.wandb_tables import (
+    ACT_COLUMNS,
+    FINDING_COLUMNS,
+    MAX_ACTS,
+    MAX_CELL_CHARACTERS,
+    MAX_FINDINGS,
+    SAMPLE_COLUMNS,
+    SAMPLE_ROUNDS,
+    SUMMARIES,
+)
 
 wandb = pytest.importorskip("wandb")
 
@@ -87,10 +98,13 @@ def test_a_table_has_at_most_32_rows_and_no_text_that_a_page_could_choke_on(
 
     read = read_run(tmp_path)
     assert [row["train/global_step"] for row in read.rows if "rlmon/samples/path" in row] == [1, 4, 7]
-    assert [row["rlmon/samples/nrows"] for row in read.rows if "rlmon/samples/path" in row] == [32] * 3
+    assert [row["rlmon/samples/_type"] for row in read.rows if "rlmon/samples/path" in row] == [
+        "incremental-table-file"
+    ] * 3
     tables = sorted(tmp_path.glob("wandb/offline-run-*/files/media/table/rlmon/samples_*.table.json"))
+    assert [len(json.loads(file.read_text())["data"]) for file in tables] == [32] * 3  # the new rows alone
     table = json.loads(tables[0].read_text())
-    assert table["columns"] == list(TABLE_COLUMNS)
+    assert table["columns"] == list(SAMPLE_COLUMNS)
     cells = dict(zip(table["columns"], table["data"][0], strict=True))
     assert cells["reward"] is None
     assert cells["mode_change"] == "new"
@@ -119,7 +133,7 @@ def test_alert_on_a_change_of_state_only(
         ("rlmon FAIL: format-collapse", "ERROR"),
         ("rlmon WARN: kl-drift", "WARN"),
     ]
-    assert read.alerts[1][2] == "Step 3: effective formats fell to 2.1 of 4.7\nset beta: 0.1"
+    assert read.alerts[1][2] == "Step 3: effective formats fell to 2.1 of 4.7. set beta: 0.1."
     assert read.summary["rlmon/verdict"] == "fail"
 
 
@@ -197,4 +211,105 @@ def test_the_table_of_acts_is_bounded(sink: Any, run: Any, action: Callable[...,
     for number in range(MAX_ACTS + 50):
         mirror.action(action(step=number, action_id=str(number)))
     mirror.action(action(step=900, action_id="0", phase="measured", effect="helped"))  # of an act no longer kept
-    assert list(mirror._acts) == [str(number) for number in range(50, MAX_ACTS + 50)]
+    assert list(mirror._acts.rows) == [str(number) for number in range(50, MAX_ACTS + 50)]
+
+
+def test_histograms_keep_their_edges_and_the_worst_values_stand_in_the_summary(
+    sink: Any, run: Any, tmp_path: Path, step: MakeStep, finding: MakeFinding
+) -> None:
+    assert all(lookup(name) is not None for name in SUMMARIES)
+    mirror = sink()
+    uneven = Histogram([0.0, 0.1, 1.0, 10.0], [3.0, 0.0, 2.5])
+    for number, (ratio, top) in enumerate([(1.0, 0.2), (0.25, 0.9), (0.5, 0.7)], start=1):
+        metrics = {"rlmon/entropy/ratio_to_base": ratio, "rlmon/format/top_share": top}
+        mirror.record(step(number, metrics=metrics), {"rlmon/entropy/tokens!": uneven})
+        if number > 1:
+            mirror.finding(finding(step=number, severity="note" if number == 2 else "warn"))
+    mirror.close()
+    run.finish()
+    read = read_run(tmp_path)
+    shown = [row for row in read.rows if "rlmon/entropy/tokens_/bins" in row]
+    assert [row["train/global_step"] for row in shown] == [1, 2, 3]
+    assert shown[0]["rlmon/entropy/tokens_/bins"] == [0.0, 0.1, 1.0, 10.0]
+    assert shown[0]["rlmon/entropy/tokens_/values"] == [3.0, 0.0, 2.5]
+    assert read.summary["rlmon/entropy/ratio_to_base"] == {"min": 0.25, "last": 0.5}
+    assert read.summary["rlmon/format/top_share"] == {"max": 0.9, "last": 0.7}
+    assert read.step_metrics["rlmon/format/top_share"] == "train/global_step"
+    assert read.summary["rlmon/first_alarm_step"] == 3  # a note is no alarm
+
+
+def test_findings_are_one_bounded_table_and_alerts_are_short(
+    sink: Any, run: Any, tmp_path: Path, step: MakeStep, finding: MakeFinding
+) -> None:
+    mirror = sink()
+    long = "formats fell\x1b[2J to 2.1. So many words. And more. And more"
+    for number in range(1, MAX_FINDINGS + 11):
+        mirror.record(step(number), {})
+        mirror.finding(finding(step=number, finding_id=str(number), message=f"format-collapse: {long}", advice=long))
+    mirror.close()
+    run.finish()
+    read = read_run(tmp_path)
+    ((title, _, text),) = read.alerts
+    assert title == "rlmon FAIL: format-collapse"
+    assert text == "Step 1: formats fell\\x1b[2J to 2.1. formats fell\\x1b[2J to 2.1."
+    sent = [row["train/global_step"] for row in read.rows if "rlmon/findings/path" in row]
+    # With the step after the first one, then every 25, and what is left at the end.
+    assert sent == [*range(2, MAX_FINDINGS + 11, 25), MAX_FINDINGS + 10]
+    last = [row["rlmon/findings/path"] for row in read.rows if "rlmon/findings/path" in row][-1]
+    (file,) = tmp_path.glob(f"wandb/offline-run-*/files/{last}")
+    table = json.loads(file.read_text())
+    assert table["columns"] == list(FINDING_COLUMNS)
+    assert [row[0] for row in table["data"]] == list(range(MAX_FINDINGS + 10, 10, -1))  # the newest first
+    said = "formats fell\\x1b[2J to 2.1"
+    assert table["data"][0][1:] == ["fail", "format-collapse", said, said, 2.1, 4.7, 2.8]
+
+
+def test_samples_begin_anew_before_they_fill_the_memory(
+    sink: Any, run: Any, tmp_path: Path, step: MakeStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = sink()
+    for number in range(1, SAMPLE_ROUNDS + 3):
+        mirror.record(step(number), {})
+        mirror.table(number, [{"step": number, "completion": "x"}])
+    assert len(mirror._samples._table.data) == 2
+    complete = wandb.Table.__init__
+
+    def of_an_older_wandb(table: Any, *arguments: Any, **settings: Any) -> None:
+        if "log_mode" in settings:
+            raise TypeError("unexpected keyword argument 'log_mode'")
+        complete(table, *arguments, **settings)
+
+    monkeypatch.setattr(wandb.Table, "__init__", of_an_older_wandb)
+    other = sink()
+    for number in (101, 102):
+        other.record(step(number), {})
+        other.table(number, [{"step": number, "completion": "y"}])
+    run.finish()
+    read = read_run(tmp_path)
+    shown = [row for row in read.rows if "rlmon/samples/path" in row]
+    assert [row["train/global_step"] for row in shown] == [*range(1, SAMPLE_ROUNDS + 3), 101, 102]
+    numbers = [row["rlmon/samples/increment_num"] for row in shown[:-2]]
+    assert numbers == [*range(SAMPLE_ROUNDS), 0, 1]
+    assert [row["rlmon/samples/_type"] for row in shown[-2:]] == ["table-file"] * 2
+    assert [row["rlmon/samples/nrows"] for row in shown[-2:]] == [1, 1]
+
+
+def test_another_run_is_given_the_verdict_so_far(
+    sink: Any, tmp_path: Path, step: MakeStep, finding: MakeFinding
+) -> None:
+    mirror = sink()
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        opened = wandb.init(mode="offline", dir=str(tmp_path / name), project="rlmon-tests")
+        number = 1 if name == "first" else 2
+        mirror.record(step(number), {})
+        if name == "first":
+            mirror.finding(finding(step=number))
+        else:
+            mirror.close()
+        opened.finish()
+    read = read_run(tmp_path / "second")
+    assert read.summary["rlmon/verdict"] == "fail"
+    assert read.summary["rlmon/first_alarm_step"] == 1
+    assert read.alerts == []  # nothing changed
+    assert [row["train/global_step"] for row in read.rows if "rlmon/findings/path" in row] == [2]
