@@ -54,7 +54,7 @@ class Journal:
         if self.config.rlmon_wandb:
             from rlmon.sinks.wandb import WandbSink
 
-            made.insert(0, WandbSink)
+            made.insert(0, WandbSink(self.writer.path))
         if self.config.rlmon_console:
             from rlmon.sinks.terminal import TerminalSink
 

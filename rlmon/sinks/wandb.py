@@ -11,11 +11,13 @@ import dataclasses
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rlmon.acts import Act, act_of
 from rlmon.console import first
 from rlmon.records import SEVERITIES, Action, Finding, Histogram, RunHeader, Severity, StepRecord, verdict
+from rlmon.runlog import open_run
 from rlmon.sinks import Sink
 from rlmon.sinks.wandb_tables import (
     ACT_COLUMNS,
@@ -32,9 +34,13 @@ _LEVELS: Mapping[Severity, str] = {"note": "INFO", "warn": "WARN", "fail": "ERRO
 
 
 class WandbSink(Sink):
-    """Mirrors what it is told into the open W&B run; silent while there is none."""
+    """Mirrors what it is told into the open W&B run; silent while there is none.
 
-    def __init__(self) -> None:
+    ``log``: the run directory, where a run that goes on finds what was said before.
+    """
+
+    def __init__(self, log: Path | None = None) -> None:
+        self._log = log
         self._about: dict[str, Any] = {}
         self._run: Any = None
         self._states: dict[str, Severity] = {}
@@ -48,8 +54,12 @@ class WandbSink(Sink):
         self._step = 0
 
     def open(self, header: RunHeader) -> None:
-        """Take what goes into W&B's config, under ``rlmon``."""
+        """Take what goes into W&B's config, under ``rlmon``; of a run that goes on, what was found before."""
         self._about = {"config": dict(header.config), "run_id": header.run_id}
+        if header.attempt_kind == "resumed" and self._log is not None:
+            for finding in open_run(self._log).findings:
+                self._take(finding)
+            self._alerted = dict(self._states)  # told then
 
     def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
         """One log call with the step's measured metrics and histograms, and with the tables that are due."""
@@ -78,10 +88,7 @@ class WandbSink(Sink):
 
     def finding(self, finding: Finding) -> None:
         """A row of the table of findings; an alert where a detector says something graver than before."""
-        self._findings.put(finding.finding_id, _Told(finding))
-        self._states[finding.detector] = _graver(finding.severity, self._states.get(finding.detector))
-        if finding.severity != "note" and self._first_alarm is None:
-            self._first_alarm = finding.step
+        self._take(finding)
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None and wandb.run is self._run:
             self._alert(wandb, finding)
@@ -119,12 +126,20 @@ class WandbSink(Sink):
         for name, worst in SUMMARIES.items():
             run.define_metric(name, step_metric=AXIS, summary=f"{worst},last")
         run.config.update({"rlmon": self._about}, allow_val_change=True)
-        self._run, self._alerted = run, {}
+        if self._run is not None:
+            self._alerted = {}
+        self._run = run
         self._samples = SampleTable()
         for kept in self._kept.values():
             kept.begin_anew()
         if self._states:
             self._sum_up()
+
+    def _take(self, finding: Finding) -> None:
+        self._findings.put(finding.finding_id, _Told(finding))
+        self._states[finding.detector] = _graver(finding.severity, self._states.get(finding.detector))
+        if finding.severity != "note" and self._first_alarm is None:
+            self._first_alarm = finding.step
 
     def _sum_up(self) -> None:
         self._run.summary["rlmon/verdict"] = verdict(self._states.values())

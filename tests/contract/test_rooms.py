@@ -52,9 +52,10 @@ ROOMS = {
     "runlog": Room(LANGUAGE, {"pyarrow"}),
     "restored": Room(LANGUAGE | {"detectors"}, STDLIB_ONLY),
     "controller": Room(BELOW_MONITOR | {"restored", "extensions"}, {"numpy"}),
-    # sinks: opened here, lazily, so that a loop without TRL has them too. Sinks know records only, so no cycle.
+    # sinks: opened here, lazily, so that a loop without TRL has them too. No sink imports the monitor, so no cycle.
     "monitor": Room(BELOW_MONITOR | {"exchange", "extensions", "restored", "controller", "sinks"}, {"numpy"}),
-    "sinks": Room(LANGUAGE, {"wandb"}),
+    # runlog, audit, report: the log of a run that goes on, and the artifact that W&B is given at its end.
+    "sinks": Room(LANGUAGE | {"runlog", "audit", "report"}, {"wandb"}),
     "trl": Room(BELOW_MONITOR | {"extensions", "monitor", "restored", "controller", "sinks"}, TRAINING),
     "audit": Room(LANGUAGE | {"extensions", "runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),
     "report": Room(LANGUAGE | {"extensions", "runlog", "metrics", "detectors", "audit"}, {"numpy", "pyarrow", "rich"}),

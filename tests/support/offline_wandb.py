@@ -51,7 +51,17 @@ class Read:
 
 
 def read_run(folder: Path) -> Read:
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    """The one run below ``folder``."""
+    (read,) = read_files(folder)
+    return read
+
+
+def read_files(folder: Path) -> list[Read]:
+    """Each run below ``folder``, or each attempt of one, in order of time."""
+    return [read_file(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
+
+
+def read_file(path: Path) -> Read:
     # W&B's own process writes the end of the file some milliseconds after finish() has returned.
     patience = time.monotonic() + 30
     while not any(record.HasField("exit") for record in records(path)):

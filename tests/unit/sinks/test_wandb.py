@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from offline_wandb import read_run
 
-from rlmon.metrics.catalog import lookup
+from rlmon.metrics.catalog import METRICS, lookup
 from rlmon.records import Action, Finding, Histogram, StepRecord
 from rlmon.sinks.wandb import WandbSink
 from rlmon.sinks.wandb_tables import (
@@ -313,3 +315,23 @@ def test_another_run_is_given_the_verdict_so_far(
     assert read.summary["rlmon/first_alarm_step"] == 1
     assert read.alerts == []  # nothing changed
     assert [row["train/global_step"] for row in read.rows if "rlmon/findings/path" in row] == [2]
+
+
+@pytest.mark.slow
+def test_a_step_costs_about_a_millisecond(sink: Any, run: Any, step: MakeStep) -> None:
+    names = [metric.name.replace("<mode>", "prose") for metric in METRICS]
+    histograms = {f"rlmon/histogram/{name}": Histogram(list(range(33)), [1.5] * 32) for name in "abcd"}
+    text = {"prompt": "p" * 300, "completion": "c" * 1_000, "reward": 0.5, "truncated": False}
+    mirror = sink()
+    mirror.record(step(0), {})  # the run is met
+    plain, with_table = [], []
+    for number in range(1, 301):
+        record = step(number, metrics=dict.fromkeys(names, number / 7))
+        began = time.perf_counter()
+        mirror.record(record, histograms)
+        if number % 25 == 0:
+            mirror.table(number, [text] * 32)
+        (with_table if number % 25 == 0 else plain).append(time.perf_counter() - began)
+    # Measured on a machine at rest: 0.4 ms and 7 ms; the promise is 1 and 10.
+    assert statistics.median(plain) < 0.003
+    assert statistics.median(with_table) < 0.030
