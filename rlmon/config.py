@@ -16,6 +16,7 @@ from rlmon.errors import ConfigError
 
 STORE_TEXT = ("full", "hash", "off")
 T = TypeVar("T")
+WANDB_ARTIFACTS = ("none", "page", "log")
 BASE_KL = ("auto", "adapter", "snapshot", "reference", "copy", "off")
 
 
@@ -122,6 +123,14 @@ class RLMonConfig:
     rlmon_wandb: bool = field(
         default=True, metadata={"help": "With a W&B run open, log everything under rlmon/* to it."}
     )
+    rlmon_wandb_artifacts: str = field(
+        default="none",
+        metadata={
+            "help": "What W&B is given as an artifact when training ends, 50 MB at most. page: the page of rlmon "
+            "report. log: the run log. Both hold prompts and completions where rlmon_store_text is full.",
+            "choices": list(WANDB_ARTIFACTS),
+        },
+    )
     rlmon_table_every: int = field(
         default=25, metadata={"help": "Steps between two tables of samples in W&B and other trackers (0: none)."}
     )
@@ -152,6 +161,7 @@ class RLMonConfig:
         for name, allowed in (
             ("rlmon_store_text", STORE_TEXT),
             ("rlmon_base_kl", BASE_KL),
+            ("rlmon_wandb_artifacts", WANDB_ARTIFACTS),
         ):
             value = getattr(self, name)
             if value not in allowed:

@@ -201,9 +201,9 @@ class Journal:
 
     def close(self) -> None:
         """The log and the sinks. Safe to call twice."""
-        self._tell(lambda sink: sink.close())
+        self.event("ended", {"step": self.faults.step, "faults": self.faults.totals})
+        self._tell(lambda sink: sink.close())  # of a log that says that it ended
         self.sinks = []
         with self.faults.guard("runlog.events"):
-            self.writer.append_event("ended", {"step": self.faults.step, "faults": self.faults.totals})
             self.writer.close()
         self.drain()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlmon.acts import Act, act_of
-from rlmon.console import first
+from rlmon.console import first, say
 from rlmon.records import SEVERITIES, Action, Finding, Histogram, RunHeader, Severity, StepRecord, verdict
 from rlmon.runlog import open_run
 from rlmon.sinks import Sink
@@ -41,6 +41,7 @@ class WandbSink(Sink):
 
     def __init__(self, log: Path | None = None) -> None:
         self._log = log
+        self._settings: Mapping[str, Any] = {}
         self._about: dict[str, Any] = {}
         self._run: Any = None
         self._states: dict[str, Severity] = {}
@@ -55,6 +56,7 @@ class WandbSink(Sink):
 
     def open(self, header: RunHeader) -> None:
         """Take what goes into W&B's config, under ``rlmon``; of a run that goes on, what was found before."""
+        self._settings = header.config
         self._about = {"config": dict(header.config), "run_id": header.run_id}
         if header.attempt_kind == "resumed" and self._log is not None:
             for finding in open_run(self._log).findings:
@@ -106,7 +108,8 @@ class WandbSink(Sink):
             self._run.log({AXIS: step, "rlmon/samples": self._samples.of(wandb, rows)})
 
     def close(self) -> None:
-        """Write the last findings and acts, and the verdict of a run that came to its end without a finding."""
+        """Write the last findings and acts, the verdict of a run that came to its end without a finding, and the
+        artifact that was asked for."""
         wandb = sys.modules.get("wandb")
         # The trainer's integration may have finished the run before us.
         if wandb is not None and wandb.run is not None and wandb.run is self._run:
@@ -114,6 +117,13 @@ class WandbSink(Sink):
             row = {name: kept.of(wandb, self._step) for name, kept in self._kept.items() if kept.unsent}
             if row:
                 self._run.log({AXIS: self._step, **row})
+            what = str(self._settings.get("rlmon_wandb_artifacts", "none"))
+            if what != "none" and self._log is not None:
+                from rlmon.sinks.wandb_artifact import log_artifact
+
+                left_out = log_artifact(wandb, self._run, self._log, what)
+                if left_out is not None and self._settings.get("rlmon_console", True):
+                    say(left_out)
 
     @property
     def _kept(self) -> Mapping[str, NewestRows]:

@@ -6,16 +6,21 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from offline_wandb import read_run
+from offline_wandb import read_run, records
 
+from rlmon.config import RLMonConfig
 from rlmon.metrics.catalog import METRICS, lookup
-from rlmon.records import Action, Finding, Histogram, StepRecord
+from rlmon.monitor import Monitor
+from rlmon.records import Action, Finding, Histogram, RolloutBatch, StepRecord
+from rlmon.runlog import open_run
+from rlmon.sinks import wandb_artifact
 from rlmon.sinks.wandb import WandbSink
+from rlmon.sinks.wandb_artifact import TYPE
 from rlmon.sinks.wandb_tables import (
     ACT_COLUMNS,
     FINDING_COLUMNS,
@@ -335,3 +340,99 @@ def test_a_step_costs_about_a_millisecond(sink: Any, run: Any, step: MakeStep) -
     # Measured on a machine at rest: 0.4 ms and 7 ms; the promise is 1 and 10.
     assert statistics.median(plain) < 0.003
     assert statistics.median(with_table) < 0.030
+
+
+def staged(folder: Path) -> dict[str, dict[str, Path]]:
+    """The files of each artifact of ours, by their names, where they lie until they are sent."""
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    read_run(folder)  # the file is complete
+    artifacts = [record.artifact for record in records(path) if record.artifact.type == TYPE]
+    return {one.name: {entry.path: Path(entry.local_path) for entry in one.manifest.contents} for one in artifacts}
+
+
+@pytest.fixture
+def watched(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """``watched("page")`` is the log of a finished run that asked for that artifact."""
+
+    def made(what: str, text: str = "full", *, attempts: Sequence[str] = ()) -> Path:
+        log = tmp_path / "log"
+        for stored in (*attempts, text):
+            config = RLMonConfig(rlmon_wandb_artifacts=what, rlmon_store_text=stored)
+            monitor = Monitor(config, directory=log, group_size=2)
+            monitor.open_sinks()
+            for number in (1, 2):
+                monitor.observe(
+                    RolloutBatch(
+                        round=number,
+                        split="train",
+                        step=number,
+                        group_size=2,
+                        global_row=range(4),
+                        prompt_id=["a", "a", "b", "b"],
+                        source=["x"] * 4,
+                        prompts=["what is this"] * 4,
+                        completions=[f"it is {number}", "no", "<answer>7</answer>", "my-own-words"],
+                        reward=[1.0, 0.0, 1.0, 0.0],
+                        rewards={"right": [1.0, 0.0, 1.0, 0.0]},
+                    )
+                )
+                monitor.end_step(number)
+            if stored is text:
+                monitor.close()
+        run.finish()
+        return log
+
+    return made
+
+
+def test_nothing_is_sent_unless_asked(watched: Callable[..., Path], tmp_path: Path) -> None:
+    watched("none")
+    assert staged(tmp_path) == {}
+
+
+@pytest.mark.parametrize("text", ["full", "hash"])
+def test_the_log_as_an_artifact_without_its_key(watched: Callable[..., Path], tmp_path: Path, text: str) -> None:
+    log = watched("log", text)
+    ((name, files),) = staged(tmp_path).items()
+    assert name.startswith("rlmon-log-")
+    assert {"run.json", "steps.jsonl", "events.jsonl"} < set(files)
+    assert any(file.startswith("rollouts/") for file in files)
+    assert (log / "secret").exists()
+    assert "secret" not in files
+    said = b"".join(file.read_bytes() for file in files.values())
+    assert b'"kind":"ended"' in said.replace(b'": ', b'":')
+    folder = tmp_path / "downloaded"
+    for place, file in files.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_bytes(file.read_bytes())
+    rows = open_run(folder).rollouts().to_pylist()
+    assert len(rows) == 8
+    assert {row["completion"] is None for row in rows} == {text != "full"}
+
+
+@pytest.mark.parametrize("text", ["full", "hash"])
+def test_the_page_as_an_artifact(watched: Callable[..., Path], tmp_path: Path, text: str) -> None:
+    watched("page", text)
+    ((name, files),) = staged(tmp_path).items()
+    assert name.startswith("rlmon-page-")
+    assert list(files) == ["report.html"]
+    page = files["report.html"].read_text(encoding="utf-8")
+    assert "rlmon audit" in page
+    assert ("my-own-words" in page) == (text == "full")
+
+
+def test_no_artifact_above_the_limit(
+    watched: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wandb_artifact, "MAX_BYTES", 1_000)
+    watched("log")
+    assert staged(tmp_path) == {}
+    assert capsys.readouterr().err.count("rlmon: no artifact was sent to W&B: the log has 0 MB") == 1
+
+
+def test_no_text_of_an_earlier_attempt_leaves(
+    watched: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched("log", "hash", attempts=["full"])
+    assert staged(tmp_path) == {}
+    assert "also holds text of an earlier attempt" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""W&B goes wrong while a run trains: the weights are those of an unwatched run, and what failed is named once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from transformers import TrainerCallback
+
+from rlmon.trl import RLMon, RLMonConfig
+
+pytestmark = pytest.mark.trl
+
+wandb = pytest.importorskip("wandb")
+
+NAMED = "WandbSink is switched off for the rest of the run"
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_run_open() -> Iterator[None]:
+    yield
+    if wandb.run is not None:
+        wandb.finish()
+    wandb.teardown()
+
+
+class AtStep(TrainerCallback):
+    """Calls ``act`` when step 3 begins."""
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self.act = act
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            self.act()
+
+
+def finished(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    wandb.finish()
+
+
+def another_run(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    wandb.init(mode="offline", dir=str(folder), project="other", reinit="finish_previous")
+
+
+def folder_deleted(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(folder / "wandb")
+
+
+def disk_full(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    # Where W&B writes a table that is on its way.
+    patch.setattr(wandb.Table, "bind_to_run", full)
+
+
+def call_fails(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any, **__: Any) -> Any:
+        raise wandb.errors.CommError("the service is gone")
+
+    patch.setattr(wandb.run, "log", gone)
+
+
+@pytest.mark.parametrize(
+    ("goes_wrong", "named"),
+    [(finished, 0), (another_run, 0), (folder_deleted, None), (disk_full, 1), (call_fails, 1)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_training_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    goes_wrong: Callable[[Path, pytest.MonkeyPatch], None],
+    named: int | None,
+) -> None:
+    stock = tiny.trainer(tmp_path / "stock", policy=tiny.model(), max_steps=8)
+    stock.train()
+    wandb.init(mode="offline", dir=str(tmp_path), project="rlmon-tests")
+    watched = tiny.trainer(tmp_path / "watched", policy=tiny.model(), max_steps=8)
+    monitor = RLMon(watched, RLMonConfig(rlmon_base_kl_every=2, rlmon_table_every=1))
+    watched.add_callback(AtStep(lambda: goes_wrong(tmp_path, monkeypatch)))
+    watched.train()
+    assert tiny.same_weights(tiny.weights(stock), tiny.weights(watched))
+    said = capsys.readouterr().err.count(NAMED)
+    faults = {place: count for place, count in monitor.monitor.faults.totals.items() if place.startswith("sinks")}
+    assert said in ((0, 1) if named is None else (named,))
+    assert faults == ({"sinks:WandbSink": 1} if said else {})
+    assert monitor.monitor.last_record.step == 8
