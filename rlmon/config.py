@@ -131,6 +131,10 @@ class RLMonConfig:
             "choices": list(WANDB_ARTIFACTS),
         },
     )
+    rlmon_tensorboard: bool = field(
+        default=True,
+        metadata={"help": "With report_to: tensorboard, write everything under rlmon/* into its event file."},
+    )
     rlmon_table_every: int = field(
         default=25, metadata={"help": "Steps between two tables of samples in W&B and other trackers (0: none)."}
     )

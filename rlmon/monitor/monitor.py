@@ -214,9 +214,10 @@ class Monitor:
         on the way, and is counted as shed."""
         self.journal.expect_rows(count)
 
-    def open_sinks(self) -> None:
-        """Mirror to the terminal and to an open W&B run, as configured, and to the user's own sinks."""
-        self.journal.open_sinks(self.extensions.sinks)
+    def open_sinks(self, trackers: Sequence[Sink] = ()) -> None:
+        """Mirror to the terminal and to an open W&B run, as configured, to the ``trackers`` that the loop has open, and
+        to the user's own sinks."""
+        self.journal.open_sinks((*trackers, *self.extensions.sinks))
 
     # -- observing -------------------------------------------------------------------------------------------------
 

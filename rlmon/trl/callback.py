@@ -30,7 +30,7 @@ from rlmon.trl.capture import Capture
 from rlmon.trl.frames import callers, resumed_from
 from rlmon.trl.header import about
 from rlmon.trl.kinds import kind_of
-from rlmon.trl.mirror import headline, keep_out_of_wandb
+from rlmon.trl.mirror import headline, keep_out_of_trackers, tensorboard_sinks
 from rlmon.trl.ranks import first_of_any_rank, ranks_of
 from rlmon.trl.resuming import restore, save
 from rlmon.trl.watched import Watched
@@ -86,7 +86,7 @@ class RLMon(TrainerCallback):
         """What takes wrappers off again, the last one first."""
         self._last: Callable[[], Any] = lambda: None
         """The trainer that is, or was last, or is going to be watched; held weakly."""
-        self._give_back_wandb: Callable[[], None] = lambda: None
+        self._give_back_trackers: Callable[[], None] = lambda: None
         if trainer is not None:
             self.attach(trainer)
 
@@ -249,10 +249,13 @@ class RLMon(TrainerCallback):
             with monitor.guard("interventions"):
                 actuators.begin(monitor)
         monitor.kl_reason = base.unmeasured(state.global_step, self.config.rlmon_base_kl_every)
-        monitor.open_sinks()
-        if trainer.accelerator.is_main_process and self.config.rlmon_mirror and self.config.rlmon_wandb:
+        trackers: Sequence[Any] = ()
+        with monitor.guard("mirror"):
+            trackers = tensorboard_sinks(trainer, self.log_dir) if self.config.rlmon_tensorboard else ()
+        monitor.open_sinks(trackers)
+        if trainer.accelerator.is_main_process and self.config.rlmon_mirror:
             with monitor.guard("mirror"):
-                self._give_back_wandb = keep_out_of_wandb(trainer)
+                self._give_back_trackers = keep_out_of_trackers(trainer, self.config)
         self.monitor = capture.monitor = monitor
         self._open = True
 
@@ -374,7 +377,7 @@ class RLMon(TrainerCallback):
         self._open = False
         monitor = self.monitor
         monitor.close()
-        self._give_back_wandb()
+        self._give_back_trackers()
         self._checkpoint = None
         if self._capture is None:
             return

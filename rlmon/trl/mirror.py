@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from rlmon.config import RLMonConfig
 from rlmon.records import StepRecord
+from rlmon.sinks import Sink
 from rlmon.trl.wrapping import Original, wrap
 
 FAULTS = "rlmon/faults"
@@ -43,15 +47,26 @@ def add(metrics: Any, values: Mapping[str, float]) -> None:
             metrics[name].append(value)
 
 
-def keep_out_of_wandb(trainer: Any) -> Callable[[], None]:
-    """Leave our headline scalars out of what the trainer's own integration sends to W&B: rlmon's sink logs them there
-    itself, each step and exact. Gives back what takes this off again.
+def tensorboard_sinks(trainer: Any, log: Path) -> list[Sink]:
+    """A sink for each TensorBoard integration of the trainer, which writes through the writer that it has open."""
+    from transformers.integrations import TensorBoardCallback
+
+    from rlmon.sinks.tensorboard import TensorBoardSink
+
+    loggers = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, TensorBoardCallback)]
+    return [TensorBoardSink(functools.partial(getattr, logger, "tb_writer", None), log) for logger in loggers]
+
+
+def keep_out_of_trackers(trainer: Any, config: RLMonConfig) -> Callable[[], None]:
+    """Leave our headline scalars out of what the trainer's own integrations send to W&B and TensorBoard, as far as
+    rlmon's sinks log them there themselves, each step and exact. Gives back what takes this off again.
 
     The integration's ``on_log`` is wrapped on the instance, and called exactly once.
     """
-    from transformers.integrations import WandbCallback
+    from transformers.integrations import TensorBoardCallback, WandbCallback
 
-    loggers = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, WandbCallback)]
+    kinds = (WandbCallback,) * config.rlmon_wandb + (TensorBoardCallback,) * config.rlmon_tensorboard
+    loggers = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kinds)]
     undone = [wrap(callback, "on_log", _without_ours) for callback in loggers if "on_log" not in vars(callback)]
 
     def undo() -> None:

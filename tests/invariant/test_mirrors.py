@@ -9,6 +9,8 @@ import pytest
 import tiny
 from offline_wandb import read_run
 
+import rlmon
+from rlmon.runlog import open_run
 from rlmon.trl import RLMon, RLMonConfig
 
 pytestmark = pytest.mark.trl
@@ -58,9 +60,26 @@ def test_everything_in_wandb_and_the_headlines_everywhere(
     assert not [name for row in read.rows for name in row if name.startswith("train/rlmon/")]
     assert len([row for row in read.rows if "train/loss" in row]) == 30
 
-    events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("train/rlmon/")]
-    assert 6 <= len(tags) <= 12
-    logged = [event.value for event in events.Scalars("train/rlmon/entropy/mean")]
-    assert logged == pytest.approx([row["rlmon/entropy/mean"] for row in ours], abs=1e-6)
+    tags = events.Tags()
+    # Once here too, into the one file that the trainer's integration writes.
+    assert not [tag for tag in tags["scalars"] if tag.startswith("train/rlmon/")]
+    assert len(list((tmp_path / "tb").rglob("events.out.tfevents.*"))) == 1
+    assert len(events.Scalars("train/loss")) == 30
+    kept = open_run(monitor.log_dir)
+    measured: dict[str, list[tuple[int, float]]] = {}
+    for record in kept.steps.to_pylist():
+        for name, value in record.items():
+            if name.startswith("rlmon/") and value is not None:
+                measured.setdefault(name, []).append((record["step"], value))
+    assert len(measured) > 40
+    for name, values in measured.items():
+        shown = events.Scalars(name)
+        assert [event.step for event in shown] == [step for step, _ in values], name
+        assert [event.value for event in shown] == pytest.approx([value for _, value in values], rel=1e-5, abs=1e-6)
+    assert tags["histograms"]
+    assert [event.step for event in events.Tensors("rlmon/samples/text_summary")] == [1, 11, 21]
+    assert {f"rlmon/findings/{f.detector}/text_summary" for f in findings} <= set(tags["tensors"])
+    # The folder alone gives the verdict of the log.
+    assert rlmon.audit(tmp_path / "tb").verdict == rlmon.audit(monitor.log_dir).verdict

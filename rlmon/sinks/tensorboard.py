@@ -1,0 +1,161 @@
+"""Everything under ``rlmon/*`` in TensorBoard, through the writer that the trainer's own integration has open.
+
+TensorBoard reads two files that grow in one folder only partly, so there is no second writer beside the trainer's.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlmon.console import first
+from rlmon.printable import one_line
+from rlmon.records import SEVERITIES, Finding, Histogram, RunHeader, Severity, StepRecord, verdict
+from rlmon.runlog import open_run
+from rlmon.sinks import Sink
+
+SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "Formats": {
+        "Effective formats": ("rlmon/format/effective", "rlmon/format/effective_correct"),
+        "Share of the commonest": ("rlmon/format/top_share", "rlmon/format/other_share"),
+    },
+    "Entropy": {"Token entropy": ("rlmon/entropy/mean",), "Of the base": ("rlmon/entropy/ratio_to_base",)},
+    "KL": {"KL to the base": ("rlmon/kl/mean",)},
+    "Hard samples": {
+        "Groups without a signal": ("rlmon/group/all_good", "rlmon/group/all_bad", "rlmon/group/silent"),
+        "Weight of lone successes": ("rlmon/group/lone_success_weight",),
+    },
+    "Interventions": {
+        "Coefficients": ("rlmon/intervention/beta", "rlmon/intervention/entropy_coef", "rlmon/intervention/kappa"),
+        "Shares of rows": ("rlmon/intervention/neutralised_share", "rlmon/intervention/deferred_share"),
+    },
+    "Health": {
+        "Truncated": ("rlmon/health/truncated",),
+        "Near-duplicates": ("rlmon/text/near_duplicate_across",),
+    },
+}
+"""Charts of the custom-scalars page: the catalogue's names, by section and title."""
+
+MAX_TABLE_ROWS = 32
+MAX_CELL_CHARACTERS = 1_000
+SAMPLE_COLUMNS = (
+    "mode",
+    "mode_change",
+    "reward",
+    "advantage",
+    "completion_tokens",
+    "truncated",
+    "prompt",
+    "completion",
+)
+
+
+class TensorBoardSink(Sink):
+    """Mirrors what it is told into ``writer``: a ``SummaryWriter``, or a function that gives the one that is open now
+    (``None``: nothing is written). It is never closed here.
+
+    ``log``: the run directory, where a run that goes on finds what was said before.
+    """
+
+    def __init__(self, writer: Callable[[], Any] | Any, log: Path | None = None) -> None:
+        self._given, self._log = writer, log
+        self._met: Any = None
+        self._states: dict[str, Severity] = {}
+
+    def open(self, header: RunHeader) -> None:
+        """Of a run that goes on, take what was found before."""
+        if header.attempt_kind == "resumed" and self._log is not None:
+            for finding in open_run(self._log).findings:
+                self._take(finding)
+
+    def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
+        """The step's measured metrics as scalars, and its histograms."""
+        writer = self._writer()
+        if writer is None:
+            return
+        if writer is not self._met:
+            self._met = writer
+            layout = {
+                section: {title: ["Multiline", [f"^{name}$" for name in names]] for title, names in charts.items()}
+                for section, charts in SECTIONS.items()
+            }
+            writer.add_custom_scalars(layout)
+            self._sum_up(writer, step.step)
+        values = {**step.metrics, "rlmon/faults": sum(step.faults.values()), "rlmon/shed_rows": step.shed_rows}
+        values |= {f"rlmon/{name}": getattr(step, name) for name in ("overhead_seconds", "base_forward_seconds")}
+        for name, value in values.items():
+            if value is not None:
+                writer.add_scalar(name, float(value), step.step)
+        for name, histogram in histograms.items():
+            _add_histogram(writer, name, histogram, step.step)
+
+    def finding(self, finding: Finding) -> None:
+        """The finding as text, and the verdict where it changes."""
+        before = verdict(self._states.values())
+        self._take(finding)
+        writer = self._writer()
+        if writer is None:
+            return
+        message = finding.message.removeprefix(f"{finding.detector}: ")
+        text = f"**{finding.severity.upper()}** {_escaped(finding.detector)}: {_escaped(first(message))}."
+        if finding.advice:
+            text += f" {_escaped(first(finding.advice))}."
+        # The detector is in the tag: texts of one tag and step would replace each other.
+        writer.add_text(f"rlmon/findings/{finding.detector}", text, finding.step)
+        if verdict(self._states.values()) != before:
+            self._sum_up(writer, finding.step)
+
+    def table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The rows as a Markdown table."""
+        writer = self._writer()
+        if writer is None:
+            return
+        lines = [" | ".join(_escaped(column) for column in SAMPLE_COLUMNS), " | ".join("---" for _ in SAMPLE_COLUMNS)]
+        lines += [" | ".join(_cell(row.get(column)) for column in SAMPLE_COLUMNS) for row in rows[:MAX_TABLE_ROWS]]
+        writer.add_text("rlmon/samples", "\n".join(f"| {line} |" for line in lines), step)
+
+    def _writer(self) -> Any:
+        return self._given() if callable(self._given) else self._given
+
+    def _take(self, finding: Finding) -> None:
+        before = self._states.get(finding.detector, finding.severity)
+        self._states[finding.detector] = max(before, finding.severity, key=SEVERITIES.index)
+
+    def _sum_up(self, writer: Any, step: int) -> None:
+        loud = [f"{severity.upper()} {name}" for name, severity in self._states.items() if severity != "note"]
+        writer.add_text("rlmon/verdict", _escaped(": ".join([verdict(self._states.values()), *loud])), step)
+
+
+def _add_histogram(writer: Any, name: str, histogram: Histogram, step: int) -> None:
+    edges, counts = [float(edge) for edge in histogram.edges], [float(count) for count in histogram.counts]
+    total = sum(counts)
+    if total <= 0:
+        return
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    writer.add_histogram_raw(
+        name,
+        min=edges[0],
+        max=edges[-1],
+        num=total,
+        sum=sum(count * middle for count, middle in zip(counts, middles, strict=True)),
+        sum_squares=sum(count * middle**2 for count, middle in zip(counts, middles, strict=True)),
+        bucket_limits=edges[1:],
+        bucket_counts=counts,
+        global_step=step,
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return _escaped(value if isinstance(value, str) else str(value))
+
+
+def _escaped(text: str) -> str:
+    """One line that is neither Markdown nor HTML, whatever a completion holds."""
+    shown = one_line(text, MAX_CELL_CHARACTERS)
+    return "".join(one if one.isalnum() or one in " ,:;" else f"&#{ord(one)};" for one in shown)

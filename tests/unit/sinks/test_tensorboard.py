@@ -1,0 +1,99 @@
+"""The TensorBoard sink, read back with TensorBoard's own reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlmon.metrics.catalog import METRICS
+from rlmon.records import Histogram
+from rlmon.sinks.tensorboard import MAX_TABLE_ROWS, SECTIONS, TensorBoardSink
+
+pytest.importorskip("tensorboard")
+from torch.utils.tensorboard import SummaryWriter
+
+Make = Callable[..., Any]
+
+
+def read(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "histograms": 0})
+    events.Reload()
+    return events
+
+
+def texts(events: Any, tag: str) -> list[tuple[int, str]]:
+    return [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(f"{tag}/text_summary")]
+
+
+def test_charts_show_what_the_catalogue_has() -> None:
+    known = {metric.name for metric in METRICS}
+    assert [n for charts in SECTIONS.values() for names in charts.values() for n in names if n not in known] == []
+
+
+def test_scalars_and_histograms_once_a_step(tmp_path: Path, header: Make, step: Make) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    sink = TensorBoardSink(writer)
+    sink.open(header())
+    for number in (1, 2, 3):
+        metrics = {"rlmon/entropy/mean": number / 2, "rlmon/kl/mean": None}
+        sink.record(
+            step(number, metrics=metrics, faults={"sinks": 2}), {"rlmon/x": Histogram(edges=[0, 1, 4], counts=[3, 1])}
+        )
+    sink.close()
+    writer.close()
+    events = read(tmp_path)
+    assert [(e.step, e.value) for e in events.Scalars("rlmon/entropy/mean")] == [(1, 0.5), (2, 1.0), (3, 1.5)]
+    assert [e.value for e in events.Scalars("rlmon/faults")] == [2, 2, 2]
+    assert "rlmon/kl/mean" not in events.Tags()["scalars"]  # not measured is absent, not 0
+    shown = events.Histograms("rlmon/x")
+    assert [e.step for e in shown] == [1, 2, 3]
+    value = shown[0].histogram_value
+    assert (list(value.bucket_limit), list(value.bucket), value.num, value.sum) == ([1, 4], [3, 1], 4, 4.0)
+
+
+def test_findings_and_the_verdict_are_text(tmp_path: Path, header: Make, step: Make, finding: Make) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    sink = TensorBoardSink(writer)
+    sink.open(header())
+    sink.record(step(1), {})
+    sink.finding(finding(step=2, severity="warn"))
+    sink.finding(finding(step=3, severity="warn"))
+    sink.finding(finding(step=4, severity="fail"))
+    sink.close()
+    writer.close()
+    events = read(tmp_path)
+    said = texts(events, "rlmon/findings/format-collapse")
+    assert [number for number, _ in said] == [2, 3, 4]
+    assert said[-1][1].startswith("**FAIL** format&#45;collapse: effective formats fell to 2&#46;1")
+    assert [(n, t.split(":")[0]) for n, t in texts(events, "rlmon/verdict")] == [(1, "pass"), (2, "warn"), (4, "fail")]
+
+
+def test_text_of_the_run_is_neither_markup_nor_endless(tmp_path: Path, header: Make) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    sink = TensorBoardSink(writer)
+    sink.open(header())
+    hostile = "a | b\n\n# big <script>x</script> [l](javascript:1) \x1b[2J " + "y" * 10_000
+    sink.table(5, [{"mode": "prose", "reward": 0.5, "completion": hostile}] * 100)
+    sink.close()
+    writer.close()
+    [(number, text)] = texts(read(tmp_path), "rlmon/samples")
+    lines = text.splitlines()
+    assert number == 5
+    assert len(lines) == 2 + MAX_TABLE_ROWS
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+    assert not set("<>[]`\x1b") & set(text)
+    assert len(text) < MAX_TABLE_ROWS * 7_000
+
+
+def test_nothing_is_written_while_the_trainer_has_no_writer(header: Make, step: Make, finding: Make) -> None:
+    sink = TensorBoardSink(lambda: None)
+    sink.open(header())
+    sink.record(step(1), {})
+    sink.finding(finding())
+    sink.table(1, [{}])
+    sink.close()
