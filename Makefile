@@ -18,7 +18,7 @@ DEMO_ARGS ?=
 EXPERIMENTS_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo experiments test check bench bench-peers bench-ppo smollm2 test-matrix install clean
+.PHONY: help demo experiments test check bench bench-peers bench-ppo pictures smollm2 test-matrix install clean
 
 help:
 	@echo 'make demo         train a tiny model into format collapse, bare, with KL and protected; ends with a page'
@@ -29,6 +29,7 @@ help:
 	@echo 'make bench-peers  the audit beside other tools, in an environment of its own (fetches them)'
 	@echo 'make bench-ppo    PPO beside the PPOTrainer that TRL had until 1.12, in an environment of its own (fetches it)'
 	@echo 'make smollm2      20 monitored GRPO steps of a real SmolLM2-135M on the CPU (fetches 93 MB)'
+	@echo 'make pictures     the pictures of docs/, from a quick demo (needs chromium)'
 	@echo 'make test-matrix  the TRL tests on TRL $(TRL_VERSIONS)'
 
 install: $(INSTALLED)
@@ -79,6 +80,10 @@ $(TRL112_VENV)/.installed: pyproject.toml constraints.txt
 smollm2: $(INSTALLED)
 	$(BIN)/python scripts/fetch_smollm2.py
 	$(BIN)/python trainers/train_grpo.py --config configs/smollm2.yaml $(SMOLLM2_ARGS)
+
+pictures: $(INSTALLED)
+	test -f out/pictures/demo.json || $(BIN)/rlmon demo --quick --out out/pictures
+	$(BIN)/python scripts/pictures.py out/pictures docs/pictures
 
 test-matrix: $(INSTALLED)
 	$(BIN)/python scripts/test_matrix.py $(TRL_VERSIONS)
