@@ -17,6 +17,7 @@ from rlmon import __version__
 from rlmon.cli.audits import ReadsRuns, audit, report
 from rlmon.cli.catalogues import detectors, metrics, policy
 from rlmon.cli.comparing import compare
+from rlmon.cli.dashboards import dashboard
 from rlmon.cli.looking import show, watch
 from rlmon.cli.printing import USAGE_OR_UNREADABLE, note, reader_may_leave
 from rlmon.cli.serving import serve
@@ -56,6 +57,7 @@ app.command(short_help="The same as one HTML page, with charts and completions."
 app.command(short_help="Whether two runs, or two sets of seeds, differ.")(compare)
 app.command(short_help="A run as it trains, on one screen.")(watch)
 app.command(short_help="All runs below a folder in the browser, as they train.")(serve)
+app.add_typer(dashboard, name="dashboard", short_help="Views of runs where people already look: W&B.")
 app.command(short_help="Look at completions.")(show)
 app.command(short_help="The catalogue of metrics, or one of them explained.")(metrics)
 app.command(short_help="The catalogue of detectors, or one of them explained.")(detectors)

@@ -55,6 +55,7 @@ def test_commands_and_links_exist(document: Path) -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert make_targets(text) <= targets
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {str(group.name) for group in app.registered_groups}
     assert commands(text) <= known
     assert [link for link in links(text) if not (document.parent / link.split("#")[0]).exists()] == []
 

@@ -60,13 +60,15 @@ ROOMS = {
     "audit": Room(LANGUAGE | {"extensions", "runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),
     "report": Room(LANGUAGE | {"extensions", "runlog", "metrics", "detectors", "audit"}, {"numpy", "pyarrow", "rich"}),
     "serve": Room({"errors", "printable", "audit", "report", "version"}, {"starlette", "uvicorn"}),
+    # Nothing but the command imports it: a run is not laid out, its project is.
+    "dashboard": Room({"errors", "printable"}, {"wandb", "wandb_workspaces"}),
     "lab": Room(
         BELOW_MONITOR | {"monitor", "controller", "sinks", "trl", "report"},
         TRAINING | {"rich", "reasoning_gym"},
     ),
     "cli": Room(
         BELOW_MONITOR
-        | {"extensions", "monitor", "controller", "sinks", "trl", "audit", "report", "serve", "lab"}
+        | {"extensions", "monitor", "controller", "sinks", "trl", "audit", "report", "serve", "dashboard", "lab"}
         | {"version"},
         {"typer", "rich", "pyarrow"},
     ),
