@@ -123,6 +123,13 @@ class RLMonConfig:
     rlmon_wandb: bool = field(
         default=True, metadata={"help": "With a W&B run open, log everything under rlmon/* to it."}
     )
+    rlmon_wandb_view: bool = field(
+        default=True,
+        metadata={
+            "help": "With an online W&B run open and wandb-workspaces installed, make the view of its project where "
+            "there is none: once, beside the training, for at most 10 s."
+        },
+    )
     rlmon_wandb_artifacts: str = field(
         default="none",
         metadata={

@@ -8,6 +8,7 @@
     ├── RunLogError            a run directory cannot be read or written (also OSError)
     │   └── SchemaError        it was written by another schema
     ├── ReadError              what was given to audit is no run that can be read (also OSError)
+    ├── TrackerError           a tracker's server cannot be reached, or refuses
     └── MissingExtraError      an optional dependency is not installed (also ImportError)
 
 All of them are raised *before* the first training step or by commands; nothing here is raised into a running
@@ -39,6 +40,10 @@ class SchemaError(RunLogError):
 
 class ReadError(RLMonError, OSError):
     """What was given to audit is not a run, or cannot be read."""
+
+
+class TrackerError(RLMonError):
+    """A tracker's server cannot be reached, or does not do what it was asked."""
 
 
 class MissingExtraError(RLMonError, ImportError):

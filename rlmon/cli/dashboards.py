@@ -7,13 +7,8 @@ from typing import Annotated
 import typer
 
 from rlmon.cli.printing import say
-from rlmon.errors import RLMonError
 
 dashboard = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Views of runs where people already look.")
-
-
-class ProjectError(RLMonError):
-    """A project was not named as ENTITY/PROJECT."""
 
 
 @dashboard.callback()
@@ -36,16 +31,12 @@ def wandb(
     rlmon dashboard wandb my-team/my-project
     rlmon dashboard wandb my-team/my-project --print
     """
+    from rlmon.dashboard.asking import Place
     from rlmon.dashboard.wandb_view import make, spec
 
-    entity, slash, name = project.strip("/").partition("/")
-    if not (entity and slash and name) or "/" in name:
-        raise ProjectError(
-            f"{project!r} is no ENTITY/PROJECT. Both are in the address of the project, "
-            "https://wandb.ai/ENTITY/PROJECT. Type, for example: rlmon dashboard wandb my-team/my-project"
-        )
+    place = Place.parse(project)
     if show:
-        say(spec(entity, name).rstrip())
+        say(spec(place.entity, place.project).rstrip())
         return
-    address, made = make(entity, name)
+    address, made = make(place.entity, place.project)
     say(f"{'The view is made' if made else 'The view is there already, and left as it is'}: {address}")

@@ -51,6 +51,7 @@ STORY: Sequence[Part] = (
             Lines("Reward", ("rlmon/health/reward_mean",)),
             Lines("Formats in use", ("rlmon/format/effective", "rlmon/format/effective_correct")),
             Lines("Entropy, of the base's", ("rlmon/entropy/ratio_to_base",)),
+            Lines("Detectors that said FAIL so far", ("rlmon/detectors_failed",)),
             Value("Formats in use now", "rlmon/format/effective"),
             Media("What was found, and what to change", ("rlmon/findings",)),
         ),

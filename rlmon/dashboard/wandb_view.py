@@ -11,19 +11,23 @@ import json
 import re
 from typing import Any
 
+from rlmon.dashboard.asking import Place, asking
 from rlmon.dashboard.story import AXIS, STORY, Lines, Media, Part, Value
-from rlmon.errors import RLMonError
-from rlmon.printable import one_line
 
 NAME = "rlmon v1"
 ADDRESS = "rlmonv1"
 """As it stands in the view's address, ``?nw=rlmonv1``; letters and digits alone."""
 WIDE, HIGH, COLUMNS = 8, 6, 3
 """Of a panel, in W&B's grid of 24 columns; panels in a row."""
-
-
-class ViewError(RLMonError):
-    """The view could not be made; the message says what to do."""
+PINNED = (
+    "run:displayName",
+    "summary:rlmon/verdict",
+    "summary:rlmon/first_alarm_step",
+    "summary:rlmon/format/effective.min",
+    "summary:rlmon/entropy/ratio_to_base.min",
+    "summary:rlmon/kl/mean.max",
+)
+"""Columns of the table of runs that stand first."""
 
 
 def view_of(entity: str, project: str) -> Any:
@@ -35,6 +39,7 @@ def view_of(entity: str, project: str) -> Any:
         name=NAME,
         sections=[_section(part) for part in STORY],
         settings=workspaces.WorkspaceSettings(x_axis=AXIS),
+        runset_settings=workspaces.RunsetSettings(pinned_columns=list(PINNED)),
         auto_generate_panels=False,
     )
     # Without a name of its own each save would make another view; the library has no public way to give one.
@@ -51,36 +56,40 @@ def spec(entity: str, project: str) -> str:
 def make(entity: str, project: str) -> tuple[str, bool]:
     """Make the view unless it is there: its address, and whether it was made now.
 
-    Raises ``ViewError`` where W&B cannot be asked or refuses.
+    Raises ``TrackerError`` where W&B cannot be asked or refuses, ``MissingExtraError`` without its packages.
     """
-    workspaces, _ = _library()
-    import wandb
+    with asking(Place(entity, project)):
+        import wandb
 
-    view = view_of(entity, project)
+        wandb.Api(timeout=10)  # asks who we are: what it would say in 19 s
+        view = view_of(entity, project)
+        found = _is_there(entity, project)
+        if not found:
+            view.save()
+        return str(view.url), not found
+
+
+def _is_there(entity: str, project: str) -> bool:
+    workspaces, _ = _library()
+    from wandb_workspaces.workspaces.errors import SpecVersionError
+
     try:
-        base = wandb.Api(timeout=10).settings["base_url"]
-        address = f"{base.rstrip('/')}/{entity}/{project}?nw={ADDRESS}"
-        try:
-            workspaces.Workspace.from_url(address)
-        except ValueError as absent:
-            if "Workspace" not in str(absent):
-                raise
-        else:
-            return address, False
-        view.save()
-    except Exception as error:  # of a third party, and of the network
-        raise ViewError(_in_words(error, entity, project)) from error
-    return address, True
+        workspaces.Workspace.from_url(f"https://wandb.ai/{entity}/{project}?nw={ADDRESS}")
+    except SpecVersionError:  # W&B's page has made it newer than the package
+        return True
+    except ValueError as error:
+        if type(error) is not ValueError:  # pydantic's: somebody made of it what the package cannot read
+            return True
+        if str(error).startswith("Workspace"):
+            return False
+        raise  # there is no such project
+    return True
 
 
 def _library() -> tuple[Any, Any]:
-    try:
+    with asking(Place("", "")):
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as workspaces
-    except ImportError as error:
-        raise ViewError(
-            f"The W&B view needs another package ({error}). Type: pip install 'rlmon[dashboard]'"
-        ) from error
     return workspaces, panels
 
 
@@ -109,12 +118,3 @@ def _without_chance(stored: Any) -> Any:
     if isinstance(stored, dict):
         return {key: _without_chance(value) for key, value in stored.items() if key not in ("__id__", "id")}
     return [_without_chance(value) for value in stored] if isinstance(stored, list) else stored
-
-
-def _in_words(error: Exception, entity: str, project: str) -> str:
-    said = one_line(str(error), 300)
-    if "api key" in said.lower() or "api_key" in said.lower() or "not logged in" in said.lower():
-        return "W&B does not know who you are. Type: wandb login"
-    if "not found" in said.lower() and "roject" in said:
-        return f"W&B has no project {entity}/{project} that you can see. A project begins with its first run."
-    return f"W&B did not make the view ({type(error).__name__}: {said}). Nothing else is changed; try again later."

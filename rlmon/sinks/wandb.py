@@ -16,6 +16,7 @@ from typing import Any
 
 from rlmon.acts import Act, act_of
 from rlmon.console import first, say
+from rlmon.dashboard.live import make_view_beside
 from rlmon.records import SEVERITIES, Action, Finding, Histogram, RunHeader, Severity, StepRecord, verdict
 from rlmon.runlog import open_run
 from rlmon.sinks import Sink
@@ -69,7 +70,8 @@ class WandbSink(Sink):
         run = None if wandb is None else wandb.run
         if wandb is None or run is None:
             return
-        if run is not self._run:
+        is_new = run is not self._run
+        if is_new:
             self._meet(run)
         row: dict[str, Any] = {AXIS: step.step}
         for name, value in step.metrics.items():
@@ -80,6 +82,7 @@ class WandbSink(Sink):
             row[_metric_name(name)] = wandb.Histogram(np_histogram=counted)
         row["rlmon/faults"] = sum(step.faults.values())
         row["rlmon/shed_rows"] = step.shed_rows
+        row["rlmon/detectors_failed"] = sum(state == "fail" for state in self._states.values())  # before this step
         for name in ("overhead_seconds", "base_forward_seconds"):
             seconds = getattr(step, name)
             if seconds is not None:
@@ -87,6 +90,8 @@ class WandbSink(Sink):
         self._step = step.step
         row |= {name: kept.of(wandb, step.step) for name, kept in self._kept.items() if kept.due(step.step)}
         run.log(row)
+        if is_new and self._settings.get("rlmon_wandb_view", True):
+            make_view_beside(run, self._say)
 
     def finding(self, finding: Finding) -> None:
         """A row of the table of findings; an alert where a detector says something graver than before."""
@@ -122,12 +127,16 @@ class WandbSink(Sink):
                 from rlmon.sinks.wandb_artifact import log_artifact
 
                 left_out = log_artifact(wandb, self._run, self._log, what)
-                if left_out is not None and self._settings.get("rlmon_console", True):
-                    say(left_out)
+                if left_out is not None:
+                    self._say(left_out)
 
     @property
     def _kept(self) -> Mapping[str, NewestRows]:
         return {"rlmon/findings": self._findings, "rlmon/interventions": self._acts}
+
+    def _say(self, text: str) -> None:
+        if self._settings.get("rlmon_console", True):
+            say(text)
 
     def _meet(self, run: Any) -> None:
         # Here, not in __init__: the trainer's integration defines its own metrics when training begins, and the

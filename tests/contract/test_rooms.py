@@ -55,12 +55,12 @@ ROOMS = {
     # sinks: opened here, lazily, so that a loop without TRL has them too. No sink imports the monitor, so no cycle.
     "monitor": Room(BELOW_MONITOR | {"exchange", "extensions", "restored", "controller", "sinks"}, {"numpy"}),
     # runlog, audit, report: the log of a run that goes on, and the artifact that W&B is given at its end.
-    "sinks": Room(LANGUAGE | {"runlog", "audit", "report"}, {"wandb"}),
+    # dashboard: its live view, which is another process.
+    "sinks": Room(LANGUAGE | {"runlog", "audit", "report", "dashboard"}, {"wandb"}),
     "trl": Room(BELOW_MONITOR | {"extensions", "monitor", "restored", "controller", "sinks"}, TRAINING),
     "audit": Room(LANGUAGE | {"extensions", "runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),
     "report": Room(LANGUAGE | {"extensions", "runlog", "metrics", "detectors", "audit"}, {"numpy", "pyarrow", "rich"}),
     "serve": Room({"errors", "printable", "audit", "report", "version"}, {"starlette", "uvicorn"}),
-    # Nothing but the command imports it: a run is not laid out, its project is.
     "dashboard": Room({"errors", "printable"}, {"wandb", "wandb_workspaces"}),
     "lab": Room(
         BELOW_MONITOR | {"monitor", "controller", "sinks", "trl", "report"},

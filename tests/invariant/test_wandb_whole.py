@@ -21,7 +21,9 @@ pytestmark = pytest.mark.trl
 
 wandb = pytest.importorskip("wandb")
 
-OTHERS = {"rlmon/faults", "rlmon/shed_rows", "rlmon/overhead_seconds", "rlmon/base_forward_seconds"}
+OTHERS = {"rlmon/faults", "rlmon/shed_rows", "rlmon/detectors_failed", "rlmon/overhead_seconds"} | {
+    "rlmon/base_forward_seconds"
+}
 SCRIPT = Path(__file__).with_name("two_ranks_wandb.py")
 
 

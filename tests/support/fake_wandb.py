@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +41,8 @@ class Server:
     """As the mutation stored them, with ``id``."""
     asked: list[str] = field(default_factory=list)
     status: int = 200
+    stalls: threading.Event = field(default_factory=threading.Event)
+    """While set, no request is answered."""
 
     def answer(self, name: str, variables: dict[str, Any]) -> dict[str, Any]:
         if name == "View":
@@ -77,6 +80,8 @@ def serving() -> Iterator[Server]:
             asked = re.search(r"\b(?:query|mutation) (\w+)", body["query"])
             name = asked.group(1) if asked else body["query"]
             server.asked.append(name)
+            while server.stalls.is_set():
+                time.sleep(0.05)
             status, data = server.status, {}
             if status == 200:
                 try:
@@ -89,7 +94,8 @@ def serving() -> Iterator[Server]:
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(text)))
             self.end_headers()
-            self.wfile.write(text)
+            with contextlib.suppress(OSError):  # who asked may have gone
+                self.wfile.write(text)
 
         def log_message(self, *_: Any) -> None:
             """Nothing."""
@@ -102,5 +108,6 @@ def serving() -> Iterator[Server]:
         try:
             yield server
         finally:
+            server.stalls.clear()
             listening.shutdown()
             thread.join()

@@ -67,6 +67,22 @@ def sink(header: Any) -> Any:
     return opened
 
 
+def test_detectors_that_failed_are_counted_for_rules_of_the_server(
+    sink: Any, run: Any, tmp_path: Path, step: MakeStep, finding: MakeFinding
+) -> None:
+    mirror = sink()
+    mirror.record(step(1), {})
+    mirror.finding(finding(severity="warn"))
+    mirror.record(step(2), {})
+    mirror.finding(finding(severity="fail"))
+    mirror.finding(finding(severity="fail", finding_id="f1"))
+    mirror.record(step(3), {})
+    mirror.close()
+    run.finish()
+    rows = read_run(tmp_path).rows
+    assert [row["rlmon/detectors_failed"] for row in rows if "rlmon/detectors_failed" in row] == [0, 0, 1]
+
+
 def test_one_row_per_step_on_the_trainers_axis(sink: Any, run: Any, tmp_path: Path, step: MakeStep) -> None:
     mirror = sink()
     for number in (1, 2, 3):
