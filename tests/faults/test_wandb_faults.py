@@ -24,6 +24,7 @@ NAMED = "WandbSink is switched off for the rest of the run"
 
 @pytest.fixture(autouse=True)
 def _leave_no_run_open() -> Iterator[None]:
+    wandb.teardown()  # whatever test came before, W&B reads WANDB_* once per process
     yield
     if wandb.run is not None:
         wandb.finish()

@@ -29,6 +29,7 @@ SCRIPT = Path(__file__).with_name("two_ranks_wandb.py")
 
 @pytest.fixture(autouse=True)
 def _read_the_environment_again() -> Iterator[None]:
+    wandb.teardown()  # whatever test came before, W&B reads WANDB_* once per process
     yield
     wandb.teardown()
 
