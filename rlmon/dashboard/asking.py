@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -56,6 +57,8 @@ def _in_words(error: Exception, place: Place) -> str:
         return "W&B does not know who you are. Type: wandb login"
     if any(words in lower for words in ("permission denied", "unauthorized", "forbidden", "not authorized")):
         return f"W&B does not let you into {place} ({said}). With another key: wandb login --relogin"
-    if "not found" in lower and "project" in lower:
+    if run := re.search(r"ould not find run (?:<Run )?(\S+)", said):
+        return f"W&B has no run {run[1]} that you can see. Its id is the last part of its address."
+    if re.search(r"project \S+ not found", lower):
         return f"W&B has no project {place} that you can see. A project begins with its first run."
     return f"W&B did not do it ({type(error).__name__}: {said.rstrip('.')}). Nothing else is changed; try again later."

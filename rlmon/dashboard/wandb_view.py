@@ -95,9 +95,14 @@ def _library() -> tuple[Any, Any]:
 
 def _section(part: Part) -> Any:
     workspaces, _ = _library()
-    drawn = [_panel(panel, index) for index, panel in enumerate(part.panels)]
+    drawn = panels_of(part)
     layout = workspaces.SectionLayoutSettings(columns=COLUMNS, rows=-(-len(drawn) // COLUMNS))
     return workspaces.Section(name=part.title, panels=drawn, is_open=part.open, layout_settings=layout)
+
+
+def panels_of(part: Part) -> list[Any]:
+    """The part's panels, three beside each other."""
+    return [_panel(panel, index) for index, panel in enumerate(part.panels)]
 
 
 def _panel(panel: Lines | Value | Media, index: int) -> Any:

@@ -16,20 +16,40 @@ from pathlib import Path
 from typing import Any
 
 ENTITY, PROJECT = "team", "project"
+LAST_PAGE = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+RUN: dict[str, Any] = {
+    "id": "UnVu", "projectId": "7", "tags": [], "displayName": "a run", "sweepName": None, "state": "finished",
+    "config": "{}", "group": None, "jobType": None, "commit": None, "readOnly": False,
+    "createdAt": "2026-01-01T00:00:00Z", "heartbeatAt": "2026-01-01T01:00:00Z", "description": None, "notes": None,
+    "user": {"name": "Me", "username": "me"},
+    "systemMetrics": "{}", "summaryMetrics": "{}", "historyLineCount": 0, "historyKeys": None,
+}  # fmt: skip
 
 
-def operations() -> dict[str, str]:
-    """Every GraphQL operation in the sources of wandb-workspaces and wandb: its name, and where it stands."""
-    found: dict[str, str] = {}
+def operations() -> dict[str, set[str]]:
+    """Every GraphQL operation in wandb-workspaces and wandb: its name, and the words of the sources that have it."""
+    found: dict[str, set[str]] = {}
     for package in ("wandb_workspaces", "wandb"):
         spec = find_spec(package)
         assert spec is not None
         assert spec.origin is not None
         folder = Path(spec.origin).parent
         for file in [*sorted(folder.rglob("*.py")), *folder.glob("bin/wandb-core*")]:
-            for name in re.findall(rb"\b(?:query|mutation) (\w+)\s*[({]", file.read_bytes()):
-                found.setdefault(name.decode(), str(file))
+            source = file.read_bytes()
+            for at in re.finditer(rb"\b(?:query|mutation) (\w+)\s*[({]", source):
+                # Fragments stand anywhere in a file of Python, and behind the operation in the program.
+                near = source if file.suffix == ".py" else source[at.start() : at.start() + 20_000]
+                words = found.setdefault(at[1].decode(), set())
+                words.update(word.decode() for word in re.findall(rb"\w+", near))
     return found
+
+
+def generated(name: str) -> Any:
+    """The type that wandb generated for the answer to an operation, where it has one."""
+    import wandb.apis._generated as api
+    import wandb.automations._generated as automations
+
+    return getattr(api, name, None) or getattr(automations, name, None)
 
 
 @dataclass
@@ -40,6 +60,10 @@ class Server:
     views: list[dict[str, Any]] = field(default_factory=list)
     """As the mutation stored them, with ``id``."""
     asked: list[str] = field(default_factory=list)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By id: what ``Run`` has, less its name."""
+    integrations: list[dict[str, Any]] = field(default_factory=list)
+    rules: list[dict[str, Any]] = field(default_factory=list)
     status: int = 200
     stalls: threading.Event = field(default_factory=threading.Event)
     """While set, no request is answered."""
@@ -60,9 +84,57 @@ class Server:
             return {"upsertView": {"view": {"id": view["id"], "name": view["name"]}, "inserted": known is None}}
         if name == "Viewer":
             return {"viewer": {"id": "me", "entity": ENTITY, "username": "me", "flags": "{}", "teams": {"edges": []}}}
+        if name == "GetDefaultEntity":
+            return {"viewer": {"id": "VXNlcg==", "entity": ENTITY}}
         if name == "ServerInfo":
             return {"serverInfo": {"features": []}}
+        if name == "upsertView":
+            view = {**variables, "id": f"view-{len(self.views)}", "project": self.project(), "updatedAt": None}
+            self.views.append(view)
+            return {"upsertView": {"view": view, "inserted": True}}
+        if name == "ProjectInternalId":
+            return {"project": {"id": "project-id", "internalId": "7"}}
+        if name == "GetProjects":
+            return {"models": {"pageInfo": LAST_PAGE, "edges": [{"node": self.project()}]}}
+        if name == "GetProject":
+            return {"project": self.project() if variables["name"] == PROJECT else None}
+        if name == "Run":
+            known = variables["project"] == PROJECT and self.runs.get(variables["name"])
+            return {"project": {"run": {**RUN, "name": variables["name"], **known} if known else None}}
+        if name == "IntegrationsByEntity":
+            edges = [{"node": one} for one in self.integrations]
+            return {"entity": {"integrations": {"pageInfo": LAST_PAGE, "edges": edges}}}
+        if name == "GetEntityAutomationsLegacy":
+            edges = [{"node": {"__typename": "Project", "triggers": self.rules}}]
+            return {"scope": {"projects": {"pageInfo": LAST_PAGE, "edges": edges}}}
+        if name == "CreateAutomation":
+            return {"result": {"trigger": self.rule(variables["input"])}}
         raise AssertionError(f"no answer to {name}")
+
+    def project(self) -> dict[str, Any]:
+        return {
+            "__typename": "Project", "id": "UHJvamVjdA==", "name": PROJECT, "entityName": ENTITY,
+            "createdAt": "2026-01-01T00:00:00Z", "isBenchmark": False, "user": None,
+        }  # fmt: skip
+
+    def rule(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Keep a rule as the server would give it back."""
+        (kind,) = [key for key, value in wanted["triggeredActionConfig"].items() if value]
+        config = dict(wanted["triggeredActionConfig"][kind])
+        to = next(one for one in self.integrations if one["id"] == config.pop("integrationID"))
+        of = {"notificationActionInput": "Notification", "genericWebhookActionInput": "GenericWebhook"}[kind]
+        stored = {
+            "__typename": "Trigger", "id": f"rule-{len(self.rules)}", "createdAt": "2026-01-01T00:00:00Z",
+            "updatedAt": None, "name": wanted["name"], "description": wanted["description"], "enabled": True,
+            "scope": {"__typename": "Project", "id": wanted["scopeID"], "name": PROJECT},
+            "event": {
+                "__typename": "FilterEventTriggeringCondition", "eventType": wanted["triggeringEventType"],
+                "filter": wanted["eventFilter"],
+            },
+            "action": {"__typename": f"{of}TriggeredAction", "integration": to, **config},
+        }  # fmt: skip
+        self.rules.append(stored)
+        return stored
 
 
 @contextlib.contextmanager
@@ -86,7 +158,12 @@ def serving() -> Iterator[Server]:
             if status == 200:
                 try:
                     assert name in known, f"{name} is no operation of the installed packages"
-                    data = {"data": server.answer(name, body.get("variables") or {})}
+                    strange = set(re.findall(r"\w+", body["query"])) - known[name]
+                    assert not strange, f"{name} asks for {strange}, which no installed source does"
+                    answer = server.answer(name, body.get("variables") or {})
+                    if (checked := generated(name)) is not None:
+                        checked.model_validate(answer)
+                    data = {"data": answer}
                 except AssertionError as error:
                     status, data = 400, {"errors": [{"message": str(error)}]}
             text = json.dumps(data).encode()
