@@ -26,7 +26,7 @@ from rlmon.audit.checks import Question, judge
 from rlmon.audit.contrast import BASE_STEPS, Windows, windows
 from rlmon.audit.counting import Progress, count
 from rlmon.audit.partial import Partial
-from rlmon.audit.readers import open_source
+from rlmon.audit.readers import open_source, written
 from rlmon.audit.result import Audit
 from rlmon.audit.run import OpenedRun, Reader
 from rlmon.audit.timeline import Timeline, group_total, records, timeline
@@ -79,7 +79,7 @@ def audit(
     added = [one for one in installed("rlmon.checks") if not any(one is given for given in checks)]
     judged = judge(case, [*checks, *added])
     timing = {"wall": time.perf_counter() - began[0], "processor": _processor_seconds() - began[1]}
-    return story.tell(case, judged, str(path), timing)
+    return story.tell(case, judged, written(os.fspath(path)), timing)
 
 
 def _processor_seconds() -> float:

@@ -77,6 +77,7 @@ def audit(
     rlmon audit out/grpo                                the folder of a TRL run (log_completions=True)
     rlmon audit out/grpo --html report.html             and a page with charts and completions
     rlmon audit wandb/run-20250101_120000-abc           an offline or synced W&B run
+    rlmon audit wandb://ENTITY/PROJECT/RUN              one on the server, after wandb login
     rlmon audit rows.jsonl --map prompt=question,completion=text,reward=score,step=iteration
     rlmon audit out/grpo --format github --fail-on warn    in CI, with the job's summary; also junit, markdown, json
     rlmon audit out                                     a folder of runs: a line each, worst first; --verbose for all

@@ -48,7 +48,7 @@ def wandb(
     import rlmon.dashboard.wandb_report as wandb_report
     import rlmon.dashboard.wandb_rules as wandb_rules
     import rlmon.dashboard.wandb_view as wandb_view
-    from rlmon.dashboard.asking import Place
+    from rlmon.asking import Place
 
     place = Place.parse(project)
     if show and (report or automations):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rlmon.dashboard.asking import Place, asking
+from rlmon.asking import Place, asking
 from rlmon.dashboard.story import STORY
 from rlmon.dashboard.wandb_view import panels_of
 from rlmon.errors import ConfigError

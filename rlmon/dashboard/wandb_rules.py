@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlmon.dashboard.asking import Place, asking
+from rlmon.asking import Place, asking
 from rlmon.errors import TrackerError
 
 

@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-from rlmon.dashboard.asking import Place, asking
+from rlmon.asking import Place, asking
 from rlmon.dashboard.story import AXIS, STORY, Lines, Media, Part, Value
 
 NAME = "rlmon v1"
@@ -87,7 +87,7 @@ def _is_there(entity: str, project: str) -> bool:
 
 
 def _library() -> tuple[Any, Any]:
-    with asking(Place("", "")):
+    with asking(""):
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as workspaces
     return workspaces, panels

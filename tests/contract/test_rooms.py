@@ -58,18 +58,19 @@ ROOMS = {
     # dashboard: its live view, which is another process.
     "sinks": Room(LANGUAGE | {"runlog", "audit", "report", "dashboard"}, {"wandb"}),
     "trl": Room(BELOW_MONITOR | {"extensions", "monitor", "restored", "controller", "sinks"}, TRAINING),
-    "audit": Room(LANGUAGE | {"extensions", "runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),
+    "audit": Room(LANGUAGE | {"asking", "extensions", "runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),
     "report": Room(LANGUAGE | {"extensions", "runlog", "metrics", "detectors", "audit"}, {"numpy", "pyarrow", "rich"}),
     "serve": Room({"errors", "printable", "audit", "report", "version"}, {"starlette", "uvicorn"}),
-    "dashboard": Room({"errors", "printable"}, {"wandb", "wandb_workspaces"}),
+    "asking": Room({"errors", "printable"}, STDLIB_ONLY),
+    "dashboard": Room({"errors", "printable", "asking"}, {"wandb", "wandb_workspaces"}),
     "lab": Room(
         BELOW_MONITOR | {"monitor", "controller", "sinks", "trl", "report"},
         TRAINING | {"rich", "reasoning_gym"},
     ),
     "cli": Room(
         BELOW_MONITOR
-        | {"extensions", "monitor", "controller", "sinks", "trl", "audit", "report", "serve", "dashboard", "lab"}
-        | {"version"},
+        | {"extensions", "monitor", "controller", "sinks", "trl", "audit", "report", "serve", "asking", "dashboard"}
+        | {"lab", "version"},
         {"typer", "rich", "pyarrow"},
     ),
     # What tests of recipes call: an audit and its words. pytest itself is there wherever the plugin is asked for.

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 ENTITY, PROJECT = "team", "project"
 LAST_PAGE = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
@@ -62,6 +63,10 @@ class Server:
     asked: list[str] = field(default_factory=list)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By id: what ``Run`` has, less its name."""
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By id: the log calls, each with its ``_step``."""
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """By id: the run's files, by name."""
     integrations: list[dict[str, Any]] = field(default_factory=list)
     rules: list[dict[str, Any]] = field(default_factory=list)
     status: int = 200
@@ -101,6 +106,21 @@ class Server:
         if name == "Run":
             known = variables["project"] == PROJECT and self.runs.get(variables["name"])
             return {"project": {"run": {**RUN, "name": variables["name"], **known} if known else None}}
+        if name == "Runs":
+            nodes = [{"node": {**RUN, "name": one, **run}, "cursor": one} for one, run in self.runs.items()]
+            page = {"edges": nodes, "pageInfo": LAST_PAGE}
+            return {"project": {"internalId": "7", "runCount": len(nodes), "readOnly": False, "runs": page}}
+        if name == "RunHistoryKeys":
+            last = max((row["_step"] for row in self.histories.get(variables["name"], ())), default=-1)
+            return {"project": {"run": {"historyKeys": {"lastStep": last}}}}
+        if name == "RunParquetHistory":
+            return {"project": {"run": {"parquetHistory": {"parquetUrls": [], "liveData": []}}}}
+        if name == "HistoryPage":
+            asked = range(variables["minStep"], variables["maxStep"])
+            lines = [json.dumps(row) for row in self.histories[variables["run"]] if row["_step"] in asked]
+            return {"project": {"run": {"history": lines}}}
+        if name == "RunFiles":
+            return {"project": {"internalId": "7", "run": self.page_of_files(variables)}}
         if name == "IntegrationsByEntity":
             edges = [{"node": one} for one in self.integrations]
             return {"entity": {"integrations": {"pageInfo": LAST_PAGE, "edges": edges}}}
@@ -110,6 +130,24 @@ class Server:
         if name == "CreateAutomation":
             return {"result": {"trigger": self.rule(variables["input"])}}
         raise AssertionError(f"no answer to {name}")
+
+    def page_of_files(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run = variables["name"]
+        beginning = (variables["pattern"] or "%").removesuffix("%")
+        names = sorted(name for name in self.files.get(run, {}) if name.startswith(beginning))
+        begins = names.index(variables["fileCursor"]) + 1 if variables["fileCursor"] else 0
+        shown = names[begins : begins + variables["fileLimit"]]
+        nodes = [
+            {
+                "id": name, "name": name, "url": f"{self.address}/files/{run}/{quote(name)}", "directUrl": "",
+                "sizeBytes": len(self.files[run][name]), "mimetype": "", "updatedAt": None, "md5": "",
+            }
+            for name in shown
+        ]  # fmt: skip
+        more = begins + len(shown) < len(names)
+        page = {"endCursor": shown[-1] if shown else None, "hasNextPage": more}
+        edges = [{"node": node, "cursor": node["name"]} for node in nodes]
+        return {"fileCount": len(names), "files": {"edges": edges, "pageInfo": page}}
 
     def project(self) -> dict[str, Any]:
         return {
@@ -173,6 +211,21 @@ def serving() -> Iterator[Server]:
             self.end_headers()
             with contextlib.suppress(OSError):  # who asked may have gone
                 self.wfile.write(text)
+
+        def do_GET(self) -> None:
+            _, _, run, name = self.path.split("/", 3)
+            server.asked.append("GET")
+            content = server.files.get(run, {}).get(unquote(name))
+            while server.stalls.is_set():
+                time.sleep(0.05)
+            if content is None or b"GONE" in content:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(content)
 
         def log_message(self, *_: Any) -> None:
             """Nothing."""

@@ -19,6 +19,7 @@ import rlmon.audit.readers.tensorboard as tensorboard
 import rlmon.audit.readers.trackio as trackio
 import rlmon.audit.readers.trl as trl
 import rlmon.audit.readers.wandb as wandb
+import rlmon.audit.readers.wandb_online as wandb_online
 from rlmon.audit.readers.choosing import preset_names
 from rlmon.audit.readers.columns import inside, place_and_run
 from rlmon.audit.readers.foreign import Foreign
@@ -91,6 +92,10 @@ def open_source(
 
     Raises ``ReadError`` where there is nothing, nothing readable, or no such reader, and what the reader raises.
     """
+    if wandb_online.address(path) is not None:
+        if reader not in (None, wandb.NAME) or mapping is not None:
+            raise ReadError("A run on the server of W&B is read as wandb: leave --reader and --map away.")
+        return wandb_online.open_run(path)
     path, tools = Path(path), with_foreign(readers)
     try:
         there = place_and_run(path)[0].exists()
@@ -111,6 +116,11 @@ def open_source(
             raise ReadError(" ".join([str(problem), *failed])) from problem
         raise
     return dataclasses.replace(run, notes=[*run.notes, *failed]) if (failed := _failed(tools)) else run
+
+
+def written(path: Path | str) -> str:
+    """The path as it was given; an address has lost a slash where it was made a path."""
+    return wandb_online.address(path) or str(path)
 
 
 def _failed(tools: Sequence[Reader]) -> list[str]:

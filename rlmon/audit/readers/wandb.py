@@ -7,13 +7,14 @@ integration logs many times per step.
 
 from __future__ import annotations
 
+import functools
 import glob
 import importlib
 import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -262,19 +263,51 @@ def history_row(items: Iterable[Any]) -> tuple[dict[str, float], dict[str, dict[
             continue
         if not item.key and len(nested) > 1:
             objects.setdefault(key, {})["/".join(nested[1:])] = value
-        elif isinstance(value, dict):
-            objects.setdefault(key, {}).update(value)
-        elif not isinstance(value, bool):
-            number = number_of(value)
-            if number is not None:
-                numbers[key] = number
+        else:
+            take_value(key, value, numbers, objects)
+    return numbers | numbers_inside(objects), objects
+
+
+def take_value(key: str, value: Any, numbers: dict[str, float], objects: dict[str, dict[str, Any]]) -> None:
+    """One value of a log call, where it is a number or an object; words and flags are passed over."""
+    if isinstance(value, dict):
+        objects.setdefault(key, {}).update(value)
+    elif not isinstance(value, bool):
+        number = number_of(value)
+        if number is not None:
+            numbers[key] = number
+
+
+def numbers_inside(objects: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Those of objects that are only numbers under one name."""
+    numbers = {}
     for key, value in objects.items():
         if "_type" not in value:
             for name, part in value.items():
                 number = None if isinstance(part, bool) else number_of(part)
                 if number is not None:
                     numbers[f"{key}.{name}"] = number
-    return numbers, objects
+    return numbers
+
+
+def take_call(
+    history: History,
+    numbers: Mapping[str, float],
+    objects: Mapping[str, Mapping[str, Any]],
+    counted: int,
+    where: Callable[[str], tuple[str, int]],
+) -> None:
+    """One log call into the history: its numbers, and its tables, of whose path ``where`` says the place and the size
+    in bytes. ``counted``: W&B's own step, where the numbers have none."""
+    own = number_of(numbers.get("_step"))
+    history.add(numbers, counted if own is None or not abs(own) < 2**53 else int(own))
+    for key, value in objects.items():
+        path = value.get("path")
+        if value.get("_type") in ("table-file", "incremental-table-file") and isinstance(path, str):
+            place, size = where(path)
+            rows = value.get("nrows")
+            incremental = value["_type"] == "incremental-table-file"
+            history.add_table(key, place, size, rows if is_count(rows) else None, incremental=incremental)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,21 +359,7 @@ def _open_offline(files: Sequence[Path]) -> OpenedRun:
         own_word.take(record, kind)
         if kind == "history":
             numbers, objects = history_row(record.history.item)
-            own = number_of(numbers.get("_step"))
-            history.add(numbers, record.history.step.num if own is None or not abs(own) < 2**53 else int(own))
-            for key, value in objects.items():
-                place = value.get("path")
-                if value.get("_type") in ("table-file", "incremental-table-file") and isinstance(place, str):
-                    place = place if len(files) == 1 else f"{file.parent.name}/files/{place}"
-                    stored = path_inside(load.files, place)
-                    rows = value.get("nrows")
-                    history.add_table(
-                        key,
-                        place,
-                        0 if stored is None else stored.stat().st_size,
-                        rows if is_count(rows) else None,
-                        incremental=value["_type"] == "incremental-table-file",
-                    )
+            take_call(history, numbers, objects, record.history.step.num, functools.partial(_stored, file, files, load))
         elif kind == "run":
             run_id = record.run.run_id or run_id
         _take_settings(config, record, kind)
@@ -364,13 +383,25 @@ def _open_offline(files: Sequence[Path]) -> OpenedRun:
     )
 
 
+def _stored(file: Path, files: Sequence[Path], load: LoadFile, path: str) -> tuple[str, int]:
+    """Where a table of an attempt is below all of them, and how large."""
+    place = path if len(files) == 1 else f"{file.parent.name}/files/{path}"
+    stored = path_inside(load.files, place)
+    return place, 0 if stored is None else stored.stat().st_size
+
+
 def _notes(history: History, damage: Damage) -> Iterator[str]:
-    if history.step_key is None:
-        yield f"no key of the trainer's step was logged ({', '.join(STEP_KEYS[:4])}, ...): W&B's own _step was taken"
+    yield from note_of_steps(history)
     if damage.torn_bytes:
         yield f"the run's file ends in an unfinished record ({damage.torn_bytes} bytes): the run was killed or goes on"
     if damage.records:
         yield f"{damage.records} damaged records of the run's file were passed over"
+
+
+def note_of_steps(history: History) -> Iterator[str]:
+    """What to say where the trainer's own step was not logged."""
+    if history.step_key is None:
+        yield f"no key of the trainer's step was logged ({', '.join(STEP_KEYS[:4])}, ...): W&B's own _step was taken"
 
 
 def _take_settings(config: dict[str, Any], record: Any, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""Which W&B project is meant, and why W&B does not do what it is asked, in plain words."""
+"""Which project of W&B is meant, and why W&B does not do what it is asked, in plain words."""
 
 from __future__ import annotations
 
@@ -36,21 +36,24 @@ class Place:
 
 
 @contextlib.contextmanager
-def asking(place: Place) -> Iterator[None]:
-    """What W&B is asked in here and does not do is a ``TrackerError`` that says why and what to type."""
+def asking(place: Place | str, extra: str = "dashboard") -> Iterator[None]:
+    """What W&B is asked in here and does not do is a ``TrackerError`` that says why and what to type.
+
+    Where a package is not installed, ``MissingExtraError`` names the extra of rlmon that brings it.
+    """
     try:
         yield
     except RLMonError:
         raise
     except ImportError as error:
         raise MissingExtraError(
-            f"This needs wandb and wandb-workspaces ({error}). Type: pip install 'rlmon[dashboard]'"
+            f"W&B cannot be asked without its package ({error}). Type: pip install 'rlmon[{extra}]'"
         ) from error
     except Exception as error:  # of a third party, and of the network
         raise TrackerError(_in_words(error, place)) from error
 
 
-def _in_words(error: Exception, place: Place) -> str:
+def _in_words(error: Exception, place: Place | str) -> str:
     said = one_line(str(error), 300)
     lower = said.lower()
     if any(words in lower for words in ("api key", "api_key", "not logged in", "no authentication")):
