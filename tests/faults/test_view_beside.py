@@ -196,7 +196,27 @@ def test_the_interpreter_ends_while_the_server_is_still_silent(server: Server) -
     server.stalls.set()
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", ENDS, server.address], env=os.environ, capture_output=True, text=True, timeout=PATIENCE
-    )
+        [sys.executable, "-c", ENDS, server.address],
+        env=os.environ, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert time.monotonic() - began < live.SECONDS
+
+
+NEVER_ENDS = """
+import atexit, sys, time
+def main():
+    print(*sys.argv, flush=True)
+    atexit.register(time.sleep, 600)  # as W&B's client may, where a request is still on the way
+"""
+
+
+def test_the_process_beside_ends_itself_where_the_training_ended_first(tmp_path: Path) -> None:
+    (tmp_path / "rlmon").mkdir()
+    (tmp_path / "rlmon" / "__init__.py").touch()
+    (tmp_path / "rlmon" / "cli.py").write_text(NEVER_ENDS)
+    done = subprocess.run(
+        [sys.executable, "-c", live.BOUNDED, "2", "team/project"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (1, "rlmon dashboard wandb team/project\n", "")
