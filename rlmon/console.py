@@ -87,8 +87,12 @@ def goodbye(
 
 def sentence(finding: Finding) -> str:
     """The finding as one sentence that names its detector once."""
-    message = first(finding.message.removeprefix(f"{finding.detector}: "))
-    return f"{finding.detector}: {message}"
+    return f"{finding.detector}: {what_happened(finding)}"
+
+
+def what_happened(finding: Finding) -> str:
+    """The same without the name of the detector, for where that stands beside it."""
+    return first(finding.message.removeprefix(f"{finding.detector}: "))
 
 
 def first(text: str) -> str:

@@ -29,6 +29,11 @@ WORST_FIRST: tuple[Status, ...] = ("fail", "warn", "error", "unsure", "note", "p
 """The order in which a person should read what checks say."""
 
 
+def graver(one: Severity, other: Severity | None) -> Severity:
+    """The graver of two; ``None``: nothing was said."""
+    return one if other is None else max(one, other, key=SEVERITIES.index)
+
+
 def verdict(spoken: Iterable[Severity | Status]) -> Literal["pass", "warn", "fail"]:
     """What the findings or checks of a run come to: the worst of WARN and FAIL, else a pass."""
     said = set(spoken)

@@ -9,7 +9,7 @@ import typer
 from rlmon.cli.printing import say
 from rlmon.errors import ConfigError
 
-dashboard = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Views of runs where people already look.")
+dashboard = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 @dashboard.callback()
@@ -54,14 +54,14 @@ def wandb(
     if show and (report or automations):
         raise ConfigError("--print shows the view, which needs no server; --report and --automations do.")
     if show:
-        say(wandb_view.spec(place.entity, place.project).rstrip())
+        say(wandb_view.spec(place).rstrip())
         return
     if report:
-        say(f"The report is made: {wandb_report.make(place.entity, place.project, report)}")
+        say(f"The report is made: {wandb_report.make(place, report)}")
     if automations:
-        for line in wandb_rules.make(place.entity, place.project):
+        for line in wandb_rules.make(place):
             say(line)
     if report or automations:
         return
-    address, made = wandb_view.make(place.entity, place.project)
+    address, made = wandb_view.make(place)
     say(f"{'The view is made' if made else 'The view is there already, and left as it is'}: {address}")

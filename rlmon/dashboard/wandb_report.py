@@ -16,7 +16,7 @@ _WORDS = {"fail": "**FAIL**", "warn": "**WARN**", "pass": "pass"}
 MAX_RUNS = 20
 
 
-def make(entity: str, project: str, runs: Sequence[str]) -> str:
+def make(place: Place, runs: Sequence[str]) -> str:
     """Make a report of the runs with these ids: its address.
 
     Each call makes another report. Raises ``TrackerError`` where W&B cannot be asked or refuses, ``MissingExtraError``
@@ -24,7 +24,6 @@ def make(entity: str, project: str, runs: Sequence[str]) -> str:
     """
     if len(runs) > MAX_RUNS:
         raise ConfigError(f"A report is of at most {MAX_RUNS} runs, got {len(runs)}: nobody tells more lines apart.")
-    place = Place(entity, project)
     with asking(place):
         import wandb
         import wandb_workspaces.reports.v2 as reports
@@ -35,11 +34,12 @@ def make(entity: str, project: str, runs: Sequence[str]) -> str:
         blocks: list[Any] = [reports.MarkdownBlock(text="\n".join(_verdicts(found))), reports.TableOfContents()]
         for part in STORY:
             # A grid keeps its runs: an object of its own for each.
-            shown = reports.Runset(entity=entity, project=project, name="Runs", filters=f"ID in [{these}]")
+            shown = reports.Runset(entity=place.entity, project=place.project, name="Runs", filters=f"ID in [{these}]")
             blocks += [reports.H2(text=part.title), reports.PanelGrid(runsets=[shown], panels=panels_of(part))]
         names = ", ".join(one_line(str(run.name or run.id), 30) for run in found)
         report = reports.Report(
-            entity=entity, project=project, title=f"What narrowed: {names}"[:128], blocks=blocks, width="fluid",
+            entity=place.entity, project=place.project, title=f"What narrowed: {names}"[:128], blocks=blocks,
+            width="fluid",
             description="Made by rlmon dashboard wandb --report.",
         )  # fmt: skip
         report.save()

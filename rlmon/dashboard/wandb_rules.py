@@ -33,32 +33,31 @@ RULES = (
 )  # fmt: skip
 
 
-def make(entity: str, project: str) -> list[str]:
+def make(place: Place) -> list[str]:
     """Make those of the rules that are not there: what was done, a line each.
 
     They go to the first Slack channel that the entity gave to W&B, else to its first webhook. Raises ``TrackerError``
     where there is neither, or where W&B cannot be asked or refuses, and ``MissingExtraError`` without its packages.
     """
-    place = Place(entity, project)
     with asking(place):
         import wandb
         from wandb.automations import OnRunMetric
 
         api = wandb.Api(timeout=10)
-        scope = api.project(name=project, entity=entity)
+        scope = api.project(name=place.project, entity=place.entity)
         if not scope.id:
             raise ValueError(f"project {place} not found")
-        there = {automation.name for automation in api.automations(entity=entity)}
-        slack = next(iter(api.slack_integrations(entity=entity)), None)
-        webhook: Any = None if slack else next(iter(api.webhook_integrations(entity=entity)), None)
+        there = {automation.name for automation in api.automations(entity=place.entity)}
+        slack = next(iter(api.slack_integrations(entity=place.entity)), None)
+        webhook: Any = None if slack else next(iter(api.webhook_integrations(entity=place.entity)), None)
         if slack is None and webhook is None:
             raise TrackerError(
-                f"W&B has nobody to tell: {entity} has no Slack channel and no webhook. Add one in its settings "
-                f"(https://wandb.ai/{entity}/settings, Integrations), then type this again."
+                f"W&B has nobody to tell: {place.entity} has no Slack channel and no webhook. Add one in its settings "
+                f"(https://wandb.ai/{place.entity}/settings, Integrations), then type this again."
             )
         done = []
         for rule in RULES:
-            name = f"rlmon v1: {rule.name} ({project})"
+            name = f"rlmon v1: {rule.name} ({place.project})"
             if name in there:
                 done.append(f"The rule {name!r} is there already, and left as it is.")
                 continue

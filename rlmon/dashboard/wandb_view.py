@@ -30,12 +30,12 @@ PINNED = (
 """Columns of the table of runs that stand first."""
 
 
-def view_of(entity: str, project: str) -> Any:
+def view_of(place: Place) -> Any:
     """The view as a ``wandb_workspaces`` workspace, not yet saved."""
     workspaces, _ = _library()
     view = workspaces.Workspace(
-        entity=entity,
-        project=project,
+        entity=place.entity,
+        project=place.project,
         name=NAME,
         sections=[_section(part) for part in STORY],
         settings=workspaces.WorkspaceSettings(x_axis=AXIS),
@@ -47,34 +47,34 @@ def view_of(entity: str, project: str) -> Any:
     return view
 
 
-def spec(entity: str, project: str) -> str:
+def spec(place: Place) -> str:
     """The view as the JSON that W&B stores; neither a login nor a server is needed."""
-    stored = view_of(entity, project)._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    stored = view_of(place)._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     return json.dumps(_without_chance(stored), indent=1, sort_keys=True) + "\n"
 
 
-def make(entity: str, project: str) -> tuple[str, bool]:
+def make(place: Place) -> tuple[str, bool]:
     """Make the view unless it is there: its address, and whether it was made now.
 
     Raises ``TrackerError`` where W&B cannot be asked or refuses, ``MissingExtraError`` without its packages.
     """
-    with asking(Place(entity, project)):
+    with asking(place):
         import wandb
 
         wandb.Api(timeout=10)  # asks who we are: what it would say in 19 s
-        view = view_of(entity, project)
-        found = _is_there(entity, project)
+        view = view_of(place)
+        found = _is_there(place)
         if not found:
             view.save()
         return str(view.url), not found
 
 
-def _is_there(entity: str, project: str) -> bool:
+def _is_there(place: Place) -> bool:
     workspaces, _ = _library()
     from wandb_workspaces.workspaces.errors import SpecVersionError
 
     try:
-        workspaces.Workspace.from_url(f"https://wandb.ai/{entity}/{project}?nw={ADDRESS}")
+        workspaces.Workspace.from_url(f"https://wandb.ai/{place}?nw={ADDRESS}")
     except SpecVersionError:  # W&B's page has made it newer than the package
         return True
     except ValueError as error:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlmon.console import first
+from rlmon.console import first, what_happened
 from rlmon.printable import one_line
-from rlmon.records import SEVERITIES, Finding, Histogram, RunHeader, Severity, StepRecord, verdict
-from rlmon.runlog import open_run
+from rlmon.records import Finding, Histogram, RunHeader, Severity, StepRecord, graver, verdict
 from rlmon.sinks import Sink
+from rlmon.sinks.said_before import said_before
 
 SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "Formats": {
@@ -66,9 +66,8 @@ class TensorBoardSink(Sink):
 
     def open(self, header: RunHeader) -> None:
         """Of a run that goes on, take what was found before."""
-        if header.attempt_kind == "resumed" and self._log is not None:
-            for finding in open_run(self._log).findings:
-                self._take(finding)
+        for finding in said_before(header, self._log):
+            self._take(finding)
 
     def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
         """The step's measured metrics as scalars, and its histograms."""
@@ -98,8 +97,8 @@ class TensorBoardSink(Sink):
         writer = self._writer()
         if writer is None:
             return
-        message = finding.message.removeprefix(f"{finding.detector}: ")
-        text = f"**{finding.severity.upper()}** {_escaped(finding.detector)}: {_escaped(first(message))}."
+        happened = _escaped(what_happened(finding))
+        text = f"**{finding.severity.upper()}** {_escaped(finding.detector)}: {happened}."
         if finding.advice:
             text += f" {_escaped(first(finding.advice))}."
         # The detector is in the tag: texts of one tag and step would replace each other.
@@ -120,8 +119,7 @@ class TensorBoardSink(Sink):
         return self._given() if callable(self._given) else self._given
 
     def _take(self, finding: Finding) -> None:
-        before = self._states.get(finding.detector, finding.severity)
-        self._states[finding.detector] = max(before, finding.severity, key=SEVERITIES.index)
+        self._states[finding.detector] = graver(finding.severity, self._states.get(finding.detector))
 
     def _sum_up(self, writer: Any, step: int) -> None:
         loud = [f"{severity.upper()} {name}" for name, severity in self._states.items() if severity != "note"]

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from rlmon.acts import Act, act_of
-from rlmon.console import first, say
+from rlmon.console import first, say, what_happened
 from rlmon.dashboard.live import make_view_beside
-from rlmon.records import SEVERITIES, Action, Finding, Histogram, RunHeader, Severity, StepRecord, verdict
-from rlmon.runlog import open_run
+from rlmon.dashboard.story import AXIS
+from rlmon.records import Action, Finding, Histogram, RunHeader, Severity, StepRecord, graver, verdict
 from rlmon.sinks import Sink
+from rlmon.sinks.said_before import said_before
 from rlmon.sinks.wandb_tables import (
     ACT_COLUMNS,
     FINDING_COLUMNS,
@@ -30,7 +31,6 @@ from rlmon.sinks.wandb_tables import (
     SampleTable,
 )
 
-AXIS = "train/global_step"
 _LEVELS: Mapping[Severity, str] = {"note": "INFO", "warn": "WARN", "fail": "ERROR"}
 
 
@@ -59,10 +59,9 @@ class WandbSink(Sink):
         """Take what goes into W&B's config, under ``rlmon``; of a run that goes on, what was found before."""
         self._settings = header.config
         self._about = {"config": dict(header.config), "run_id": header.run_id}
-        if header.attempt_kind == "resumed" and self._log is not None:
-            for finding in open_run(self._log).findings:
-                self._take(finding)
-            self._alerted = dict(self._states)  # told then
+        for finding in said_before(header, self._log):
+            self._take(finding)
+        self._alerted = dict(self._states)  # told then
 
     def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
         """One log call with the step's measured metrics and histograms, and with the tables that are due."""
@@ -156,7 +155,7 @@ class WandbSink(Sink):
 
     def _take(self, finding: Finding) -> None:
         self._findings.put(finding.finding_id, _Told(finding))
-        self._states[finding.detector] = _graver(finding.severity, self._states.get(finding.detector))
+        self._states[finding.detector] = graver(finding.severity, self._states.get(finding.detector))
         if finding.severity != "note" and self._first_alarm is None:
             self._first_alarm = finding.step
 
@@ -167,7 +166,7 @@ class WandbSink(Sink):
 
     def _alert(self, wandb: Any, finding: Finding) -> None:
         before = self._alerted.get(finding.detector)
-        if before is not None and _graver(finding.severity, before) == before:
+        if before is not None and graver(finding.severity, before) == before:
             return
         self._alerted[finding.detector] = finding.severity
         self._sum_up()
@@ -186,13 +185,9 @@ class _Told:
 
     def __init__(self, finding: Finding) -> None:
         self.step, self.severity, self.detector = finding.step, finding.severity, finding.detector
-        self.what_happened = first(finding.message.removeprefix(f"{finding.detector}: "))  # a column has the name
+        self.what_happened = what_happened(finding)
         self.what_to_change = first(finding.advice)
         self.value, self.baseline, self.line = finding.value, finding.baseline, finding.threshold
-
-
-def _graver(one: Severity, other: Severity | None) -> Severity:
-    return one if other is None else max(one, other, key=SEVERITIES.index)
 
 
 def _metric_name(name: str) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from fake_wandb import ENTITY, PROJECT, Server, serving
+from made_header import made_header
 
-from rlmon.config import RLMonConfig
 from rlmon.dashboard import live
-from rlmon.records import RunHeader, StepRecord
+from rlmon.records import StepRecord
 from rlmon.sinks.wandb import WandbSink
 
 wandb = pytest.importorskip("wandb")
@@ -99,24 +99,7 @@ def steps(sink: WandbSink, number: int) -> list[float]:
 
 def opened(**settings: Any) -> WandbSink:
     sink = WandbSink()
-    sink.open(
-        RunHeader(
-            run_id="a-run",
-            attempt=0,
-            attempt_kind="fresh",
-            created_unix_seconds=0.0,
-            trainer="manual",
-            group_size=8,
-            world_size=1,
-            total_steps=100,
-            config=RLMonConfig(**settings).to_dict(),
-            trainer_config={},
-            detectors={},
-            packages={},
-            git_commit=None,
-            capabilities=(),
-        )
-    )
+    sink.open(made_header(**settings))
     return sink
 
 

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from fake_wandb import ENTITY, PROJECT, Server, generated, operations, serving
 
+from rlmon.asking import Place
 from rlmon.dashboard.story import AXIS, STORY, Lines, Media, Value
 from rlmon.dashboard.wandb_rules import RULES
+from rlmon.dashboard.wandb_view import NAME, spec, view_of
 from rlmon.detectors.catalog import DETECTORS
 from rlmon.errors import MissingExtraError
 from rlmon.metrics.catalog import METRICS
 from rlmon.metrics.families import FAMILIES
 
 workspaces = pytest.importorskip("wandb_workspaces.workspaces")
-
-from rlmon.dashboard.wandb_view import NAME, spec, view_of  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dashboard" / "wandb-view.json"
 BESIDE_METRICS = {"rlmon/faults", "rlmon/shed_rows", "rlmon/detectors_failed"}
@@ -46,7 +46,7 @@ def line_plots(stored: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_the_view_is_what_it_was_and_every_line_stands_over_the_optimizer_step() -> None:
-    stored = spec("team", "project")
+    stored = spec(Place("team", "project"))
     if "RENEW" in os.environ:
         GOLDEN.write_text(stored)
     assert json.loads(stored) == json.loads(GOLDEN.read_text())
@@ -56,7 +56,7 @@ def test_the_view_is_what_it_was_and_every_line_stands_over_the_optimizer_step()
 
 
 def test_the_view_comes_back_from_what_w_and_b_stores() -> None:
-    view = view_of("team", "project")
+    view = view_of(Place("team", "project"))
     back = workspaces.Workspace._from_model(view._to_model())
     assert back.name == NAME
     assert [part.name for part in back.sections] == [part.title for part in STORY]
@@ -207,7 +207,7 @@ def test_the_line_of_the_rule_on_formats_is_that_of_the_detector() -> None:
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'rlmon\[dashboard\]'"):
-        spec("team", "project")
+        spec(Place("team", "project"))
 
 
 def test_without_a_login_it_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

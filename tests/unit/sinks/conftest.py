@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from made_header import made_header
 
-from rlmon.config import RLMonConfig
-from rlmon.records import Action, Finding, RunHeader, StepRecord
+from rlmon.records import Action, Finding, StepRecord
 
 
 @pytest.fixture
@@ -80,23 +80,4 @@ def step() -> Any:
 @pytest.fixture
 def header() -> Any:
     """``header(rlmon_table_every=2)`` is a complete RunHeader whose settings have that one changed."""
-
-    def make(**settings: Any) -> RunHeader:
-        return RunHeader(
-            run_id="a-run",
-            attempt=0,
-            attempt_kind="fresh",
-            created_unix_seconds=0.0,
-            trainer="manual",
-            group_size=8,
-            world_size=1,
-            total_steps=100,
-            config=RLMonConfig(**settings).to_dict(),
-            trainer_config={},
-            detectors={},
-            packages={},
-            git_commit=None,
-            capabilities=(),
-        )
-
-    return make
+    return made_header
