@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -44,8 +45,12 @@ class OwnWordInFile:
 
     def word(self) -> OwnWord | None:
         """``None`` where no monitor left one: a run that was watched and is not over has alerts, or nothing yet."""
-        if self._verdict is None and not self._remarks:
-            return None
-        said = verdict(remark.severity for remark in self._remarks)
-        graver = {"pass": 0, "warn": 1, "fail": 2}
-        return OwnWord(verdict=max(said, self._verdict or "pass", key=graver.__getitem__), remarks=self._remarks)
+        return own_word(self._verdict, self._remarks)
+
+
+def own_word(said: Literal["pass", "warn", "fail"] | None, remarks: Sequence[Remark]) -> OwnWord | None:
+    """The graver of the verdict and the remarks that a monitor left; ``None`` where it left neither."""
+    if said is None and not remarks:
+        return None
+    of_remarks = verdict(remark.severity for remark in remarks)
+    return OwnWord(verdict=max(of_remarks, said or "pass", key=("pass", "warn", "fail").index), remarks=remarks)

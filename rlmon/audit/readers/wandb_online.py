@@ -24,13 +24,14 @@ from typing import Any, Literal, TypeVar
 import rlmon.audit.readers.wandb as wandb_file
 from rlmon.asking import asking
 from rlmon.audit.readers.history import History, beside_curves, reward_functions, step_key_of
+from rlmon.audit.readers.own_word import MAX_REMARKS, own_word
 from rlmon.audit.readers.table_layout import Cells, Logged, UnreadableTable, group_size
 from rlmon.audit.readers.tables import plan
 from rlmon.audit.run import OpenedRun, OwnWord, Remark
 from rlmon.console import say
 from rlmon.errors import ReadError
 from rlmon.printable import one_line
-from rlmon.records import SEVERITIES, verdict
+from rlmon.records import SEVERITIES
 
 T = TypeVar("T")
 
@@ -44,7 +45,6 @@ AT_ONCE = 8
 TELL_EVERY_SECONDS = 5.0
 _ADDRESS = re.compile(r"wandb:/{1,2}(.*)|https?:/{1,2}[^/]+/([^/]+/[^/]+)/runs/([^/?#]+).*")
 _FINDINGS = "rlmon/findings"
-_MAX_REMARKS = 1_000
 
 
 def address(path: Path | str) -> str | None:
@@ -171,17 +171,14 @@ def _own_word(summary: Any, findings: Sequence[Logged], load: Callable[[Logged],
     remarks: list[Remark] = []
     with contextlib.suppress(UnreadableTable):
         names, rows = load(findings[-1]) if findings else ([], [])
-        for row in reversed(rows[:_MAX_REMARKS]):
+        for row in reversed(rows[:MAX_REMARKS]):
             cells = dict(zip(names, row, strict=False)) if isinstance(row, list) else {}
             detector, severity, step = (cells.get(name) for name in ("detector", "severity", "step"))
             if isinstance(detector, str) and severity in SEVERITIES:
                 at = step if isinstance(step, int) and not isinstance(step, bool) else None
                 remarks.append(Remark(detector=detector[:60], severity=severity, step=at))
     word: Literal["pass", "warn", "fail"] | None = said if said in ("pass", "warn", "fail") else None
-    if word is None and not remarks:
-        return None
-    of_remarks = verdict(remark.severity for remark in remarks)
-    return OwnWord(verdict=max(of_remarks, word or "pass", key=("pass", "warn", "fail").index), remarks=remarks)
+    return own_word(word, remarks)
 
 
 @dataclass(slots=True)
