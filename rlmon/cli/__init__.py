@@ -22,7 +22,7 @@ from rlmon.cli.looking import show, watch
 from rlmon.cli.printing import USAGE_OR_UNREADABLE, note, reader_may_leave
 from rlmon.cli.serving import serve
 from rlmon.cli.training import check, demo
-from rlmon.errors import RLMonError
+from rlmon.errors import RLMonError, TrackerError
 
 __all__ = ["app", "main"]
 
@@ -68,6 +68,12 @@ def main() -> None:
     _never_fail_on_odd_characters()
     try:
         app(prog_name="rlmon")
+    except TrackerError as error:
+        note(f"rlmon: {error}")
+        with reader_may_leave():
+            sys.stdout.flush()
+        # At the end of a process W&B's client waits for its server, for minutes where that is down or silent.
+        os._exit(USAGE_OR_UNREADABLE)
     except RLMonError as error:
         note(f"rlmon: {error}")
         sys.exit(USAGE_OR_UNREADABLE)

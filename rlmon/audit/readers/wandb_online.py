@@ -29,7 +29,7 @@ from rlmon.audit.readers.table_layout import Cells, Logged, UnreadableTable, gro
 from rlmon.audit.readers.tables import plan
 from rlmon.audit.run import OpenedRun, OwnWord, Remark
 from rlmon.console import say
-from rlmon.errors import ReadError
+from rlmon.errors import ReadError, TrackerError
 from rlmon.printable import one_line
 from rlmon.records import SEVERITIES
 
@@ -86,6 +86,15 @@ def _opened(whole: str, run: Any) -> OpenedRun:
     sizes = {file.name: file for file in within(lambda: list(run.files(pattern="media/table/%", per_page=200)))}
     fetch = _Fetch(sizes, Path(tempfile.mkdtemp(prefix="rlmon-")))
     atexit.register(shutil.rmtree, fetch.folder, ignore_errors=True)
+    try:
+        return _fetched(whole, run, config, fetch, tell)
+    except BaseException:
+        shutil.rmtree(fetch.folder, ignore_errors=True)  # a command that W&B leaves without an answer ends at once
+        raise
+
+
+def _fetched(whole: str, run: Any, config: Mapping[str, Any], fetch: _Fetch, tell: _Told) -> OpenedRun:
+    sizes = fetch.files
     history = _history(run, fetch, tell)
     tables = plan(history.tables, fetch, config, reward_functions(history))
     wanted = {one.place: one for shard in tables.shards for one in (*shard.tables, shard.before) if one is not None}
@@ -195,7 +204,7 @@ class _Told:
 
 
 def within(job: Callable[[], T]) -> T:
-    """What the job gives. Raises what it raises, and ``ReadError`` where it takes longer than W&B may."""
+    """What the job gives. Raises what it raises, and ``TrackerError`` where it takes longer than W&B may."""
     (result,) = each([job])
     return result
 
@@ -203,7 +212,7 @@ def within(job: Callable[[], T]) -> T:
 def each(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
     """What each job gives, as they end, some of them at once.
 
-    Raises what one raises, and ``ReadError`` where none ends within ``SILENT_SECONDS``; threads that still wait then
+    Raises what one raises, and ``TrackerError`` where none ends within ``SILENT_SECONDS``; threads that still wait then
     end with the process.
     """
     waiting = list(jobs)
@@ -227,7 +236,7 @@ def each(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
         try:
             result, error = done.get(timeout=SILENT_SECONDS)
         except queue.Empty:
-            raise ReadError(
+            raise TrackerError(
                 f"W&B was silent for {SILENT_SECONDS:g} s. Is the network there? Try again later."
             ) from None
         if error is not None:
