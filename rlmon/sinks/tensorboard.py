@@ -12,9 +12,9 @@ from typing import Any
 
 from rlmon.console import first, what_happened
 from rlmon.printable import one_line
-from rlmon.records import Finding, Histogram, RunHeader, Severity, StepRecord, graver, verdict
+from rlmon.records import Finding, Histogram, RunHeader, StepRecord
 from rlmon.sinks import Sink
-from rlmon.sinks.said_before import said_before
+from rlmon.sinks.alerts import Alerts
 
 SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "Formats": {
@@ -60,14 +60,12 @@ class TensorBoardSink(Sink):
     """
 
     def __init__(self, writer: Callable[[], Any] | Any, log: Path | None = None) -> None:
-        self._given, self._log = writer, log
+        self._given, self._alerts = writer, Alerts(log)
         self._met: Any = None
-        self._states: dict[str, Severity] = {}
 
     def open(self, header: RunHeader) -> None:
         """Of a run that goes on, take what was found before."""
-        for finding in said_before(header, self._log):
-            self._take(finding)
+        self._alerts.open(header)
 
     def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
         """The step's measured metrics as scalars, and its histograms."""
@@ -92,8 +90,8 @@ class TensorBoardSink(Sink):
 
     def finding(self, finding: Finding) -> None:
         """The finding as text, and the verdict where it changes."""
-        before = verdict(self._states.values())
-        self._take(finding)
+        before = self._alerts.verdict
+        self._alerts.take(finding)
         writer = self._writer()
         if writer is None:
             return
@@ -103,7 +101,7 @@ class TensorBoardSink(Sink):
             text += f" {_escaped(first(finding.advice))}."
         # The detector is in the tag: texts of one tag and step would replace each other.
         writer.add_text(f"rlmon/findings/{finding.detector}", text, finding.step)
-        if verdict(self._states.values()) != before:
+        if self._alerts.verdict != before:
             self._sum_up(writer, finding.step)
 
     def table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -118,12 +116,9 @@ class TensorBoardSink(Sink):
     def _writer(self) -> Any:
         return self._given() if callable(self._given) else self._given
 
-    def _take(self, finding: Finding) -> None:
-        self._states[finding.detector] = graver(finding.severity, self._states.get(finding.detector))
-
     def _sum_up(self, writer: Any, step: int) -> None:
-        loud = [f"{severity.upper()} {name}" for name, severity in self._states.items() if severity != "note"]
-        writer.add_text("rlmon/verdict", _escaped(": ".join([verdict(self._states.values()), *loud])), step)
+        loud = [f"{severity.upper()} {name}" for name, severity in self._alerts.gravest.items() if severity != "note"]
+        writer.add_text("rlmon/verdict", _escaped(": ".join([self._alerts.verdict, *loud])), step)
 
 
 def _add_histogram(writer: Any, name: str, histogram: Histogram, step: int) -> None:

@@ -18,9 +18,9 @@ from rlmon.acts import Act, act_of
 from rlmon.console import first, say, what_happened
 from rlmon.dashboard.live import make_view_beside
 from rlmon.dashboard.story import AXIS
-from rlmon.records import Action, Finding, Histogram, RunHeader, Severity, StepRecord, graver, verdict
+from rlmon.records import Action, Finding, Histogram, RunHeader, Severity, StepRecord
 from rlmon.sinks import Sink
-from rlmon.sinks.said_before import said_before
+from rlmon.sinks.alerts import Alerts
 from rlmon.sinks.wandb_tables import (
     ACT_COLUMNS,
     FINDING_COLUMNS,
@@ -45,11 +45,7 @@ class WandbSink(Sink):
         self._settings: Mapping[str, Any] = {}
         self._about: dict[str, Any] = {}
         self._run: Any = None
-        self._states: dict[str, Severity] = {}
-        """The gravest that each detector said in this training."""
-        self._alerted: dict[str, Severity] = {}
-        """The same, of what the W&B run was told."""
-        self._first_alarm: int | None = None
+        self._alerts = Alerts(log)
         self._acts = NewestRows(ACT_COLUMNS, MAX_ACTS)
         self._findings = NewestRows(FINDING_COLUMNS, MAX_FINDINGS)
         self._samples = SampleTable()
@@ -59,9 +55,8 @@ class WandbSink(Sink):
         """Take what goes into W&B's config, under ``rlmon``; of a run that goes on, what was found before."""
         self._settings = header.config
         self._about = {"config": dict(header.config), "run_id": header.run_id}
-        for finding in said_before(header, self._log):
-            self._take(finding)
-        self._alerted = dict(self._states)  # told then
+        for finding in self._alerts.open(header):
+            self._findings.put(finding.finding_id, _Told(finding))
 
     def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
         """One log call with the step's measured metrics and histograms, and with the tables that are due."""
@@ -81,7 +76,8 @@ class WandbSink(Sink):
             row[_metric_name(name)] = wandb.Histogram(np_histogram=counted)
         row["rlmon/faults"] = sum(step.faults.values())
         row["rlmon/shed_rows"] = step.shed_rows
-        row["rlmon/detectors_failed"] = sum(state == "fail" for state in self._states.values())  # before this step
+        before_this_step = self._alerts.gravest.values()
+        row["rlmon/detectors_failed"] = sum(severity == "fail" for severity in before_this_step)
         for name in ("overhead_seconds", "base_forward_seconds"):
             seconds = getattr(step, name)
             if seconds is not None:
@@ -93,11 +89,14 @@ class WandbSink(Sink):
             make_view_beside(run, self._say)
 
     def finding(self, finding: Finding) -> None:
-        """A row of the table of findings; an alert where a detector says something graver than before."""
-        self._take(finding)
+        """A row of the table of findings; an alert where it says something new."""
+        self._findings.put(finding.finding_id, _Told(finding))
+        alert = self._alerts.take(finding)
         wandb = sys.modules.get("wandb")
-        if wandb is not None and wandb.run is not None and wandb.run is self._run:
-            self._alert(wandb, finding)
+        if alert is not None and wandb is not None and wandb.run is not None and wandb.run is self._run:
+            self._sum_up()
+            level = getattr(wandb.AlertLevel, _LEVELS[alert.severity])
+            self._run.alert(title=alert.title, text=alert.text, level=level, wait_duration=0)
 
     def action(self, action: Action) -> None:
         """Keep the act for the next table: all phases of one are one row, and the newest 200 acts are kept."""
@@ -145,39 +144,18 @@ class WandbSink(Sink):
             run.define_metric(name, step_metric=AXIS, summary=f"{worst},last")
         run.config.update({"rlmon": self._about}, allow_val_change=True)
         if self._run is not None:
-            self._alerted = {}
+            self._alerts.tell_anew()
         self._run = run
         self._samples = SampleTable()
         for kept in self._kept.values():
             kept.begin_anew()
-        if self._states:
+        if self._alerts.gravest:
             self._sum_up()
 
-    def _take(self, finding: Finding) -> None:
-        self._findings.put(finding.finding_id, _Told(finding))
-        self._states[finding.detector] = graver(finding.severity, self._states.get(finding.detector))
-        if finding.severity != "note" and self._first_alarm is None:
-            self._first_alarm = finding.step
-
     def _sum_up(self) -> None:
-        self._run.summary["rlmon/verdict"] = verdict(self._states.values())
-        if self._first_alarm is not None:
-            self._run.summary["rlmon/first_alarm_step"] = self._first_alarm
-
-    def _alert(self, wandb: Any, finding: Finding) -> None:
-        before = self._alerted.get(finding.detector)
-        if before is not None and graver(finding.severity, before) == before:
-            return
-        self._alerted[finding.detector] = finding.severity
-        self._sum_up()
-        told = _Told(finding)
-        advice = f" {told.what_to_change}." if told.what_to_change else ""
-        self._run.alert(
-            title=f"rlmon {finding.severity.upper()}: {finding.detector}",
-            text=f"Step {finding.step}: {told.what_happened}.{advice}",
-            level=getattr(wandb.AlertLevel, _LEVELS[finding.severity]),
-            wait_duration=0,
-        )
+        self._run.summary["rlmon/verdict"] = self._alerts.verdict
+        if self._alerts.first_alarm_step is not None:
+            self._run.summary["rlmon/first_alarm_step"] = self._alerts.first_alarm_step
 
 
 class _Told:

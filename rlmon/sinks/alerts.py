@@ -1,0 +1,111 @@
+"""What is worth an alert, of all that detectors say: what is new, what is graver, and what comes back.
+
+One for each destination, since they need not have been told the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rlmon.console import first, what_happened
+from rlmon.printable import one_line
+from rlmon.records import Finding, RunHeader, Severity, graver, verdict
+from rlmon.sinks.said_before import said_before
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alert:
+    """What people are told of a finding; one line each, printable and short."""
+
+    severity: Severity
+    detector: str
+    step: int
+    title: str
+    """``rlmon FAIL: format-collapse``."""
+    text: str
+    """Three plain sentences at most: what happened at which step, what to change, and when it was found before."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Alarm:
+    """What was told of one detector, since it was last armed."""
+
+    severity: Severity
+    step: int
+    """Of its newest finding."""
+
+
+class Alerts:
+    """What one destination was told, and what the findings of the training come to.
+
+    ``log``: the run directory, where a run that goes on finds what was told before.
+    """
+
+    def __init__(self, log: Path | None = None) -> None:
+        self._log = log
+        self._rearm_records = math.inf
+        self._told: dict[str, _Alarm] = {}
+        self._gravest: dict[str, Severity] = {}
+        self.first_alarm_step: int | None = None
+        """Of the first WARN or FAIL; a note is none."""
+
+    def open(self, header: RunHeader) -> Sequence[Finding]:
+        """Begin with a run. Of one that goes on, its findings so far, all of which were told."""
+        self._rearm_records = header.detectors.get("parameters", {}).get("rearm_records", math.inf)
+        self._told, self._gravest, self.first_alarm_step = {}, {}, None
+        before = said_before(header, self._log)
+        for finding in before:
+            self.take(finding)
+        return before
+
+    def take(self, finding: Finding) -> Alert | None:
+        """What to tell of a finding; ``None`` where it says nothing new.
+
+        New is the first word of a detector, a graver one, and one after it was armed again. It is armed again after so
+        many records on the good side (``rearm_records``), and silent until then: a finding that comes sooner is that
+        of a run that went back to a checkpoint. A note is told once.
+        """
+        self._gravest[finding.detector] = graver(finding.severity, self._gravest.get(finding.detector))
+        if finding.severity != "note" and self.first_alarm_step is None:
+            self.first_alarm_step = finding.step
+        before = self._told.get(finding.detector)
+        is_graver = before is None or graver(finding.severity, before.severity) != before.severity
+        came_back = (
+            before is not None
+            and not is_graver
+            and finding.severity != "note"
+            and finding.step - before.step >= self._rearm_records
+        )
+        if before is None or is_graver or came_back:
+            self._told[finding.detector] = _Alarm(finding.severity, finding.step)
+        else:
+            self._told[finding.detector] = _Alarm(before.severity, max(before.step, finding.step))
+            return None
+        sentences = [f"Step {finding.step}: {what_happened(finding)}", first(finding.advice)]
+        if before is not None and came_back:
+            sentences.append(f"It was found before, at step {before.step}")
+        return Alert(
+            severity=finding.severity,
+            detector=finding.detector,
+            step=finding.step,
+            title=one_line(f"rlmon {finding.severity.upper()}: {finding.detector}"),
+            text=" ".join(f"{sentence}." for sentence in sentences if sentence),
+        )
+
+    def tell_anew(self) -> None:
+        """What comes now goes somewhere else, where nothing was told."""
+        self._told = {}
+
+    @property
+    def gravest(self) -> Mapping[str, Severity]:
+        """The gravest that each detector said in this training, in the order in which they spoke first."""
+        return self._gravest
+
+    @property
+    def verdict(self) -> Literal["pass", "warn", "fail"]:
+        """What the findings come to."""
+        return verdict(self._gravest.values())
