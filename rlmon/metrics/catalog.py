@@ -1,12 +1,6 @@
-"""The catalogue of metrics, from which ``docs/metrics.md`` is generated: what the families say of themselves.
-
-``python -m rlmon.metrics.catalog docs/metrics.md`` writes the page.
-"""
+"""The catalogue of metrics, from which ``docs/metrics.md`` is generated: what the families say of themselves."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 from rlmon.metrics.families import FAMILIES
 from rlmon.metrics.family import MODE, Bound, Metric
@@ -38,7 +32,7 @@ def render_markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "Generated from `rlmon/metrics/families` by `python -m rlmon.metrics.catalog docs/metrics.md`; do not edit.",
+        "Generated from `rlmon/metrics/families` by `python docs/generate.py`; do not edit.",
         "",
         "A metric that was not measured is null with a reason beside it, never 0. *exact*: from sums over all ranks, "
         "or, for pairs and groups, from the rows of all ranks together (2,048 a step; of more, whole groups evenly "
@@ -73,17 +67,3 @@ def render_markdown() -> str:
 
 def _bound(value: Bound, unbounded: str) -> str:
     return unbounded if value is None else f"{value:g}"
-
-
-def main(arguments: list[str]) -> int:
-    """Write the page to the path given, or print it."""
-    page = render_markdown()
-    if arguments:
-        Path(arguments[0]).write_text(page, encoding="utf-8")
-    else:
-        sys.stdout.write(page)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import rlmon
+from docs.generate import PAGES
 from rlmon.cli import app
-from rlmon.metrics.catalog import render_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -84,9 +84,9 @@ def test_the_changelog_is_of_this_version() -> None:
     assert released[0] == rlmon.__version__
 
 
-def test_generated_pages_are_up_to_date() -> None:
-    # python -m rlmon.metrics.catalog docs/metrics.md
-    assert (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8") == render_markdown()
+@pytest.mark.parametrize("page", PAGES)
+def test_generated_pages_are_up_to_date(page: str) -> None:
+    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == PAGES[page](), "run: python docs/generate.py"
 
 
 def test_constraints_put_torch_first_and_pin_what_pyproject_names() -> None:

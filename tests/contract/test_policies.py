@@ -12,7 +12,6 @@ from rlmon.detectors import DETECTORS
 from rlmon.errors import ConfigError
 from rlmon.interventions import conditions, policy_file
 from rlmon.interventions.actions import ACTIONS
-from rlmon.interventions.document import render
 from rlmon.interventions.policy import Policy, parse
 from rlmon.metrics.catalog import METRICS
 
@@ -71,11 +70,6 @@ def test_presets_measure_what_they_do_by_metrics_of_the_catalogue() -> None:
     known = {metric.name for metric in METRICS}
     watched = [conditions.metric_of(rule.when) for rule in read("strict").rules]
     assert [found[0] for found in watched if found is not None and found[0] not in known] == []
-
-
-def test_generated_page_is_up_to_date() -> None:
-    # python -m rlmon.interventions.document docs/interventions-reference.md
-    assert (ROOT / "docs" / "interventions-reference.md").read_text(encoding="utf-8") == render()
 
 
 def test_the_page_names_every_action_and_preset() -> None:

@@ -138,13 +138,6 @@ def test_catalogue_and_finish_name_the_same_metrics() -> None:
     assert catalog.lookup("rlmon/nothing") is None
 
 
-def test_the_page_of_metrics_is_the_rendering(request: pytest.FixtureRequest) -> None:
-    page = request.config.rootpath / "docs" / "metrics.md"
-    assert page.read_text(encoding="utf-8") == catalog.render_markdown(), (
-        "run: python -m rlmon.metrics.catalog docs/metrics.md"
-    )
-
-
 def test_rewards_that_are_missing_or_not_finite_are_counted() -> None:
     rewards = [1.0, None, math.nan, math.inf]
     batch = dataclasses.replace(make(TEXTS[:4], rewards=rewards), rewards={"f": [1.0, None, math.nan, 0.0]})
