@@ -11,32 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rlmon.console import first, what_happened
+from rlmon.dashboard.story import STORY, Lines
 from rlmon.printable import one_line
 from rlmon.records import Finding, Histogram, RunHeader, StepRecord
 from rlmon.sinks import Sink
 from rlmon.sinks.alerts import Alerts
-
-SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "Formats": {
-        "Effective formats": ("rlmon/format/effective", "rlmon/format/effective_correct"),
-        "Share of the commonest": ("rlmon/format/top_share", "rlmon/format/other_share"),
-    },
-    "Entropy": {"Token entropy": ("rlmon/entropy/mean",), "Of the base": ("rlmon/entropy/ratio_to_base",)},
-    "KL": {"KL to the base": ("rlmon/kl/mean",)},
-    "Hard samples": {
-        "Groups without a signal": ("rlmon/group/all_good", "rlmon/group/all_bad", "rlmon/group/silent"),
-        "Weight of lone successes": ("rlmon/group/lone_success_weight",),
-    },
-    "Interventions": {
-        "Coefficients": ("rlmon/intervention/beta", "rlmon/intervention/entropy_coef", "rlmon/intervention/kappa"),
-        "Shares of rows": ("rlmon/intervention/neutralised_share", "rlmon/intervention/deferred_share"),
-    },
-    "Health": {
-        "Truncated": ("rlmon/health/truncated",),
-        "Near-duplicates": ("rlmon/text/near_duplicate_across",),
-    },
-}
-"""Charts of the custom-scalars page: the catalogue's names, by section and title."""
 
 MAX_TABLE_ROWS = 32
 MAX_CELL_CHARACTERS = 1_000
@@ -50,6 +29,17 @@ SAMPLE_COLUMNS = (
     "prompt",
     "completion",
 )
+
+
+def charts() -> dict[str, dict[str, list[Any]]]:
+    """The page of custom scalars: the curves of the story, by section and title."""
+    layout: dict[str, dict[str, list[Any]]] = {}
+    for part in STORY:
+        for lines in part.panels:
+            if isinstance(lines, Lines):
+                tags = [f"^{name}$" for name in lines.metrics] or [f"^{lines.family}"]
+                layout.setdefault(part.title, {})[lines.title] = ["Multiline", tags]
+    return layout
 
 
 class TensorBoardSink(Sink):
@@ -74,13 +64,10 @@ class TensorBoardSink(Sink):
             return
         if writer is not self._met:
             self._met = writer
-            layout = {
-                section: {title: ["Multiline", [f"^{name}$" for name in names]] for title, names in charts.items()}
-                for section, charts in SECTIONS.items()
-            }
-            writer.add_custom_scalars(layout)
+            writer.add_custom_scalars(charts())
             self._sum_up(writer, step.step)
         values = {**step.metrics, "rlmon/faults": sum(step.faults.values()), "rlmon/shed_rows": step.shed_rows}
+        values["rlmon/detectors_failed"] = sum(state == "fail" for state in self._states.values())  # before this step
         values |= {f"rlmon/{name}": getattr(step, name) for name in ("overhead_seconds", "base_forward_seconds")}
         for name, value in values.items():
             if value is not None:

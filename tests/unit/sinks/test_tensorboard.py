@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from rlmon.metrics.catalog import METRICS
 from rlmon.records import Histogram
-from rlmon.sinks.tensorboard import MAX_TABLE_ROWS, SECTIONS, TensorBoardSink
+from rlmon.sinks.tensorboard import MAX_TABLE_ROWS, TensorBoardSink, charts
 
 pytest.importorskip("tensorboard")
 from torch.utils.tensorboard import SummaryWriter
@@ -30,9 +31,17 @@ def texts(events: Any, tag: str) -> list[tuple[int, str]]:
     return [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(f"{tag}/text_summary")]
 
 
-def test_charts_show_what_the_catalogue_has() -> None:
-    known = {metric.name for metric in METRICS}
-    assert [n for charts in SECTIONS.values() for names in charts.values() for n in names if n not in known] == []
+def test_every_chart_of_the_story_finds_what_is_logged(tmp_path: Path, header: Make, step: Make) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    sink = TensorBoardSink(writer)
+    sink.open(header())
+    sink.record(step(1, metrics={metric.name.replace("<mode>", "json"): 0.5 for metric in METRICS}), {})
+    sink.close()
+    writer.close()
+    logged = read(tmp_path).Tags()["scalars"]
+    wanted = [tag for part in charts().values() for _, tags in part.values() for tag in tags]
+    assert len(wanted) > 40
+    assert [tag for tag in wanted if not any(re.search(tag, name) for name in logged)] == []
 
 
 def test_scalars_and_histograms_once_a_step(tmp_path: Path, header: Make, step: Make) -> None:
@@ -49,6 +58,7 @@ def test_scalars_and_histograms_once_a_step(tmp_path: Path, header: Make, step: 
     events = read(tmp_path)
     assert [(e.step, e.value) for e in events.Scalars("rlmon/entropy/mean")] == [(1, 0.5), (2, 1.0), (3, 1.5)]
     assert [e.value for e in events.Scalars("rlmon/faults")] == [2, 2, 2]
+    assert [e.value for e in events.Scalars("rlmon/detectors_failed")] == [0, 0, 0]
     assert "rlmon/kl/mean" not in events.Tags()["scalars"]  # not measured is absent, not 0
     shown = events.Histograms("rlmon/x")
     assert [e.step for e in shown] == [1, 2, 3]
