@@ -23,21 +23,11 @@ OpenerWords = Callable[[], Sequence[str | None]]
 
 
 class Closing:
-    """Closes steps and evaluations.
-
-    Args:
-        state: what the run knows; a step changes it.
-        observed: what this rank saw of the step.
-        exchange: how ranks tell each other.
-        journal: where it is told, and where what fails is counted.
-        ranks: this process among the others.
-    """
+    """Closes steps and evaluations."""
 
     def __init__(self, state: State, observed: Observed, exchange: Exchange, journal: Journal, ranks: Ranks) -> None:
         self._state, self._observed, self._exchange = state, observed, exchange
         self._journal, self._faults, self._ranks = journal, journal.faults, ranks
-        self.no_base = "no base model was compared"
-        """Why ``rlmon/kl/*`` is null where nothing was compared."""
         self.base_seconds = 0.0
         """Time spent in forwards of the base since the last step."""
         self.findings: list[Finding] = []
@@ -163,7 +153,7 @@ class Closing:
             known = Circumstances(
                 rounds=head["rounds"],
                 failed=whole.faults,
-                no_base=self.no_base,
+                no_base=self._journal.no_base,
                 no_success=state.successes.definition.reason,
                 unseen=self._journal.unseen,
             )

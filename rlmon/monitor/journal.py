@@ -38,6 +38,8 @@ class Journal:
         )
         self.sinks: list[Sink] = []
         self.subscribers: list[Callable[[StepRecord, tuple[Finding, ...]], None]] = []
+        self.no_base = "no base model was compared"
+        """Why ``rlmon/kl/*`` is null where nothing was compared."""
         self.unseen: dict[str, str] = {}
         """Signals that the losses of the step did not show, and why."""
         self._unseen_said = False
@@ -73,7 +75,8 @@ class Journal:
             try:
                 yield
             except Exception as error:
-                self.sinks = [other for other in self.sinks if other is not sink]
+                if sink in self.sinks:
+                    self.sinks.remove(sink)
                 self.note(f"{kind} is switched off from step {self.faults.step} on: {type(error).__name__}: {error}")
                 self.say(f"{kind} is switched off for the rest of the run; training and the log go on")
                 raise
@@ -203,7 +206,7 @@ class Journal:
         """The log and the sinks. Safe to call twice."""
         self.event("ended", {"step": self.faults.step, "faults": self.faults.totals})
         self._tell(lambda sink: sink.close())  # of a log that says that it ended
-        self.sinks = []
+        self.sinks.clear()
         with self.faults.guard("runlog.events"):
             self.writer.close()
         self.drain()

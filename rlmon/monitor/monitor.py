@@ -13,8 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +94,12 @@ class Monitor:
         self._closed = False
         self.journal = Journal(self.config, self.ranks)
         self.faults = self.journal.faults
+        self.guard, self.fault = self.faults.guard, self.faults.fault
+        self.sinks: list[Sink] = self.journal.sinks
+        """Where records, findings and acts are mirrored on rank 0. One that is added here while the run goes on is not
+        opened: give it as ``Extensions(sinks=[...])`` to be told of the run's header first."""
+        self.on_record: list[Callable[[StepRecord, tuple[Finding, ...]], None]] = self.journal.subscribers
+        """Called with record and findings on rank 0 after each step is in the log."""
         self.faults.step = resume.step or 0
         watched = watched_alike(self.config, about, self.ranks, group_size, policy, extensions, self.guard)
         self.extensions, self.modes, self.families = watched.extensions, watched.modes, watched.families
@@ -128,11 +133,11 @@ class Monitor:
         self.attempt = self.writer.header.attempt
         self.use_vocabulary(about.vocabulary)
         if resume.step is not None:
-            self._state.say_what_begins_anew(resume, self._step)
+            self._state.say_what_begins_anew(resume, self.faults.step)
         elif self.attempt and self.writer.header.attempt_kind == "fresh":
             self._say_what_lay_there()
         if self._state.successes.deciding.decided:
-            self._state.log_success(self._step)
+            self._state.log_success(self.faults.step)
 
     def _say_what_lay_there(self) -> None:
         """One line on the console and a ``note`` in the log, where this run begins anew in the log of another."""
@@ -140,13 +145,8 @@ class Monitor:
             f"{self.log_dir} already held the log of another run: it is kept, and everything shows this run alone. "
             "Give each run an output_dir of its own to see both"
         )
-        self.note(text)
+        self.journal.note(text)
         self.journal.say(text)
-
-    @property
-    def _step(self) -> int:
-        """The last step that ended."""
-        return self.faults.step
 
     @property
     def controller(self) -> Controller | None:
@@ -163,56 +163,11 @@ class Monitor:
         """The newest 1,000 findings of this attempt."""
         return self._closing.findings
 
-    @property
-    def kl_reason(self) -> str:
-        """Why the base was not compared, on steps where it was not."""
-        return self._closing.no_base
-
-    @kl_reason.setter
-    def kl_reason(self, reason: str) -> None:
-        self._closing.no_base = reason
-
     def use_vocabulary(self, vocabulary: Sequence[str] | None) -> None:
         """Decoded text of every token id: with it, moves are measured too."""
         self._featurizer = Featurizer(
             self.modes, self.writer.secret, vocabulary, text_tokens=self.config.rlmon_text_tokens
         )
-
-    @property
-    def sinks(self) -> list[Sink]:
-        """Where records, findings and acts are mirrored on rank 0. One that is added here while the run goes on is not
-        opened: give it as ``Extensions(sinks=[...])`` to be told of the run's header first."""
-        return self.journal.sinks
-
-    @sinks.setter
-    def sinks(self, sinks: list[Sink]) -> None:
-        self.journal.sinks = sinks
-
-    @property
-    def on_record(self) -> list[Callable[[StepRecord, tuple[Finding, ...]], None]]:
-        """Called with record and findings on rank 0 after each step is in the log."""
-        return self.journal.subscribers
-
-    def guard(self, place: str) -> AbstractContextManager[None]:
-        """Contain and count what fails inside; also the timer of the monitor's own cost."""
-        return self.faults.guard(place)
-
-    def fault(self, place: str, error: BaseException | str, count: int = 1) -> None:
-        """Count a failure of ours, and say it once."""
-        self.faults.fault(place, error, count)
-
-    def note(self, text: str) -> None:
-        """Write a remark into the log."""
-        self.journal.note(text)
-
-    def cannot_see(self, reasons: Mapping[str, str]) -> None:
-        """This step's losses showed nothing of these signals (``entropy``, ``kl``), each with its reason."""
-        self.journal.cannot_see(reasons)
-
-    def expect_rows(self, count: int) -> None:
-        """So many completions were sampled, and are going to be observed; what is not by the end of the step was lost
-        on the way, and is counted as shed."""
-        self.journal.expect_rows(count)
 
     def open_sinks(self, trackers: Sequence[Sink] = ()) -> None:
         """Mirror to the terminal and to an open W&B run, as configured, to the ``trackers`` that the loop has open, and
@@ -223,13 +178,14 @@ class Monitor:
 
     def next_round(self, split: Split) -> int:
         """The number of a generation that begins now."""
-        number = self.coming_round(split)
-        self._state.rounds[split] = number + 1
+        number = self.rounds[split]
+        self.rounds[split] = number + 1
         return number
 
-    def coming_round(self, split: Split) -> int:
+    @property
+    def rounds(self) -> dict[Split, int]:
         """The number that the next generation will get."""
-        return self._state.rounds[split]
+        return self._state.rounds
 
     def count_non_finite(self, count: float) -> None:
         """Add NaN or infinite values that the loop met outside of what is observed here."""
@@ -303,7 +259,9 @@ class Monitor:
                 raise
             late = None
             if batch is not None and self.ranks.world_size > 1:
-                late = functools.partial(self._state.successes.late, batch.round, batch.group_size, self._step + 1)
+                late = functools.partial(
+                    self._state.successes.late, batch.round, batch.group_size, self.faults.step + 1
+                )
             effect = self.controller.round(batch, rows, features, logp_base_n, success_n, late)
         return effect
 
@@ -340,7 +298,7 @@ class Monitor:
         that was not observed (replayed from an older round): its tokens count, for no format. Never raises."""
         with self.guard("metrics.tokens"):
             sums = token_sums(entropies_BT, logps_BT, mask_BT, advantages_B)
-            step = self._step + 1 if split == "train" else self._step
+            step = self.faults.step + 1 if split == "train" else self.faults.step
             if not self._observed.add_tokens(split, rows_B2, sums, attempt=self.attempt, step=step):
                 self.fault("capture.tokens", "token statistics of a round that was not observed")
             if loss is not None and not math.isfinite(float(loss)):
@@ -431,17 +389,17 @@ class Monitor:
             self.journal.write_passes(local)
         if self.controller is not None:
             with self.guard("interventions"):
-                self.controller.close(self._step)
+                self.controller.close(self.faults.step)
         with self.guard("detectors"):
             if not self._closed and (text := self._state.judging.never_measured()) is not None:
-                self.note(text)
+                self.journal.note(text)
                 self.journal.say(text)
         self._closed = True
         self.journal.close()
 
     def shared_state(self) -> dict[str, Any]:
         """What a resumed run needs and all ranks have in common, as JSON types."""
-        return self._state.shared(self._step)
+        return self._state.shared(self.faults.step)
 
     def rank_state(self) -> dict[str, Any]:
         """What this rank alone knows, as JSON types: examples of completions, of rank 0."""

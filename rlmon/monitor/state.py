@@ -24,16 +24,7 @@ if TYPE_CHECKING:
 
 class State:
     """The parts of a monitor that go on from step to step; each is taken up from a checkpoint as a whole, or begins
-    anew.
-
-    Args:
-        config: of the monitor.
-        families: the metrics of the run.
-        judging: its detectors.
-        journal: where changes are said.
-        ranks: this process among the others.
-        policy: the rules to act by.
-    """
+    anew."""
 
     def __init__(
         self,

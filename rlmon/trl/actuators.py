@@ -216,7 +216,7 @@ class TrainerActuators:
         rule, reason, beta = self._marked
         if beta is not None:
             self._coefficients.set_beta(beta)
-        monitor.note(f"Rolled back by {rule} ({reason}); beta is {self._coefficients.values()['beta']}.")
+        monitor.journal.note(f"Rolled back by {rule} ({reason}); beta is {self._coefficients.values()['beta']}.")
 
     def act_on_loop(self, monitor: Monitor, state: TrainerState, control: TrainerControl) -> Path | None:
         """At the end of a step: end training where a rule said so, and let checkpoints wait for the end of a round:
@@ -281,7 +281,7 @@ class TrainerActuators:
             return inputs
         drawn = inputs
         with self._part(monitor, "draws"):
-            number = monitor.coming_round("train")
+            number = monitor.rounds["train"]
             drawn = self._draws.swap(inputs, monitor.controller.blocked(number), number)
         return drawn
 

@@ -248,7 +248,7 @@ class RLMon(TrainerCallback):
         if actuators is not None:
             with monitor.guard("interventions"):
                 actuators.begin(monitor)
-        monitor.kl_reason = base.unmeasured(state.global_step, self.config.rlmon_base_kl_every)
+        monitor.journal.no_base = base.unmeasured(state.global_step, self.config.rlmon_base_kl_every)
         trackers: Sequence[Any] = ()
         with monitor.guard("mirror"):
             trackers = tensorboard_sinks(trainer, self.log_dir) if self.config.rlmon_tensorboard else ()
@@ -297,7 +297,7 @@ class RLMon(TrainerCallback):
             return
         base = capture.base
         if base is not None:
-            monitor.kl_reason = base.unmeasured(state.global_step - 1, self.config.rlmon_base_kl_every)
+            monitor.journal.no_base = base.unmeasured(state.global_step - 1, self.config.rlmon_base_kl_every)
         capture.step_ends()
         record = monitor.end_step(state.global_step)
         if self._actuators is not None:

@@ -93,7 +93,7 @@ class Generation:
                 given = bound_arguments(original, args, kwargs, SCORING)
                 inputs, prompts, completions, ids = (given[name] for name in SCORING)
                 call = Scored(inputs, prompts, completions, ids, rewards_NF)
-                monitor.expect_rows(self._sampling.add_scored(call))
+                monitor.journal.expect_rows(self._sampling.add_scored(call))
         return rewards_NF
 
     # -- a round ---------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class Generation:
         if not calls:
             raise RuntimeError("TRL returned a generation in which nothing was sampled or scored")
         if not sampling.scored:
-            monitor.expect_rows(sum(map(len, calls)))
+            monitor.journal.expect_rows(sum(map(len, calls)))
         rows = [row for call in calls for row in sampling.rows(call)]
         drawn = None
         if identity_R2 is None:
@@ -185,7 +185,7 @@ class Generation:
         scored = Scored(rows, prompts, completions, completion_ids, None)
         sampled = Sampling().rows(scored)
         self._joined = _JoinedRound(scored, sampled, self._finder(sampled))
-        monitor.expect_rows(len(completion_ids))
+        monitor.journal.expect_rows(len(completion_ids))
 
     def _rows_of_joined(self, monitor: Monitor, joined: _JoinedRound, inputs: Mapping[str, Any]) -> torch.Tensor | None:
         """Rows of a shuffled batch found again by their token ids."""

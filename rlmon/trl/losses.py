@@ -105,7 +105,7 @@ class Losses:
                 unseen = shown.unseen(type(watched.trainer))
                 if watched.base is None or not watched.base.active:  # there is no KL for another reason
                     unseen.pop("kl", None)
-                watched.monitor.cannot_see(unseen)
+                watched.monitor.journal.cannot_see(unseen)
 
     # -- the hooks -------------------------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class Losses:
                 except CannotReadError as error:
                     if not self._blocked_said:
                         self._blocked_said = True
-                        monitor.note(str(error))
+                        monitor.journal.note(str(error))
         monitor.observe_tokens(
             split=split,
             rows_B2=rows_B2,

@@ -435,7 +435,7 @@ def test_an_interruption_while_rows_are_measured_loses_none_that_are_written(
         raise KeyboardInterrupt
 
     monitor = rlmon.Monitor(directory=tmp_path / "run", group_size=4)
-    monitor.expect_rows(8)
+    monitor.journal.expect_rows(8)
     monkeypatch.setattr(Families, "add_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         monitor.observe(batch(monitor.next_round("train")))

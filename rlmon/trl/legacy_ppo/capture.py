@@ -199,7 +199,7 @@ class LegacyPPOCapture(Watched):
         self._saw_generation = True
         trainer, base = self.trainer, self.base
         sequences_BL, logits_BTV = result
-        monitor.expect_rows(len(sequences_BL))
+        monitor.journal.expect_rows(len(sequences_BL))
         round_ = self._round = Round.begin(
             monitor.next_round("train"),
             trainer.state.global_step,
