@@ -18,9 +18,8 @@ from rlmon.cli.audits import ReadsRuns, audit, report
 from rlmon.cli.catalogues import detectors, metrics, policy
 from rlmon.cli.comparing import compare
 from rlmon.cli.dashboards import dashboard
-from rlmon.cli.looking import show, watch
+from rlmon.cli.looking import serve, show, watch
 from rlmon.cli.printing import USAGE_OR_UNREADABLE, note, reader_may_leave
-from rlmon.cli.serving import serve
 from rlmon.cli.training import check, demo
 from rlmon.errors import RLMonError, TrackerError
 

@@ -67,7 +67,7 @@ class TensorBoardSink(Sink):
             writer.add_custom_scalars(charts())
             self._sum_up(writer, step.step)
         values = {**step.metrics, "rlmon/faults": sum(step.faults.values()), "rlmon/shed_rows": step.shed_rows}
-        values["rlmon/detectors_failed"] = sum(state == "fail" for state in self._states.values())  # before this step
+        values["rlmon/detectors_failed"] = sum(state == "fail" for state in self._alerts.gravest.values())
         values |= {f"rlmon/{name}": getattr(step, name) for name in ("overhead_seconds", "base_forward_seconds")}
         for name, value in values.items():
             if value is not None:

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlmon.trl.binding import bound_arguments
-from rlmon.trl.wrapping import Original, wrap
+from rlmon.trl.wrapping import Original, bound_arguments, wrap
 
 LOOP = ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix")
 """TRL's names of the parameters of ``evaluation_loop``."""

@@ -25,7 +25,6 @@ from rlmon.restored import describe
 from rlmon.trl.actuators import TrainerActuators
 from rlmon.trl.around_train import around_evaluation, before_use, go_on_once, on_failure
 from rlmon.trl.attaching import in_words, untouched_by_failure
-from rlmon.trl.binding import bound_arguments
 from rlmon.trl.capture import Capture
 from rlmon.trl.frames import callers, resumed_from
 from rlmon.trl.header import about
@@ -34,7 +33,7 @@ from rlmon.trl.mirror import headline, keep_out_of_trackers, tensorboard_sinks
 from rlmon.trl.ranks import first_of_any_rank, ranks_of
 from rlmon.trl.resuming import restore, save
 from rlmon.trl.watched import Watched
-from rlmon.trl.wrapping import Original, wrap
+from rlmon.trl.wrapping import Original, bound_arguments, wrap
 
 
 class RLMon(TrainerCallback):

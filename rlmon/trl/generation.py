@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from rlmon.monitor.observed import ROUNDS_REMEMBERED
 from rlmon.records import RolloutBatch, Split
 from rlmon.trl.batches import SeenRound, as_trained, rollout_batch
-from rlmon.trl.binding import bound_arguments
 from rlmon.trl.sampling import Drawn, Finder, Generated, Row, Sampling, Scored, find_rows
 from rlmon.trl.watched import Watched
-from rlmon.trl.wrapping import Around, Original
+from rlmon.trl.wrapping import Around, Original, bound_arguments
 
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlmon.trl.binding import bound_arguments
 from rlmon.trl.facts import sharding
 from rlmon.trl.generation import Generation
 from rlmon.trl.unmask import LOGPS, CannotReadError, PolicyCall, masked_rows, unmask
 from rlmon.trl.watched import Watched
-from rlmon.trl.wrapping import Around, Original
+from rlmon.trl.wrapping import Around, Original, bound_arguments
 
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor

@@ -10,9 +10,9 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from rlmon.config import RLMonConfig
 from rlmon.errors import ConfigError
-from rlmon.trl.binding import bound_arguments
 from rlmon.trl.callback import RLMon
 from rlmon.trl.ppo.trainer import PPOTrainer
+from rlmon.trl.wrapping import bound_arguments
 
 if TYPE_CHECKING:
     from rlmon.monitor import Monitor

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from rlmon.errors import RLMonError
 from rlmon.trl.base import BaseModel
-from rlmon.trl.binding import bound_arguments
 from rlmon.trl.models import evaluation_mode
+from rlmon.trl.wrapping import bound_arguments
 
 LOGPS = ("model", "input_ids", "attention_mask", "logits_to_keep")
 """TRL's names of the leading parameters of ``_get_per_token_logps_and_entropies``."""

@@ -36,9 +36,8 @@ import rlmon
 from rlmon.errors import AttachError
 from rlmon.trl import RLMon, RLMonConfig
 from rlmon.trl.legacy_ppo import LegacyPPOCapture
-from rlmon.trl.legacy_ppo.capture import PLACE_OF
+from rlmon.trl.legacy_ppo.capture import PLACE_OF, plan
 from rlmon.trl.legacy_ppo.functions import PATCHES
-from rlmon.trl.legacy_ppo.plan import plan
 from rlmon.trl.legacy_ppo.rounds import Comparison, Round
 
 IMPORTED_EAGERLY = "trl.experimental.ppo" in sys.modules

@@ -47,13 +47,13 @@ class Decorated:
     ],
 )
 def test_one_view_of_every_way_to_call(kind: Any, args: Any, kwargs: Any, extra: dict[str, Any]) -> None:
-    from rlmon.trl.binding import bound_arguments
+    from rlmon.trl.wrapping import bound_arguments
 
     assert bound_arguments(kind().score, args, kwargs, NAMES) == FOUR | extra
 
 
 def test_what_is_not_given_is_absent_and_a_wrong_call_is_said() -> None:
-    from rlmon.trl.binding import bound_arguments
+    from rlmon.trl.wrapping import bound_arguments
 
     assert bound_arguments(Passing().score, (1,), {}, NAMES) == {"inputs": 1}
     with pytest.raises(TypeError, match="completion_ids_list"):

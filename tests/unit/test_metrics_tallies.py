@@ -5,9 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rlmon.metrics.blocks import deal
+from rlmon.metrics.blocks import MAX_PARTS, deal, parts_of_prompts, tallies_of_blocks
 from rlmon.metrics.collision import equality_pairs
-from rlmon.metrics.tallies import MAX_PARTS, parts_of_prompts, tallies_of_blocks
 
 
 def test_prompts_are_parts_of_their_own_until_a_block_has_more_than_four():

@@ -7,6 +7,7 @@ writes as the text ``args``.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import re
@@ -16,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import rlmon.audit.readers.attempts as attempts
-from rlmon.audit.readers.attempts import Attempt
+from rlmon.audit.aliases import Points
 from rlmon.audit.readers.history import NOT_MEASURED, all_series, beside_curves, is_evaluation, went_back
 from rlmon.audit.readers.table_layout import group_size
 from rlmon.audit.readers.tables import no_completions
@@ -77,13 +77,13 @@ def open_run(path: Path) -> OpenedRun:
         )
     logs = [_log(file) for file in _by_time(folders)]
     settings = {log.attempt.name: log.settings for log in logs}
-    runs = attempts.runs_of([log.attempt for log in logs])
+    runs = runs_of([log.attempt for log in logs])
     run = next((run for run in runs if any(attempt.name == str(path) for attempt in run)), runs[-1])
     damage = Damage()
     for log in logs:
         damage.torn_files += log.damage.torn_files
         damage.records += log.damage.records
-    scalars, evals = attempts.joined(run)
+    scalars, evals = joined(run)
     if not scalars and not evals and damage.torn_files + damage.records:
         raise ReadError(f"{str(path)!r} has no scalar that can be read: {_words(damage)}. Was the copy complete?")
     config = {key: value for attempt in run for key, value in settings[attempt.name].items()}
@@ -115,7 +115,7 @@ def runs_at(path: Path) -> list[Path]:
     folders = _folders(path) if path.is_dir() else []
     if _of_runs(folders):
         return folders
-    runs = attempts.runs_of([_log(file).attempt for file in _by_time(folders)])
+    runs = runs_of([_log(file).attempt for file in _by_time(folders)])
     return [Path(run[-1].name) for run in runs] if len(runs) > 1 else []
 
 
@@ -136,7 +136,7 @@ def _set_aside(runs: Sequence[Sequence[Attempt]], read: Sequence[Attempt]) -> st
     """Which runs of a folder were not read, and how to name them."""
 
     def shown(run: Sequence[Attempt]) -> str:
-        steps = attempts.steps_of(run)
+        steps = steps_of(run)
         span = f", {steps[0]} to {steps[-1]}" if steps else ""
         return f"{len(steps)} steps{span} in {Path(run[-1].name).name!r}"
 
@@ -368,3 +368,68 @@ def _settings(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return settings if isinstance(settings, dict) else {}
+
+
+TOLERANCE_SECONDS = 1.0
+"""Clocks of two processes on one machine, and what was written while one gave way to the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One log as it was written."""
+
+    name: str
+    scalars: Mapping[str, Points]
+    """Curves of training."""
+    evals: Mapping[str, Points]
+    began_seconds: float
+    """Time of the first and of the last entry; 0 where it was not written."""
+    ended_seconds: float
+
+
+def runs_of(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
+    """The attempts of each run, in the order in which they came; the runs in order of their first attempt.
+
+    A run that was resumed writes a second log beside the first, and so does the next experiment with the same settings:
+    their steps and their clocks tell them apart.
+    """
+    runs: list[list[Attempt]] = []
+    for attempt in attempts:
+        run = next((run for run in reversed(runs) if _goes_on(run, attempt)), None)
+        if run is None:
+            runs.append([attempt])
+        else:
+            run.append(attempt)
+    return runs
+
+
+def joined(run: Sequence[Attempt]) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[tuple[int, float]]]]:
+    """All points of a run by key, in the order in which they were logged: of training and of evaluations."""
+    train: dict[str, list[tuple[int, float]]] = {}
+    held_out: dict[str, list[tuple[int, float]]] = {}
+    for attempt in run:
+        for points, into in ((attempt.scalars, train), (attempt.evals, held_out)):
+            for key, values in points.items():
+                into.setdefault(key, []).extend(values)
+    return train, held_out
+
+
+def steps_of(run: Sequence[Attempt]) -> list[int]:
+    """Steps that a run logged, in order."""
+    logged = [attempt.scalars or attempt.evals for attempt in run]
+    return sorted({step for scalars in logged for points in scalars.values() for step, _ in points})
+
+
+def _goes_on(run: Sequence[Attempt], attempt: Attempt) -> bool:
+    """Whether an attempt continues a run: it logs something else, or the same from a later step on once the run had
+    ended. One that begins anew, or while the run went on, is a run of its own."""
+    here, there = joined(run)
+    shared = [key for key in attempt.scalars if key in here] or [key for key in attempt.evals if key in there]
+    if not shared:
+        return True
+    if attempt.began_seconds < max(before.ended_seconds for before in run) - TOLERANCE_SECONDS:
+        return False
+    first = min(step for key in shared for step, _ in {**here, **there}[key])
+    mine = sorted({step for key in shared for step, _ in {**attempt.evals, **attempt.scalars}[key]})
+    stride = min((b - a for a, b in itertools.pairwise(mine)), default=1)
+    return mine[0] > max(first, stride)
