@@ -142,6 +142,9 @@ class RLMonConfig:
         default=True,
         metadata={"help": "With report_to: tensorboard, write everything under rlmon/* into its event file."},
     )
+    rlmon_trackio: bool = field(
+        default=True, metadata={"help": "With a trackio run open, log everything under rlmon/* to it."}
+    )
     rlmon_table_every: int = field(
         default=25, metadata={"help": "Steps between two tables of samples in W&B and other trackers (0: none)."}
     )

@@ -48,11 +48,15 @@ class Journal:
         """Completions that were sampled and have still to be observed."""
 
     def open_sinks(self, own: Sequence[Any] = ()) -> None:
-        """Mirror to the terminal and to an open W&B run, as configured, and to the user's ``own`` sinks or classes of
-        them. Of rank 0 alone."""
+        """Mirror to the terminal and to the runs of W&B and trackio that are open, as configured, and to the user's
+        ``own`` sinks or classes of them. Of rank 0 alone."""
         if self._ranks.rank != 0:
             return
         made = list(own)
+        if self.config.rlmon_trackio:
+            from rlmon.sinks.trackio import TrackioSink
+
+            made.insert(0, TrackioSink(self.writer.path))
         if self.config.rlmon_wandb:
             from rlmon.sinks.wandb import WandbSink
 
@@ -80,6 +84,13 @@ class Journal:
                 self.note(f"{kind} is switched off from step {self.faults.step} on: {type(error).__name__}: {error}")
                 self.say(f"{kind} is switched off for the rest of the run; training and the log go on")
                 raise
+
+    def close_sinks(self, kind: type[Sink]) -> None:
+        """Close those of a kind before the others: what they write to is about to end."""
+        for sink in [sink for sink in self.sinks if isinstance(sink, kind)]:
+            self.sinks.remove(sink)
+            with self._contained(sink):
+                sink.close()
 
     def _tell(self, what: Callable[[Sink], None]) -> None:
         """Something to every sink that is on."""

@@ -170,8 +170,8 @@ class Monitor:
         )
 
     def open_sinks(self, trackers: Sequence[Sink] = ()) -> None:
-        """Mirror to the terminal and to an open W&B run, as configured, to the ``trackers`` that the loop has open, and
-        to the user's own sinks."""
+        """Mirror to the terminal and to the runs of W&B and trackio that are open, as configured, to the ``trackers``
+        that the loop has open, and to the user's own sinks."""
         self.journal.open_sinks((*trackers, *self.extensions.sinks))
 
     # -- observing -------------------------------------------------------------------------------------------------

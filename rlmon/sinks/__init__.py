@@ -1,4 +1,4 @@
-"""Mirrors of what a run shows: the terminal, W&B, and a user's own.
+"""Mirrors of what a run shows: the terminal, W&B, trackio, TensorBoard, and a user's own.
 
 A sink derives from ``Sink`` and says what it takes; every method is optional. It gets plain records, on rank 0 only,
 and may raise: the monitor contains it, names it once and switches that sink off, while training and the log go on.

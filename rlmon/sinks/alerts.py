@@ -16,6 +16,9 @@ from rlmon.printable import one_line
 from rlmon.records import Finding, RunHeader, Severity, graver, verdict
 from rlmon.sinks.said_before import said_before
 
+LEVELS: Mapping[Severity, str] = {"note": "INFO", "warn": "WARN", "fail": "ERROR"}
+"""What W&B and trackio call them."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alert:

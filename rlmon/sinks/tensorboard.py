@@ -16,6 +16,7 @@ from rlmon.printable import one_line
 from rlmon.records import Finding, Histogram, RunHeader, StepRecord
 from rlmon.sinks import Sink
 from rlmon.sinks.alerts import Alerts
+from rlmon.sinks.numbers import numbers_of
 
 MAX_TABLE_ROWS = 32
 MAX_CELL_CHARACTERS = 1_000
@@ -66,12 +67,8 @@ class TensorBoardSink(Sink):
             self._met = writer
             writer.add_custom_scalars(charts())
             self._sum_up(writer, step.step)
-        values = {**step.metrics, "rlmon/faults": sum(step.faults.values()), "rlmon/shed_rows": step.shed_rows}
-        values["rlmon/detectors_failed"] = sum(state == "fail" for state in self._alerts.gravest.values())
-        values |= {f"rlmon/{name}": getattr(step, name) for name in ("overhead_seconds", "base_forward_seconds")}
-        for name, value in values.items():
-            if value is not None:
-                writer.add_scalar(name, float(value), step.step)
+        for name, value in numbers_of(step, self._alerts.gravest).items():
+            writer.add_scalar(name, float(value), step.step)
         for name, histogram in histograms.items():
             _add_histogram(writer, name, histogram, step.step)
 

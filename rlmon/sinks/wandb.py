@@ -7,31 +7,21 @@ wandb is never imported before somebody else has.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlmon.acts import Act, act_of
-from rlmon.console import first, say, what_happened
+from rlmon.console import say
 from rlmon.dashboard.live import make_view_beside
 from rlmon.dashboard.story import AXIS
-from rlmon.records import Action, Finding, Histogram, RunHeader, Severity, StepRecord
+from rlmon.records import Action, Finding, Histogram, RunHeader, StepRecord
 from rlmon.sinks import Sink
-from rlmon.sinks.alerts import Alerts
-from rlmon.sinks.wandb_tables import (
-    ACT_COLUMNS,
-    FINDING_COLUMNS,
-    MAX_ACTS,
-    MAX_FINDINGS,
-    SUMMARIES,
-    NewestRows,
-    SampleTable,
-)
-
-_LEVELS: Mapping[Severity, str] = {"note": "INFO", "warn": "WARN", "fail": "ERROR"}
+from rlmon.sinks.alerts import LEVELS, Alerts
+from rlmon.sinks.numbers import numbers_of
+from rlmon.sinks.tables import ACT_COLUMNS, FINDING_COLUMNS, MAX_ACTS, MAX_FINDINGS, NewestRows, Told, put_act
+from rlmon.sinks.wandb_tables import SUMMARIES, SampleTable
 
 
 class WandbSink(Sink):
@@ -56,7 +46,7 @@ class WandbSink(Sink):
         self._settings = header.config
         self._about = {"config": dict(header.config), "run_id": header.run_id}
         for finding in self._alerts.open(header):
-            self._findings.put(finding.finding_id, _Told(finding))
+            self._findings.put(finding.finding_id, Told(finding))
 
     def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
         """One log call with the step's measured metrics and histograms, and with the tables that are due."""
@@ -68,41 +58,29 @@ class WandbSink(Sink):
         if is_new:
             self._meet(run)
         row: dict[str, Any] = {AXIS: step.step}
-        for name, value in step.metrics.items():
-            if value is not None:
-                row[_metric_name(name)] = value
+        row |= {_metric_name(name): value for name, value in numbers_of(step, self._alerts.gravest).items()}
         for name, histogram in histograms.items():
             counted = (list(histogram.counts), list(histogram.edges))
             row[_metric_name(name)] = wandb.Histogram(np_histogram=counted)
-        row["rlmon/faults"] = sum(step.faults.values())
-        row["rlmon/shed_rows"] = step.shed_rows
-        before_this_step = self._alerts.gravest.values()
-        row["rlmon/detectors_failed"] = sum(severity == "fail" for severity in before_this_step)
-        for name in ("overhead_seconds", "base_forward_seconds"):
-            seconds = getattr(step, name)
-            if seconds is not None:
-                row[f"rlmon/{name}"] = seconds
         self._step = step.step
-        row |= {name: kept.of(wandb, step.step) for name, kept in self._kept.items() if kept.due(step.step)}
+        row |= {name: _table(wandb, kept, step.step) for name, kept in self._kept.items() if kept.due(step.step)}
         run.log(row)
         if is_new and self._settings.get("rlmon_wandb_view", True):
             make_view_beside(run, self._say)
 
     def finding(self, finding: Finding) -> None:
         """A row of the table of findings; an alert where it says something new."""
-        self._findings.put(finding.finding_id, _Told(finding))
+        self._findings.put(finding.finding_id, Told(finding))
         alert = self._alerts.take(finding)
         wandb = sys.modules.get("wandb")
         if alert is not None and wandb is not None and wandb.run is not None and wandb.run is self._run:
             self._sum_up()
-            level = getattr(wandb.AlertLevel, _LEVELS[alert.severity])
+            level = getattr(wandb.AlertLevel, LEVELS[alert.severity])
             self._run.alert(title=alert.title, text=alert.text, level=level, wait_duration=0)
 
     def action(self, action: Action) -> None:
         """Keep the act for the next table: all phases of one are one row, and the newest 200 acts are kept."""
-        before: Act | None = self._acts.rows.get(action.action_id)
-        if before is not None or action.phase != "measured":
-            self._acts.put(action.action_id, act_of(dataclasses.asdict(action), before))
+        put_act(self._acts, action)
 
     def table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """The rows, in one table with those of other steps."""
@@ -117,7 +95,7 @@ class WandbSink(Sink):
         # The trainer's integration may have finished the run before us.
         if wandb is not None and wandb.run is not None and wandb.run is self._run:
             self._sum_up()
-            row = {name: kept.of(wandb, self._step) for name, kept in self._kept.items() if kept.unsent}
+            row = {name: _table(wandb, kept, self._step) for name, kept in self._kept.items() if kept.unsent}
             if row:
                 self._run.log({AXIS: self._step, **row})
             what = str(self._settings.get("rlmon_wandb_artifacts", "none"))
@@ -158,14 +136,8 @@ class WandbSink(Sink):
             self._run.summary["rlmon/first_alarm_step"] = self._alerts.first_alarm_step
 
 
-class _Told:
-    """A finding in the columns of its table: sentences are one line each, printable and short."""
-
-    def __init__(self, finding: Finding) -> None:
-        self.step, self.severity, self.detector = finding.step, finding.severity, finding.detector
-        self.what_happened = what_happened(finding)
-        self.what_to_change = first(finding.advice)
-        self.value, self.baseline, self.line = finding.value, finding.baseline, finding.threshold
+def _table(wandb: Any, kept: NewestRows, step: int) -> Any:
+    return wandb.Table(columns=list(kept.columns), data=kept.take(step), allow_mixed_types=True)
 
 
 def _metric_name(name: str) -> str:

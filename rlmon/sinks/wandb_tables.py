@@ -1,9 +1,11 @@
-"""What the W&B sink shows: the metrics of which W&B keeps the worst value, and its tables, all of them bounded."""
+"""What W&B has and other trackers have not: worst values in a summary, and tables that are sent a part at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from rlmon.sinks.tables import MAX_TABLE_ROWS, SAMPLE_COLUMNS, cell
 
 SUMMARIES: Mapping[str, str] = {
     "rlmon/entropy/mean": "min",
@@ -20,32 +22,8 @@ SUMMARIES: Mapping[str, str] = {
 }
 """Metrics whose worst value W&B's summary keeps beside the last one, so that runs can be sorted by it."""
 
-MAX_CELL_CHARACTERS = 4_000
-MAX_TABLE_ROWS = 32
 SAMPLE_ROUNDS = 32
 """Tables of samples that are shown as one; then it begins anew."""
-SAMPLE_COLUMNS = (
-    "step",
-    "round",
-    "source",
-    "mode",
-    "mode_change",
-    "reasoning_mode",
-    "reward",
-    "advantage",
-    "completion_tokens",
-    "truncated",
-    "prompt",
-    "completion",
-)
-REWRITE_EVERY_STEPS = 25
-"""Steps between two tables of acts, or of findings, where rows came; the last one comes at the end."""
-MAX_ACTS = 200
-"""Newest acts of the policy that their table holds."""
-ACT_COLUMNS = ("step", "rule", "change", "outcome", "effect", "reason", "effect_reason")
-MAX_FINDINGS = 200
-"""Newest findings that their table holds."""
-FINDING_COLUMNS = ("step", "severity", "detector", "what_happened", "what_to_change", "value", "baseline", "line")
 
 
 class SampleTable:
@@ -77,48 +55,3 @@ def _incremental(wandb: Any) -> Any:
         return wandb.Table(columns=list(SAMPLE_COLUMNS), allow_mixed_types=True, log_mode="INCREMENTAL")
     except (TypeError, ValueError, AssertionError):
         return None
-
-
-class NewestRows:
-    """A table that is sent as a whole when rows came: the newest ``most`` of them, newest first."""
-
-    def __init__(self, columns: Sequence[str], most: int) -> None:
-        self._columns, self._most = columns, most
-        self.rows: dict[str, Any] = {}
-        """Objects with the columns as attributes, by a key of their own; the oldest first."""
-        self.unsent = False
-        self._last_step: int | None = None
-
-    def put(self, key: str, row: Any) -> None:
-        """Add a row, or replace the one of that key."""
-        self.rows[key] = row
-        self.unsent = True
-        if len(self.rows) > self._most:
-            del self.rows[next(iter(self.rows))]
-
-    def due(self, step: int) -> bool:
-        """Whether there is something to send, and the last time is long enough ago."""
-        return self.unsent and (self._last_step is None or step - self._last_step >= REWRITE_EVERY_STEPS)
-
-    def of(self, wandb: Any, step: int) -> Any:
-        """The table to log."""
-        self.unsent, self._last_step = False, step
-        cells = [[cell(getattr(row, column)) for column in self._columns] for row in reversed(self.rows.values())]
-        return wandb.Table(columns=list(self._columns), data=cells, allow_mixed_types=True)
-
-    def begin_anew(self) -> None:
-        """Another W&B run is open, which has none of it."""
-        self.unsent, self._last_step = bool(self.rows), None
-
-
-def cell(value: Any) -> Any:
-    """Text without control characters and lone surrogates, cut; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    text = value[:MAX_CELL_CHARACTERS] + ("…" if len(value) > MAX_CELL_CHARACTERS else "")
-    return "".join(
-        character
-        if character.isprintable() or character in "\n\t"
-        else character.encode("unicode_escape", "backslashreplace").decode("ascii")
-        for character in text
-    )

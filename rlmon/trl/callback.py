@@ -29,7 +29,7 @@ from rlmon.trl.capture import Capture
 from rlmon.trl.frames import callers, resumed_from
 from rlmon.trl.header import about
 from rlmon.trl.kinds import kind_of
-from rlmon.trl.mirror import headline, keep_out_of_trackers, tensorboard_sinks
+from rlmon.trl.mirror import around_trackers, headline, tensorboard_sinks
 from rlmon.trl.ranks import first_of_any_rank, ranks_of
 from rlmon.trl.resuming import restore, save
 from rlmon.trl.watched import Watched
@@ -252,9 +252,9 @@ class RLMon(TrainerCallback):
         with monitor.guard("mirror"):
             trackers = tensorboard_sinks(trainer, self.log_dir) if self.config.rlmon_tensorboard else ()
         monitor.open_sinks(trackers)
-        if trainer.accelerator.is_main_process and self.config.rlmon_mirror:
+        if trainer.accelerator.is_main_process:
             with monitor.guard("mirror"):
-                self._give_back_trackers = keep_out_of_trackers(trainer, self.config)
+                self._give_back_trackers = around_trackers(trainer, monitor)
         self.monitor = capture.monitor = monitor
         self._open = True
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlmon.config import RLMonConfig
+from rlmon.monitor import Monitor
 from rlmon.records import StepRecord
 from rlmon.sinks import Sink
+from rlmon.sinks.trackio import TrackioSink
 from rlmon.trl.wrapping import Original, wrap
 
 FAULTS = "rlmon/faults"
@@ -57,17 +58,26 @@ def tensorboard_sinks(trainer: Any, log: Path) -> list[Sink]:
     return [TensorBoardSink(functools.partial(getattr, logger, "tb_writer", None), log) for logger in loggers]
 
 
-def keep_out_of_trackers(trainer: Any, config: RLMonConfig) -> Callable[[], None]:
-    """Leave our headline scalars out of what the trainer's own integrations send to W&B and TensorBoard, as far as
-    rlmon's sinks log them there themselves, each step and exact. Gives back what takes this off again.
+def around_trackers(trainer: Any, monitor: Monitor) -> Callable[[], None]:
+    """Wrap the trainer's own integrations on the instance, so that what rlmon's sinks log themselves, each step and
+    exact, is not sent a second time among the trainer's metrics. Gives back what takes this off again.
 
-    The integration's ``on_log`` is wrapped on the instance, and called exactly once.
+    trackio's integration also ends its run when training ends, and hears of that before we do: the sink of that run is
+    closed first.
     """
-    from transformers.integrations import TensorBoardCallback, WandbCallback
+    from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-    kinds = (WandbCallback,) * config.rlmon_wandb + (TensorBoardCallback,) * config.rlmon_tensorboard
+    config = monitor.config
+    kinds: tuple[type, ...] = (WandbCallback,) * config.rlmon_wandb + (TensorBoardCallback,) * config.rlmon_tensorboard
+    kinds += (TrackioCallback,) * config.rlmon_trackio
     loggers = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kinds)]
     undone = [wrap(callback, "on_log", _without_ours) for callback in loggers if "on_log" not in vars(callback)]
+
+    def end(original: Original, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        monitor.journal.close_sinks(TrackioSink)
+        return original(*args, **kwargs)
+
+    undone += [wrap(callback, "on_train_end", end) for callback in loggers if isinstance(callback, TrackioCallback)]
 
     def undo() -> None:
         for each in undone:

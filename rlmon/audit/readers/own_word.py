@@ -1,4 +1,4 @@
-"""What rlmon's own sink left in a W&B run besides curves: the verdict in the summary, and an alert a finding."""
+"""What rlmon's own sink left in a run of W&B or trackio besides curves: the verdict, and an alert a finding."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ class OwnWordInFile:
             for item in record.summary.update:
                 if (item.key or "/".join(item.nested_key)) == "rlmon/verdict":
                     self._take_verdict(item.value_json)
-        elif kind == "alert" and (title := _TITLE.fullmatch(record.alert.title)) and len(self._remarks) < MAX_REMARKS:
-            at = _STEP.match(record.alert.text)
-            severity = cast(Severity, title[1].lower())
-            step = None if at is None else int(at[1])
-            self._remarks.append(Remark(detector=title[2], severity=severity, step=step))
+        elif kind == "alert" and len(self._remarks) < MAX_REMARKS:
+            remark = remark_of(record.alert.title, record.alert.text)
+            if remark is not None:
+                self._remarks.append(remark)
 
     def _take_verdict(self, text: str) -> None:
         try:
@@ -46,6 +45,15 @@ class OwnWordInFile:
     def word(self) -> OwnWord | None:
         """``None`` where no monitor left one: a run that was watched and is not over has alerts, or nothing yet."""
         return own_word(self._verdict, self._remarks)
+
+
+def remark_of(title: str, text: str) -> Remark | None:
+    """What an alert says; ``None`` for one that is not of rlmon."""
+    found, at = _TITLE.fullmatch(title), _STEP.match(text)
+    if found is None:
+        return None
+    severity = cast(Severity, found[1].lower())
+    return Remark(detector=found[2], severity=severity, step=None if at is None else int(at[1]))
 
 
 def own_word(said: Literal["pass", "warn", "fail"] | None, remarks: Sequence[Remark]) -> OwnWord | None:

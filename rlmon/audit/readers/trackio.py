@@ -1,4 +1,4 @@
-"""trackio: one SQLite data base a project, with metrics, inline tables and traces.
+"""trackio: one SQLite data base a project, with metrics, inline tables, traces and alerts.
 
 The data base is opened read-only; nothing of trackio is imported. The step of a row is the trainer's own where it was
 logged: trackio's counter goes up with every log call.
@@ -21,6 +21,7 @@ import pyarrow as pa
 import rlmon.audit.readers.columns as columns
 from rlmon.audit.readers.history import History, beside_curves, reward_functions, step_key_of
 from rlmon.audit.readers.messages import rendered
+from rlmon.audit.readers.own_word import MAX_REMARKS, own_word, remark_of
 from rlmon.audit.readers.table_layout import (
     MAX_TABLE_BYTES,
     Cells,
@@ -32,7 +33,7 @@ from rlmon.audit.readers.table_layout import (
     parse_json,
 )
 from rlmon.audit.readers.tables import plan
-from rlmon.audit.run import ROWS, OpenedRun, RowBatch
+from rlmon.audit.run import ROWS, OpenedRun, Remark, RowBatch
 from rlmon.errors import ReadError
 from rlmon.metrics.prompts import prompt_identity
 
@@ -233,6 +234,7 @@ def _of_run(run: Run) -> tuple[str, tuple[str, ...]]:
 def _open(path: Path, base: sqlite3.Connection, run: Run) -> OpenedRun:
     config = _config(base, run)
     damaged = 0
+    said = None
     peeked = (call for _, _, _, call in _calls(base, run, _PEEK_ROWS) if call is not None)
     history = History(step_key=step_key_of(peeked))
     for row, step, size, call in _calls(base, run, None):
@@ -245,11 +247,13 @@ def _open(path: Path, base: sqlite3.Connection, run: Run) -> OpenedRun:
             if number is not None:
                 numbers[key] = number
         history.add(numbers, step)
+        said = call.get("rlmon/verdict", said)
         for key, value in call.items():
             if isinstance(value, dict) and value.get("_type") == "trackio.table":
                 cells = value.get("_value")
                 rows = len(cells) if isinstance(cells, list) and cells else None
-                history.add_table(key, f"{row}:{key}", size, rows)
+                # Of rlmon's own, each holds the rows of its step.
+                history.add_table(key, f"{row}:{key}", size, rows, incremental=key == "rlmon/samples")
     tables = plan(history.tables, LoadCell(path), config, reward_functions(history))
     scalars, evals, went_back = history.series()
     traces = () if tables.shards else tuple(_trace_shards(path, base, run))
@@ -278,6 +282,7 @@ def _open(path: Path, base: sqlite3.Connection, run: Run) -> OpenedRun:
         config=config,
         group_size=group_size(config),
         lacks=lacks,
+        own_word=own_word(said if said in ("pass", "warn", "fail") else None, list(_remarks(base, run))),
         notes=tuple(notes),
     )
 
@@ -330,6 +335,24 @@ def _calls(
         except UnreadableTable:
             call = None
         yield row, own, size, call if isinstance(call, dict) else None
+
+
+def _remarks(base: sqlite3.Connection, run: Run) -> Iterator[Remark]:
+    """What rlmon's own alerts say."""
+    names = _columns(base, "alerts")
+    if not {"run_name", "title", "text"} <= names:
+        return
+    condition, parameters = _of_run(run)
+    if "run_id" not in names:
+        condition, parameters = "run_name = ?", (run.name,)
+    query = (
+        f"SELECT substr(title, 1, 200), substr(text, 1, 200) FROM alerts WHERE {condition} AND title LIKE 'rlmon %' "
+        f"ORDER BY rowid LIMIT {MAX_REMARKS}"
+    )
+    for title, text in base.execute(query, parameters):
+        remark = remark_of(str(title), str(text))
+        if remark is not None:
+            yield remark
 
 
 def _cell(base: sqlite3.Connection, row: int) -> bytes | str:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from rlmon.audit.readers import trackio, wandb
-from rlmon.audit.run import OpenedRun
+from rlmon.audit.run import OpenedRun, OwnWord, Remark
 from rlmon.errors import ReadError
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "foreign"
@@ -145,6 +145,59 @@ def test_several_runs_are_listed_and_chosen_by_name(tmp_path: Path) -> None:
     write(tmp_path / "q.db", [{"loss": 1.0}])
     with pytest.raises(ReadError, match=r"2 trackio projects: 'p.db', 'q.db'"):
         trackio.open_run(tmp_path)
+
+
+ALERTS = (
+    "CREATE TABLE alerts (id INTEGER PRIMARY KEY, run_id TEXT, timestamp TEXT, run_name TEXT, title TEXT, text TEXT, "
+    "level TEXT, step INTEGER)"
+)
+
+
+def test_what_the_monitor_said_is_its_own_word(tmp_path: Path) -> None:
+    calls: list[dict[str, Any]] = [{"train/global_step": 1, "rlmon/verdict": "warn"}, {"train/loss": 1.0}]
+    path = write(tmp_path / "x.db", calls)
+    assert trackio.open_run(path).own_word == OwnWord(verdict="warn", remarks=[])  # a data base without alerts
+    told = [
+        ("rlmon WARN: kl-drift", "Step 7: kl rose.", "run"),
+        ("rlmon FAIL: kl-drift", "Step 9: kl rose.", "other"),
+        ("rlmon WARN: kl-drift", None, "run"),
+        ("rlmon FAIL: Kl Drift", "Step 9: not ours", "run"),
+        ("GPU is hot", "Step 9: 90 degrees", "run"),
+    ]
+    with changing(path) as base:
+        base.execute(ALERTS)
+        for title, text, run in told:
+            row = (f"id-{run}", run, title, text, "warn", 7)
+            base.execute(
+                "INSERT INTO alerts (run_id, run_name, title, text, level, step) VALUES (?, ?, ?, ?, ?, ?)", row
+            )
+    word = trackio.open_run(path).own_word
+    assert word is not None
+    assert (word.verdict, list(word.remarks)) == (
+        "warn",
+        [Remark(detector="kl-drift", severity="warn", step=7), Remark(detector="kl-drift", severity="warn", step=None)],
+    )
+    write(path, [{"rlmon/verdict": "excellent"}])
+    assert trackio.open_run(path).own_word == word  # of the alerts alone
+    write(path, [{"rlmon/verdict": ["fail"]}])
+    assert trackio.open_run(path).own_word == word
+    write(path, [{"rlmon/verdict": "fail"}])
+    assert trackio.open_run(path).own_word == OwnWord(verdict="fail", remarks=word.remarks)  # the newest
+
+
+def test_a_run_without_a_monitor_has_no_word_of_one() -> None:
+    assert trackio.open_run(BASE).own_word is None
+
+
+def test_growing_tables_of_samples_are_all_read(tmp_path: Path) -> None:
+    """Each holds the rows of its own step, though it is larger than the one before."""
+    calls = []
+    for step in (1, 2, 3):
+        row = {"step": step, "round": step, "mode": "prose", "reward": 1.0, "prompt": "p"}
+        rows = [{**row, "completion": f"{step} {i}"} for i in range(4 * step)]
+        calls.append({"rlmon/samples": table(rows), "train/global_step": step})
+    run = trackio.open_run(write(tmp_path / "x.db", calls))
+    assert Counter(row["step"] for row in rows_of(run)) == {1: 4, 2: 8, 3: 12}
 
 
 def test_traces_are_rows(tmp_path: Path) -> None:

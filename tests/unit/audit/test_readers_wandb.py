@@ -433,7 +433,7 @@ def test_openrlhf_has_no_prompts_apart(tmp_path: Path) -> None:
 
 
 def test_rlmons_samples_are_read_where_nothing_better_is(tmp_path: Path) -> None:
-    from rlmon.sinks.wandb_tables import SAMPLE_COLUMNS
+    from rlmon.sinks.tables import SAMPLE_COLUMNS
 
     values = {"step": 7, "reward": 0.5, "prompt": "p", "completion": "c", "completion_tokens": 9, "truncated": True}
     samples = {"_table": (list(SAMPLE_COLUMNS), [[values.get(name) for name in SAMPLE_COLUMNS]])}

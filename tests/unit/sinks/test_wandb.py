@@ -19,18 +19,17 @@ from rlmon.monitor import Monitor
 from rlmon.records import Action, Finding, Histogram, RolloutBatch, StepRecord
 from rlmon.runlog import open_run
 from rlmon.sinks import wandb_artifact
-from rlmon.sinks.wandb import WandbSink
-from rlmon.sinks.wandb_artifact import TYPE
-from rlmon.sinks.wandb_tables import (
+from rlmon.sinks.tables import (
     ACT_COLUMNS,
     FINDING_COLUMNS,
     MAX_ACTS,
     MAX_CELL_CHARACTERS,
     MAX_FINDINGS,
     SAMPLE_COLUMNS,
-    SAMPLE_ROUNDS,
-    SUMMARIES,
 )
+from rlmon.sinks.wandb import WandbSink
+from rlmon.sinks.wandb_artifact import TYPE
+from rlmon.sinks.wandb_tables import SAMPLE_ROUNDS, SUMMARIES
 
 wandb = pytest.importorskip("wandb")
 
