@@ -25,7 +25,7 @@ from rlmon.interventions import answers, fold
 from rlmon.interventions.intervention import NOTHING, Blocked, Intervention, Turns
 from rlmon.interventions.policy import Policy, Rule, parse
 from rlmon.interventions.row_effect import RowEffect
-from rlmon.interventions.rows import ROW, ModeKind, RoundTable, as_rows, exchanged, row_key
+from rlmon.interventions.rows import OPENERS, ROW, ModeKind, RoundTable, as_rows, exchanged, row_key, row_type
 from rlmon.metrics.catalog import METRICS, local_metrics
 from rlmon.metrics.features import RowFeatures
 from rlmon.metrics.groups import column
@@ -34,7 +34,9 @@ from rlmon.metrics.success import scorer
 from rlmon.records import Action, Finding, RolloutBatch, StepRecord
 from rlmon.restored import Restored, UnreadableError, mapping
 
-METRICS_OF_RULES = ("kappa", "mode_ratio", "anchor_weight", "neutralised_share", "deferred_share")
+METRICS_OF_RULES = (
+    "kappa", "mode_ratio", "hold_kappa", "hold_ratio", "anchor_weight", "neutralised_share", "deferred_share",
+)  # fmt: skip
 """Null where no rule measures them."""
 _NUMBER = re.compile(r"\d+")
 
@@ -167,10 +169,11 @@ class Controller:
         self._rank, self._world_size = rank, world_size
         self._gather = gather
         self._looks_at_rows = any(rule.action.looks_at_rows() for rule in policy.rules)
+        self._row_type = row_type({wide for rule in policy.rules for wide in rule.action.reads})
         self._ledger = SolveLedger()
         self._unconfirmed: tuple[Action, ...] = ()
         """In effect on this rank, and not yet known to be so on all of them."""
-        self._own = np.zeros(0, dtype=ROW)
+        self._own = np.zeros(0, dtype=self._row_type)
         self.round_size = (0, 0)
         """Prompts and completions of the newest training round, over all ranks; zeros where it is not known."""
         self._rows_seen = (0, 0)
@@ -242,7 +245,7 @@ class Controller:
                 if value is not None:
                     found.setdefault(name, []).append(value)
         if self.off is not None:  # the fold of a rank that failed is not that of the others
-            rows, found["mode_ratio"], found["deferred_share"] = 0, [], []
+            rows, found["mode_ratio"], found["hold_ratio"], found["deferred_share"] = 0, [], [], []
         if rows:
             found["neutralised_share"].append(neutralised / rows)
         return {
@@ -272,17 +275,18 @@ class Controller:
         """
         if not self._looks_at_rows:
             return None
-        own = np.zeros(rows, dtype=ROW)
+        own = np.zeros(rows, dtype=self._row_type)
         failure: Exception | None = None
         try:
             if batch is None or features is None:
                 raise RuntimeError("the completions of this round could not be measured, so no rule looks at them")
-            own = row_of_each(batch, features, logp_base_n, success_n, scorer(batch, self._world_size))
+            scored_by = scorer(batch, self._world_size)
+            own = row_of_each(batch, features, logp_base_n, success_n, scored_by, self._row_type)
         except Exception as error:
             failure = error
         self._own = own[:0] if failure is not None else own
         self.round_size = (0, 0)
-        gathered = own if self._gather is None else as_rows(self._gather(exchanged(own)))
+        gathered = own if self._gather is None else as_rows(self._gather(exchanged(own)), self._row_type)
         if failure is not None:
             raise failure
         assert batch is not None
@@ -520,8 +524,9 @@ def row_of_each(
     logp_base_n: NDArray[np.float64] | None,
     success_n: NDArray[np.float64] | None,
     scored_by: int = 0,
+    dtype: np.dtype[Any] = ROW,
 ) -> NDArray[np.void]:
-    """This rank's rows, of dtype ``ROW``."""
+    """This rank's rows, of a dtype of ``row_type``."""
     rows = len(batch)
     moves: Any = -1
     if features.openers is not None:
@@ -545,8 +550,24 @@ def row_of_each(
         "logp_base": np.nan if logp_base_n is None else logp_base_n,
         "success": np.nan if success_n is None else success_n,
         "scorer": scored_by,
+        "truncated": 0 if batch.truncated is None else [bool(cut) for cut in batch.truncated],
+        "parsed": [mode != "other" for mode in features.mode],
     }
-    made = np.zeros(rows, dtype=ROW)
+    wide = set(dtype.names or ()) - set(columns)
+    if "sketch" in wide:
+        columns["sketch"] = features.sketch
+    if "openers" in wide:
+        columns["openers"] = _packed_openers(features, rows)
+    made = np.zeros(rows, dtype=dtype)
     for name, values in columns.items():
         made[name] = values
     return made
+
+
+def _packed_openers(features: RowFeatures, rows: int) -> NDArray[np.int64]:
+    """``RoundTable.openers_NK`` of this rank's rows; zeros where moves are not measured."""
+    packed = np.zeros((rows, OPENERS), dtype=np.int64)
+    for row, (buckets, shares) in enumerate(zip(features.openers or (), features.opener_weights or (), strict=True)):
+        share = np.rint(shares.astype(np.float64) * (1 << 31)).astype(np.int64)
+        packed[row, : len(buckets)] = buckets.astype(np.int64) << 32 | share
+    return packed

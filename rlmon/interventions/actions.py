@@ -11,6 +11,7 @@ from rlmon.errors import ConfigError
 from rlmon.interventions.anchor import Anchor
 from rlmon.interventions.deferral import Defer
 from rlmon.interventions.entropy_bonus import EntropyBonus
+from rlmon.interventions.hold import Hold
 from rlmon.interventions.intervention import Intervention, Turns
 from rlmon.interventions.kl_penalty import KLPenalty
 from rlmon.interventions.mode_marginal import ModeMarginal
@@ -24,6 +25,7 @@ ACTIONS: Mapping[str, type[Intervention]] = {
         KLPenalty,
         EntropyBonus,
         ModeMarginal,
+        Hold,
         Defer,
         Quarantine,
         Anchor,

@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmon.interventions.rows import RoundTable
+from rlmon.interventions.rows import RoundTable, Wide
 from rlmon.interventions.saved import from_json, to_json
 from rlmon.interventions.setting import Setting
 from rlmon.records import StepRecord
@@ -191,6 +191,11 @@ class Intervention:
     def knob(self) -> str:
         """What it turns, as acts call it."""
         return self.name if self.knob_name is None else self.knob_name
+
+    @property
+    def reads(self) -> Collection[Wide]:
+        """The wide columns of a ``RoundTable`` that it looks at: they are ``None`` where no rule does."""
+        return ()
 
     # -- rounds ----------------------------------------------------------------------------------------------------
 

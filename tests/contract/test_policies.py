@@ -17,7 +17,7 @@ from rlmon.metrics.catalog import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted(policy_file.PRESETS.glob("*.yaml"))
-POLICIES = [*PRESETS, ROOT / "configs" / "policy.yaml"]
+POLICIES = [*PRESETS, ROOT / "configs" / "policy.yaml", *sorted((ROOT / "configs" / "policies").glob("*.yaml"))]
 PAGE = ROOT / "docs" / "interventions.md"
 
 

@@ -23,6 +23,8 @@ def round_table(
     round: int = 0,
     step: int | None = None,
     modes: Mapping[str, Any] | None = None,
+    openers: Any = None,
+    sketch: Any = None,
     **columns: Any,
 ) -> RoundTable:
     """Prompts of ``group_size`` rows, new ones in each round, of one source; a success is a reward above .5; no answer
@@ -32,6 +34,7 @@ def round_table(
         "prompt": np.arange(rows) // group_size + 1_000_003 * round, "source": np.zeros(rows),
         "answer": np.full(rows, -1), "tokens": np.ones(rows), "numbers": np.ones(rows), "reward": reward_N,
         "success": won(reward_N), "advantage": np.zeros(rows), "logp_base": np.full(rows, np.nan),
+        "truncated": np.zeros(rows), "parsed": np.ones(rows),
     }  # fmt: skip
     assert columns.keys() <= usual.keys()
     made: dict[str, Any] = {
@@ -40,5 +43,6 @@ def round_table(
     }
     modes_N: Any = {kind: np.asarray(keys, dtype=np.int64) for kind, keys in (modes or {}).items()}
     return RoundTable(
-        round=round, step=round + 1 if step is None else step, group_size=group_size, modes_N=modes_N, **made
-    )
+        round=round, step=round + 1 if step is None else step, group_size=group_size, modes_N=modes_N,
+        openers_NK=openers, sketch_NK=sketch, **made,
+    )  # fmt: skip

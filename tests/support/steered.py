@@ -31,6 +31,11 @@ def above(metric: str, line: float) -> dict[str, Any]:
 
 CONTINUING: dict[str, dict[str, Any]] = {
     "hold": {"when": "always", "do": "mode_marginal", **QUICK},
+    "apart": {
+        "when": "always",
+        "do": {"action": "hold", "opening": 1.0, "sketch": 1.0, "moves": 1.0, "bounds": [0.1, 2.0], "at": 1.0},
+        **QUICK,
+    },
     "budget": {"when": above(KL, 1e-4), "do": {"action": "kl_penalty", "start": 0.05, "factor": 1.2}, **QUICK},
     "spread": {"when": "always", "do": {"action": "entropy_bonus", "increment": 0.01}, **QUICK},
     # Every success is that of a nearly impossible prompt, and its answer is a habit.

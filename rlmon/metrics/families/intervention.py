@@ -22,6 +22,15 @@ class Intervention(MetricFamily):
             "effective modes of rewarded completions over the base's, the lower of across and within prompts, as the "
             "mode-marginal KL sees it",
         ),
+        _entry(
+            "hold_kappa", "advantage", 0, None, "none",
+            "strength with which right answers that are alike are pushed apart, the largest where several rules act",
+        ),
+        _entry(
+            "hold_ratio", "ratio", 0, None, "none",
+            "effective number of right answers over the reference, the lower of across and within prompts, by the "
+            "kernel of the rule",
+        ),
         _entry("anchor_weight", "weight", 0, 1, "none", "weight of the supervised loss on dying modes"),
         _entry("neutralised_share", "share", 0, 1, "none", "completions in groups that a quarantine neutralised"),
         _entry("deferred_share", "share", 0, 1, "none", "prompts of those known that are deferred"),

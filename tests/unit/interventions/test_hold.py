@@ -1,0 +1,276 @@
+"""Right answers that are alike are pushed apart: the push, the reference and the steering, by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from held import known as known_by
+from round_tables import round_table
+
+from rlmon.baseline import Baseline
+from rlmon.interventions import hold
+from rlmon.interventions.hold import Hold, HoldState, Mean, Seen
+from rlmon.interventions.intervention import Round, RuleState
+from rlmon.interventions.policy import Policy
+from rlmon.interventions.setting import MetricFacts, Setting
+
+A, B = 11, -(2**62)
+BY_FORMAT = Hold(format=1.0, across=0.0, bound=10.0, of_gap=0.95)
+
+
+def known(settings=BY_FORMAT, **given):
+    return known_by(settings, **given)
+
+
+def pushed(table, *, settings=BY_FORMAT, state=None, kappa=1.0, scale=1.0):
+    """What is added to each row of a round."""
+    state = known(settings=settings) if state is None else state
+    seen = hold.look(settings, state.pool, table)
+    return hold.addition(settings, state, seen, table, kappa, scale)
+
+
+def group(formats, rewards=None, *, advantage=None, group_size=None, **columns):
+    rewards = [1.0] * len(formats) if rewards is None else rewards
+    usual = np.where(np.asarray(rewards) > 0.5, 1.0, -1.0) if advantage is None else advantage
+    return round_table(
+        rewards, group_size=group_size or len(formats), modes={"format": formats}, advantage=usual, **columns
+    )
+
+
+class TestPush:
+    def test_four_right_answers_of_two_wordings_by_hand(self):
+        """A A A B: k of each to the three others is 2/3, 2/3, 2/3, 0; their mean 1/2; 4/(4 - 2) = 2.
+        -2 * (2/3 - 1/2) * 2 = -2/3 for each A, and +2 for B."""
+        assert pushed(group([A, A, A, B])) == pytest.approx([-2 / 3, -2 / 3, -2 / 3, 2.0])
+
+    def test_two_and_two_and_all_alike_are_left_alone(self):
+        assert not pushed(group([A, A, B, B])).any()
+        assert not pushed(group([A, A, A, A])).any()
+
+    def test_two_right_answers_say_nothing_within_a_prompt(self):
+        assert not pushed(group([A, B, A, B], [1.0, 1.0, 0.0, 0.0])).any()
+
+    def test_wrong_cut_and_unknown_ones_get_nothing_and_are_not_compared(self):
+        """Rows 3 to 6 are wrong, cut, of no known format, not judged: A A B remain. k: 1/2, 1/2, 0; mean 1/3; 3/1 = 3.
+        -2 * (1/2 - 1/3) * 3 = -1 for each A, +2 for B; the gap of 2 lets .95 of it through: all by 1.9/2."""
+        table = group(
+            [A, A, B, A, A, A, A], [1, 1, 1, 0, 1, 1, math.nan],
+            truncated=[0, 0, 0, 0, 1, 0, 0], parsed=[1, 1, 1, 1, 1, 0, 1],
+        )  # fmt: skip
+        assert pushed(table) == pytest.approx([-0.95, -0.95, 1.9, 0, 0, 0, 0])
+
+    def test_a_push_is_in_units_of_the_run_and_bounded(self):
+        assert pushed(group([A, A, A, B]), kappa=0.25, scale=0.4) == pytest.approx([-1 / 15] * 3 + [0.2])
+        settings = Hold(format=1.0, across=0.0, bound=0.5)
+        assert pushed(group([A, A, A, B]), settings=settings, scale=0.4) == pytest.approx([-0.2 / 3] * 3 + [0.2])
+
+    def test_no_wrong_answer_comes_to_lie_above_a_right_one(self):
+        """Right ones have .3 to .5, the best wrong one .1: at most half of .2."""
+        advantage = [0.5, 0.5, 0.5, 0.3, 0.1, -2.0]
+        settings = Hold(format=1.0, across=0.0, bound=10.0, of_gap=0.5)
+        added = pushed(group([B, A, A, A, A, A], [1, 1, 1, 1, 0, 0], advantage=advantage), settings=settings, kappa=9.0)
+        assert np.abs(added).max() == pytest.approx(0.1)
+        assert (advantage + added)[:4].min() > 0.1
+        assert added.sum() == pytest.approx(0.0)
+
+    @pytest.mark.parametrize("wrong", [0.9, math.nan])
+    def test_where_a_wrong_answer_lies_above_a_right_one_already_nothing_is_added(self, wrong):
+        table = group([A, A, A, B, A], [1, 1, 1, 1, 0], advantage=[1.0, 1.0, 1.0, 0.8, wrong])
+        assert not pushed(table).any()
+
+    def test_across_prompts_each_is_compared_with_the_right_answers_to_the_others(self):
+        """Prompts 1: A B, 2: A A, 3: A and one wrong. Of the first, A is like 3 of 3 others, B like none: 1 and 0, mean
+        .5, 2/1: -2 * .5 * 2 = -2 and +2. Those of the second are alike, the third has one."""
+        settings = Hold(format=1.0, across=1.0, bound=10.0)
+        table = group([A, B, A, A, A, A], [1, 1, 1, 1, 1, 0], group_size=2)
+        assert pushed(table, settings=settings) == pytest.approx([-2.0, 2.0, 0, 0, 0, 0])
+
+    def test_earlier_rounds_are_remembered_and_the_same_prompt_is_not_compared_with_itself(self):
+        settings = Hold(format=1.0, across=1.0, bound=10.0)
+        first = hold.look(settings, settings.fresh().pool, group([A, A, B, B], prompt=[1, 1, 2, 2], group_size=2))
+        table = group([A, B], prompt=[1, 1])
+        state = known(settings=settings, pool=first.pool)
+        # Only prompt 2 is another: A is like 0 of 2, B like 2 of 2.
+        assert pushed(table, settings=settings, state=state) == pytest.approx([2.0, -2.0])
+
+    def test_groups_of_one_are_compared_with_the_round(self):
+        """PPO's: A A B, each its own prompt. k across: 1/2, 1/2, 0; mean 1/3; 3/2: -2 * 1/6 * 3/2 = -1/2, and +1."""
+        settings = Hold(format=1.0, across=1.0, bound=10.0)
+        table = group([A, A, B, B], [1, 1, 1, 0], group_size=1)
+        assert pushed(table, settings=settings) == pytest.approx([-0.5, -0.5, 1.0, 0.0])
+
+    def test_several_kernels_are_one(self):
+        rows = round_table([1.0] * 3, group_size=3, modes={"format": [A, A, B], "template": [1, 2, 2]})
+        facts = hold.kernels.facts_of(rows, np.arange(3), ())
+        mean = Hold(format=1.0, template=3.0).alike(facts, facts)
+        assert mean[0].tolist() == [1.0, 0.25, 0.0]
+        most = Hold(format=1.0, template=2.0, join="max").alike(facts, facts)
+        assert most.tolist() == [[1.0, 0.5, 0.0], [0.5, 1.0, 1.0], [0.0, 1.0, 1.0]]
+        assert dict(Hold().weights) == {"opening": 1.0, "sketch": 1.0}
+        assert set(Hold(moves=1.0).reads) == {"openers"}
+        assert not Hold(format=1.0).reads
+
+
+class TestReference:
+    def test_few_groups_claim_little(self):
+        """Four groups without any pair alike: (0 + .5) / 4.5 = .111, so at most 9 kinds; one group: nothing."""
+        assert Mean().plus(np.zeros(4), 1.0).at_most(1.0) == pytest.approx(1 / 9)
+        assert Mean().plus(np.zeros(1), 1.0).at_most(1.0) is None
+
+    def test_the_error_is_that_of_the_mean(self):
+        """.2 and .4 four times each: mean .3, deviation .1, error .1 / sqrt(7); (2.4 + .5) / 8.5 + the error."""
+        found = Mean().plus(np.array([0.2, 0.4] * 4), 1.0)
+        assert found.at_most(1.0) == pytest.approx(2.9 / 8.5 + 0.1 / math.sqrt(7))
+
+    def test_it_is_the_least_of_the_base_and_the_best_since(self):
+        base = Seen(base=Mean(groups=16.0, total=8.0, square=4.0), now=Mean(groups=16.0, total=8.0, square=4.0))
+        state = HoldState(baseline=Baseline(32.0, 256.0, 4.0), within=base, pool=BY_FORMAT.fresh().pool)
+        assert hold.reference(BY_FORMAT, state, "within") == pytest.approx(8.5 / 16.5)
+        assert hold.reference(BY_FORMAT, state, "across") is None
+        assert hold.reference(BY_FORMAT, known(best=0.2), "within") == 0.2
+        assert hold.reference(BY_FORMAT, known(best=0.01), "within") == 1 / 8, "more than 8 kinds are not asked for"
+        young = HoldState(within=base, pool=state.pool)
+        assert hold.reference(BY_FORMAT, young, "within") is None, "the base is not complete"
+
+    def test_it_grows_with_what_the_run_shows_and_never_shrinks(self):
+        state = BY_FORMAT.fresh()
+        for r in range(60):
+            # Alike at the base and at the end, wide between: A A A A, A B A B.
+            wide = 20 <= r < 40
+            rows = group(([A, B] if wide else [A, A]) * 16, group_size=4, prompt=np.arange(32) // 4 + 100 * r)
+            state = hold.after(state, hold.look(BY_FORMAT, state.pool, rows))
+            if r == 19:
+                assert hold.reference(BY_FORMAT, state, "within") is None, "nothing but one wording was shown"
+            if r == 39:
+                best = hold.reference(BY_FORMAT, state, "within")
+                # Two of six pairs are alike: 1/3, and half a group in 8 / (1 - exp(-.5)) = 20.3 comes on top.
+                assert best == pytest.approx((20.33 / 3 + 0.5) / 20.83, abs=5e-3)
+        assert hold.reference(BY_FORMAT, state, "within") == best
+        assert state.within.now.mean == pytest.approx(1.0, abs=1e-3)
+
+
+class TestSteering:
+    def test_below_its_line_nothing_is_spent(self):
+        state = known(now=0.2 * 1.25 * 0.94, best=0.2)
+        assert hold.control(BY_FORMAT, state, 0.0) is None or hold.control(BY_FORMAT, state, 0.0) == 0.0
+        lowered = hold.control(BY_FORMAT, state, 1.0)
+        assert lowered == pytest.approx(1.0 + 0.5 * math.log(0.94))
+        assert hold.control(BY_FORMAT, state, 0.03) == 0.0
+        far = known(now=0.1, best=0.2)
+        assert not pushed(group([A, A, A, B]), state=far).any(), "whatever kappa still is"
+
+    def test_above_it_kappa_begins_and_grows(self):
+        state = known(now=0.3, best=0.2)
+        assert hold.control(BY_FORMAT, state, 0.0) == 0.5
+        assert hold.control(BY_FORMAT, state, 1.0) == pytest.approx(1.0 + 0.5 * math.log(0.3 / 0.25))
+        assert hold.control(BY_FORMAT, known(now=1.0, best=0.2), 1.0) == pytest.approx(1.35), "by .7 at most"
+        assert hold.control(BY_FORMAT, known(now=1.0, best=0.2), 1.9) == 2.0
+
+    def test_near_the_line_it_stays(self):
+        assert hold.control(BY_FORMAT, known(now=0.245, best=0.2), 1.0) is None
+
+    def test_within_its_bounds_it_may_always_act(self):
+        always = Hold(format=1.0, across=0.0, bounds=(0.1, 2.0))
+        assert hold.control(always, known(now=0.245, best=0.2), 0.0) == 0.1
+        assert hold.control(always, known(now=0.1, best=0.2), 0.3) == 0.1
+        assert hold.control(always, always.fresh(), 0.0) == 0.1, "and before it knows what to hold"
+        table = group([A, A, A, B])
+        for state in (always.fresh(), known(now=0.1, best=0.2)):
+            assert pushed(table, settings=always, state=state, kappa=0.3) == pytest.approx([-0.2 / 3] * 3 + [0.2])
+
+    def test_one_natural_wording_is_never_pushed(self):
+        """Right answers were nine tenths alike from the start: the line lies at 1, and no C is above."""
+        state = known(now=1.0, best=0.9)
+        assert hold.control(BY_FORMAT, state, 0.0) in (None, 0.0)
+        assert hold.control(BY_FORMAT, state, 1.0) < 1.0
+
+    def test_a_part_below_its_line_is_not_pushed_and_the_other_has_all(self):
+        settings = Hold(format=1.0, across=0.5, bound=10.0)
+        narrow = known(settings=settings).within
+        wide = Seen(now=Mean(groups=16.0, total=3.2, square=0.64), best=0.2)
+        state = HoldState(baseline=Baseline(32.0, 256.0, 4.0), within=narrow, across=wide, pool=settings.fresh().pool)
+        table = group([A, A, A, B] + [A] * 4, group_size=4)
+        assert pushed(table, settings=settings, state=state) == pytest.approx([-2 / 3] * 3 + [2.0] + [0] * 4)
+        # Both above: half of it within, and across A is like 4 of 4 others, B like none: away by 1/4 * 4/3 and -1.
+        both = known(settings)
+        assert pushed(table, settings=settings, state=both)[:4] == pytest.approx([-2 / 3] * 3 + [2.0])
+        near = Seen(now=Mean(groups=16.0, total=16 * 0.2375, square=0.9025), best=0.2)
+        faded = HoldState(baseline=both.baseline, within=near, across=wide, pool=both.pool)
+        # .2375 is .95 of the line .25, whose logarithm is -.0513: .487 of it.
+        assert pushed(table, settings=settings, state=faded)[3] == pytest.approx(2.0 * (1 + math.log(0.95) / 0.1))
+
+    def test_it_says_why(self):
+        both = Hold(format=1.0)
+        said = hold.describe(both, known(both, now=0.5, best=0.2))
+        assert said == (
+            "how alike right answers are, 0 to 1: 0.5 to one prompt (line 0.25), 0.5 to different prompts (line 0.25)"
+        )
+        assert hold.describe(BY_FORMAT, known(now=0.5, best=0.2)).endswith("0.5 to one prompt (line 0.25)")
+        assert hold.describe(BY_FORMAT, BY_FORMAT.fresh()) == "too few right answers yet"
+
+    def test_the_rule_takes_its_level_from_it(self):
+        at = RuleState(condition=None, met=True, level=0.0, inner=known(now=0.5, best=0.2))
+        level, why = BY_FORMAT.next_level(at, None)
+        assert level == 0.5
+        assert why.startswith("how alike")
+        assert BY_FORMAT.next_level(RuleState(condition=None, level=1.0, inner=at.inner), None) == (0.0, None)
+        measured = BY_FORMAT.measures(at, 1, dry_run=False)
+        assert measured == {"hold_kappa": 0.0, "hold_ratio": pytest.approx(0.4)}
+
+
+class TestRule:
+    def test_a_dry_run_and_a_rule_at_rest_look_and_add_nothing(self):
+        table = group([A, A, A, B])
+        for acting, dry_run in ((False, False), (True, True)):
+            state, change = BY_FORMAT.on_round(
+                known(), Round(table=table, level=1.0, acting=acting, dry_run=dry_run, scale=1.0)
+            )
+            assert change.addition_N is None
+            assert len(state.pool) == 4
+
+    @pytest.mark.parametrize("settings", [BY_FORMAT, Hold(moves=1.0, sketch=2.0)])
+    def test_its_state_comes_back_as_it_is(self, settings):
+        rng = np.random.default_rng(0)
+        state = settings.fresh()
+        for r in range(3):
+            table = group(
+                rng.integers(3, size=16), prompt=np.repeat(np.arange(4), 4) + r, group_size=4,
+                sketch=np.sort(rng.integers(2**32, size=(16, 128), dtype=np.uint32)),
+                openers=rng.integers(2**43, size=(16, 64)),
+            )  # fmt: skip
+            state = hold.after(state, hold.look(settings, state.pool, table))
+        again = settings.load(json.loads(json.dumps(settings.save(state), allow_nan=False)))
+        assert again.pool.tobytes() == state.pool.tobytes()
+        assert (again.within, again.across, again.baseline) == (state.within, state.across, state.baseline)
+        assert again.pool.dtype == state.pool.dtype
+
+    def test_what_is_remembered_is_bounded_and_whole_prompts_stay(self):
+        settings = Hold(format=1.0, memory_completions=10)
+        pool = settings.fresh().pool
+        for r in range(5):
+            prompts = np.repeat(np.arange(3), 4) + 10 * r
+            pool = hold.look(settings, pool, group([A] * 12, prompt=prompts, group_size=4)).pool
+            assert len(pool) == 8, "two prompts of four"
+            assert set(np.unique(pool["prompt"], return_counts=True)[1]) == {4}
+            assert (pool["prompt"] >= 10 * r).all()
+
+    def test_two_by_different_kernels_are_two_knobs(self):
+        rules = {name: {"when": "always", "do": {"action": "hold", name: 1.0}} for name in ("format", "sketch")}
+        policy = Policy.from_dict({"rules": rules})
+        assert [rule.action.knob for rule in policy.rules] == ["hold (format)", "hold (sketch)"]
+
+    def test_what_cannot_work_is_said(self):
+        known_moves = {"rlmon/moves/effective_within": MetricFacts(low=1.0, high=None, missing="no vocabulary")}
+        setting = Setting(metrics=known_moves, detectors={}, modes=())
+        assert Hold(bound=0.0).useless(setting) == "bound: 0 adds nothing to any advantage. Type bound: 1"
+        assert "bounds" in Hold(bounds=(0.0, 0.0), kappa=0.0).useless(setting)
+        assert Hold(moves=1.0).useless(setting) == "moves are not measured: no vocabulary"
+        assert Hold().useless(setting) is None
+        alone = Setting(metrics={}, detectors={}, modes=(), group_size=1)
+        assert "Type across: 1" in Hold(across=0.0).useless(alone)
+        assert Hold().useless(alone) is None
+        few = Setting(metrics={}, detectors={}, modes=(), group_size=2)
+        assert list(Hold().odd(few, always=True)) == [
+            "within a prompt three right answers are needed, and num_generations is 2"
+        ]
