@@ -15,6 +15,9 @@ from rlmon.criterion import Criterion
 from rlmon.errors import ConfigError
 
 STORE_TEXT = ("full", "hash", "off")
+WEBHOOK_URL, WEBHOOK_FORMAT = "RLMON_WEBHOOK_URL", "RLMON_WEBHOOK_FORMAT"
+"""Variables of the environment that are no settings (``rlmon.sinks.posting``): settings are logged, and an address to
+which everybody can write is a secret."""
 T = TypeVar("T")
 WANDB_ARTIFACTS = ("none", "page", "log")
 BASE_KL = ("auto", "adapter", "snapshot", "reference", "copy", "off")
@@ -232,11 +235,12 @@ class RLMonConfig:
         types = {f.name: str(cls.__annotations__[f.name]) for f in dataclasses.fields(cls)}
         settings: dict[str, Any] = {}
         for key, text in environ.items():
-            if not key.startswith("RLMON_"):
+            if not key.startswith("RLMON_") or key in (WEBHOOK_URL, WEBHOOK_FORMAT):
                 continue
             name = key.lower()
             if name not in types:
-                raise ConfigError(f"Unknown environment variable {key}.{_nearest(name, list(types), upper=True)}")
+                known = [*types, WEBHOOK_URL.lower(), WEBHOOK_FORMAT.lower()]
+                raise ConfigError(f"Unknown environment variable {key}.{_nearest(name, known, upper=True)}")
             settings[name] = _parse(key, text, types[name])
         return cls(**settings)
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from rlmon import __version__
+from rlmon.cli.alerts import alerts
 from rlmon.cli.audits import ReadsRuns, audit, report
 from rlmon.cli.catalogues import detectors, metrics, policy
 from rlmon.cli.comparing import compare
@@ -57,6 +58,7 @@ app.command(short_help="Whether two runs, or two sets of seeds, differ.")(compar
 app.command(short_help="A run as it trains, on one screen.")(watch)
 app.command(short_help="All runs below a folder in the browser, as they train.")(serve)
 app.add_typer(dashboard, name="dashboard", short_help="Views of runs where people already look: W&B.")
+app.command(short_help="Whether alerts go to a webhook, and a test of it.")(alerts)
 app.command(short_help="Look at completions.")(show)
 app.command(short_help="The catalogue of metrics, or one of them explained.")(metrics)
 app.command(short_help="The catalogue of detectors, or one of them explained.")(detectors)

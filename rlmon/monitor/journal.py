@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from rlmon.monitor.setting import Ranks
 from rlmon.printable import one_line
 from rlmon.records import Action, Finding, Histogram, StepRecord
 from rlmon.runlog import RunLogWriter
+from rlmon.sinks.posting import webhook_of
 
 if TYPE_CHECKING:
     from rlmon.sinks import Sink
@@ -23,13 +25,15 @@ if TYPE_CHECKING:
 class Journal:
     """One rank's voice. The console, sinks and subscribers are those of rank 0.
 
-    ``writer`` is the rank's log, once it is open.
+    ``writer`` is the rank's log, once it is open. Raises ``ConfigError`` where the environment sets a webhook that
+    cannot be.
     """
 
     writer: RunLogWriter
 
     def __init__(self, config: RLMonConfig, ranks: Ranks) -> None:
         self.config, self._ranks = config, ranks
+        self._webhook = webhook_of(os.environ)
         self.faults = Faults(
             ranks,
             write=lambda fault: self.writer.append_event("fault", dataclasses.asdict(fault)),
@@ -48,8 +52,8 @@ class Journal:
         """Completions that were sampled and have still to be observed."""
 
     def open_sinks(self, own: Sequence[Any] = ()) -> None:
-        """Mirror to the terminal and to the runs of W&B and trackio that are open, as configured, and to the user's
-        ``own`` sinks or classes of them. Of rank 0 alone."""
+        """Mirror to the terminal and to the runs of W&B and trackio that are open, as configured, to the webhook of the
+        environment, and to the user's ``own`` sinks or classes of them. Of rank 0 alone."""
         if self._ranks.rank != 0:
             return
         made = list(own)
@@ -57,6 +61,10 @@ class Journal:
             from rlmon.sinks.trackio import TrackioSink
 
             made.insert(0, TrackioSink(self.writer.path))
+        if self._webhook is not None:
+            from rlmon.sinks.webhook import WebhookSink
+
+            made.insert(0, WebhookSink(self._webhook, self.writer.path, self.remark))
         if self.config.rlmon_wandb:
             from rlmon.sinks.wandb import WandbSink
 
@@ -121,6 +129,11 @@ class Journal:
         """Write a remark into the log."""
         self.event("note", {"text": text})
 
+    def remark(self, text: str) -> None:
+        """One line on stderr of rank 0, and the same in the log."""
+        self.say(text)
+        self.note(text)
+
     def action(self, action: Action) -> None:
         """An act of the policy, to log and sinks."""
         self.event("action", action)
@@ -163,8 +176,7 @@ class Journal:
                 for row in self.writer.header.capabilities
             ]
             text = f"{' and '.join(reasons)} cannot be measured: {next(iter(reasons.values()))}"
-            self.say(text)
-            self.note(text)
+            self.remark(text)
             with self.faults.guard("runlog.directory"):
                 self.writer.revise(capabilities=rows)
         self.unseen = dict(reasons)

@@ -145,8 +145,7 @@ class Monitor:
             f"{self.log_dir} already held the log of another run: it is kept, and everything shows this run alone. "
             "Give each run an output_dir of its own to see both"
         )
-        self.journal.note(text)
-        self.journal.say(text)
+        self.journal.remark(text)
 
     @property
     def controller(self) -> Controller | None:
@@ -392,8 +391,7 @@ class Monitor:
                 self.controller.close(self.faults.step)
         with self.guard("detectors"):
             if not self._closed and (text := self._state.judging.never_measured()) is not None:
-                self.journal.note(text)
-                self.journal.say(text)
+                self.journal.remark(text)
         self._closed = True
         self.journal.close()
 

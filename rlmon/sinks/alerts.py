@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlmon.console import first, what_happened
-from rlmon.printable import one_line
+from rlmon.console import one_thing, what_happened
+from rlmon.printable import one_line, several
 from rlmon.records import Finding, RunHeader, Severity, graver, verdict
 from rlmon.sinks.said_before import said_before
 
 LEVELS: Mapping[Severity, str] = {"note": "INFO", "warn": "WARN", "fail": "ERROR"}
 """What W&B and trackio call them."""
+MAX_TITLE_CHARACTERS = 120
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +26,8 @@ class Alert:
     """What people are told of a finding; one line each, printable and short."""
 
     severity: Severity
-    detector: str
+    detector: str | None
+    """``None`` where it is about the run as a whole."""
     step: int
     title: str
     """``rlmon FAIL: format-collapse``."""
@@ -88,15 +90,30 @@ class Alerts:
         else:
             self._told[finding.detector] = _Alarm(before.severity, max(before.step, finding.step))
             return None
-        sentences = [f"Step {finding.step}: {what_happened(finding)}", first(finding.advice)]
+        sentences = [f"Step {finding.step}: {what_happened(finding)}", one_thing(finding.advice)]
         if before is not None and came_back:
             sentences.append(f"It was found before, at step {before.step}")
         return Alert(
             severity=finding.severity,
             detector=finding.detector,
             step=finding.step,
-            title=one_line(f"rlmon {finding.severity.upper()}: {finding.detector}"),
+            title=one_line(f"rlmon {finding.severity.upper()}: {finding.detector}", MAX_TITLE_CHARACTERS),
             text=" ".join(f"{sentence}." for sentence in sentences if sentence),
+        )
+
+    def ended(self, step: int) -> Alert | None:
+        """What to tell of a training that ended; ``None`` where no detector warned or failed."""
+        came_to = self.verdict
+        if came_to == "pass":
+            return None
+        return Alert(
+            severity=came_to,
+            detector=None,
+            step=step,
+            title=f"rlmon {came_to.upper()}: training ended",
+            text=one_line(
+                f"Training ended at step {step}. Since step {self.first_alarm_step}: {several(self.loud, 5)}."
+            ),
         )
 
     def tell_anew(self) -> None:
@@ -107,6 +124,11 @@ class Alerts:
     def gravest(self) -> Mapping[str, Severity]:
         """The gravest that each detector said in this training, in the order in which they spoke first."""
         return self._gravest
+
+    @property
+    def loud(self) -> Sequence[str]:
+        """``FAIL format-collapse``, one for each detector that warned or failed."""
+        return [f"{severity.upper()} {name}" for name, severity in self._gravest.items() if severity != "note"]
 
     @property
     def verdict(self) -> Literal["pass", "warn", "fail"]:

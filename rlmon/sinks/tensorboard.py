@@ -101,8 +101,7 @@ class TensorBoardSink(Sink):
         return self._given() if callable(self._given) else self._given
 
     def _sum_up(self, writer: Any, step: int) -> None:
-        loud = [f"{severity.upper()} {name}" for name, severity in self._alerts.gravest.items() if severity != "note"]
-        writer.add_text("rlmon/verdict", _escaped(": ".join([self._alerts.verdict, *loud])), step)
+        writer.add_text("rlmon/verdict", _escaped(": ".join([self._alerts.verdict, *self._alerts.loud])), step)
 
 
 def _add_histogram(writer: Any, name: str, histogram: Histogram, step: int) -> None:

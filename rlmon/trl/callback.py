@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from rlmon.interventions.validate import said
 from rlmon.monitor import Monitor, Resume
 from rlmon.printable import one_line
 from rlmon.restored import describe
+from rlmon.sinks.posting import webhook_of
 from rlmon.trl.actuators import TrainerActuators
 from rlmon.trl.around_train import around_evaluation, before_use, go_on_once, on_failure
 from rlmon.trl.attaching import in_words, untouched_by_failure
@@ -112,6 +114,7 @@ class RLMon(TrainerCallback):
         """Install the hooks on ``trainer``; refuse loudly where they would half-work."""
         if self._capture is not None:
             raise AttachError("This RLMon already watches a trainer. Make a new one: RLMon(trainer).")
+        webhook_of(os.environ)  # one that cannot be is refused before training, like any setting
         self._unwrap()  # what waits for the first use
         with in_words("tell whether this trainer can be watched", "Use TRL's GRPOTrainer or RLOOTrainer"):
             kind = kind_of(trainer, self.config)

@@ -20,7 +20,7 @@ import trl
 import yaml
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, RLOOConfig, RLOOTrainer, TrlParser
 
-from rlmon.config import RLMonConfig
+from rlmon.config import WEBHOOK_FORMAT, WEBHOOK_URL, RLMonConfig
 from rlmon.controller import load_policy
 from rlmon.detectors import DETECTORS
 from rlmon.errors import ConfigError
@@ -29,6 +29,7 @@ from rlmon.interventions.policy import Policy
 from rlmon.interventions.setting import Setting
 from rlmon.interventions.show import row as rule_row
 from rlmon.interventions.validate import Problem, problems, said
+from rlmon.sinks.posting import webhook_of
 from rlmon.trl.base import blocked
 from rlmon.trl.capabilities import plan as plan_of
 from rlmon.trl.coefficients import Coefficients
@@ -38,6 +39,8 @@ from rlmon.trl.setting import lacks_checkpoints, setting_of
 PROBE = "rlmon.trl.probe"
 OF_TRL = ("reward_funcs", "reward_model_name_or_path", "dataset_name", "datasets")
 """What only a script of its own reads, as that of ``trl grpo``: a file with one of them is meant for a command."""
+_OF_ALL_RUNS = (WEBHOOK_URL, WEBHOOK_FORMAT)
+"""Variables that are read however rlmon is attached."""
 CONFIGS: Mapping[str, type[Any]] = {"grpo": GRPOConfig, "rloo": RLOOConfig, "ppo": PPOConfig}
 
 
@@ -73,9 +76,10 @@ def check_config(path: Path, trainer: str) -> CheckReport:
     ours = {name: value for name, value in settings.items() if name.startswith("rlmon_")}
     # Our own parser names the nearest field; TRL's would only list the rest.
     config = RLMonConfig.from_mapping(ours)
+    variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    webhook = webhook_of(variables)
     uses_probe = PROBE in _listed(settings.get("reward_funcs"))
     if uses_probe:
-        variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
         config = RLMonConfig.from_env(variables)
         if ours:
             notes.append(f"{', '.join(ours)}: the probe reads RLMON_* variables only; move these to `env:`.")
@@ -102,6 +106,10 @@ def check_config(path: Path, trainer: str) -> CheckReport:
     plan = _plan(args, config, kind, _sharded(args, environment))
     setting = setting_of(args, config, Extensions(), plan, _lacks(args, model, plan, _sharded(args, environment)))
     rows = _rows(setting, plan, kind)
+    if webhook is None:
+        rows.append(("webhook", "none", f"{WEBHOOK_URL} is not set: alerts go to the console and to open trackers"))
+    else:
+        rows.append(("webhook", "yes", f"a webhook is set ({webhook.format}); rlmon alerts --test tries it"))
     refused: list[str] = []
     if policy is None:
         why = "rlmon_policy is not set: the run is watched only (rlmon_policy: observe says what could be done)"
@@ -129,7 +137,7 @@ def _check_names(settings: Mapping[str, Any], environment: Mapping[str, Any]) ->
                 f"Nothing reads {name!r} under `env:`: variables are in capitals, RLMON_DIR for rlmon_dir."
             )
     # Names only: a value that does not fit is said when it is read.
-    known = {f.name.upper() for f in dataclasses.fields(RLMonConfig)}
+    known = {*_OF_ALL_RUNS} | {f.name.upper() for f in dataclasses.fields(RLMonConfig)}
     for name in sorted(ours | {name for name in os.environ if name.startswith("RLMON_")}):
         if name not in known:
             RLMonConfig.from_env({name: ""})
@@ -138,7 +146,7 @@ def _check_names(settings: Mapping[str, Any], environment: Mapping[str, Any]) ->
 def _unattached(path: Path, settings: Mapping[str, Any], environment: Mapping[str, Any], trainer: str) -> Iterator[str]:
     """What to know of a file without the probe. Raises ``ConfigError`` where it is one for ``trl``'s own command, which
     attaches nothing (and refuses settings of ours): such a run is watched by nobody."""
-    unread = sorted(str(name) for name in environment if str(name).startswith("RLMON_"))
+    unread = sorted(name for name in map(str, environment) if name.startswith("RLMON_") and name not in _OF_ALL_RUNS)
     lost = f"Nobody reads {', '.join(unread)} without the probe." if unread else ""
     script = f"trainers/train_{trainer}.py"
     if "workload" in settings or any(str(name).startswith("rlmon_") for name in settings):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from called import Left, Rlmon
+from webhook_server import serving
 
 from rlmon import __version__
 from rlmon.detectors import DETECTORS
@@ -248,6 +249,43 @@ def test_check_says_who_attaches_and_looks_at_the_environment(
     left = rlmon("check", config(GOOD))
     assert (left.code, left.out) == (2, "")
     assert "RLMON_BASE_KLL. Did you mean RLMON_BASE_KL?" in left.err
+
+
+@pytest.mark.trl
+def test_check_says_whether_alerts_are_posted(
+    rlmon: Rlmon, config: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rows_of(rlmon("check", config(GOOD)))["webhook"].split()[0] == "none"
+    monkeypatch.setenv("RLMON_WEBHOOK_URL", "https://hooks.slack.com/services/SECRET")
+    left = rlmon("check", config(GOOD))
+    assert "a webhook is set (slack)" in rows_of(left)["webhook"]
+    assert "SECRET" not in left.out + left.err
+    # Under `env:` it is read with a script of one's own as well; the file wins over the environment.
+    left = rlmon("check", config(GOOD + "env: {RLMON_WEBHOOK_URL: 'https://x.example/SECRET'}\n"))
+    assert "a webhook is set (json)" in rows_of(left)["webhook"]
+    left = rlmon("check", config(GOOD + "env: {RLMON_WEBHOOK_URL: 'http://x.example/SECRET'}\n"))
+    assert (left.code, left.out) == (2, "")
+    assert "RLMON_WEBHOOK_URL is an http address of another machine" in left.err
+    assert "SECRET" not in left.err
+
+
+def test_alerts_says_what_is_set_and_tries_it(rlmon: Rlmon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RLMON_WEBHOOK_URL", raising=False)
+    assert rlmon("alerts") == (0, "No webhook is set. Type: export RLMON_WEBHOOK_URL=https://...\n", "")
+    assert rlmon("alerts", "--test").code == 2
+    with serving(200, 403) as server:
+        monkeypatch.setenv("RLMON_WEBHOOK_URL", server.url)
+        assert rlmon("alerts") == (0, "A webhook is set (json). To try it: rlmon alerts --test\n", "")
+        assert server.got == []
+        assert rlmon("alerts", "--test") == (0, "The webhook (json) took a test alert. Look for it there.\n", "")
+        assert json.loads(server.got[0][2])["kind"] == "test"
+        left = rlmon("alerts", "--test")
+    assert (left.code, left.out) == (2, "")
+    assert left.err.endswith("did not take the test alert: it answered 403.\n")
+    monkeypatch.setenv("RLMON_WEBHOOK_URL", "https://me:SECRET@x.example")
+    left = rlmon("alerts")
+    assert left.code == 2
+    assert "SECRET" not in left.err
 
 
 def rows_of(left: Left) -> dict[str, str]:

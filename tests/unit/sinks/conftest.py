@@ -6,75 +6,25 @@ from typing import Any
 
 import pytest
 from made_header import made_header
-
-from rlmon.records import Action, Finding, StepRecord
+from made_records import made_action, made_finding, made_step
 
 
 @pytest.fixture
 def finding() -> Any:
     """``finding(severity="warn")`` is a complete Finding with that field changed."""
-
-    def make(**changes: Any) -> Finding:
-        fields: dict[str, Any] = {
-            "finding_id": "f0",
-            "detector": "format-collapse",
-            "severity": "fail",
-            "step": 47,
-            "metric": "rlmon/format/effective",
-            "value": 2.1,
-            "baseline": 4.7,
-            "threshold": 2.8,
-            "source": None,
-            "message": "effective formats fell to 2.1 of 4.7",
-            "advice": "set beta: 0.1",
-            "baseline_kind": "early_rounds",
-            "baseline_prompts": 32,
-            "benign_sharpening": None,
-        }
-        return Finding(**{**fields, **changes})
-
-    return make
+    return made_finding
 
 
 @pytest.fixture
 def action() -> Any:
     """``action(phase="failed")`` is a complete Action with that field changed."""
-
-    def make(**changes: Any) -> Action:
-        fields: dict[str, Any] = {
-            "action_id": "hold-formats-120",
-            "phase": "decided",
-            "step": 120,
-            "knob": "kappa (format)",
-            "old": 1.0,
-            "new": 1.15,
-            "reason": "effective formats are 0.8 of the base's",
-            "finding_id": None,
-            "rule": "hold-formats",
-        }
-        return Action(**{**fields, **changes})
-
-    return make
+    return made_action
 
 
 @pytest.fixture
 def step() -> Any:
     """``step(3, faults={...})`` is a complete StepRecord of optimizer step 3."""
-
-    def make(number: int, **changes: Any) -> StepRecord:
-        fields: dict[str, Any] = {
-            "attempt": 0,
-            "step": number,
-            "time_unix_seconds": 0.0,
-            "rounds": (number,),
-            "completions": 8,
-            "prompts": 2,
-            "tokens": 80,
-            "metrics": {},
-        }
-        return StepRecord(**{**fields, **changes})
-
-    return make
+    return made_step
 
 
 @pytest.fixture
