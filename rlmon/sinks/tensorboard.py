@@ -14,6 +14,7 @@ from rlmon.console import first, what_happened
 from rlmon.dashboard.story import STORY, Lines
 from rlmon.printable import one_line
 from rlmon.records import Finding, Histogram, RunHeader, StepRecord
+from rlmon.runlog import open_run
 from rlmon.sinks import Sink
 from rlmon.sinks.alerts import Alerts
 from rlmon.sinks.numbers import numbers_of
@@ -51,12 +52,15 @@ class TensorBoardSink(Sink):
     """
 
     def __init__(self, writer: Callable[[], Any] | Any, log: Path | None = None) -> None:
-        self._given, self._alerts = writer, Alerts(log)
+        self._given, self._log, self._alerts = writer, log, Alerts(log)
         self._met: Any = None
 
     def open(self, header: RunHeader) -> None:
-        """Of a run that goes on, take what was found before."""
+        """Say where the run begins; of one that goes on, take what was found before."""
         self._alerts.open(header)
+        writer = self._writer()
+        if writer is not None and self._log is not None:
+            _begin(writer, open_run(self._log).attempts[-1].from_step or 0)
 
     def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
         """The step's measured metrics as scalars, and its histograms."""
@@ -102,6 +106,19 @@ class TensorBoardSink(Sink):
 
     def _sum_up(self, writer: Any, step: int) -> None:
         writer.add_text("rlmon/verdict", _escaped(": ".join([self._alerts.verdict, *self._alerts.loud])), step)
+
+
+def _begin(writer: Any, step: int) -> None:
+    """Say that what follows supersedes what a folder has of the steps after ``step``.
+
+    TensorBoard's own loader drops a curve's later steps when it goes back; the older one (``--load_fast=false``, and
+    where there is no other) and ``EventAccumulator`` ask for this, of the first attempt too.
+    """
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    except ImportError:  # tensorboardX writes for readers of its own
+        return
+    writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step + 1)
 
 
 def _add_histogram(writer: Any, name: str, histogram: Histogram, step: int) -> None:

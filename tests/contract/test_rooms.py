@@ -56,7 +56,7 @@ ROOMS = {
     "monitor": Room(BELOW_MONITOR | {"exchange", "extensions", "restored", "controller", "sinks"}, {"numpy"}),
     # runlog, audit, report: the log of a run that goes on, and the artifact that W&B is given at its end.
     # dashboard: its live view, which is another process. config: names of variables that are no settings.
-    "sinks": Room(LANGUAGE | {"config", "runlog", "audit", "report", "dashboard"}, {"wandb"}),
+    "sinks": Room(LANGUAGE | {"config", "runlog", "audit", "report", "dashboard"}, {"wandb", "tensorboard"}),
     "trl": Room(BELOW_MONITOR | {"extensions", "monitor", "restored", "controller", "sinks"}, TRAINING),
     "audit": Room(LANGUAGE | {"asking", "extensions", "runlog", "metrics", "detectors"}, {"numpy", "pyarrow", "wandb"}),
     "report": Room(LANGUAGE | {"extensions", "runlog", "metrics", "detectors", "audit"}, {"numpy", "pyarrow", "rich"}),

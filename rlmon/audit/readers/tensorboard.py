@@ -1,7 +1,7 @@
 """TensorBoard event files: scalars by tag and step. No dependency: TFRecord frames and four protobuf messages.
 
 An event file holds numbers only. Text summaries are passed over but for the trainer's settings, which transformers
-writes as the text ``args``.
+writes as the text ``args``, and the verdict and findings of rlmon's own sink.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from rlmon.audit.aliases import Points
 from rlmon.audit.readers.history import NOT_MEASURED, all_series, beside_curves, is_evaluation, went_back
+from rlmon.audit.readers.own_word import MAX_REMARKS, OwnWordInFile, is_own_text
 from rlmon.audit.readers.table_layout import group_size
 from rlmon.audit.readers.tables import no_completions
 from rlmon.audit.run import OpenedRun
@@ -77,6 +78,7 @@ def open_run(path: Path) -> OpenedRun:
         )
     logs = [_log(file) for file in _by_time(folders)]
     settings = {log.attempt.name: log.settings for log in logs}
+    texts = {log.attempt.name: log.own_texts for log in logs}
     runs = runs_of([log.attempt for log in logs])
     run = next((run for run in runs if any(attempt.name == str(path) for attempt in run)), runs[-1])
     damage = Damage()
@@ -88,6 +90,15 @@ def open_run(path: Path) -> OpenedRun:
         raise ReadError(f"{str(path)!r} has no scalar that can be read: {_words(damage)}. Was the copy complete?")
     config = {key: value for attempt in run for key, value in settings[attempt.name].items()}
     by_key, evals_by_key = all_series(scalars), all_series(evals)
+    own_word = OwnWordInFile()
+    for attempt in run:
+        steps = steps_of([attempt])
+        for step in steps[:1]:
+            own_word.at(step)
+        for text in texts[attempt.name]:
+            own_word.take_text(*text)
+        for step in steps[-1:]:
+            own_word.at(step)
     notes = ["TensorBoard keeps numbers with 7 digits (float32)"]
     if len(run) > 1:
         notes.append(f"{len(run)} event files are attempts of one run and were read in order of time")
@@ -106,6 +117,7 @@ def open_run(path: Path) -> OpenedRun:
         config=config,
         group_size=group_size(config),
         lacks=beside_curves(no_completions(NO_TEXT), by_key, evals_by_key),
+        own_word=own_word.word(),
         notes=tuple(notes),
     )
 
@@ -190,6 +202,8 @@ class _Log:
 
     attempt: Attempt
     settings: Mapping[str, Any]
+    own_texts: Sequence[tuple[str, int, bytes]]
+    """Tag, step and text of what rlmon's sink said."""
     damage: Damage
 
 
@@ -208,10 +222,14 @@ def _read(file: Path, _size: int, _changed: int) -> _Log:
     scalars: dict[str, list[tuple[int, float]]] = {}
     evals: dict[str, list[tuple[int, float]]] = {}
     config: dict[str, Any] = {}
+    texts: list[tuple[str, int, bytes]] = []
     times: list[float] = []
     for tag, step, seconds, value in _values(file, damage):
         if isinstance(value, bytes):
-            config.update(_settings(value))
+            if tag in _SETTINGS_TAGS:
+                config.update(_settings(value))
+            elif len(texts) < MAX_REMARKS:
+                texts.append((tag, step, value))
             continue
         name = tag.removeprefix("train/")
         if name in NOT_MEASURED:
@@ -223,11 +241,11 @@ def _read(file: Path, _size: int, _changed: int) -> _Log:
             scalars.setdefault(name, []).append((step, value))
     began, ended = times or (0.0, 0.0)
     attempt = Attempt(name=str(file), scalars=scalars, evals=evals, began_seconds=began, ended_seconds=ended)
-    return _Log(attempt=attempt, settings=config, damage=damage)
+    return _Log(attempt=attempt, settings=config, own_texts=texts, damage=damage)
 
 
 def _values(path: Path, damage: Damage) -> Iterator[tuple[str, int, float, float | bytes]]:
-    """(tag, step, time in seconds, number) of every scalar in a file; bytes of the trainer's settings."""
+    """(tag, step, time in seconds, number) of every scalar in a file; bytes of the texts that are read."""
     try:
         with path.open("rb") as file:
             for record in _records(file, damage):
@@ -281,7 +299,7 @@ def _value(data: bytes) -> tuple[str, float | bytes] | None:
         elif number == 2 and isinstance(value, bytes) and len(value) == 4:
             found = struct.unpack("<f", value)[0]
         elif number == 8 and isinstance(value, bytes):
-            found = _tensor(value, text=tag in _SETTINGS_TAGS)
+            found = _tensor(value, text=tag in _SETTINGS_TAGS or is_own_text(tag))
     return None if found is None else (tag, found)
 
 

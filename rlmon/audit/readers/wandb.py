@@ -360,6 +360,7 @@ def _open_offline(files: Sequence[Path]) -> OpenedRun:
         if kind == "history":
             numbers, objects = history_row(record.history.item)
             take_call(history, numbers, objects, record.history.step.num, functools.partial(_stored, file, files, load))
+            own_word.at(history.step)
         elif kind == "run":
             run_id = record.run.run_id or run_id
         _take_settings(config, record, kind)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rlmon.audit.readers import tensorboard
+from rlmon.audit.run import OwnWord, Remark
 from rlmon.errors import ReadError
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "foreign"
@@ -127,6 +128,32 @@ def test_a_later_file_supersedes_what_it_goes_back_behind(tmp_path: Path) -> Non
     run = tensorboard.open_run(tmp_path)
     assert run.scalars == {"loss": [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]}
     assert "2 event files" in run.notes[1]
+
+
+def text(tag: str, step: int, words: str) -> bytes:
+    tensor = message((1, 7), (8, words.encode()))
+    return frame(message((2, step), (5, message((1, message((1, f"{tag}/text_summary".encode()), (8, tensor)))))))
+
+
+def test_what_the_run_said_of_itself_less_what_a_later_attempt_superseded(tmp_path: Path) -> None:
+    said = [
+        text("rlmon/verdict", 1, "pass"),
+        text("rlmon/findings/kl-drift", 2, "**WARN** kl&#45;drift: far away&#46;"),
+        text("rlmon/findings/format-collapse", 4, "**FAIL** format&#45;collapse: formats fell&#46;"),
+        text("rlmon/verdict", 4, "fail: WARN kl&#45;drift: FAIL format&#45;collapse"),
+        text("rlmon/findings/<b>", 4, "**FAIL** of no detector"),
+        text("rlmon/findings/length-growth", 4, "of no severity"),
+        text("rlmon/verdict", 4, "splendid"),
+    ]
+    drift = Remark(detector="kl-drift", severity="warn", step=2)
+    write(tmp_path, "1.host", [("train/loss", step, 1.0) for step in (1, 2, 3, 4)], b"".join(said))
+    word = tensorboard.open_run(tmp_path).own_word
+    assert word == OwnWord(verdict="fail", remarks=[drift, Remark(detector="format-collapse", severity="fail", step=4)])
+    later = text("rlmon/verdict", 3, "warn: WARN kl&#45;drift")
+    write(tmp_path, "2.host", [("train/loss", step, 1.0) for step in (3, 4, 5)], later)
+    assert tensorboard.open_run(tmp_path).own_word == OwnWord(verdict="warn", remarks=[drift])
+    write(tmp_path / "unwatched", "1.host", [("train/loss", 1, 1.0)])
+    assert tensorboard.open_run(tmp_path / "unwatched").own_word is None
 
 
 def test_starts_of_one_output_folder_are_one_run(tmp_path: Path) -> None:

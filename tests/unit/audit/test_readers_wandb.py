@@ -19,7 +19,7 @@ import pytest
 from make_foreign_trackers import framed
 
 from rlmon.audit.readers import table_rows, tables, wandb
-from rlmon.audit.run import ROWS, OpenedRun
+from rlmon.audit.run import ROWS, OpenedRun, OwnWord, Remark
 from rlmon.errors import MissingExtraError, ReadError
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "foreign" / "wandb-trl"
@@ -84,6 +84,39 @@ TRL = ["step", "prompt", "completion", "good", "advantage"]
 
 def trl_table(step: int, rows: Sequence[tuple[str, str, float]]) -> dict[str, Any]:
     return {"_table": (TRL, [[step, prompt, completion, reward, 0.0] for prompt, completion, reward in rows])}
+
+
+def test_what_the_run_said_of_itself_less_what_a_later_attempt_superseded(tmp_path: Path) -> None:
+    from wandb.proto import wandb_internal_pb2 as pb
+
+    def attempt(folder: Path, steps: Sequence[int], told: dict[int, str], verdict: str) -> None:
+        written = []
+        for step in steps:
+            record = pb.Record()
+            record.history.item.add(nested_key=["train/global_step"], value_json=str(step))
+            record.history.item.add(nested_key=["rlmon/entropy/mean"], value_json="1.0")
+            written.append(record)
+            if step in told:
+                record = pb.Record()
+                record.alert.title, record.alert.text = told.pop(step), f"Step {step}: it happened."
+                written.append(record)
+        if verdict:
+            record = pb.Record()
+            record.summary.update.add(nested_key=["rlmon/verdict"], value_json=json.dumps(verdict))
+            written.append(record)
+        folder.mkdir()
+        (folder / "run-made.wandb").write_bytes(framed([record.SerializeToString() for record in written]))
+
+    drift = Remark(detector="kl-drift", severity="warn", step=2)
+    told = {2: "rlmon WARN: kl-drift", 4: "rlmon FAIL: format-collapse"}
+    attempt(tmp_path / "offline-run-1-made", [1, 2, 3, 4, 4, 5], told, "fail")
+    word = wandb.open_run(tmp_path).own_word
+    assert word == OwnWord(verdict="fail", remarks=[drift, Remark(detector="format-collapse", severity="fail", step=4)])
+    attempt(tmp_path / "offline-run-2-made", [4, 5, 6], {}, "")  # killed: it says nothing more
+    assert wandb.open_run(tmp_path).own_word == OwnWord(verdict="warn", remarks=[drift])
+    attempt(tmp_path / "offline-run-3-made", [2, 3], {3: "rlmon FAIL: kl-drift"}, "fail")
+    again = Remark(detector="kl-drift", severity="fail", step=3)
+    assert wandb.open_run(tmp_path).own_word == OwnWord(verdict="fail", remarks=[again])
 
 
 # --- the golden run: TRL and wandb wrote it, a recording reward function knows what was sampled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +12,18 @@ import pytest
 
 from rlmon.metrics.catalog import METRICS
 from rlmon.records import Histogram
+from rlmon.runlog import RunLogWriter, next_attempt
 from rlmon.sinks.tensorboard import MAX_TABLE_ROWS, TensorBoardSink, charts
 
 pytest.importorskip("tensorboard")
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginEventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
 Make = Callable[..., Any]
 
 
 def read(folder: Path) -> Any:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "histograms": 0})
     events.Reload()
     return events
@@ -107,3 +109,41 @@ def test_nothing_is_written_while_the_trainer_has_no_writer(header: Make, step: 
     sink.finding(finding())
     sink.table(1, [{}])
     sink.close()
+
+
+def trained(folder: Path, log: Path, header: Make, step: Make, steps: range, resumed_at: int | None = None) -> None:
+    """An attempt of a run: a log call of the trainer's and one of ours a step, into an event file of its own."""
+    about = dataclasses.replace(
+        header(), attempt=next_attempt(log), attempt_kind="fresh" if resumed_at is None else "resumed"
+    )
+    kept = RunLogWriter.open(log, about, rank=0, resume=resumed_at is not None, from_step=resumed_at)
+    writer = SummaryWriter(str(folder), filename_suffix=f".{about.attempt}")
+    writer.add_text("args", "{}")
+    sink = TensorBoardSink(writer, log)
+    sink.open(kept.header)
+    for number in steps:
+        sink.record(step(number, metrics={"rlmon/entropy/mean": about.attempt + number / 100}), {})
+        writer.add_scalar("train/loss", number, number)
+    sink.close()
+    writer.close()
+    kept.close()
+
+
+def test_what_a_run_supersedes_that_goes_on_from_a_checkpoint_is_hidden(
+    tmp_path: Path, header: Make, step: Make
+) -> None:
+    folder, log = tmp_path / "tb", tmp_path / "log"
+    trained(folder, log, header, step, range(1, 6))
+    trained(folder, log, header, step, range(4, 8), resumed_at=3)
+    for accumulator in (EventAccumulator, PluginEventAccumulator):
+        events = accumulator(str(folder), {"scalars": 0, "tensors": 0})
+        events.Reload()
+        if accumulator is EventAccumulator:
+            assert [(e.step, round(e.value, 2)) for e in events.Scalars("rlmon/entropy/mean")] == [
+                (1, 0.01), (2, 0.02), (3, 0.03), (4, 1.04), (5, 1.05), (6, 1.06), (7, 1.07)
+            ]  # fmt: skip
+            assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6, 7]
+        else:
+            assert [e.step for e in events.Tensors("rlmon/entropy/mean")] == [1, 2, 3, 4, 5, 6, 7]
+            assert [e.step for e in events.Tensors("train/loss")] == [1, 2, 3, 4, 5, 6, 7]
+        assert [e.step for e in events.Tensors("args/text_summary")] == [0, 0]  # what has no step stays
