@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+
+from rlmon.serve.app import build
+from rlmon.serve.desk import Desk
+from rlmon.serve.server import bound
 
 ARGUMENTS = (
     # Chromium refuses to run as root with a sandbox; the pages are our own files and the network is blocked.
@@ -94,5 +100,54 @@ def visit(chromium: Any) -> Iterator[Callable[..., Opened]]:
         return opened
 
     yield open_file
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def serving() -> Iterator[Callable[[Path], str]]:
+    """``serving(folder)`` is the address of a server in a thread of this process."""
+    ends: list[Callable[[], None]] = []
+
+    def begin(root: Path) -> str:
+        listening = bound(0)
+        desk = Desk(root, least_seconds=0.2)
+        config = uvicorn.Config(build(desk), log_level="error", lifespan="off", ws="none", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+
+        def end() -> None:
+            server.should_exit = True
+            thread.join(10)
+            desk.close()
+            listening.close()
+
+        ends.append(end)
+        return f"http://127.0.0.1:{listening.getsockname()[1]}/"
+
+    yield begin
+    for end in ends:
+        end()
+
+
+@pytest.fixture
+def look(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """``look(address, width=..., scheme=...)``: a page whose complaints are in ``page.complaints``."""
+    contexts = []
+
+    def open_page(address: str, width: int = 1400, scheme: str = "light") -> Any:
+        context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        page.complaints = []
+        page.on(
+            "console", lambda said: page.complaints.append(said.text) if said.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield open_page
     for context in contexts:
         context.close()

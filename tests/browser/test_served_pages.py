@@ -3,68 +3,12 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import make_runlog
 import pytest
-import uvicorn
 from growing import GrowingLog
-
-from rlmon.serve.app import build
-from rlmon.serve.desk import Desk
-from rlmon.serve.server import bound
-
-
-@pytest.fixture
-def serving() -> Iterator[Callable[[Path], str]]:
-    """``serving(folder)`` is the address of a server in a thread of this process."""
-    ends: list[Callable[[], None]] = []
-
-    def begin(root: Path) -> str:
-        listening = bound(0)
-        desk = Desk(root, least_seconds=0.2)
-        config = uvicorn.Config(build(desk), log_level="error", lifespan="off", ws="none", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-
-        def end() -> None:
-            server.should_exit = True
-            thread.join(10)
-            desk.close()
-            listening.close()
-
-        ends.append(end)
-        return f"http://127.0.0.1:{listening.getsockname()[1]}/"
-
-    yield begin
-    for end in ends:
-        end()
-
-
-@pytest.fixture
-def look(chromium: Any) -> Iterator[Callable[..., Any]]:
-    """``look(address, width=..., scheme=...)``: a page whose complaints are in ``page.complaints``."""
-    contexts = []
-
-    def open_page(address: str, width: int = 1400, scheme: str = "light") -> Any:
-        context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
-        contexts.append(context)
-        page = context.new_page()
-        page.complaints = []
-        page.on(
-            "console", lambda said: page.complaints.append(said.text) if said.type in ("error", "warning") else None
-        )
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.goto(address)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), pytest.param(1400, "light", marks=pytest.mark.slow)])

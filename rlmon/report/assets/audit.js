@@ -55,7 +55,10 @@
   $("verdict").classList.add(["pass", "warn", "fail"].includes(data.verdict) ? data.verdict : "insufficient");
   $("verdict-word").textContent = line(data.verdict_word, 60);
   $("headline").textContent = prose(data.headline, 1200);
-  if (data.headline.length > 180) $("headline").classList.add("long");
+  if (data.headline.length > 180) {
+    $("headline").classList.add("long");
+    $("headline").tabIndex = 0;  // It scrolls in a narrow window, for the keyboard too.
+  }
   const byStatus = (...statuses) => data.checks.map((check, index) => ({ ...check, index })).filter((check) => statuses.includes(check.status));
   for (const [status, target] of [["fail", data.incidents.length ? "happened" : "checks-bad"], ["warn", data.incidents.length ? "happened" : "checks-bad"], ["error", "checks-bad"], ["note", "checks-note"], ["pass", "checks-pass"], ["unsure", "checks-skip"], ["skip", "checks-skip"]]) {
     const amount = byStatus(status).length;

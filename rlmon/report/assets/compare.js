@@ -21,7 +21,10 @@
   if (Object.hasOwn(TONES, data.word)) $("verdict").classList.add(TONES[data.word]);
   $("verdict-word").textContent = line(data.word, 40);
   $("headline").textContent = line(data.headline, 1200);
-  if (data.headline.length > 260) $("headline").classList.add("long");
+  if (data.headline.length > 260) {
+    $("headline").classList.add("long");
+    $("headline").tabIndex = 0;  // It scrolls in a narrow window, for the keyboard too.
+  }
   data.sides.forEach((side, i) => {
     const fact = (name, value, big) => el("div", { class: big ? "big" : null }, el("dt", {}, name), el("dd", {}, value));
     $("sides").append(el("div", { class: `side-card of-${SIDES[i]}` },
