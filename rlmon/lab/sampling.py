@@ -1,0 +1,130 @@
+"""Completions drawn from a model, batch by batch, and how sure it was of each token: what evaluations are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """One batch of prompts with their completions."""
+
+    ids_BS: torch.Tensor
+    mask_BS: torch.Tensor
+    """False on padding and behind the end of a completion."""
+    temperature: float
+    own_BT: torch.Tensor
+    """The completion tokens that are the model's own: up to and including the first end token."""
+    texts: list[str]
+    ended_B: torch.Tensor
+    """Whether a completion has its end token."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """With the padding on the left."""
+        return int(self.ids_BS.shape[1] - self.own_BT.shape[1])
+
+
+def draws(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    sequences_per_batch: int,
+    seed: int,
+    copies: int = 1,
+    temperature: float = 1.0,
+) -> Iterator[Drawn]:
+    """``copies`` completions of each of ``prompts``, those of one prompt next to each other.
+
+    They depend on ``sequences_per_batch`` and ``seed``. A prompt is read once for all its copies. Leaves the global
+    random state as it was when it is exhausted. The model should be in evaluation mode.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        at_once = max(1, sequences_per_batch // max(1, copies))
+        for start in range(0, len(prompts), at_once):
+            batch = list(prompts[start : start + at_once])
+            inputs = dict(tokenizer(batch, return_tensors="pt", padding=True, padding_side="left"))
+            with torch.no_grad():
+                read = {}
+                if copies > 1:
+                    read = {"past_key_values": _read(model, inputs, copies)}
+                    inputs = {name: tensor.repeat_interleave(copies, dim=0) for name, tensor in inputs.items()}
+                ids_BS = model.generate(
+                    input_ids=inputs["input_ids"],
+                    attention_mask=inputs["attention_mask"],
+                    **read,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=True,
+                    temperature=temperature,
+                    top_k=0,
+                    top_p=1.0,
+                    pad_token_id=tokenizer.pad_token_id,
+                    eos_token_id=tokenizer.eos_token_id,
+                )
+            assert isinstance(ids_BS, torch.Tensor)
+            completion_BT = ids_BS[:, inputs["input_ids"].shape[1] :]
+            ended_BT = (completion_BT == tokenizer.eos_token_id).cumsum(1)
+            ended_before_BT = ended_BT.roll(1, dims=1)
+            ended_before_BT[:, 0] = 0
+            own_BT = ended_before_BT == 0
+            yield Drawn(
+                ids_BS=ids_BS,
+                mask_BS=torch.cat([inputs["attention_mask"], own_BT.long()], dim=1),
+                temperature=temperature,
+                own_BT=own_BT,
+                texts=tokenizer.batch_decode(completion_BT, skip_special_tokens=True),
+                ended_B=ended_BT[:, -1] > 0,
+            )
+
+
+def entropy_and_kl(
+    model: Callable[..., Any], base: Callable[..., Any], drawn: Drawn
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entropy of the next-token distribution and exact KL(model || base) at the temperature of the draws, nats, summed
+    over the own tokens of each completion [B]."""
+    import torch
+
+    with torch.no_grad():
+        logp = _log_probabilities(model, drawn)
+        p = logp.exp()
+        entropy_BT = -(p * logp).sum(-1)
+        kl_BT = (p * (logp - _log_probabilities(base, drawn))).sum(-1)
+    # Not multiplied by the mask: behind the end there may be inf.
+    return entropy_BT.masked_fill(~drawn.own_BT, 0.0).sum(1), kl_BT.masked_fill(~drawn.own_BT, 0.0).sum(1)
+
+
+def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], copies: int) -> Any:
+    """The keys and values of all prompt tokens but the last, ``copies`` times."""
+    from transformers import DynamicCache
+
+    mask = inputs["attention_mask"][:, :-1]
+    cache = DynamicCache(config=model.config)
+    model(
+        input_ids=inputs["input_ids"][:, :-1],
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache.batch_repeat_interleave(copies)
+    return cache
+
+
+def _log_probabilities(model: Callable[..., Any], drawn: Drawn) -> torch.Tensor:
+    """Log-probabilities [B, T, V] that predict each completion token, in float32."""
+    position_BS = (drawn.mask_BS.cumsum(1) - 1).clamp(min=0)
+    logits = model(input_ids=drawn.ids_BS, attention_mask=drawn.mask_BS, position_ids=position_BS).logits
+    result: torch.Tensor = (logits[:, drawn.prompt_tokens - 1 : -1].float() / drawn.temperature).log_softmax(-1)
+    return result

@@ -1,0 +1,233 @@
+"""Runs on a real model: the arithmetic of what is told of them, and a tiny one that is stopped and goes on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlmon.errors import ConfigError
+from rlmon.lab.bases import BASE_DIR
+from rlmon.lab.task import split_questions
+from studies import real_runs, real_tables
+from studies.real_cell import TRAJECTORY, RealArm, RealCell, Sitting, reached, run_cell
+from studies.real_measures import KINDS, Row, effective_ways, equal_pairs, measured, pass_at, scores, with_two_right
+from studies.real_pilot import qualified
+from studies.real_tasks import Question, RealTask, is_right, split
+
+
+def row(text: str, right: bool = True, **values: float) -> Row:
+    return Row(text=text, right=right, tokens=4, cut_off=False, **values)
+
+
+@pytest.mark.parametrize(("samples", "right"), [(6, 0), (6, 1), (6, 3), (6, 4), (6, 6), (5, 2)])
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_pass_at_k_is_the_share_of_all_choices_of_k_with_a_right_one(samples: int, right: int, k: int) -> None:
+    choices = list(itertools.combinations([True] * right + [False] * (samples - right), k))
+    assert pass_at(k, samples, right) == pytest.approx(sum(map(any, choices)) / len(choices))
+
+
+def test_pass_at_k_is_unbiased_and_the_plug_in_is_not() -> None:
+    # 4 samples of a prompt that is right with chance .3: the mean over all outcomes, weighed by their chances.
+    chance, n, k = 0.3, 4, 2
+    weights = [math.comb(n, c) * chance**c * (1 - chance) ** (n - c) for c in range(n + 1)]
+    truth = 1 - (1 - chance) ** k
+    assert sum(w * (pass_at(k, n, c) or 0.0) for c, w in enumerate(weights)) == pytest.approx(truth)
+    plugged_in = sum(w * (1 - (1 - c / n) ** k) for c, w in enumerate(weights))
+    assert abs(plugged_in - truth) > 0.02
+    assert pass_at(8, 4, 4) is None
+
+
+def test_ways_of_answering_are_counted_among_right_answers_only() -> None:
+    said = ["7 + 9 = 16", "8 + 8 = 16", "It is 16.", "16 it is, of course"]
+    wrong = [row("7 + 9 = 16", right=False)] * 5
+    found = measured([[*map(row, said), *wrong], [row("2 is it"), row("3 is it")], [row("5")], [row("6", right=False)]])
+    # Prompt 1: six pairs, of which "# + # = #" twice is one. Prompt 2: one pair, equal. Prompt 3 has no pair.
+    assert found["by_prompt"]["right"] == [4, 2, 1, 0]
+    assert found["by_prompt"]["template"] == [1, 1, 0, 0]
+    assert found["templates_within"] == pytest.approx(1 / ((1 / 6 + 1) / 2))
+    by_hand = [a == b for a, b in itertools.combinations(["#+#", "#+#", "it", "of course"], 2)]
+    assert sum(by_hand) == equal_pairs(["#+#", "#+#", "it", "of course"]) == 1
+    # 9 + 2 + 1 + 1 samples, 4 + 2 + 1 of them right
+    assert found["accuracy"] == pytest.approx(7 / 13)
+    assert found["pass_at_1"] == pytest.approx((4 / 9 + 1 + 1 + 0) / 4)
+    # Only the first prompt has eight samples.
+    assert found["pass_at_8"] == 1.0
+
+
+def test_ways_are_none_where_no_pair_is_equal_or_there_is_none() -> None:
+    assert effective_ways([0, 0], [3, 1]) is None
+    assert effective_ways([0], [0]) is None
+    assert effective_ways([3, 0], [3, 3]) == 2.0
+
+
+def test_entropy_is_of_the_rows_in_which_it_was_measured_by_token() -> None:
+    rows = [row("1", entropy_nats=2.0, kl_nats=0.4), row("2", right=False, entropy_nats=6.0, kl_nats=0.0), row("3")]
+    found = measured([rows])
+    # two completions of 4 tokens: (2 + 6) / 8, of the right one 2 / 4
+    assert (found["entropy_nats"], found["entropy_nats_right"], found["kl_nats"]) == (1.0, 0.5, pytest.approx(0.05))
+    assert measured([[row("3")]])["entropy_nats"] is None
+
+
+def test_arms_are_compared_where_all_have_two_right_answers() -> None:
+    ours = {"samples": [4, 4, 4], "right": [3, 2, 1], **{kind: [0, 1, 0] for kind in ("template", "opening", "format")}}
+    theirs = {**ours, "right": [1, 4, 4]}
+    assert with_two_right([ours, theirs]) == [1]
+    assert scores(ours, [1])["templates_within"] == 1.0
+    assert scores(ours, [0])["templates_within"] is None
+
+
+def test_the_pilot_asks_for_reward_and_three_ways() -> None:
+    ways = ["7 + 9 = 16", '{"answer": 16}', "The answer is 16.", "No idea at all"]
+    good = qualified([[row(text, right=at < 3) for at, text in enumerate(ways) for _ in range(2)]] * 4)
+    assert (good.reward, good.silent, good.reasons_against) == (0.75, 0.0, ["reward 0.75 is not within 0.2 to 0.7"])
+    assert (
+        qualified([[row(text, right=at < 3) for at, text in enumerate([*ways, "So many"])]] * 4).reasons_against == []
+    )
+    one_way = qualified([[row("16"), row("17", right=False)]] * 4)
+    assert one_way.reasons_against == ["1 of 3 formats or openings have over 5% of the right answers"]
+
+
+def test_held_out_questions_are_in_no_training() -> None:
+    training, held_out = split([Question(prompt=f"{n % 40} + 1?", answer=str(n)) for n in range(200)])
+    assert {question.prompt for question in training}.isdisjoint(question.prompt for question in held_out)
+    assert len({question.prompt for question in held_out}) == len(held_out) > 1
+    assert len(training) > 100
+
+
+def test_what_is_right_is_blind_to_the_form() -> None:
+    for text in ("7 + 9 = 16", '{"answer": 16}', "The answer is 16.", "16", "\\boxed{16}"):
+        assert is_right(text, "16")
+    assert not is_right("7 + 9 = 17", "16")
+    assert not is_right("no number", "16")
+    for text in ("Ann.", "The person who likes cats is Ann!", "ANN likes cats"):
+        assert is_right(text, "Ann", ["Ben", "Anna"])
+    for text in ("Ann or Ben", "Anna", "Somebody"):
+        assert not is_right(text, "Ann", ["Ben", "Anna"])
+
+
+# -- a run that is stopped -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TinyTask(RealTask):
+    def questions(self) -> tuple[list[Question], list[Question]]:
+        training, held_out = split_questions()
+        asked = [Question(prompt=q.prompt, answer=str(q.answer)) for q in (*training[:64], *held_out[:4])]
+        return asked[:64], asked[64:]
+
+
+TINY = TinyTask(
+    name="tiny", generator="none", model=BASE_DIR, prompts_per_step=2, group_size=4, most_tokens=12, lora_rank=2
+)
+PLAIN = RealArm(name="unprotected", about="as it is")
+
+
+def rewards(results: Path) -> Sequence[float]:
+    return list(json.loads((results / "tiny-unprotected-seed0.json").read_text())["trajectory"]["reward"])
+
+
+@pytest.mark.trl
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    cell = RealCell(task=TINY, arm=PLAIN, seed=0)
+
+    def sitting(name: str, steps: int, until: float | None = None) -> Sitting:
+        return Sitting(steps=steps, work=tmp_path / name / "work", results=tmp_path / name, until=until)
+
+    # It has no time left: nothing is begun.
+    assert run_cell(cell, sitting("stopped", 6, time.monotonic() - 1.0)) == {}
+    half = run_cell(cell, sitting("stopped", 3))
+    assert (half["steps"], list(half["evaluations"])) == (3, ["3"])
+    whole = run_cell(cell, sitting("stopped", 6))
+    assert (whole["steps"], list(whole["evaluations"]), whole["faults"]) == (6, ["3", "6"], 0)
+    assert reached(tmp_path / "stopped" / "work" / cell.name) == 6
+    # Asked again, nothing is trained.
+    assert run_cell(cell, sitting("stopped", 6))["cpu_seconds"] == whole["cpu_seconds"]
+
+    run_cell(cell, sitting("at-once", 6))
+    assert rewards(tmp_path / "stopped") == rewards(tmp_path / "at-once")
+    assert len(rewards(tmp_path / "stopped")) == 6
+
+    found = whole["evaluations"]["6"]
+    assert (found["prompts"], found["completions"]) == (4, 64)
+    assert found["kl_nats"] > 0.0
+    with pytest.raises(ConfigError, match="begun with other settings"):
+        run_cell(
+            RealCell(task=TINY, arm=RealArm(name="unprotected", settings={"beta": 0.1}, about=""), seed=0),
+            sitting("stopped", 6),
+        )
+
+
+# -- the command line and the page -----------------------------------------------------------------------------------
+
+
+def test_cells_come_seed_by_seed_and_a_policy_file_is_an_arm(tmp_path: Path) -> None:
+    rules = tmp_path / "hold.yaml"
+    rules.write_text("rules: {end: {when: always, do: stop}}\n", encoding="utf-8")
+    asked: list[RealCell] = []
+
+    def run_cell(cell: RealCell, sitting: Sitting) -> dict[str, Any]:
+        asked.append(cell)
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(real_runs, "run_cell", run_cell)
+        patch.setattr(real_runs, "base_evaluation", lambda task, dtype, results: None)
+        common = ["--tasks", "arithmetic", "--seeds", "100,101", "--results", str(tmp_path), "--work", str(tmp_path)]
+        assert real_runs.main([*common, "--policy", f"mine={rules}", "--arms", "mine,unprotected"]) == 0
+        assert real_runs.main([*common, "--arms", "nobody"]) == 2
+        assert real_runs.main([*common, "--policy", "protect=x"]) == 2
+        assert real_runs.main([*common, "--hours", "-1"]) == 0
+    assert [cell.name for cell in asked] == [
+        f"arithmetic-{arm}-seed{seed}" for seed in (100, 101) for arm in ("mine", "unprotected")
+    ]
+    assert asked[0].settings()["policy"]["rules"]
+    assert asked[0].settings() != asked[1].settings()
+
+
+def judged(right: list[int], equal: list[int], entropy: float) -> dict[str, Any]:
+    """An evaluation of prompts with 8 samples each, in which every kind has the same equal pairs."""
+    by_prompt = {"samples": [8] * len(right), "right": right, **dict.fromkeys(KINDS, equal)}
+    told = dict.fromkeys(real_tables.JUDGED, 0.5)
+    return {**told, **scores(by_prompt, range(len(right))), "by_prompt": by_prompt, "entropy_nats_right": entropy,
+            "examples": [{"prompt": "3 + 4 =", "answers": ["It is | 7", "<b>7</b>"]}]}  # fmt: skip
+
+
+def test_tables_compare_seed_by_seed_on_the_same_prompts_and_leave_out_seeds_for_trying() -> None:
+    def cell(arm: str, seed: int, evaluation: dict[str, Any]) -> dict[str, Any]:
+        return {"task": "t", "arm": arm, "seed": seed, "steps": 6, "findings": [[5, "fail", "entropy-collapse"]],
+                "trajectory": {name: [0.0, 1.0, 2.0, 3.0, 4.0, 100.0] for name in TRAJECTORY},
+                "evaluations": {"60": evaluation}}  # fmt: skip
+
+    # Pairs of four right answers: 6. Prompt 1 is left out: the plain arm has one right answer there.
+    plain = judged([4, 1], [6, 0], 0.1)
+    wide = judged([4, 4], [3, 0], 0.4)
+    read = [cell("unprotected", 0, plain), cell("hold", 0, wide), cell("hold", 100, judged([8, 8], [28, 28], 9.0))]
+    text = "\n".join(real_tables.sections(read, [0]))
+    # accuracy .5 against .3125; ways 2 against 1; entropy .4 against .1
+    assert "| hold | 1 | +0.188 | +0.000 | 2.00 | 2.00 | 2.00 | 4.00 |" in text
+    assert "| hold | 100 (tuning) | 6 | 2.00 / 2.00 / 2.00 / 2.00 | 5, entropy-collapse |" in text
+    assert "9.000" not in text
+    # What a model says is no markup.
+    assert "<b>7" not in text
+    assert "It is \\| 7" in text
+
+
+def test_the_page_keeps_what_stands_around_its_tables(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{real_tables.BEGIN}\nold\n{real_tables.END}\nafter\n", encoding="utf-8")
+    real_tables.write_tables(page, tmp_path, [0])
+    first = page.read_text(encoding="utf-8")
+    assert first.startswith("before\n") and first.endswith("\nafter\n") and "old" not in first  # noqa: PT018
+    real_tables.write_tables(page, tmp_path, [0])
+    assert page.read_text(encoding="utf-8") == first
+    page.write_text("no marks\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="once each"):
+        real_tables.write_tables(page, tmp_path, [0])
