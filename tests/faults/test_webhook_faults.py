@@ -30,7 +30,7 @@ def posted(url: str) -> tuple[str | None, int]:
     """Why a message that is posted to this address does not arrive, and how many are left."""
     box = Outbox(poster(Webhook(url=url, format="json", is_local=True)))
     box.put(b"{}")
-    left = box.close(30)
+    left = box.close(120)
     return box.why_not, left
 
 
