@@ -17,10 +17,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from rlmon.report.demo import caption_of, load, name_of, shares_of
 from rlmon.report.figure import picture
@@ -61,6 +62,7 @@ PICTURES = {
     "compare-page.png": Shot(of="compare.html", width=1400, height=1100),
     "ci-summary.png": Shot(of="summary.html", width=900, height=1000),
     "live-list.png": Shot(of="list", width=1400, height=900, top=52),
+    "trackio.png": Shot(of="trackio", width=1400, height=1010),
 }
 """Every picture in docs/pictures."""
 
@@ -112,6 +114,17 @@ blockquote {{margin: 0; padding: 0 1em; border-left: 4px solid #d1d9e0; color: #
 # Signs of the summary that only a font of emoji has, drawn.
 SIGNS = {"🔴": "#d1242f", "🟡": "#e3b341", "🟢": "#2da44e", "🔵": "#218bff", "⚪": "#d8dee4"}
 
+DRAWN = """signs => {
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = []
+  while (texts.nextNode()) found.push(texts.currentNode)
+  for (const text of found) for (const [sign, colour] of Object.entries(signs)) if (text.data.includes(sign)) {
+    const drawn = document.createElement('span')
+    drawn.style = `display:inline-block;width:.7em;height:.7em;border-radius:50%;background:${colour}`
+    text.before(drawn)
+    text.data = text.data.replace(sign, '')
+  }
+}"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -130,9 +143,8 @@ def main() -> None:
         work = Path(folder)
         runs_of(given.demo, work)
         wanted = {shot.of for shot in shots.values()}
-        addresses = {name: (made(name, given.demo, work)).as_uri() for name in sorted(wanted - {"list"})}
-        if "list" in wanted:
-            addresses["list"] = stack.enter_context(serving(work))
+        addresses = {name: (made(name, given.demo, work)).as_uri() for name in sorted(wanted - set(SERVED))}
+        addresses |= {name: stack.enter_context(served(work)) for name, served in SERVED.items() if name in wanted}
         browser = stack.enter_context(chromium())
         for name, shot in shots.items():
             seen = photograph(browser, addresses[shot.of], shot)
@@ -235,6 +247,38 @@ def serving(work: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def trackio_of(work: Path) -> Iterator[str]:
+    """The address of trackio's own dashboard over the runs, as the sink shows them; it ends with the context."""
+    os.environ["TRACKIO_DIR"] = str(work / "trackio")  # read when trackio is imported
+    import trackio
+
+    import rlmon
+    from rlmon.sinks.trackio import TrackioSink
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        for folder in sorted((work / "runs").iterdir()):
+            run = rlmon.open_run(folder / "rlmon")
+            trackio.init(project="demo", name=folder.name, embed=False, auto_log_cpu=False, auto_log_gpu=False)
+            sink = TrackioSink()
+            sink.open(run.header)
+            for record in run.step_records():
+                sink.record(record, {})
+                for finding in run.findings:
+                    if finding.step == record.step:
+                        sink.finding(finding)
+            sink.close()
+            trackio.finish()
+        dashboard, address, *_ = trackio.show(open_browser=False, block_thread=False, share=False)
+    wanted = "rlmon/(format/(effective|top_share|js_to_base)|entropy/(mean|p80|ratio_to_base)|kl/mean)$"
+    yield f"{address}?project=demo&smoothing=0&hide_empty_tabs=true&metric_filter={quote(wanted)}"
+    dashboard.close()
+
+
+SERVED: dict[str, Callable[[Path], contextlib.AbstractContextManager[str]]] = {"list": serving, "trackio": trackio_of}
+"""Pages that a program serves while it is looked at."""
+
+
+@contextlib.contextmanager
 def chromium() -> Iterator[Any]:
     """A headless Chromium. Raises ``SystemExit`` with what to install where there is none."""
     path = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
@@ -264,6 +308,10 @@ def photograph(browser: Any, address: str, shot: Shot) -> bytes:
         # Every run has a verdict, and that of the one that fails is an audit's: its detectors speak before.
         page.locator(".run .badge:not(:text-is('READING'))").nth(2).wait_for(timeout=60_000)
         page.locator(".run", has_text="From step").wait_for(timeout=60_000)
+    if shot.of == "trackio":
+        page.locator("canvas").nth(5).wait_for(timeout=60_000)
+        page.wait_for_timeout(3_000)
+        page.evaluate(DRAWN, SIGNS)
     page.wait_for_timeout(500)
     end = int(page.evaluate("document.documentElement.getBoundingClientRect().bottom + scrollY"))
     seen: bytes = page.screenshot(

@@ -156,8 +156,8 @@ class TrackioSink(Sink):
         """The verdict, and what each detector said that is part of it; the gravest first."""
         alerts = self._alerts
         lines = [f"# rlmon: {alerts.verdict.upper()}", ""]
-        if alerts.first_alarm_step is not None:
-            lines += [f"First alarm at step {alerts.first_alarm_step}. As of step {step}:", ""]
+        alarm = alerts.first_alarm_step
+        lines += ["No detector said WARN or FAIL." if alarm is None else f"First alarm at step {alarm}.", ""]
         newest = {(told.detector, told.severity): told for told in self._findings.rows.values()}
         for detector, severity in sorted(alerts.gravest.items(), key=lambda one: -SEVERITIES.index(one[1])):
             told = newest.get((detector, severity))

@@ -1,4 +1,4 @@
-"""``trainers/train_grpo.py`` as it is, with ``report_to: [wandb, tensorboard]``: what the trackers' files hold."""
+"""``trainers/train_grpo.py`` as it is, reporting to W&B, TensorBoard and trackio: what the files of these hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from mirrored import check_tensorboard, check_wandb, check_wandb_reader, ours
+from mirrored import check_tensorboard, check_trackio, check_wandb, check_wandb_reader, ours
 from offline_wandb import Read, read_files, read_run
 
 import rlmon
@@ -19,24 +19,26 @@ pytestmark = [pytest.mark.trl, pytest.mark.slow]
 
 pytest.importorskip("wandb")
 pytest.importorskip("tensorboard")
+pytest.importorskip("trackio")
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAVITY = ["note", "warn", "fail"]
 
 
 def train(out: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> None:
-    """Run the program with ``configs/grpo.yaml``, reporting to W&B offline and to TensorBoard."""
-    config = (ROOT / "configs" / "grpo.yaml").read_text().replace("report_to: none", "report_to: [wandb, tensorboard]")
+    """Run the program with ``configs/grpo.yaml``, reporting to W&B offline, to TensorBoard and to trackio."""
+    trackers = "report_to: [wandb, tensorboard, trackio]"
+    config = (ROOT / "configs" / "grpo.yaml").read_text().replace("report_to: none", trackers)
     (out / "grpo.yaml").write_text(config)
     asked = {
         "config": out / "grpo.yaml", "output_dir": out / "run", "per_device_train_batch_size": 32,
         "learning_rate": 5e-3, "logging_steps": 1, "save_strategy": "steps", "save_steps": 10, "rlmon_table_every": 5,
-        "disable_tqdm": True,
+        "disable_tqdm": True, "run_name": "the-run", "project": "stock",
     }  # fmt: skip
     arguments = [part for name, value in asked.items() for part in (f"--{name}", str(value))]
     environment = os.environ | {
         "WANDB_MODE": "offline", "WANDB_DIR": str(out), "WANDB_RUN_ID": "the-run", "WANDB_RESUME": "allow",
-        "TENSORBOARD_LOGGING_DIR": str(out / "tb"), "OMP_NUM_THREADS": "1",
+        "TENSORBOARD_LOGGING_DIR": str(out / "tb"), "TRACKIO_DIR": str(out / "trackio"), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     done = subprocess.run(
         [*(launcher or (sys.executable,)), "trainers/train_grpo.py", *arguments, *overrides],
@@ -46,16 +48,15 @@ def train(out: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> None:
     assert "rlmon FAULT" not in done.stderr
 
 
-def told(log: Path, *, step: int) -> Counter[str]:
-    """Titles of the alerts that are due to findings after ``step``: one each time a detector turns graver."""
+def told(log: Path) -> Counter[str]:
+    """Titles of the alerts that are due to findings: one each time a detector turns graver."""
     gravest: dict[str, str] = {}
     due: Counter[str] = Counter()
     for finding in rlmon.open_run(log).findings:
         before = gravest.get(finding.detector)
         if before is None or GRAVITY.index(finding.severity) > GRAVITY.index(before):
             gravest[finding.detector] = finding.severity
-            if finding.step > step:
-                due[f"rlmon {finding.severity.upper()}: {finding.detector}"] += 1
+            due[f"rlmon {finding.severity.upper()}: {finding.detector}"] += 1
     return due
 
 
@@ -67,18 +68,20 @@ def findings_shown(out: Path, read: Read) -> list[int]:
 
 
 def test_the_trackers_hold_the_log_once_also_where_a_run_goes_on_from_behind_their_last_step(tmp_path: Path) -> None:
-    log = tmp_path / "run" / "rlmon"
+    log, base = tmp_path / "run" / "rlmon", tmp_path / "trackio" / "stock.db"
     train(tmp_path, "--max_steps", "25")
     first = read_run(tmp_path)
     check_wandb(log, first)
     check_wandb_reader(tmp_path / "wandb", log)
     check_tensorboard(tmp_path / "tb", log)
-    alarms = told(log, step=0)
+    in_trackio = check_trackio(base, log)
+    alarms = told(log)
     assert alarms
     assert Counter(title for title, _, _ in first.alerts) == alarms
+    assert Counter(title for _, title, _, _ in in_trackio.alerts) == alarms
     assert findings_shown(tmp_path, first) == [f.step for f in reversed(rlmon.open_run(log).findings)]
-    verdicts = [rlmon.audit(path).verdict for path in (log, tmp_path / "wandb", tmp_path / "tb")]
-    assert verdicts == ["fail"] * 3
+    verdicts = [rlmon.audit(path).verdict for path in (log, tmp_path / "wandb", tmp_path / "tb", base)]
+    assert verdicts == ["fail"] * 4
     samples = [step for step, name in ours(first, "incremental-table-file") if name == "rlmon/samples"]
     assert samples == [1, 6, 11, 16, 21]
     assert first.summary["rlmon/verdict"] == "fail"
@@ -90,11 +93,14 @@ def test_the_trackers_hold_the_log_once_also_where_a_run_goes_on_from_behind_the
     check_wandb(log, Read(rows=[*kept, *second.rows], step_metrics=second.step_metrics))
     check_wandb_reader(tmp_path / "wandb", log)
     check_tensorboard(tmp_path / "tb", log)
-    assert Counter(title for title, _, _ in second.alerts) == told(log, step=20)
+    # What was told of steps that were made again is not told again.
+    assert Counter(title for title, _, _ in second.alerts) == told(log) - alarms
+    again = check_trackio(base, log).alerts[len(in_trackio.alerts) :]
+    assert Counter(title for _, title, _, _ in again) == told(log) - alarms
     assert findings_shown(tmp_path, second) == [f.step for f in reversed(rlmon.open_run(log).findings)]
     assert second.summary["rlmon/verdict"] == "fail"
-    verdicts = [rlmon.audit(path).verdict for path in (log, tmp_path / "wandb", tmp_path / "tb")]
-    assert verdicts == ["fail"] * 3
+    verdicts = [rlmon.audit(path).verdict for path in (log, tmp_path / "wandb", tmp_path / "tb", base)]
+    assert verdicts == ["fail"] * 4
 
 
 def test_two_processes_write_one_copy(tmp_path: Path) -> None:
@@ -105,6 +111,8 @@ def test_two_processes_write_one_copy(tmp_path: Path) -> None:
     check_wandb(log, read)
     check_wandb_reader(tmp_path / "wandb", log)
     check_tensorboard(tmp_path / "tb", log)
+    acts = check_trackio(tmp_path / "trackio" / "stock.db", log).of("rlmon/interventions")
+    assert [step for step, _ in acts] == [6]
     assert len(list((tmp_path / "tb").iterdir())) == 1
     assert ours(read, "table-file")[6, "rlmon/interventions"] == 1
     assert rlmon.open_run(log).header.world_size == 2

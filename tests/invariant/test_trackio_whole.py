@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 from local_trackio import Read, keep_in, read
+from mirrored import check_trackio
 
 import rlmon
-from rlmon.metrics.catalog import lookup
+import rlmon.audit.readers.trackio as trackio_reader
+from rlmon.records import SEVERITIES, Finding
 from rlmon.trl import RLMon, RLMonConfig
 
 pytestmark = pytest.mark.trl
 
 pytest.importorskip("trackio")
-
-OTHERS = {"rlmon/faults", "rlmon/shed_rows", "rlmon/detectors_failed", "rlmon/overhead_seconds"} | {
-    "rlmon/base_forward_seconds"
-}
 
 
 def rigged(completions: list[str], **_: object) -> list[float]:
@@ -48,73 +46,62 @@ def train(out: Path, steps: int, name: str = "the-run", *, resume: str | None = 
         trained.train(resume_from_checkpoint=resume)
 
 
-def of_kind(found: Read, kind: str | None) -> Counter[tuple[int, str]]:
-    """How often each key of ours stands at each step: of objects of that type, or of numbers."""
-    counted: Counter[tuple[int, str]] = Counter()
-    for row in found.rows:
-        for name, value in row.items():
-            of = value["_type"] if isinstance(value, dict) else None
-            if name.startswith("rlmon/") and of == kind and not isinstance(value, str):
-                assert row["train/global_step"] == row["_step"]
-                counted[row["_step"], name] += 1
-    return counted
-
-
-def test_a_stock_run_holds_everything_once_and_goes_on_without_doubles(
+def test_a_run_holds_everything_once_also_where_it_goes_on_from_behind_its_last_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep_in(tmp_path / "trackio", monkeypatch)
-    train(tmp_path, 20)
-    train(tmp_path, 30, resume=str(tmp_path / "the-run" / "checkpoint-20"))
-    found = read(tmp_path / "trackio" / "whole.db")
-    log = rlmon.open_run(tmp_path / "the-run" / "rlmon")
-    scalars = of_kind(found, None)
-    assert set(scalars.values()) == {1}
-    measured = {(r.step, name): v for r in log.step_records() for name, v in r.metrics.items() if v is not None}
-    assert all(lookup(name) is not None for _, name in measured)
-    assert {key for key in scalars if key[1] not in OTHERS} == set(measured)
-    for row in found.rows:
-        for name, value in row.items():
-            if (row["_step"], name) in measured:
-                assert value == measured[row["_step"], name], name
-    # Once: the trainer's integration sends its own scalars, and ours come from the sink.
-    assert not [name for row in found.rows for name in row if name.startswith("train/rlmon/")]
-    assert len(found.of("train/loss")) == 30
-
-    histograms = of_kind(found, "trackio.histogram")
-    assert set(histograms.values()) == {1}
-    assert {step for step, _ in histograms} == set(range(1, 31))
-    assert len({name for _, name in histograms}) == 4
-    for name in {name for _, name in histograms}:
-        for _, value in found.of(name):
-            assert len(value["bins"]) == len(value["values"]) + 1
-            assert sum(value["values"]) > 0
-
-    samples = dict(found.of("rlmon/samples"))
-    assert sorted(samples) == [1, 6, 11, 16, 21, 26]  # five steps apart; a run that goes on begins with one
-    rows = {(row["round"], row["completion"]) for row in log.rollouts().to_pylist()}
-    assert all((row["round"], row["completion"]) in rows for shown in samples.values() for row in shown)
-
-    findings = log.findings
+    base, log = tmp_path / "trackio" / "whole.db", tmp_path / "the-run" / "rlmon"
+    train(tmp_path, 23)
+    first = check_trackio(base, log)
+    findings = rlmon.open_run(log).findings
     assert findings
-    gravest: dict[str, list[str]] = {}
-    for finding in findings:
-        told = gravest.setdefault(finding.detector, [])
-        if not told or ["note", "warn", "fail"].index(finding.severity) > ["note", "warn", "fail"].index(told[-1]):
-            told.append(finding.severity)
-    expected = Counter(f"rlmon {s.upper()}: {detector}" for detector, said in gravest.items() for s in said)
-    assert Counter(title for _, title, _, _ in found.alerts) == expected
-    assert {title.split()[1].rstrip(":"): level for level, title, _, _ in found.alerts} == {
-        "NOTE": "info",
-        "WARN": "warn",
-        "FAIL": "error",
+    assert [(title, step) for _, title, _, step in first.alerts] == due(findings)
+    assert {(title.split()[1], level) for level, title, _, _ in first.alerts} <= {
+        ("NOTE:", "info"),
+        ("WARN:", "warn"),
+        ("FAIL:", "error"),
     }
-    assert [row["step"] for row in found.of("rlmon/findings")[-1][1]] == [f.step for f in reversed(findings)]
+    assert [row["step"] for row in first.of("rlmon/findings")[-1][1]] == [f.step for f in reversed(findings)]
+    samples = dict(first.of("rlmon/samples"))
+    assert sorted(samples) == [1, 6, 11, 16, 21]  # five steps apart
+    rows = {(row["round"], row["completion"]) for row in rlmon.open_run(log).rollouts().to_pylist()}
+    assert all((row["round"], row["completion"]) in rows for shown in samples.values() for row in shown)
+    check_verdict(base, log, first, due(findings))
 
-    audited, of_log = rlmon.audit(tmp_path / "trackio"), rlmon.audit(tmp_path / "the-run" / "rlmon")
-    assert audited.verdict == of_log.verdict == found.of("rlmon/verdict")[-1][1]
-    (own,) = [check for check in audited.checks if check.id == "own-verdict"]
-    assert own.status == "pass"
+    train(tmp_path, 30, resume=str(tmp_path / "the-run" / "checkpoint-20"))
+    second = check_trackio(base, log)
+    findings = rlmon.open_run(log).findings
+    told = {title for _, title, _, _ in first.alerts}
+    assert any(step > 20 for _, _, _, step in first.alerts)  # it is told once, though the log hides it
+    assert [(title, step) for _, title, _, step in second.alerts[len(first.alerts) :]] == [
+        (title, step) for title, step in due(findings) if title not in told
+    ]
+    assert [row["step"] for row in second.of("rlmon/findings")[-1][1]] == [f.step for f in reversed(findings)]
+    assert [step for step, _ in second.of("rlmon/samples")] == [1, 6, 11, 16, 21, 26]
+    check_verdict(
+        base, log, second, [(title, step) for title, step in due(findings) if step <= 20 or title not in told]
+    )
+
+
+def due(findings: Sequence[Finding]) -> list[tuple[str, int]]:
+    """Title and step of the alerts that findings are worth: one each time a detector turns graver."""
+    gravest: dict[str, int] = {}
+    found = []
+    for finding in findings:
+        grave = SEVERITIES.index(finding.severity)
+        if grave > gravest.get(finding.detector, -1):
+            gravest[finding.detector] = grave
+            found.append((f"rlmon {finding.severity.upper()}: {finding.detector}", finding.step))
+    return found
+
+
+def check_verdict(base: Path, log: Path, found: Read, remarks: list[tuple[str, int]]) -> None:
+    """The data base alone gives the verdict of the log, and what the run said of itself is read from it."""
+    assert rlmon.audit(base).verdict == rlmon.audit(log).verdict == found.of("rlmon/verdict")[-1][1]
+    word = trackio_reader.open_run(base).own_word
+    assert word is not None
+    assert word.verdict == found.of("rlmon/verdict")[-1][1]
+    assert [(f"rlmon {remark.severity.upper()}: {remark.detector}", remark.step) for remark in word.remarks] == remarks
 
 
 def test_the_trainers_own_curves_stand_where_they_stand_without_us(

@@ -50,3 +50,14 @@ def read(base: Path, run: str | None = None) -> Read:
         for (config,) in opened.execute(f"SELECT config FROM configs{where} ORDER BY id", names):
             found.config |= json.loads(config)
     return found
+
+
+def newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The calls without those that a restart made again: it goes back behind them."""
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        step = row.get("train/global_step")
+        if step is not None and any(before.get("train/global_step", 0) > step for before in kept):
+            kept = [before for before in kept if before.get("train/global_step", step) < step]
+        kept.append(row)
+    return kept

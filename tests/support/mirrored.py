@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import local_trackio
 import pytest
 from offline_wandb import Read
 
 import rlmon
 import rlmon.audit.readers.tensorboard as tensorboard_reader
+import rlmon.audit.readers.trackio as trackio_reader
 import rlmon.audit.readers.wandb as wandb_reader
 from rlmon.metrics.catalog import lookup
 
@@ -96,6 +98,38 @@ def check_tensorboard(folder: Path, log: Path) -> None:
     findings = {f"rlmon/findings/{finding.detector}/text_summary" for finding in rlmon.open_run(log).findings}
     assert findings | {"rlmon/verdict/text_summary", "rlmon/samples/text_summary"} <= set(tags["tensors"])
     _check_curves(tensorboard_reader.open_run(folder).scalars, log, 1e-5)
+
+
+def check_trackio(base: Path, log: Path) -> local_trackio.Read:
+    """The same of trackio's data base, by hand and by our reader; what is there, of the newest attempt at each step.
+
+    trackio takes nothing back, either: of steps that were made again the older calls are still there.
+    """
+    found = local_trackio.read(base)
+    found.rows = local_trackio.newest(found.rows)
+    expected = measured(log)
+    kinds: dict[str, Counter[tuple[int, str]]] = {"": Counter()}
+    for row in found.rows:
+        for name, value in row.items():
+            if name.startswith("rlmon/") and not isinstance(value, str):
+                assert row["train/global_step"] == row["_step"]
+                kind = value["_type"] if isinstance(value, dict) else ""
+                kinds.setdefault(kind, Counter())[row["_step"], name] += 1
+                assert kind or (row["_step"], name) not in expected or value == expected[row["_step"], name], name
+    assert {count for counted in kinds.values() for count in counted.values()} == {1}
+    assert {key for key in kinds[""] if key[1] not in OTHERS} == set(expected)
+    histograms = set(kinds["trackio.histogram"])
+    assert {step for step, _ in histograms} == {step for step, _ in expected}
+    assert len({name for _, name in histograms}) == 4
+    for name in {name for _, name in histograms}:
+        for _, value in found.of(name):
+            assert len(value["bins"]) == len(value["values"]) + 1
+            assert sum(value["values"]) > 0
+    # The trainer's own, once too.
+    assert [row["train/global_step"] for row in found.rows if "train/loss" in row] == sorted({s for s, _ in expected})
+    assert not [name for row in found.rows for name in row if name.startswith("train/rlmon/")]
+    _check_curves(trackio_reader.open_run(base).scalars, log, 1e-12)
+    return found
 
 
 def _check_curves(curves: Mapping[str, Any], log: Path, rel: float) -> None:

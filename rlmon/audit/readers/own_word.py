@@ -41,26 +41,28 @@ class OwnWordInFile:
             for item in record.summary.update:
                 if (item.key or "/".join(item.nested_key)) == "rlmon/verdict":
                     try:
-                        self._take_verdict(json.loads(item.value_json))
+                        self.take_verdict(json.loads(item.value_json))
                     except (ValueError, RecursionError):
                         continue
         elif kind == "alert":
-            self._take_remark(remark_of(record.alert.title, record.alert.text))
+            self.take_remark(remark_of(record.alert.title, record.alert.text))
 
     def take_text(self, tag: str, step: int, text: bytes) -> None:
         """Looks at one text of TensorBoard, of a tag that ``is_own_text``."""
         words, named = html.unescape(text.decode("utf-8", "replace")), _TAG.fullmatch(tag)
         if named is None or named[1] is None:
-            self._take_verdict(words.split(":")[0])
+            self.take_verdict(words.split(":")[0])
         elif said := _TEXT.match(words):
             severity = cast(Severity, said[1].lower())
-            self._take_remark(Remark(detector=named[1], severity=severity, step=step))
+            self.take_remark(Remark(detector=named[1], severity=severity, step=step))
 
-    def _take_verdict(self, found: Any) -> None:
+    def take_verdict(self, found: Any) -> None:
+        """What a key of ours holds; anything but a verdict is passed over."""
         if found in ("pass", "warn", "fail"):
             self._verdict = found
 
-    def _take_remark(self, remark: Remark | None) -> None:
+    def take_remark(self, remark: Remark | None) -> None:
+        """What ``remark_of`` made of an alert."""
         if remark is not None and len(self._remarks) < MAX_REMARKS:
             self._remarks.append(remark)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import pyarrow as pa
 import rlmon.audit.readers.columns as columns
 from rlmon.audit.readers.history import History, beside_curves, reward_functions, step_key_of
 from rlmon.audit.readers.messages import rendered
-from rlmon.audit.readers.own_word import MAX_REMARKS, own_word, remark_of
+from rlmon.audit.readers.own_word import MAX_REMARKS, OwnWordInFile, remark_of
 from rlmon.audit.readers.table_layout import (
     MAX_TABLE_BYTES,
     Cells,
@@ -183,6 +183,11 @@ def _columns(base: sqlite3.Connection, table: str) -> set[str]:
     return {str(column[1]) for column in base.execute("SELECT * FROM pragma_table_info(?)", (table,))}
 
 
+def _time_of(base: sqlite3.Connection, table: str) -> str:
+    """What to ask for the time of a row, which is text that sorts."""
+    return "timestamp" if "timestamp" in _columns(base, table) else "''"
+
+
 def _runs(base: sqlite3.Connection) -> list[Run]:
     """The runs with metrics or traces, the newest last."""
     found: dict[tuple[str, str | None], Run] = {}
@@ -191,7 +196,7 @@ def _runs(base: sqlite3.Connection) -> list[Run]:
         if "run_name" not in names:
             continue
         run_id = "run_id" if "run_id" in names else "NULL"
-        time = "timestamp" if "timestamp" in names else "''"
+        time = _time_of(base, table)
         query = f"SELECT run_name, {run_id}, count(*), min({time}), max({time}) FROM {table} GROUP BY 1, 2"
         for name, identity, rows, first, last in base.execute(query):
             key = (str(name), None if identity is None else str(identity))
@@ -234,10 +239,10 @@ def _of_run(run: Run) -> tuple[str, tuple[str, ...]]:
 def _open(path: Path, base: sqlite3.Connection, run: Run) -> OpenedRun:
     config = _config(base, run)
     damaged = 0
-    said = None
-    peeked = (call for _, _, _, call in _calls(base, run, _PEEK_ROWS) if call is not None)
+    own_word, remarks, before = OwnWordInFile(), deque(_remarks(base, run)), ""
+    peeked = (call for *_, call in _calls(base, run, _PEEK_ROWS) if call is not None)
     history = History(step_key=step_key_of(peeked))
-    for row, step, size, call in _calls(base, run, None):
+    for row, time, step, size, call in _calls(base, run, None):
         if call is None:
             damaged += 1
             continue
@@ -247,13 +252,19 @@ def _open(path: Path, base: sqlite3.Connection, run: Run) -> OpenedRun:
             if number is not None:
                 numbers[key] = number
         history.add(numbers, step)
-        said = call.get("rlmon/verdict", said)
+        while remarks and remarks[0][0] <= before:
+            own_word.take_remark(remarks.popleft()[1])
+        own_word.at(history.step)
+        own_word.take_verdict(call.get("rlmon/verdict"))
+        before = time
         for key, value in call.items():
             if isinstance(value, dict) and value.get("_type") == "trackio.table":
                 cells = value.get("_value")
                 rows = len(cells) if isinstance(cells, list) and cells else None
                 # Of rlmon's own, each holds the rows of its step.
                 history.add_table(key, f"{row}:{key}", size, rows, incremental=key == "rlmon/samples")
+    for _, remark in remarks:
+        own_word.take_remark(remark)
     tables = plan(history.tables, LoadCell(path), config, reward_functions(history))
     scalars, evals, went_back = history.series()
     traces = () if tables.shards else tuple(_trace_shards(path, base, run))
@@ -282,7 +293,7 @@ def _open(path: Path, base: sqlite3.Connection, run: Run) -> OpenedRun:
         config=config,
         group_size=group_size(config),
         lacks=lacks,
-        own_word=own_word(said if said in ("pass", "warn", "fail") else None, list(_remarks(base, run))),
+        own_word=own_word.word(),
         notes=tuple(notes),
     )
 
@@ -309,36 +320,36 @@ def _config(base: sqlite3.Connection, run: Run) -> dict[str, Any]:
 
 def _calls(
     base: sqlite3.Connection, run: Run, limit: int | None
-) -> Iterator[tuple[int, int, int, Mapping[str, Any] | None]]:
-    """Row, trackio's step, bytes and content of each log call, in order; ``None`` for a damaged one.
+) -> Iterator[tuple[int, str, int, int, Mapping[str, Any] | None]]:
+    """Row, time, trackio's step, bytes and content of each log call, in order; ``None`` for a damaged one.
 
     A call with a large table is not parsed: it has an empty table under its key.
     """
     condition, parameters = _of_run(run)
     query = (
-        f"SELECT rowid, step, length(metrics), substr(metrics, 1, {SMALL_BYTES}) FROM metrics WHERE {condition} "
-        f"ORDER BY rowid LIMIT {-1 if limit is None else limit}"
+        f"SELECT rowid, {_time_of(base, 'metrics')}, step, length(metrics), substr(metrics, 1, {SMALL_BYTES}) "
+        f"FROM metrics WHERE {condition} ORDER BY rowid LIMIT {-1 if limit is None else limit}"
     )
-    for row, step, size, content in base.execute(query, parameters):
+    for row, time, step, size, content in base.execute(query, parameters):
         start = content.encode("utf-8", "replace") if isinstance(content, str) else content
         if not isinstance(start, bytes) or not is_count(size) or size > MAX_TABLE_BYTES:
-            yield row, 0, 0, None
+            yield row, str(time), 0, 0, None
             continue
         own = step if is_count(step) else 0
         table = _TABLE.match(start) if size > SMALL_BYTES else None
         try:
             if table is not None:
                 key = parse_json(b'"' + table[1] + b'"')
-                yield row, own, size, {key: {"_type": "trackio.table"}}
+                yield row, str(time), own, size, {key: {"_type": "trackio.table"}}
                 continue
             call = parse_json(start if size <= SMALL_BYTES else _cell(base, row))
         except UnreadableTable:
             call = None
-        yield row, own, size, call if isinstance(call, dict) else None
+        yield row, str(time), own, size, call if isinstance(call, dict) else None
 
 
-def _remarks(base: sqlite3.Connection, run: Run) -> Iterator[Remark]:
-    """What rlmon's own alerts say."""
+def _remarks(base: sqlite3.Connection, run: Run) -> Iterator[tuple[str, Remark]]:
+    """Time and content of rlmon's own alerts."""
     names = _columns(base, "alerts")
     if not {"run_name", "title", "text"} <= names:
         return
@@ -346,13 +357,13 @@ def _remarks(base: sqlite3.Connection, run: Run) -> Iterator[Remark]:
     if "run_id" not in names:
         condition, parameters = "run_name = ?", (run.name,)
     query = (
-        f"SELECT substr(title, 1, 200), substr(text, 1, 200) FROM alerts WHERE {condition} AND title LIKE 'rlmon %' "
-        f"ORDER BY rowid LIMIT {MAX_REMARKS}"
+        f"SELECT {_time_of(base, 'alerts')}, substr(title, 1, 200), substr(text, 1, 200) FROM alerts "
+        f"WHERE {condition} AND title LIKE 'rlmon %' ORDER BY rowid LIMIT {MAX_REMARKS}"
     )
-    for title, text in base.execute(query, parameters):
+    for time, title, text in base.execute(query, parameters):
         remark = remark_of(str(title), str(text))
         if remark is not None:
-            yield remark
+            yield str(time), remark
 
 
 def _cell(base: sqlite3.Connection, row: int) -> bytes | str:

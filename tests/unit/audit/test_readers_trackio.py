@@ -185,6 +185,20 @@ def test_what_the_monitor_said_is_its_own_word(tmp_path: Path) -> None:
     assert trackio.open_run(path).own_word == OwnWord(verdict="fail", remarks=word.remarks)  # the newest
 
 
+def test_what_was_said_before_a_run_went_back_no_longer_counts(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.db", [{"train/global_step": s, "rlmon/verdict": "fail"} for s in (1, 2, 3)], day=1)
+    write(path, [{"train/global_step": s, "rlmon/verdict": "warn"} for s in (2, 3)], day=2)
+    told = [("WARN", 1, "2026-11-01T00:00:00"), ("FAIL", 3, "2026-11-01T00:00:02"), ("WARN", 2, "2026-11-02T00:00:00")]
+    with changing(path) as base:
+        base.execute(ALERTS)
+        for severity, step, time in told:
+            row = ("id-run", time, "run", f"rlmon {severity}: d-{step}", f"Step {step}: x.")
+            base.execute("INSERT INTO alerts (run_id, timestamp, run_name, title, text) VALUES (?, ?, ?, ?, ?)", row)
+    word = trackio.open_run(path).own_word
+    assert word is not None
+    assert (word.verdict, [remark.detector for remark in word.remarks]) == ("warn", ["d-1", "d-2"])
+
+
 def test_a_run_without_a_monitor_has_no_word_of_one() -> None:
     assert trackio.open_run(BASE).own_word is None
 

@@ -99,7 +99,7 @@ def test_alerts_have_levels_and_come_once(tmp_path: Path, sink: TrackioSink, ste
     assert found.of("rlmon/verdict") == [(2, "warn"), (4, "fail"), (4, "fail")]  # when it changes, and at the end
     assert found.of("rlmon/report")[-1] == (
         4,
-        "# rlmon: FAIL\n\nFirst alarm at step 2. As of step 4:\n\n"
+        "# rlmon: FAIL\n\nFirst alarm at step 2.\n\n"
         "- **FAIL** format-collapse, step 4: effective formats fell to 2.1 of 4.7. set beta: 0.1.",
     )
     assert [value for _, value in found.of("rlmon/detectors_failed")] == [0, 0, 0, 0]  # as of before their step
