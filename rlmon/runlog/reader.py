@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -132,11 +132,13 @@ class Run:
     @property
     def findings(self) -> list[Finding]:
         """What the detectors said, in order."""
-        return [
-            lines.checked(lines.build(Finding, event.payload))
-            for event in self.iter_events()
-            if event.kind == "finding"
-        ]
+        return _findings(self.iter_events())
+
+    @property
+    def findings_ever(self) -> list[Finding]:
+        """The same, with what a resume superseded: it is no part of the run any more, but people were told."""
+        line = {attempt.header.attempt for attempt in self.attempts if attempt.header.run_id == self.run_id}
+        return _findings(event for event in self.iter_events(all_attempts=True) if event.attempt in line)
 
     @property
     def actions(self) -> list[Action]:
@@ -213,6 +215,10 @@ class Run:
         if len(order) > 1 and not pc.all(pc.less(order[:-1], order[1:])).as_py():
             table = table.take(order)
         return table.select(wanted).cast(pa.schema([full.field(name) for name in wanted], metadata=full.metadata))
+
+
+def _findings(events: Iterable[Event]) -> list[Finding]:
+    return [lines.checked(lines.build(Finding, event.payload)) for event in events if event.kind == "finding"]
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

@@ -14,7 +14,7 @@ from typing import Literal
 from rlmon.console import one_thing, what_happened
 from rlmon.printable import one_line, several
 from rlmon.records import Finding, RunHeader, Severity, graver, verdict
-from rlmon.sinks.said_before import said_before
+from rlmon.runlog import open_run
 
 LEVELS: Mapping[Severity, str] = {"note": "INFO", "warn": "WARN", "fail": "ERROR"}
 """What W&B and trackio call them."""
@@ -59,12 +59,18 @@ class Alerts:
         """Of the first WARN or FAIL; a note is none."""
 
     def open(self, header: RunHeader) -> Sequence[Finding]:
-        """Begin with a run. Of one that goes on, its findings so far, all of which were told."""
+        """Begin with a run. Of one that goes on, its findings so far; they were told, as were those that the resume
+        superseded, which count no more."""
         self._rearm_records = header.detectors.get("parameters", {}).get("rearm_records", math.inf)
         self._told, self._gravest, self.first_alarm_step = {}, {}, None
-        before = said_before(header, self._log)
+        if header.attempt_kind != "resumed" or self._log is None:
+            return ()
+        run = open_run(self._log)
+        for finding in run.findings_ever:
+            self._news(finding)
+        before = run.findings
         for finding in before:
-            self.take(finding)
+            self._count(finding)
         return before
 
     def take(self, finding: Finding) -> Alert | None:
@@ -74,9 +80,15 @@ class Alerts:
         many records on the good side (``rearm_records``), and silent until then: a finding that comes sooner is that
         of a run that went back to a checkpoint. A note is told once.
         """
+        self._count(finding)
+        return self._news(finding)
+
+    def _count(self, finding: Finding) -> None:
         self._gravest[finding.detector] = graver(finding.severity, self._gravest.get(finding.detector))
         if finding.severity != "note" and self.first_alarm_step is None:
             self.first_alarm_step = finding.step
+
+    def _news(self, finding: Finding) -> Alert | None:
         before = self._told.get(finding.detector)
         is_graver = before is None or graver(finding.severity, before.severity) != before.severity
         came_back = (

@@ -76,6 +76,25 @@ def test_weights_are_the_same_and_no_step_waits(
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"SECRET" in file.read_bytes()]
 
 
+def test_what_was_told_before_a_crash_is_not_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leg(**resume: Any) -> None:
+        alarm = NotFinite()
+        settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
+        watched = tiny.trainer(tmp_path / "watched", callbacks=[alarm], **settings)
+        alarm.watching = RLMon(watched, RLMonConfig(rlmon_base_kl="off"))
+        watched.train(**resume)
+
+    with serving() as server:
+        monkeypatch.setenv("RLMON_WEBHOOK_URL", server.url)
+        leg()
+        # The checkpoint is of step 2: the alarm of step 4 is no part of the run any more, and comes once more.
+        leg(resume_from_checkpoint=str(tmp_path / "watched" / "checkpoint-2"))
+    run = rlmon.open_run(tmp_path / "watched" / "rlmon")
+    assert [(one.detector, one.step) for one in run.findings_ever] == [("non-finite", 4)] * 2
+    assert [one.step for one in run.findings] == [4]
+    assert [json.loads(body)["kind"] for _, _, body in server.got] == ["finding", "ended", "ended"]
+
+
 def test_an_address_that_cannot_be_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLMON_WEBHOOK_URL", "http://chat.example/SECRET")
     trained = tiny.trainer(tmp_path / "run")

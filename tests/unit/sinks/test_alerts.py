@@ -11,7 +11,7 @@ import pytest
 
 from rlmon import detectors
 from rlmon.records import Finding, RunHeader
-from rlmon.sinks import alerts as module
+from rlmon.runlog import RunLogWriter
 from rlmon.sinks.alerts import Alert, Alerts
 
 MakeFinding = Callable[..., Finding]
@@ -68,17 +68,28 @@ def test_a_note_is_told_once_and_is_no_alarm(header: RunHeader, finding: MakeFin
     assert (alerts.verdict, alerts.first_alarm_step) == ("pass", None)
 
 
-def test_nothing_is_told_twice_after_a_resume(
-    header: RunHeader, finding: MakeFinding, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = [finding(step=40, severity="warn"), finding(step=47, severity="fail")]
-    monkeypatch.setattr(module, "said_before", lambda header, log: before)
-    alerts = Alerts(Path("a-log"))
-    assert alerts.open(header) == before
-    assert (alerts.verdict, alerts.first_alarm_step) == ("fail", 40)
-    # From the checkpoint of step 35: the same alarms come once more, a little later than before.
-    assert told(alerts, finding, [(41, "warn"), (50, "fail")]) == []
-    assert told(alerts, finding, [(68, "fail"), (90, "warn")]) == [(90, "warn")]  # 68 is 18 after 50
+def test_nothing_is_told_twice_after_a_resume(tmp_path: Path, header: RunHeader, finding: MakeFinding) -> None:
+    def attempt(number: int, from_step: int | None, *findings: Finding) -> RunHeader:
+        """An attempt that found these; the header is that of the log."""
+        mine = dataclasses.replace(header, attempt=number, run_id=f"r{number}")
+        writer = RunLogWriter.open(tmp_path, mine, resume=from_step is not None, from_step=from_step)
+        for one in findings:
+            writer.append_event("finding", one)
+        writer.close()
+        return writer.header
+
+    attempt(0, None, finding(detector="kl-drift", step=3))  # another run, that lay in the folder
+    early = finding(step=30, severity="warn", finding_id="early")
+    attempt(1, None, early, finding(step=47, severity="fail"))
+    resumed = attempt(2, 35)
+    alerts = Alerts(tmp_path)
+    # What came after the checkpoint of step 35 is no part of the run any more, but people were told.
+    assert [one.finding_id for one in alerts.open(resumed)] == ["early"]
+    assert (alerts.verdict, alerts.first_alarm_step) == ("warn", 30)
+    assert told(alerts, finding, [(48, "fail")]) == []
+    assert alerts.verdict == "fail"
+    assert told(alerts, finding, [(67, "fail"), (90, "warn")]) == [(90, "warn")]  # 67 is 19 after 48
+    assert alerts.take(finding(detector="kl-drift", step=91)) is not None
 
 
 def test_somewhere_else_all_is_told_anew(header: RunHeader, finding: MakeFinding) -> None:

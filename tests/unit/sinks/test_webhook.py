@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from webhook_server import serving
 
 from rlmon.config import RLMonConfig
 from rlmon.errors import ConfigError
+from rlmon.monitor.journal import Journal
+from rlmon.monitor.setting import Ranks
 from rlmon.records import Finding, RunHeader, StepRecord
 from rlmon.sinks.alerts import Alert
 from rlmon.sinks.posting import Webhook, webhook_of
@@ -197,12 +200,12 @@ def test_a_healthy_run_posts_nothing_and_has_no_thread(
 
 
 def test_a_run_that_took_no_step_does_not_end_in_an_alert(
-    finding: Callable[..., Finding], header: Callable[..., RunHeader], monkeypatch: pytest.MonkeyPatch
+    finding: Callable[..., Finding], header: Callable[..., RunHeader]
 ) -> None:
-    monkeypatch.setattr("rlmon.sinks.alerts.said_before", lambda header, log: [finding()])
     with serving() as server:
         sink = WebhookSink(hook(server.url))
         sink.open(header())
+        sink._alerts._count(finding())  # from before a resume
         sink.close()
     assert server.got == []
 
@@ -213,3 +216,15 @@ def test_a_webhook_can_be_tried(format: Any) -> None:
         assert post_test(hook(server.url, format)).why_not is None
         assert post_test(hook(server.url, format)).why_not == "it answered 404"
     assert b"a test" in server.got[0][2]
+
+
+def test_rank_0_alone_posts(tmp_path: Path, header: Callable[..., RunHeader], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLMON_WEBHOOK_URL", SLACK)
+    opened = []
+    for rank in (0, 1):
+        config = RLMonConfig(rlmon_wandb=False, rlmon_trackio=False, rlmon_console=False)
+        journal = Journal(config, Ranks(rank=rank, world_size=2))
+        journal.writer = SimpleNamespace(path=tmp_path, header=header())
+        journal.open_sinks()
+        opened.append([type(sink) for sink in journal.sinks])
+    assert opened == [[WebhookSink], []]
