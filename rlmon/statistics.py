@@ -23,6 +23,28 @@ def ratio(top: Any, bottom: Any) -> Floats:
         return np.where(bottom > 0, top / bottom, np.nan)
 
 
+class ByKey:
+    """Sums over the entries of each key: ``keys`` [K] in ascending order, of the entries that ``mine_N`` takes."""
+
+    def __init__(self, key_N: Ints, mine_N: Bools | slice = slice(None)) -> None:
+        self._mine = mine_N
+        self.keys, self._at = np.unique(key_N[mine_N], return_inverse=True)
+
+    def total(self, values_N: NDArray[Any]) -> Floats:
+        """The sums of a column, [K], or [K, M] of [N, M]."""
+        mine = values_N[self._mine].T
+        if mine.ndim > 1:
+            return np.stack([self._sum(column) for column in mine], axis=1)
+        return self._sum(mine)
+
+    def _sum(self, values: NDArray[Any]) -> Floats:
+        return np.bincount(self._at, weights=values, minlength=self.keys.size).astype(np.float64)
+
+    def ratio(self, top_N: NDArray[Any], bottom_N: NDArray[Any]) -> Floats:
+        """The ratios of the sums of two columns [K]."""
+        return ratio(self.total(top_N), self.total(bottom_N))
+
+
 def trailing_mean(values: ArrayLike, window: int) -> Floats:
     """Mean of each value and the ``window - 1`` before it (fewer at the start)."""
     given = np.asarray(values, dtype=np.float64)
@@ -39,7 +61,7 @@ def histogram_quantile(counts: NDArray[Any], edges: Floats, share: float) -> flo
     """
     weights = np.asarray(counts, dtype=np.float64)
     total = float(weights.sum())
-    if total <= 0.0:
+    if not total > 0.0:  # none of NaN either
         return None
     below = np.concatenate([[0.0], np.cumsum(weights)])
     target = share * total
@@ -78,21 +100,20 @@ def effective_number_of_each(value_N: Ints, owner_N: Ints, owners: int) -> Float
     return np.where(rows >= 2, np.exp(entropy), np.nan)
 
 
-def js_distance(p_counts: ArrayLike, q_counts: ArrayLike) -> float | None:
-    """Jensen-Shannon distance of two histograms: the square root of the divergence in bits, in [0, 1]; ``None`` when
-    either is empty."""
-    p = np.asarray(p_counts, dtype=np.float64)
-    q = np.asarray(q_counts, dtype=np.float64)
-    if p.sum() <= 0.0 or q.sum() <= 0.0:
-        return None
-    p, q = p / p.sum(), q / q.sum()
+def js_distance(p_counts: ArrayLike, q_counts: ArrayLike) -> Any:
+    """Jensen-Shannon distance of histograms over the last axis: the square root of the divergence in bits, in [0, 1];
+    NaN where either is empty."""
+    p, q = (
+        ratio(counts, counts.sum(axis=-1, keepdims=True))
+        for counts in (np.asarray(given, dtype=np.float64) for given in (p_counts, q_counts))
+    )
     middle = 0.5 * (p + q)
 
-    def relative(a: Floats) -> float:
-        seen = a > 0
-        return float((a[seen] * np.log2(a[seen] / middle[seen])).sum())
+    def relative(a: Floats) -> Floats:
+        of = np.where(a == 0, 1.0, a / np.where(middle == 0, 1.0, middle))
+        return np.asarray((a * np.log2(of)).sum(axis=-1))
 
-    return math.sqrt(min(1.0, max(0.0, 0.5 * relative(p) + 0.5 * relative(q))))
+    return np.sqrt(np.clip(0.5 * relative(p) + 0.5 * relative(q), 0.0, 1.0))
 
 
 # -- Beta --------------------------------------------------------------------------------------------------------------

@@ -98,7 +98,6 @@ class Case:
         line = Timeline(
             steps=other.line.steps[first],
             series={name: values[first] for name, values in other.line.series.items()},
-            mode_shares={mode: values[first] for mode, values in other.line.mode_shares.items()},
         )
         return dataclasses.replace(self, base=base, base_line=line, fold=fold, baseline_kind="given")
 

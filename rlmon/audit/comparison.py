@@ -6,10 +6,9 @@ steps that every run has are compared (``rlmon.audit.parting``).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-
-import numpy as np
 
 from rlmon.audit.compared import CheckDifference, Comparison, Curves, MetricDifference, ModeDifference, SideFacts
 from rlmon.audit.parting import (
@@ -172,9 +171,8 @@ def _side(name: str, runs: Sequence[Audit], base: Audit | None) -> SideFacts:
         first, last = _base_shares(run, base), _last_shares(run)
         modes = sorted({*first, *last})
         if modes:
-            distances.append(
-                js_distance(np.array([last.get(m, 0.0) for m in modes]), np.array([first.get(m, 0.0) for m in modes]))
-            )
+            distance = float(js_distance([last.get(m, 0.0) for m in modes], [first.get(m, 0.0) for m in modes]))
+            distances.append(None if math.isnan(distance) else distance)
     return SideFacts(
         name=name,
         runs=[run.run.source for run in runs],

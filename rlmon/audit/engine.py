@@ -29,12 +29,13 @@ from rlmon.audit.partial import Partial
 from rlmon.audit.readers import open_source, written
 from rlmon.audit.result import Audit
 from rlmon.audit.run import OpenedRun, Reader
-from rlmon.audit.timeline import Timeline, group_total, records, timeline
+from rlmon.audit.timeline import Timeline, records, timeline
 from rlmon.criterion import Criterion
 from rlmon.errors import ConfigError, ReadError
 from rlmon.extensions import installed
 from rlmon.metrics.formats import ModeSet
 from rlmon.records import Block, Finding
+from rlmon.statistics import ByKey
 
 ALPHA = 0.01
 """Chance of any false FAIL of the detectors over a run that brings no level of its own."""
@@ -134,12 +135,9 @@ def _windows(counted: Partial, line: Timeline) -> Windows | None:
     if not counted.groups:
         # One step of curves is no base: as many as a base may have.
         return windows(line.steps, np.zeros(line.steps.size), np.zeros(line.steps.size))
-    keep = ~counted.groups["eval"]
-    steps, at = np.unique(counted.groups["step"][keep], return_inverse=True)
-    whole = np.ones(at.size, dtype=bool)
-    prompts = group_total(np.ones(at.size), at, steps.size, whole)
-    rows = group_total(counted.groups["rows"][keep], at, steps.size, whole)
-    return windows(steps, prompts, rows)
+    rows, train = counted.groups["rows"], ~counted.groups["eval"]
+    by_step = ByKey(counted.groups["step"], train)
+    return windows(by_step.keys, by_step.total(np.ones(train.size)), by_step.total(rows))
 
 
 def _fold(

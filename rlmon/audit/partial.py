@@ -45,6 +45,10 @@ BLOCK_STATISTICS = np.dtype(
 """What is kept of a block; NaN where it could not be computed."""
 
 
+PAIRS_OF = "pairs_"
+"""Before the name of a kernel: its pairs in the columns of steps."""
+
+
 @dataclass
 class Partial:
     """Counts of some rows. Columns of ``groups`` have one entry per group, of ``steps`` per step of a shard, of
@@ -285,7 +289,7 @@ def _step_columns(columns: Mapping[str, NDArray[Any]], text: Ints, step: Ints) -
     steps, at = np.unique(step, return_inverse=True)
     found: dict[str, NDArray[Any]] = {"step": steps}
     pairs = equal_pairs(columns, codes_of(at, columns["prompt"]), at, steps.size)
-    found |= {f"pairs_{name}": of_step for name, of_step in pairs.items()}
+    found |= {PAIRS_OF + name: of_step for name, of_step in pairs.items()}
     stored = text >= 0
     distinct = np.unique(np.stack([at[stored], text[stored]]), axis=1)
     found["distinct_texts"] = np.bincount(distinct[0], minlength=steps.size).astype(np.float64)

@@ -14,14 +14,14 @@ from rlmon.audit.case import Fold, Live
 from rlmon.audit.features import Floats
 from rlmon.audit.partial import Partial
 from rlmon.audit.run import OpenedRun
-from rlmon.audit.timeline import Timeline, group_total, rewards_by_function
+from rlmon.audit.timeline import SHARE, Timeline, rewards_by_function
 from rlmon.detectors import DetectorState
 from rlmon.errors import ConfigError
 from rlmon.metrics.formats import BUILT_IN_MODES, ModeSet
 from rlmon.records import Finding, RunHeader, StepRecord
 from rlmon.runlog import Run, open_run
+from rlmon.statistics import ByKey
 
-SHARE = "rlmon/format/share/"
 KEPT_RECORDS = 64
 """First records that are kept as they are."""
 MAX_DIFFERENCES = 200
@@ -60,8 +60,9 @@ def replay(run: OpenedRun, counted: Partial, mode_names: Sequence[str]) -> tuple
                 series.setdefault(name, {})[len(steps)] = value
         steps.append(record.step)
         shed = record.shed_rows
-    line = _timeline(np.array(steps, dtype=np.int64), series)
-    line = dataclasses.replace(line, series={**rewards_by_function(counted, line.steps), **line.series})
+    at = np.array(steps, dtype=np.int64)
+    logged = {name: _column(values, at.size) for name, values in series.items()}
+    line = Timeline(steps=at, series=rewards_by_function(counted, at) | logged)
     live = log.findings
     differences = [] if anew else _finding_differences(live, findings)
     differences += _row_differences(line, counted, mode_names)
@@ -116,18 +117,10 @@ def _started(header: RunHeader, anew: list[str]) -> DetectorState:
         )
 
 
-def _timeline(steps: np.ndarray[Any, np.dtype[np.int64]], series: Mapping[str, Mapping[int, float]]) -> Timeline:
-    columns: dict[str, Floats] = {}
-    for name, values in series.items():
-        column = np.full(steps.size, np.nan)
-        column[list(values)] = list(values.values())
-        columns[name] = column
-    shares = {
-        name.removeprefix(SHARE): column
-        for name, column in columns.items()
-        if name.startswith(SHARE) and np.nansum(column) > 0
-    }
-    return Timeline(steps=steps, series=columns, mode_shares=shares)
+def _column(values: Mapping[int, float], size: int) -> Floats:
+    column = np.full(size, np.nan)
+    column[list(values)] = list(values.values())
+    return column
 
 
 def _finding_differences(live: Sequence[Finding], replayed: Sequence[Finding]) -> list[str]:
@@ -154,11 +147,8 @@ def _row_differences(line: Timeline, counted: Partial, mode_names: Sequence[str]
     groups = counted.groups
     if not groups or "rlmon/format/top_share" not in line.series:
         return []
-    keep = ~groups["eval"]
-    steps, at_kept = np.unique(groups["step"][keep], return_inverse=True)
-    at = np.zeros(keep.size, dtype=np.int64)
-    at[keep] = at_kept
-    counts = group_total(groups["modes"].astype(np.float64), at, steps.size, keep)
+    by_step = ByKey(groups["step"], ~groups["eval"])
+    counts = by_step.total(groups["modes"])
     total = counts.sum(axis=1)
     place = {int(step): i for i, step in enumerate(line.steps)}
     lines = []
@@ -166,7 +156,7 @@ def _row_differences(line: Timeline, counted: Partial, mode_names: Sequence[str]
         stored = line.series.get(SHARE + mode)
         if stored is None:
             continue
-        for s, step in enumerate(steps.tolist()):
+        for s, step in enumerate(by_step.keys.tolist()):
             i = place.get(step)
             if i is None or total[s] == 0 or np.isnan(stored[i]):
                 continue

@@ -9,9 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from rlmon.audit.features import Floats
 from rlmon.detectors import DETECTORS
 
 Points = Sequence[tuple[int, float]]
@@ -52,13 +49,3 @@ def better(curve: int, rows: int) -> bool:
     """Whether a curve of so many steps says more than rows of so many: rows tell it in more detail, but not where they
     are a sample now and then."""
     return 2 * rows < curve
-
-
-def mode_shares(series: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Share of every format [S] that was logged as a curve and was written at all."""
-    prefix = "rlmon/format/share/"
-    return {
-        name.removeprefix(prefix): values
-        for name, values in series.items()
-        if name.startswith(prefix) and np.nansum(values) > 0
-    }

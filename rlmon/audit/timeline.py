@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,18 @@ from numpy.typing import NDArray
 
 import rlmon.audit.stand_ins as stand_ins
 from rlmon.audit.features import Bools, Floats, Ints
-from rlmon.audit.partial import BLOCK_STATISTICS, Partial
+from rlmon.audit.partial import BLOCK_STATISTICS, PAIRS_OF, Partial
 from rlmon.keys import source_key
+from rlmon.metrics.collision import PAIRS
+from rlmon.metrics.families import OF_ROWS
+from rlmon.metrics.family import Sums
 from rlmon.metrics.ledger import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS
+from rlmon.metrics.step import Families
 from rlmon.records import Block, StepRecord
-from rlmon.statistics import beta_cdf, codes_of, effective_number, js_distance, ratio
+from rlmon.statistics import ByKey, beta_cdf, codes_of, effective_number
 
 SMOOTHING_STEPS = 5
-_PAIR_SERIES = ("mode", "mode_correct", "template", "answer")
+SHARE = "rlmon/format/share/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +33,15 @@ class Timeline:
 
     steps: Ints
     series: Mapping[str, Floats]
-    mode_shares: Mapping[str, Floats]
 
-
-def group_total(values: NDArray[Any], at: Ints, steps: int, keep: Bools) -> NDArray[np.float64]:
-    """Sums of a column of groups over the groups of each step: [S] or [S, M]."""
-    if values.ndim == 1:
-        return np.bincount(at[keep], weights=values[keep], minlength=steps).astype(np.float64)
-    return np.stack([np.bincount(at[keep], weights=column[keep], minlength=steps) for column in values.T], axis=1)
+    @cached_property
+    def mode_shares(self) -> dict[str, Floats]:
+        """The share of every format [S] that was written at all."""
+        return {
+            name.removeprefix(SHARE): values
+            for name, values in self.series.items()
+            if name.startswith(SHARE) and np.nansum(values) > 0
+        }
 
 
 def timeline(
@@ -45,15 +51,13 @@ def timeline(
     say the same thing at most of the steps. ``base_steps``: how many first steps with rows are the baseline of
     distances."""
     series: dict[str, Floats] = {}
-    shares: dict[str, Floats] = {}
     row_steps = np.zeros(0, dtype=np.int64)
     if partial.groups:
-        series, shares, row_steps = _of_rows(partial, modes, base_steps)
+        row_steps, series = _of_rows(partial, modes, base_steps)
     logged = sorted({step for values in scalars.values() for step, _ in values})
     steps = np.union1d(row_steps, np.array(logged, dtype=np.int64))
     at = np.searchsorted(steps, row_steps)
     series = {name: _spread(values, at, steps.size) for name, values in series.items()}
-    shares = {name: _spread(values, at, steps.size) for name, values in shares.items()}
     for name, values in scalars.items():
         told = int(np.isfinite(series[name]).sum()) if name in series else 0
         if told and not stand_ins.better(len(values), told):
@@ -62,7 +66,7 @@ def timeline(
         for step, value in values:
             column[np.searchsorted(steps, step)] = value if math.isfinite(value) else np.nan
         series[name] = column
-    return Timeline(steps=steps, series=series, mode_shares=shares | stand_ins.mode_shares(series))
+    return Timeline(steps=steps, series=series)
 
 
 def _spread(values: Floats, at: Ints, steps: int) -> Floats:
@@ -71,137 +75,126 @@ def _spread(values: Floats, at: Ints, steps: int) -> Floats:
     return column
 
 
-def _of_rows(
-    partial: Partial, modes: Sequence[str], base_steps: int
-) -> tuple[dict[str, Floats], dict[str, Floats], Ints]:
-    groups = partial.groups
-    keep = ~groups["eval"]
-    steps, at_kept = np.unique(groups["step"][keep], return_inverse=True)
-    at = np.zeros(keep.size, dtype=np.int64)
-    at[keep] = at_kept
-    count = steps.size
-
-    def total(name: str) -> NDArray[np.float64]:
-        return group_total(groups[name].astype(np.float64), at, count, keep)
-
-    def mean_over_groups(name: str) -> Floats:
-        values = groups[name].astype(np.float64)
-        known = keep & np.isfinite(values)
-        return ratio(group_total(values, at, count, known), group_total(np.ones(known.size), at, count, known))
-
-    mode_counts, correct = total("modes"), total("modes_correct")
-    known = mode_counts.sum(axis=1)
-    series: dict[str, Floats] = {
-        "rlmon/format/effective": effective_number(mode_counts),
-        "rlmon/format/effective_correct": effective_number(correct),
-        "rlmon/format/top_share": ratio(mode_counts.max(axis=1), known) if count else np.zeros(0),
-        "rlmon/format/other_share": ratio(mode_counts[:, -1], known),
-        "rlmon/health/reward_mean": ratio(total("reward"), total("scored")),
-        "rlmon/health/reward_missing": np.where(total("scored").sum() > 0, total("missing"), np.nan),
-        "rlmon/health/reward_non_finite": total("non_finite"),
-        "rlmon/health/length_mean": ratio(total("tokens"), total("tokens_known")),
-        "rlmon/health/truncated": ratio(total("truncated"), total("truncated_known")),
-        "rlmon/text/effective_answers_within": mean_over_groups("answers"),
-        "rlmon/text/effective_templates_within": mean_over_groups("templates"),
-        "rlmon/text/effective_templates_within_correct": mean_over_groups("templates_correct"),
-        "rlmon/text/answer_share": ratio(total("answered"), known),
-        "completion characters": ratio(total("characters"), known),
-    }
-    for name, flags, of in (
-        ("all_good", "all_good", "classified"),
-        ("all_bad", "all_bad", "classified"),
-        ("silent", "silent", "judged"),
-        ("lone_success", "lone", "classified"),
-    ):
-        series[f"rlmon/group/{name}"] = ratio(total(flags), total(of))
-    series["rlmon/group/reward_std"] = mean_over_groups("reward_std")
-    series["rlmon/group/lone_success_weight"] = lone_success_weight(partial, at, count, keep)
-    if count:
-        # The base at a tenth of a step's noise: its first steps pooled.
-        base = mode_counts[:base_steps].sum(axis=0)
-        series["rlmon/format/js_to_base"] = np.array(
-            [np.nan if (d := js_distance(now, base)) is None else d for now in mode_counts]
-        )
-    series |= rewards_by_function(partial, steps)
-    shares = {mode: ratio(mode_counts[:, code], known) for code, mode in enumerate(modes)}
-    shares = {mode: values for mode, values in shares.items() if np.nansum(values) > 0}
-    for mode, values in shares.items():
-        series[f"rlmon/format/share/{mode}"] = values
+def _of_rows(partial: Partial, modes: Sequence[str], base_steps: int) -> tuple[Ints, dict[str, Floats]]:
+    """The steps that have rows [S], and what rows tell of each: the metrics of the families, and an audit's own."""
+    families, groups = Families(OF_ROWS, modes), partial.groups
+    by_step, sums = sums_of_steps(partial, families)
+    steps = by_step.keys
+    # The base at a tenth of a step's noise: its first steps pooled.
+    base = {place: values.sum(axis=0) for place, values in families.of_base(sums[:base_steps])}
+    series = families.finish_steps(sums, base)
+    series["completion characters"] = by_step.ratio(groups["characters"], groups["modes"].sum(axis=1))
     if partial.steps:
-        series |= _pairs(partial, steps)
-    return {name: values for name, values in series.items() if np.isfinite(values).any()}, shares, steps
+        parsed = ByKey(partial.steps["step"])
+        distinct = parsed.ratio(partial.steps["distinct_texts"], partial.steps["texts"])
+        series["exact duplicate share"] = _spread(1.0 - distinct, np.searchsorted(steps, parsed.keys), steps.size)
+    series |= rewards_by_function(partial, steps)
+    return steps, {
+        name: values
+        for name, values in series.items()
+        if (np.nansum(values) > 0 if name.startswith(SHARE) else np.isfinite(values).any())
+    }
+
+
+def sums_of_steps(partial: Partial, families: Families) -> tuple[ByKey, Sums]:
+    """The training groups by step, and the sums of each step [S] as the families name them. What rows do not tell is
+    NaN, and not measured whatever a family makes of it."""
+    groups = partial.groups
+    by_step = ByKey(groups["step"], ~groups["eval"])
+    several = np.where(groups["modes"].sum(axis=1) >= 2, effective_number(groups["modes"]), np.nan)
+    weighed = np.isfinite(groups["weight"]) & groups["classified"]
+    weight, weight_lone = (np.where(weighed, groups[name], 0.0) for name in ("weight", "weight_lone"))
+    columns = {
+        "format": {
+            "mode_count": groups["modes"],
+            "mode_count_correct": groups["modes_correct"],
+            "mode_reward": groups["modes_reward"],
+            "mode_rewarded": groups["modes_scored"],
+            **_known("within", "within_prompts", several),
+        },
+        "group": {
+            **{name: groups[name] for name in ("judged", "classified", "silent", "all_good", "all_bad", "lone")},
+            **_known("std", "std_groups", groups["reward_std"]),
+            "weight": weight,
+            "weight_lone": weight_lone,
+            "weight_known": weight,
+            "weight_lone_hard": np.where(_of_hard_prompts(groups), weight_lone, 0.0),
+        },
+        "text": {
+            "answered": groups["answered"],
+            **_known("answers_within", "answers_within_prompts", groups["answers"]),
+            **_known("templates_within", "templates_within_prompts", groups["templates"]),
+            **_known("templates_correct_within", "templates_correct_within_prompts", groups["templates_correct"]),
+        },
+        "health": {
+            "rows": groups["rows"],
+            "length": groups["tokens"],
+            "length_rows": groups["tokens_known"],
+            "truncated": groups["truncated"],
+            "truncation_known": groups["truncated_known"],
+            "reward": groups["reward"],
+            "rewarded": groups["scored"],
+            "reward_missing": groups["missing"],
+            "reward_non_finite": groups["non_finite"],
+        },
+    }
+    sums = np.empty(by_step.keys.size, dtype=families.layout)
+    sums.view(np.float64)[:] = np.nan
+    for family, of_family in columns.items():
+        for name, values in of_family.items():
+            sums[family][name] = by_step.total(values)
+    if not sums["health"]["rewarded"].any():
+        sums["health"]["reward_missing"] = np.nan  # a run without rewards misses none
+    if partial.steps:
+        parsed = ByKey(partial.steps["step"])
+        at = np.searchsorted(by_step.keys, parsed.keys)
+        for name in (name for name in partial.steps if name.startswith(PAIRS_OF)):
+            for part in PAIRS.names or ():
+                sums["collision"][name.removeprefix(PAIRS_OF)][part][at] = parsed.total(partial.steps[name][part])
+    return by_step, sums
+
+
+def _known(total: str, count: str, values_G: Floats) -> dict[str, NDArray[Any]]:
+    """What a mean over the groups where a number is known is made of, under these names."""
+    known = np.isfinite(values_G)
+    return {total: np.where(known, values_G, 0.0), count: known}
 
 
 def rewards_by_function(partial: Partial, steps: Ints) -> dict[str, Floats]:
     """Mean of every reward function at ``steps`` [S] (``rewards/<function>``), NaN where it scored nothing."""
     series = {}
     for name, parts in partial.functions.items():
-        mine = np.isin(parts["step"], steps)
-        at = np.searchsorted(steps, parts["step"][mine])
-        top, bottom = (
-            np.bincount(at, weights=parts[column][mine], minlength=steps.size).astype(np.float64)
-            for column in ("sum", "scored")
-        )
-        series[f"rewards/{name}"] = ratio(top, bottom)
+        found = ByKey(parts["step"], np.isin(parts["step"], steps))
+        means = found.ratio(parts["sum"], parts["scored"])
+        series[f"rewards/{name}"] = _spread(means, np.searchsorted(steps, found.keys), steps.size)
     return series
 
 
-def _pairs(partial: Partial, steps: Ints) -> dict[str, Floats]:
-    at = np.searchsorted(steps, partial.steps["step"])
-    series: dict[str, Floats] = {}
-
-    def total(values: NDArray[Any]) -> Floats:
-        return np.bincount(at, weights=values, minlength=steps.size).astype(np.float64)
-
-    for kernel in _PAIR_SERIES:
-        pairs = partial.steps[f"pairs_{kernel}"]
-        for kind in ("across", "within"):
-            collision = ratio(total(pairs[f"{kind}_sum"]), total(pairs[f"{kind}_pairs"]))
-            series[f"rlmon/collision/{kernel}_{kind}"] = collision
-            series[f"rlmon/collision/{kernel}_{kind}_effective"] = ratio(np.ones(steps.size), collision)
-    series["exact duplicate share"] = 1.0 - ratio(total(partial.steps["distinct_texts"]), total(partial.steps["texts"]))
-    return series
-
-
-def lone_success_weight(partial: Partial, at: Ints, steps: int, keep: Bools) -> Floats:
-    """Share of sum |advantage| of each step [S] that falls on lone successes of prompts whose solve rate was, before
-    that step, credibly below 1/8; NaN without advantages.
+def _of_hard_prompts(groups: Mapping[str, NDArray[Any]]) -> Bools:
+    """Groups with a lone success of a prompt whose solve rate was, before that step, credibly below 1/8 [G].
 
     The posterior of a prompt before a visit is Beta with the solve rate of its source so far as its mean, at a
     strength of ``PRIOR_ATTEMPTS`` attempts, and its own attempts and successes so far.
     """
-    groups = partial.groups
-    weight = groups["weight"]
-    weighed = keep & np.isfinite(weight) & groups["classified"]
-    if not weighed.any():
-        return np.full(steps, np.nan)
-    n, k = np.where(keep, groups["known"], 0.0), np.where(keep, groups["successes"], 0.0)
+    step, source, train = groups["step"], groups["source"], ~groups["eval"]
+    n, k = np.where(train, groups["known"], 0.0), np.where(train, groups["successes"], 0.0)
     # A prompt that comes in two sources counts in each for itself: it is left out of the mean of its own.
-    prompt = codes_of(groups["source"], groups["prompt"])
-    before_n, before_k = _before(prompt, at, n), _before(prompt, at, k)
-    source_n, source_k = _before(groups["source"], at, n), _before(groups["source"], at, k)
-    mean = (source_k - before_k + 1.0) / (source_n - before_n + 2.0)
+    prompt = codes_of(source, groups["prompt"])
+    before_n, before_k = _before(prompt, step, n), _before(prompt, step, k)
+    mean = (_before(source, step, k) - before_k + 1.0) / (_before(source, step, n) - before_n + 2.0)
     a, b = PRIOR_ATTEMPTS * mean + before_k, PRIOR_ATTEMPTS * (1.0 - mean) + before_n - before_k
     hard = (before_n > 0) & groups["lone"]
     hard[hard] = beta_cdf(HARD_SOLVE_RATE, a[hard], b[hard]) >= CREDIBILITY
-    top = np.where(hard, groups["weight_lone"], 0.0)
-    return ratio(group_total(top, at, steps, weighed), group_total(weight, at, steps, weighed))
+    return np.asarray(hard)
 
 
-def _before(key: Ints, at: Ints, values: Floats) -> Floats:
+def _before(key: Ints, step: Ints, values: Floats) -> Floats:
     """Sum of ``values`` over entries of the same key at an earlier step, per entry."""
-    order = np.lexsort([at, key])
-    ordered_key, ordered_at = key[order], at[order]
-    running = np.cumsum(values[order]) - values[order]
-    new_key = np.ones(order.size, dtype=bool)
-    new_key[1:] = ordered_key[1:] != ordered_key[:-1]
-    new_visit = new_key.copy()
-    new_visit[1:] |= ordered_at[1:] != ordered_at[:-1]
-    at_key = np.maximum.accumulate(np.where(new_key, np.arange(order.size), 0))
-    at_visit = np.maximum.accumulate(np.where(new_visit, np.arange(order.size), 0))
-    before = np.empty(order.size)
-    before[order] = running[at_visit] - running[at_key]
-    return before
+    visit = codes_of(key, step)
+    of_visit = np.bincount(visit, weights=values)
+    running = np.cumsum(of_visit) - of_visit
+    key_of_visit = key[np.unique(visit, return_index=True)[1]]
+    return np.asarray((running - running[np.searchsorted(key_of_visit, key_of_visit)])[visit])
 
 
 def records(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -108,9 +109,8 @@ def effective_within(modes_PG: Sequence[Sequence[str]]) -> float | None:
 def jensen_shannon_distance(shares: Mapping[str, float], base_shares: Mapping[str, float]) -> float | None:
     """Distance of two distributions over names, in [0, 1]; see ``rlmon.statistics.js_distance``."""
     names = sorted({*shares, *base_shares})
-    return js_distance(
-        np.array([shares.get(name, 0.0) for name in names]), np.array([base_shares.get(name, 0.0) for name in names])
-    )
+    distance = float(js_distance(*([of.get(name, 0.0) for name in names] for of in (shares, base_shares))))
+    return None if math.isnan(distance) else distance
 
 
 def evaluate(

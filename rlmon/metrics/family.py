@@ -24,7 +24,7 @@ from rlmon.metrics.features import RowFeatures
 from rlmon.metrics.groups import GroupStats, column
 from rlmon.metrics.tokens import KLSample, TokenSums
 from rlmon.records import RolloutBatch
-from rlmon.statistics import Floats, codes_of, effective_number, histogram_quantile
+from rlmon.statistics import Floats, codes_of, effective_number, histogram_quantile, ratio
 
 Direction = Literal["up", "down", "both", "none"]
 Kind = Literal["exact", "sketch", "local"]
@@ -207,9 +207,9 @@ class Numbers:
     metrics: dict[str, float | None] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def put(self, name: str, value: Number | None, reason: str) -> float | None:
-        """A metric, and why it is ``None`` where it is; the value comes back."""
-        name, number = self.prefix + name, None if value is None else float(value)
+    def put(self, name: str, value: Number | None, reason: str, known: Any = True) -> Number | None:
+        """A metric, and why it is ``None`` where it is; the value comes back. ``known``: whether there is one."""
+        name, number = self.prefix + name, None if value is None or not known else float(value)
         if number is not None and not math.isfinite(number):
             number, reason = None, NOT_FINITE
         self.metrics[name] = number
@@ -217,17 +217,50 @@ class Numbers:
             self.missing[name] = reason
         return number
 
-    def ratio(self, name: str, top: Number, bottom: Number, reason: str) -> float | None:
+    def ratio(self, name: str, top: Number | None, bottom: Number | None, reason: str) -> Number | None:
         """``top / bottom``."""
-        return self.put(name, float(top) / float(bottom) if bottom > 0 else None, reason)
+        if top is None or bottom is None or not bottom > 0:
+            return self.put(name, None, reason)
+        return self.put(name, float(top) / float(bottom), reason)
 
-    def effective(self, name: str, counts: Floats, reason: str) -> float | None:
+    def effective(self, name: str, counts: Floats, reason: str) -> Number | None:
         """The effective number of a histogram of counts."""
         return self.put(name, float(effective_number(counts)) if counts.sum() != 0 else None, reason)
 
-    def quantile(self, name: str, counts: Floats, edges: Floats, percent: int, reason: str) -> float | None:
-        """A quantile of a histogram."""
-        return self.put(name, histogram_quantile(counts, edges, percent / 100), reason)
+    def quantile(
+        self, name: str, counts: Floats, edges: Floats, percent: int, reason: str, *, whole: bool = False
+    ) -> Number | None:
+        """A quantile of a histogram; ``whole``: rounded down."""
+        value = histogram_quantile(counts, edges, percent / 100)
+        return self.put(name, value if value is None or not whole else math.floor(value), reason)
+
+
+@dataclass
+class Columns(Numbers):
+    """The same of several steps at once, whose sums have a first axis of steps [S]: a column per metric, NaN where it
+    was not measured. Why is not kept."""
+
+    columns: dict[str, Floats] = field(default_factory=dict)
+
+    def put(self, name: str, value: Number | None, reason: str, known: Any = True) -> Number | None:
+        if value is None:
+            return None
+        column = np.where(known & np.isfinite(value), value, np.nan)
+        self.columns[self.prefix + name] = column
+        return column
+
+    def ratio(self, name: str, top: Number | None, bottom: Number | None, reason: str) -> Number | None:
+        return self.put(name, None if top is None or bottom is None else ratio(top, bottom), reason)
+
+    def effective(self, name: str, counts: Floats, reason: str) -> Number | None:
+        return self.put(name, effective_number(counts), reason)
+
+    def quantile(
+        self, name: str, counts: Floats, edges: Floats, percent: int, reason: str, *, whole: bool = False
+    ) -> Number | None:
+        found = [histogram_quantile(of_step, edges, percent / 100) for of_step in counts]
+        values = np.array(found, dtype=np.float64)
+        return self.put(name, np.floor(values) if whole else values, reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,10 +289,14 @@ class StepSums:
     base: Mapping[str, Floats] | None = None
     """Sums over the rounds of the baseline of this family's fields in ``base``; ``None`` before there are any."""
 
-    @property
+    @cached_property
     def rows(self) -> float:
         """Completions that were measured."""
         return float(self.sums["health"]["rows"])
+
+    def of(self, family: str, name: str) -> Number:
+        """A sum of another family, 0 where that is none of this run's."""
+        return self.sums[family][name] if family in self.sums.dtype.names else 0.0
 
     def few(self, reason: str) -> str:
         """``reason``, where there were completions."""
@@ -333,7 +370,7 @@ class MetricFamily:
         """Statistics of the blocks of rows that a comparison with the base stands for."""
 
     def finish(self, out: Numbers, sums: Sums, step: StepSums) -> None:
-        """The metrics, from the sums over all ranks."""
+        """The metrics, from the sums over all ranks; rlmon's own also from those of several steps [S] at once."""
 
     def unmeasured(self, sums: Sums, step: StepSums) -> str | None:
         """Why nothing of the family was measured in this step, where that is so; it stands beside all of its nulls. By

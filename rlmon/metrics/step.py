@@ -16,6 +16,7 @@ from rlmon.metrics.blocks import Dealt, SourceBlocks, no_tallies
 from rlmon.metrics.families import FAMILIES
 from rlmon.metrics.family import (
     Circumstances,
+    Columns,
     Metric,
     MetricFamily,
     Numbers,
@@ -217,14 +218,26 @@ class Families:
         missing: dict[str, str] = {}
         for family in self._families:
             out = self._finished(family, sums, base, known)
-            new = out.metrics.keys() - metrics.keys()
-            metrics |= {name: value for name, value in out.metrics.items() if name in new}
-            missing |= {name: reason for name, reason in out.missing.items() if name in new}
+            for name in metrics.keys() & out.metrics.keys():  # of two of a user's the first
+                del out.metrics[name]
+                out.missing.pop(name, None)
+            metrics |= out.metrics
+            missing |= out.missing
         measured = sums["health"]["rows"] > 0 and sums["health"]["rewarded"] > 0
         if measured and sums["group"]["known_rows"] <= 0:
             reason = known.no_success or NO_SUCCESS
             missing |= {name: reason for name in OF_SUCCESSES if name in missing}
         return metrics, missing
+
+    def finish_steps(self, sums: Sums, base: Mapping[str, NDArray[np.float64]]) -> dict[str, Floats]:
+        """The metrics of several steps at once from the sums of each [S], a column each with NaN where it was not
+        measured. A sum that nobody took is NaN."""
+        out = Columns("rlmon/")
+        for family in self._families:
+            of_base = {name: base[f"{family.name}/{name}"] for name in family.base}
+            step = StepSums(sums=sums, modes=self.modes, known=Circumstances(), base=of_base)
+            family.finish(out, sums[family.name], step)
+        return out.columns
 
     def histograms(self, sums: Sums) -> dict[str, Histogram]:
         """What dashboards draw, of those that have a count in them, by name."""

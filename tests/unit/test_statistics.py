@@ -73,7 +73,25 @@ def test_effective_number_and_distance_are_scipy() -> None:
     assert math.isnan(many[2])
     assert float(stats.effective_number([3, 0])) == 1.0
     assert stats.js_distance(p, q) == pytest.approx(scipy.spatial.distance.jensenshannon(p, q, base=2))
-    assert stats.js_distance(np.zeros(3), np.ones(3)) is None
+    several = stats.js_distance(np.stack([p, q, np.zeros(12)]), q)
+    assert several[:2] == pytest.approx([stats.js_distance(p, q), 0.0])
+    assert np.isnan(several[2])
+    assert np.isnan(stats.js_distance(np.ones(3), np.zeros(3)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.booleans()), max_size=30))
+def test_sums_by_key_are_those_of_a_loop(rows: list[tuple[int, int, bool]]) -> None:
+    key, value, mine = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+    found = stats.ByKey(key, mine == 1)
+    expected: dict[int, list[int]] = {}
+    for one, of, taken in sorted(rows):
+        if taken:
+            expected.setdefault(one, []).append(of)
+    assert found.keys.tolist() == list(expected)
+    assert found.total(value).tolist() == [sum(of) for of in expected.values()]
+    assert found.total(np.stack([value, -value], axis=1)).tolist() == [[sum(of), -sum(of)] for of in expected.values()]
+    means = [sum(of) / len(of) for of in expected.values()]
+    assert found.ratio(value, np.ones(len(rows))).tolist() == pytest.approx(means)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=30))

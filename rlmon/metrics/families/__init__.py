@@ -16,9 +16,11 @@ WATCHING: tuple[MetricFamily, ...] = (
     Entropy(), Collision(), Format(), Moves(), KL(), Group(), Text(), Health(),
 )  # fmt: skip
 """What every step has."""
+OF_ROWS: tuple[MetricFamily, ...] = (Collision(), Format(), Group(), Text(), Health())
+"""Those that the rows of a run say something of when it is over."""
 CRITIC = Value()
 """What the steps of a run with a critic have too."""
 FAMILIES: tuple[MetricFamily, ...] = (*WATCHING, CRITIC, Intervention())
 """All of them, in the order of the catalogue."""
 
-__all__ = ["CRITIC", "FAMILIES", "WATCHING"]
+__all__ = ["CRITIC", "FAMILIES", "OF_ROWS", "WATCHING"]

@@ -128,15 +128,15 @@ class Collision(MetricFamily):
     def finish(self, out: Numbers, sums: Sums, step: StepSums) -> None:
         for kernel, (*_, compared) in _MEANING.items():
             for kind, where in (("across", "different prompts"), ("within", "one prompt")):
-                reason = step.few(f"no pair of {compared} of {where} to compare")
-                if kernel == "moves" and step.rows > 0 and step.sums["moves"]["tokens"] <= 0:
+                reason = f"no pair of {compared} of {where} to compare"
+                if kernel == "moves" and np.all(step.of("moves", "tokens") <= 0):
                     reason = NEEDS_IDS
                 pairs = sums[kernel]
                 name = f"collision/{kernel}_{kind}"
                 value = out.ratio(name, pairs[f"{kind}_sum"], pairs[f"{kind}_pairs"], reason)
-                if value is not None and value <= 0.0:
+                if value is not None and np.all(value <= 0.0):
                     reason = "no pair agreed: the effective number is beyond what this many completions show"
-                out.put(f"{name}_effective", 1.0 / value if value else None, reason)
+                out.ratio(f"{name}_effective", 1.0, value, reason)
 
 
 def put_pairs(into: Dealt, kernel: str, pairs: PairSums) -> None:

@@ -21,7 +21,7 @@ from rlmon.metrics.family import (
     StepSums,
     Sums,
 )
-from rlmon.statistics import effective_number, js_distance
+from rlmon.statistics import effective_number, js_distance, ratio
 
 SURE = 0.01
 """A mode is extinct (newborn) only when its share at the other time would have shown it with probability 1 - SURE."""
@@ -104,46 +104,33 @@ class Format(MetricFamily):
 
     def finish(self, out: Numbers, sums: Sums, step: StepSums) -> None:
         counts = sums["mode_count"]
-        rows = float(counts.sum())
+        rows = counts.sum(axis=-1)
         effective = out.effective("format/effective", counts, NO_ROUND)
-        no_reward = step.few("no completion of this step was rewarded")
-        out.effective("format/effective_correct", sums["mode_count_correct"], no_reward)
-        lonely = step.few("no prompt has two completions")
-        out.ratio("format/effective_within", sums["within"], sums["within_prompts"], lonely)
-        out.ratio("format/top_share", float(counts.max()), rows, NO_ROUND)
-        out.ratio("format/other_share", counts[-1], rows, NO_ROUND)
+        out.effective("format/effective_correct", sums["mode_count_correct"], "no completion of this step was rewarded")
+        out.ratio("format/effective_within", sums["within"], sums["within_prompts"], "no prompt has two completions")
+        out.ratio("format/top_share", counts.max(axis=-1), rows, NO_ROUND)
+        out.ratio("format/other_share", counts[..., -1], rows, NO_ROUND)
+        reward, rewarded = sums["mode_reward"], sums["mode_rewarded"]
         for m, mode in enumerate(step.modes):
-            out.ratio(f"format/share/{mode}", counts[m], rows, NO_ROUND)
-            absent = step.few("no completion in this mode" if counts[m] <= 0 else "no finite reward")
-            out.ratio(f"format/reward/{mode}", sums["mode_reward"][m], sums["mode_rewarded"][m], absent)
-        rewarded = sums["mode_rewarded"] > 0
-        top = int(counts.argmax())
-        gap = None
-        if rewarded[top]:
-            mean = sums["mode_reward"][rewarded] / sums["mode_rewarded"][rewarded]
-            gap = float(np.max(mean) - sums["mode_reward"][top] / sums["mode_rewarded"][top])
-        out.put("format/top_reward_gap", gap, step.few("no finite reward in the largest mode"))
+            out.ratio(f"format/share/{mode}", counts[..., m], rows, NO_ROUND)
+            absent = "no completion in this mode has a finite reward"
+            out.ratio(f"format/reward/{mode}", reward[..., m], rewarded[..., m], absent)
+        mean = ratio(reward, rewarded)
+        top = np.take_along_axis(mean, counts.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+        unpaid = "no finite reward in the largest mode"
+        out.put("format/top_reward_gap", np.fmax.reduce(mean, axis=-1) - top, unpaid, known=~np.isnan(top))
         reasoning = sums["reasoning_count"]
-        out.ratio("format/reasoning_share", float(reasoning.sum()), rows, NO_ROUND)
-        unreasoned = step.few("no completion has a reasoning block")
-        out.effective("format/reasoning_effective", reasoning, unreasoned)
-        self._against_base(out, counts, effective, step)
-
-    @staticmethod
-    def _against_base(out: Numbers, counts: NDArray[np.float64], effective: float | None, step: StepSums) -> None:
-        distance = extinct = newborn = ratio = None
-        rows = float(counts.sum())
+        out.ratio("format/reasoning_share", reasoning.sum(axis=-1), rows, NO_ROUND)
+        out.effective("format/reasoning_effective", reasoning, "no completion has a reasoning block")
         base = None if step.base is None else step.base["mode_count"]
-        base_rows = 0.0 if base is None else float(base.sum())
-        if base is not None and base_rows > 0 and rows > 0:
+        distance = extinct = newborn = base_effective = None
+        if base is not None and base.sum() > 0:
+            base_rows, base_effective = float(base.sum()), effective_number(base)
             distance = js_distance(counts, base)
-            gone = (counts == 0) & ((1.0 - base / base_rows) ** rows <= SURE)
-            new = (base == 0) & ((1.0 - counts / rows) ** base_rows <= SURE)
-            extinct, newborn = float(gone.sum()), float(new.sum())
-            if effective is not None:
-                ratio = effective / float(effective_number(base))
-        reason = step.few(NO_BASE)
-        out.put("format/js_to_base", distance, reason)
-        out.put("format/extinct", extinct, reason)
-        out.put("format/newborn", newborn, reason)
-        out.put("format/effective_ratio_to_base", ratio, reason)
+            gone = (counts == 0) & ((1.0 - base / base_rows) ** rows[..., None] <= SURE)
+            new = (base == 0) & ((1.0 - ratio(counts, rows[..., None])) ** base_rows <= SURE)
+            extinct, newborn = gone.sum(axis=-1), new.sum(axis=-1)
+        out.put("format/js_to_base", distance, NO_BASE, known=rows > 0)
+        out.put("format/extinct", extinct, NO_BASE, known=rows > 0)
+        out.put("format/newborn", newborn, NO_BASE, known=rows > 0)
+        out.ratio("format/effective_ratio_to_base", effective, base_effective, NO_BASE)

@@ -23,7 +23,7 @@ from rlmon.metrics.family import (
     histogram,
 )
 from rlmon.metrics.groups import GroupStats
-from rlmon.statistics import Bools, Ints
+from rlmon.statistics import Bools, Ints, ratio
 
 ADVANTAGE_EDGES: NDArray[np.float64] = np.concatenate([[0.0], np.geomspace(1e-4, 1e2, 161)])
 """|advantage|: one bin below 1e-4, then bins of 9 %."""
@@ -143,33 +143,31 @@ class Group(MetricFamily):
 
     def finish(self, out: Numbers, sums: Sums, step: StepSums) -> None:
         judged, classified = sums["judged"], sums["classified"]
-        reason = step.few("no whole group has two finite rewards")
-        unclassified = reason if judged <= 0 else "of no group is the success of every completion known"
+        reason = "no whole group has two finite rewards"
+        unjudged = np.all(judged <= 0)
+        unclassified = reason if unjudged else "of no group is the success of every completion known"
         out.ratio("group/all_good", sums["all_good"], classified, unclassified)
         out.ratio("group/all_bad", sums["all_bad"], classified, unclassified)
         out.ratio("group/silent", sums["silent"], judged, reason)
         out.ratio("group/lone_success", sums["lone"], classified, unclassified)
         out.ratio("group/reward_std", sums["std"], sums["std_groups"], reason)
         out.ratio("group/coverage", sums["whole"], sums["sampled"], NO_ROUND)
-        weightless = step.few("no advantages were captured, or all of them are 0") if judged > 0 else reason
+        weightless = reason if unjudged else "no advantages were captured, or all of them are 0"
         out.ratio("group/lone_weight", sums["weight_lone"], sums["weight"], weightless)
-        unread = step.few("no ledger of earlier rounds")
-        unknown = weightless if sums["ledger_rows"] > 0 or step.rows <= 0 else unread
+        unread = "no ledger of earlier rounds"
+        unknown = weightless if np.any(sums["ledger_rows"] > 0) else unread
         out.ratio("group/lone_success_weight", sums["weight_lone_hard"], sums["weight_known"], unknown)
         out.ratio("group/hard_share", sums["hard_rows"], sums["ledger_rows"], unread)
-        no_lone = step.few("no group with a single success")
+        no_lone = "no group with a single success"
         winners, others = sums["winner_rows"], sums["other_rows"]
-        winner = sums["winner_tokens"] / winners if winners > 0 else 0.0
-        other = sums["other_tokens"] / others if others > 0 else 0.0
+        winner, other = ratio(sums["winner_tokens"], winners), ratio(sums["other_tokens"], others)
         lengthless = "completion lengths were not captured, or the other completions are empty"
-        out.ratio("group/lone_length_ratio", winner, other, no_lone if winners <= 0 else lengthless)
-        excess = None
-        if winners > 0 and others > 0:
-            excess = sums["winner_repetition"] / winners - sums["other_repetition"] / others
-        out.put("group/lone_repetition_excess", excess, no_lone)
-        unweighed = step.few("no finite advantages were captured")
+        out.ratio("group/lone_length_ratio", winner, other, no_lone if np.all(winners <= 0) else lengthless)
+        excess = ratio(sums["winner_repetition"], winners) - ratio(sums["other_repetition"], others)
+        out.put("group/lone_repetition_excess", excess, no_lone, known=(winners > 0) & (others > 0))
         for percent in PERCENTS:
-            out.quantile(f"group/advantage_abs_p{percent}", sums["advantages"], ADVANTAGE_EDGES, percent, unweighed)
+            name, lacking = f"group/advantage_abs_p{percent}", "no finite advantages were captured"
+            out.quantile(name, sums["advantages"], ADVANTAGE_EDGES, percent, lacking)
 
 
 def put_silent(into: Dealt, group_B: Ints, classified_P: Bools, all_good_P: Bools, all_bad_P: Bools) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,7 +23,6 @@ from rlmon.metrics.family import (
 )
 from rlmon.metrics.groups import column
 from rlmon.metrics.tokens import KLSample, TokenSums
-from rlmon.statistics import histogram_quantile
 
 LENGTH_EDGES_TOKENS: NDArray[np.float64] = np.concatenate([np.arange(0.0, 32.0), np.geomspace(32.0, 2.0**20, 181)])
 """Exact to 32 tokens, then bins of 5.9 % up to 1M tokens."""
@@ -95,21 +93,16 @@ class Health(MetricFamily):
         into.put_mean("reward", seen.rows["reward"])
 
     def finish(self, out: Numbers, sums: Sums, step: StepSums) -> None:
-        rows, of_tokens = step.rows, step.sums["entropy"]
-        tokens = of_tokens["tokens"] + of_tokens["logp_tokens"] + step.sums["kl"]["tokens"]
-        no_ids = step.few("completion token ids were not captured")
+        rows, no_ids = sums["rows"], "completion token ids were not captured"
+        tokens = step.of("entropy", "tokens") + step.of("entropy", "logp_tokens") + step.of("kl", "tokens")
         out.ratio("health/length_mean", sums["length"], sums["length_rows"], no_ids)
         for percent in (5, 95):
-            value = histogram_quantile(sums["lengths"], LENGTH_EDGES_TOKENS, percent / 100)
             # The bin [n, n + 1) below 32 holds only n.
-            out.put(f"health/length_p{percent}", None if value is None else float(math.floor(value)), no_ids)
-        uncut = step.few("truncation was not captured")
-        out.ratio("health/truncated", sums["truncated"], sums["truncation_known"], uncut)
-        out.ratio("health/reward_mean", sums["reward"], sums["rewarded"], step.few("no finite reward"))
+            out.quantile(f"health/length_p{percent}", sums["lengths"], LENGTH_EDGES_TOKENS, percent, no_ids, whole=True)
+        out.ratio("health/truncated", sums["truncated"], sums["truncation_known"], "truncation was not captured")
+        out.ratio("health/reward_mean", sums["reward"], sums["rewarded"], "no finite reward")
         for name in ("reward_missing", "reward_non_finite"):
-            out.put(f"health/{name}", sums[name] if rows > 0 else None, NO_ROUND)
-        bad = sums["reward_non_finite"] + sums["token_non_finite"]
-        if "value" in (step.sums.dtype.names or ()):
-            bad = bad + step.sums["value"]["non_finite"]
-        seen = rows > 0 or tokens > 0 or bad > 0
-        out.put("health/non_finite", bad if seen else None, "nothing was captured in this step")
+            out.put(f"health/{name}", sums[name], NO_ROUND, known=rows > 0)
+        bad = sums["reward_non_finite"] + sums["token_non_finite"] + step.of("value", "non_finite")
+        seen = (rows > 0) | (tokens > 0) | (bad > 0)
+        out.put("health/non_finite", bad, "nothing was captured in this step", known=seen)

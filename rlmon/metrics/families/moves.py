@@ -67,7 +67,6 @@ class Moves(MetricFamily):
 
     def finish(self, out: Numbers, sums: Sums, step: StepSums) -> None:
         tokens = float(sums["tokens"])
-        unmeasured = step.few(NEEDS_IDS)
         for kind, where in (("across", "different prompts"), ("within", "one prompt")):
             tenths = sums["deciles"]
             for name, of in (
@@ -76,7 +75,7 @@ class Moves(MetricFamily):
             ):
                 total, pairs = of[f"{kind}_sum"], of[f"{kind}_pairs"]
                 none = "no pair shares an opener" if pairs > 0 else f"no pair of completions of {where} with openers"
-                out.put(name, pairs / total if total > 0 else None, unmeasured if tokens <= 0 else none)
-        no_opener = unmeasured if tokens <= 0 else "no completion has an opener"
+                out.put(name, pairs / total if total > 0 else None, NEEDS_IDS if tokens <= 0 else none)
+        no_opener = NEEDS_IDS if tokens <= 0 else "no completion has an opener"
         out.effective("moves/effective_openers", sums["openers"], no_opener)
-        out.ratio("moves/openers_per_1000_tokens", 1000.0 * float(sums["openers"].sum()), tokens, unmeasured)
+        out.ratio("moves/openers_per_1000_tokens", 1000.0 * float(sums["openers"].sum()), tokens, NEEDS_IDS)

@@ -124,21 +124,20 @@ class Text(MetricFamily):
             sums[f"{name}_within_prompts"] += prompts
 
     def finish(self, out: Numbers, sums: Sums, step: StepSums) -> None:
-        small = step.few("fewer than 256 words in the round")
+        small = "fewer than 256 words in the round"
         for at in range(3):
-            out.ratio(f"text/distinct_{at + 1}", sums["distinct"][at], sums["grams"][at], small)
+            out.ratio(f"text/distinct_{at + 1}", sums["distinct"][..., at], sums["grams"][..., at], small)
         out.ratio("text/compression_ratio", sums["raw_bytes"], sums["compressed_bytes"], small)
         out.ratio("text/budget_words", sums["words"], sums["ranks"], small)
-        out.ratio(
-            "text/repetition", sums["repetition"], sums["repetition_rows"], step.few("no completion has 4 tokens")
-        )
+        out.ratio("text/repetition", sums["repetition"], sums["repetition_rows"], "no completion has 4 tokens")
         near, similar = sums["near_duplicates"], step.sums["collision"]["similarity"]
-        alone, apart = (step.few(f"no pair of {which} with 4-grams") for which in ("one prompt", "different prompts"))
+        alone, apart = (f"no pair of {which} with 4-grams" for which in ("one prompt", "different prompts"))
         out.ratio("text/near_duplicate_across", near["across_sum"], near["across_pairs"], apart)
         out.ratio("text/near_duplicate_within", near["within_sum"], near["within_pairs"], alone)
         out.ratio("text/similarity_within", similar["within_sum"], similar["within_pairs"], alone)
         for of, lacking in _WITHIN.items():
             kind, _, correct = of.partition("_")
             name = f"text/effective_{kind}_within" + (f"_{correct}" if correct else "")
-            out.ratio(name, sums[f"{of}_within"], sums[f"{of}_within_prompts"], step.few(lacking))
-        out.ratio("text/answer_share", sums["answered"], step.rows, NO_ROUND)
+            out.ratio(name, sums[f"{of}_within"], sums[f"{of}_within_prompts"], lacking)
+        parsed = step.sums["format"]["mode_count"].sum(axis=-1)  # a row of a log may have no completion
+        out.ratio("text/answer_share", sums["answered"], parsed, NO_ROUND)

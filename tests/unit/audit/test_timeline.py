@@ -15,13 +15,18 @@ from hypothesis import strategies as st
 from rlmon.audit import engine
 from rlmon.audit.partial import BLOCK_STATISTICS, Partial, partial
 from rlmon.audit.rows import Settings
-from rlmon.audit.timeline import Timeline, _before, lone_success_weight, records, timeline
+from rlmon.audit.timeline import Timeline, _before, records, sums_of_steps, timeline
 from rlmon.keys import source_key
+from rlmon.metrics.catalog import METRICS
+from rlmon.metrics.families import OF_ROWS
+from rlmon.metrics.family import MODE
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.ledger import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS
+from rlmon.metrics.step import Families
 from rlmon.statistics import effective_number, js_distance
 
 MODES = ModeSet.build(None)
+RANGES = {metric.name: (metric.low, metric.high) for metric in METRICS}
 
 
 def counted(rows: Any) -> Partial:
@@ -122,10 +127,9 @@ def test_evaluations_are_no_attempts_and_a_prompt_of_two_sources_counts_in_each(
 
 
 def test_without_advantages_there_is_no_weight() -> None:
-    found = counted(draw(0, steps=3))
-    at = np.zeros(len(found.groups["step"]), dtype=np.int64)
-    assert np.isnan(lone_success_weight(found, at, 1, np.ones(at.size, dtype=bool))).all()
-    assert "rlmon/group/lone_success_weight" not in line_of(draw(0, steps=3)).series
+    series = line_of(draw(0, steps=3)).series
+    assert "rlmon/group/lone_success" in series
+    assert not {"rlmon/group/lone_success_weight", "rlmon/group/lone_weight"} & series.keys()
 
 
 # --- series -------------------------------------------------------------------------------------------------------
@@ -210,6 +214,28 @@ def test_a_run_of_evaluations_only_has_no_training_series() -> None:
     assert line.steps.size == 0
 
 
+def test_rows_and_monitor_finish_alike() -> None:
+    """Of several steps at once the same as of one after the other, null for null."""
+    found, families = (
+        counted(draw(6, steps=5, score=lambda r, t, p, x: [0.0, 1.0, None][int(r.integers(3))])),
+        Families(OF_ROWS, MODES.names),
+    )
+    _, sums = sums_of_steps(found, families)
+    base = dict(families.of_base(sums[0]))
+    at_once = families.finish_steps(sums, base)
+    for at, one in enumerate(sums):
+        metrics, missing = families.finish(one, base)
+        for name, value in metrics.items():
+            told = at_once.get(name)
+            assert (None if told is None or np.isnan(told[at]) else told[at]) == value, name
+            assert (value is None) == (name in missing)
+    measured = {name for name, values in at_once.items() if np.isfinite(values).any()}
+    assert {"rlmon/collision/answer_within", "rlmon/format/reward/json", "rlmon/format/extinct"} <= measured
+    # What the rows of a log do not hold is no zero.
+    unknown = ("format/reasoning_share", "health/non_finite", "health/length_p5", "group/coverage", "text/repetition")
+    assert not measured & {f"rlmon/{name}" for name in unknown}
+
+
 # --- records ------------------------------------------------------------------------------------------------------
 
 
@@ -272,10 +298,10 @@ def test_step_values_lie_in_their_ranges(seed: int) -> None:
     found = counted(rows)
     for name, values in timeline(found, MODES.names, {}, 8).series.items():
         known = values[np.isfinite(values)]
-        if any(part in name for part in ("share", "silent", "all_", "collision")) and "effective" not in name:
-            assert ((known >= 0) & (known <= 1)).all(), name
-        if "effective" in name:
-            assert (known >= 1 - 1e-12).all(), name
+        of_mode = name.rpartition("/")[2] in MODES.names
+        low, high = RANGES.get(f"{name.rpartition('/')[0]}/{MODE}" if of_mode else name, (None, None))
+        assert low is None or (known >= low - 1e-12).all(), name
+        assert high is None or (known <= high).all(), name
     stats = found.blocks["stats"]
     for name in BLOCK_STATISTICS.names:
         if "collision" in name or name.startswith("all_"):
