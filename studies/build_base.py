@@ -28,16 +28,8 @@ from types import MappingProxyType
 from typing import Any
 
 from rlmon.lab.bases import WEIGHTS, base_dir, sha256
-from rlmon.lab.task import (
-    BY_PROMPT_FORMATS,
-    FORMATS,
-    OPERAND_FORMATS,
-    PROMPT_CLASSES,
-    SEVEN_FORMATS,
-    Question,
-    split_questions,
-    write_answer,
-)
+from rlmon.lab.task import FORMATS, PROMPT_CLASSES, Question, split_questions
+from studies.texts import BY_PROMPT_FORMATS, OPERAND_FORMATS, SEVEN_FORMATS, write_answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

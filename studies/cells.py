@@ -24,13 +24,14 @@ import rlmon
 from rlmon.lab.bases import WEIGHTS, base_dir, sha256
 from rlmon.lab.evaluate import EVALUATION_SEED, Evaluation, evaluate, held_out_sample
 from rlmon.lab.libraries import quiet_libraries, versions
-from rlmon.lab.task import CONSTANT_ANSWER, Question, split_questions
+from rlmon.lab.task import Question, split_questions
 from rlmon.records import StepRecord
 from rlmon.runlog import Run as RunLog
 from rlmon.runlog import open_run
 from studies.arms import WORTHLESS_MODE, Arm, Task
 from studies.random_deferral import RandomDefer
 from studies.rewards import accepted_answer, parse, states_answer_not_prose
+from studies.texts import CONSTANT_ANSWER
 
 SCHEMA_VERSION = 1
 SEEDS = (0, 1, 2, 3, 4)

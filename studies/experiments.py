@@ -9,6 +9,7 @@ Learning rates and numbers of steps were chosen on seeds from 100 on; the seeds 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from rlmon.controller import load_policy
 from rlmon.errors import ConfigError
 from rlmon.extensions import Extensions
 from rlmon.lab.demo import TRAINING
-from rlmon.lab.evaluate import jensen_shannon_distance
-from rlmon.lab.task import contaminated_pool, reward_correct, reward_correct_easy_only, split_questions
+from rlmon.lab.task import reward_correct, split_questions
+from rlmon.statistics import js_distance
 from studies.arms import ARMS, TASKS, Arm
 from studies.cells import (
     KL_EVERY_STEPS,
@@ -38,6 +39,7 @@ from studies.cells import (
 from studies.frontier import write_report
 from studies.random_deferral import RandomDefer
 from studies.rewards import reward_accepted, reward_correct_not_prose
+from studies.texts import contaminated_pool, reward_correct_easy_only
 
 QUICK_SEEDS = (0, 1)
 QUICK_TASKS = ("seven", "by-prompt", "contamination")
@@ -63,6 +65,13 @@ class Experiment(Cell):
             "kl_every_steps": KL_EVERY_STEPS,
             "policy": None if policy is None else load_policy(policy, OWN_ACTIONS).to_dict(),
         }
+
+
+def jensen_shannon_distance(shares: Mapping[str, float], base_shares: Mapping[str, float]) -> float | None:
+    """Distance of two distributions over names, in [0, 1]; see ``rlmon.statistics.js_distance``."""
+    names = sorted({*shares, *base_shares})
+    distance = float(js_distance(*([of.get(name, 0.0) for name in names] for of in (shares, base_shares))))
+    return None if math.isnan(distance) else distance
 
 
 def cells(tasks: Iterable[str], arms: Iterable[Arm], seeds: Iterable[int]) -> list[Experiment]:

@@ -7,15 +7,17 @@ object and the same shards come out whatever the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import pyarrow as pa
 
 from rlmon.records import Severity
 
+Piece = TypeVar("Piece")
 ROWS: pa.Schema = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),
@@ -69,6 +71,29 @@ class RowBatch:
     """Where the steps of a file's training rows go back: the step before, and the step at which they go on."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Files that could not be read (relative to the run), and why."""
+
+
+def stretches(
+    pieces: Iterable[Piece],
+    size: Callable[[Piece], float],
+    *,
+    most: float,
+    most_pieces: int = sys.maxsize,
+    may_cut: Callable[[Piece, Piece], bool] = lambda _a, _b: True,
+) -> Iterator[tuple[Piece, ...]]:
+    """Consecutive pieces of ``most`` in ``size`` together, one that is larger alone; cut only where two neighbours
+    let it be."""
+    group: list[Piece] = []
+    held = 0.0
+    for piece in pieces:
+        full = held + size(piece) > most or len(group) >= most_pieces
+        if group and full and may_cut(group[-1], piece):
+            yield tuple(group)
+            group, held = [], 0.0
+        group.append(piece)
+        held += size(piece)
+    if group:
+        yield tuple(group)
 
 
 class Shard(Protocol):

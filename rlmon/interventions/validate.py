@@ -176,10 +176,7 @@ def _never_holds(when: Condition, setting: Setting, facts: Mapping[str, MetricFa
 
 
 def _never_found(when: OnFinding, setting: Setting) -> _No | None:
-    detector = setting.detectors.get(when.finding)
-    if detector is None:
-        known = nearest(when.finding, setting.detectors)
-        return _No(text=f"there is no detector {when.finding!r}.{known} `rlmon detectors` lists them", why="mistake")
+    detector = setting.detectors[when.finding]
     wanted = SEVERITIES[SEVERITIES.index(when.severity) :]
     if not set(wanted) & set(detector.severities):
         (*_, worst) = [severity for severity in SEVERITIES if severity in detector.severities]
@@ -201,9 +198,6 @@ def _never_found(when: OnFinding, setting: Setting) -> _No | None:
 def _never_past(when: OnMetric, setting: Setting, facts: Mapping[str, MetricFacts]) -> _No | None:
     name = when.metric
     metric, mode = _facts(name, facts)
-    if metric is None:
-        known = nearest(name, facts)
-        return _No(text=f"there is no metric {name!r}.{known} `rlmon metrics` lists them", why="mistake")
     if mode is not None and mode not in setting.modes:
         known = nearest(mode, setting.modes)
         return _No(
@@ -233,12 +227,12 @@ def _never_past(when: OnMetric, setting: Setting, facts: Mapping[str, MetricFact
     return None
 
 
-def _facts(name: str, facts: Mapping[str, MetricFacts]) -> tuple[MetricFacts | None, str | None]:
-    """What is known of a metric, and the mode where it is one of a mode."""
+def _facts(name: str, facts: Mapping[str, MetricFacts]) -> tuple[MetricFacts, str | None]:
+    """What is known of a metric, and the mode where it is one of a mode; ``parse`` let no other name pass."""
     if name in facts:
         return facts[name], None
     family, _, mode = name.rpartition("/")
-    return facts.get(f"{family}/{MODE}"), mode
+    return facts[f"{family}/{MODE}"], mode
 
 
 def _waiting(
@@ -298,7 +292,7 @@ def _odd(rule: Rule, setting: Setting, facts: Mapping[str, MetricFacts]) -> Iter
         if not isinstance(leaf, OnMetric):
             continue
         metric, mode = _facts(leaf.metric, facts)
-        if metric is None or metric.missing is not None:
+        if metric.missing is not None:
             continue
         if leaf.of == "value" and metric.low is not None and leaf.above is not None and leaf.above < metric.low:
             yield f"{leaf.metric} is {metric.low:g} at least: above {leaf.above:g} holds always"
@@ -317,9 +311,9 @@ def _odd(rule: Rule, setting: Setting, facts: Mapping[str, MetricFacts]) -> Iter
     judged = measured_by(rule)
     if judged is None or rule.dry_run:
         return
-    metric, _ = _facts(judged[0], facts)
-    if metric is not None and metric.missing is not None:
-        yield f"its effect is not measured: {judged[0]} is never measured ({metric.missing})"
+    known = facts.get(judged[0]) or facts.get(f"{judged[0].rpartition('/')[0]}/{MODE}")
+    if known is not None and known.missing is not None:
+        yield f"its effect is not measured: {judged[0]} is never measured ({known.missing})"
     elif setting.steps is not None and rule.measure_after_steps >= setting.steps:
         if rule.measure_after_steps == usual["measure_after_steps"]:
             return
@@ -327,9 +321,9 @@ def _odd(rule: Rule, setting: Setting, facts: Mapping[str, MetricFacts]) -> Iter
             f"its effect is not measured: measure_after_steps is {rule.measure_after_steps}, and the run has "
             f"{setting.steps}"
         )
-    elif metric is not None and rule.measure_after_steps < LEAST_VALUES * metric.every_steps:
-        least = LEAST_VALUES * metric.every_steps
+    elif known is not None and rule.measure_after_steps < LEAST_VALUES * known.every_steps:
+        least = LEAST_VALUES * known.every_steps
         yield (
-            f"its effect is not measured: {judged[0]} has {rule.measure_after_steps // metric.every_steps} values in "
+            f"its effect is not measured: {judged[0]} has {rule.measure_after_steps // known.every_steps} values in "
             f"measure_after_steps: {rule.measure_after_steps}, and {LEAST_VALUES} are needed. Type {least}"
         )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ import numpy as np
 from rlmon.lab.sampling import draws, entropy_and_kl
 from rlmon.lab.task import PROMPT_CLASSES, Question, is_correct, read_answer
 from rlmon.statistics import effective_number as effective_number_of_counts
-from rlmon.statistics import js_distance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,13 +102,6 @@ def effective_within(modes_PG: Sequence[Sequence[str]]) -> float | None:
     ]
     mean = sum(collisions) / len(collisions) if collisions else 0.0
     return 1.0 / mean if mean > 0 else None
-
-
-def jensen_shannon_distance(shares: Mapping[str, float], base_shares: Mapping[str, float]) -> float | None:
-    """Distance of two distributions over names, in [0, 1]; see ``rlmon.statistics.js_distance``."""
-    names = sorted({*shares, *base_shares})
-    distance = float(js_distance(*([of.get(name, 0.0) for name in names] for of in (shares, base_shares))))
-    return None if math.isnan(distance) else distance
 
 
 def evaluate(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,7 @@ import rlmon.runlog.schema as schema
 from rlmon.errors import RunLogError, SchemaError
 from rlmon.records import SCHEMA_VERSION, Action, Fault, Finding, RunHeader, StepRecord
 
+Payload = TypeVar("Payload")
 READ_TRIES: Final = 20
 
 
@@ -132,27 +133,24 @@ class Run:
     @property
     def findings(self) -> list[Finding]:
         """What the detectors said, in order."""
-        return _findings(self.iter_events())
+        return _of_kind(self.iter_events(), "finding", Finding)
 
     @property
     def findings_ever(self) -> list[Finding]:
         """The same, with what a resume superseded: it is no part of the run any more, but people were told."""
         line = {attempt.header.attempt for attempt in self.attempts if attempt.header.run_id == self.run_id}
-        return _findings(event for event in self.iter_events(all_attempts=True) if event.attempt in line)
+        events = (event for event in self.iter_events(all_attempts=True) if event.attempt in line)
+        return _of_kind(events, "finding", Finding)
 
     @property
     def actions(self) -> list[Action]:
         """Phases of interventions, in order."""
-        return [
-            lines.checked(lines.build(Action, event.payload)) for event in self.iter_events() if event.kind == "action"
-        ]
+        return _of_kind(self.iter_events(), "action", Action)
 
     @property
     def faults(self) -> list[Fault]:
         """Where the monitor itself failed, in order."""
-        return [
-            lines.checked(lines.build(Fault, event.payload)) for event in self.iter_events() if event.kind == "fault"
-        ]
+        return _of_kind(self.iter_events(), "fault", Fault)
 
     # ---- rows
 
@@ -217,8 +215,8 @@ class Run:
         return table.select(wanted).cast(pa.schema([full.field(name) for name in wanted], metadata=full.metadata))
 
 
-def _findings(events: Iterable[Event]) -> list[Finding]:
-    return [lines.checked(lines.build(Finding, event.payload)) for event in events if event.kind == "finding"]
+def _of_kind(events: Iterable[Event], kind: str, record_type: type[Payload]) -> list[Payload]:
+    return [lines.checked(lines.build(record_type, event.payload)) for event in events if event.kind == kind]
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

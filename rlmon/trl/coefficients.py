@@ -3,16 +3,10 @@
 TRL reads ``trainer.beta`` at each generation and, in GRPO, at each loss; but it builds a reference only where the
 run began with a penalty, and a batch that was generated while ``beta`` was 0 carries no reference logprobs. So a
 reference of our own becomes ``trainer.ref_model`` before ``beta`` leaves 0 (TRL then fills new batches and logs ``kl``
-itself), and ``before_loss`` fills the batches that are already buffered. Which model that is:
+itself), and ``before_loss`` fills the batches that are already buffered.
 
-=====================  =============================================================================================
-the run began with     TRL's reference, untouched
-``beta > 0``
-base kind ``copy``     the frozen initial weights, under a handle of their own: rlmon's copy is not patched
-base kind ``adapter``  the policy with its adapter switched off
-base kind ``snapshot`` the policy with the initial tensors of its adapter
-after a reset          a copy of the policy (of its trainable tensors, where it has an adapter)
-=====================  =============================================================================================
+Which model that is: TRL's own, untouched, where the run began with ``beta > 0``; else the initial base
+(``rlmon.trl.references``); after a reset a copy of the policy (of its trainable tensors, where it has an adapter).
 
 The penalty of RLOO and of ``PPOTrainer`` (whose ``kl_coef`` is what is called ``beta`` here) is part of the reward:
 there a change acts from the next generation on. Every setter is attribute work
@@ -38,6 +32,7 @@ from rlmon.restored import UnreadableError
 from rlmon.trl.base import BaseModel
 from rlmon.trl.base_kinds import Snapshot, frozen_copy, memory_refusal
 from rlmon.trl.checkpoint import whole
+from rlmon.trl.facts import sharding
 from rlmon.trl.models import trainable_tensors, tuner_layers
 from rlmon.trl.ppo.config import PPOConfig
 from rlmon.trl.references import (
@@ -127,7 +122,7 @@ class Coefficients:
                 "kl_penalty and kl_target both turn kl_coef, and would contradict each other. Take kl_target out, or "
                 "leave the rule out."
             )
-        kind = self._sharded()
+        kind = sharding(self.trainer)
         if kind is not None and (self._given_beta == 0.0 or hasattr(self._policy, "peft_config")):
             return (
                 f"kl_penalty cannot make a reference under {kind}: each forward of it would be a collective of its "
@@ -193,12 +188,8 @@ class Coefficients:
             )
         return None
 
-    def _sharded(self) -> str | None:
-        kind = str(getattr(self.trainer.accelerator, "distributed_type", "NO")).rsplit(".", 1)[-1]
-        return kind if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM") else None
-
     def _lacks_forward(self, what: str) -> str | None:
-        kind = self._sharded()
+        kind = sharding(self.trainer)
         if kind is not None:
             return (
                 f"{what} cannot work under {kind}, where every forward and every copy of weights is a collective. "

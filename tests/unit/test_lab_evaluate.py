@@ -16,10 +16,10 @@ from rlmon.lab.evaluate import (
     effective_within,
     evaluate,
     held_out_sample,
-    jensen_shannon_distance,
 )
 from rlmon.lab.task import is_correct, is_held_out, split_questions
 from rlmon.metrics.formats import ModeSet
+from studies.experiments import jensen_shannon_distance
 
 
 def test_effective_number() -> None:

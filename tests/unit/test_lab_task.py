@@ -7,20 +7,17 @@ import pytest
 from rlmon.lab.task import (
     FORMATS,
     PROMPT_CLASSES,
-    WRITABLE,
     Question,
-    contaminated_pool,
     evaluate,
     is_correct,
     is_held_out,
     questions,
     read_answer,
     reward_correct,
-    reward_correct_easy_only,
     split_questions,
-    write_answer,
 )
 from rlmon.metrics.formats import ModeSet
+from studies.texts import WRITABLE, contaminated_pool, reward_correct_easy_only, write_answer
 
 QUESTION = Question("Ann", "figs", 7, 9)
 

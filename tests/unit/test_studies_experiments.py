@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from rlmon.lab.task import Question, split_questions, write_answer
+from rlmon.lab.task import Question, split_questions
 from rlmon.metrics.formats import ModeSet
 from studies import cells, experiments, rewards
 from studies.arms import ARMS, SURE_MODES, TASKS, Arm
 from studies.build_base import RECIPES
 from studies.experiments import Experiment
+from studies.texts import write_answer
 
 CELL = Experiment(task=TASKS["seven"], arm=ARMS["kl-0.1"], seed=3)
 QUESTION = Question("Ann", "figs", 7, 9)

@@ -13,6 +13,7 @@ from rlmon.audit.readers.files import MappedShard
 from rlmon.audit.readers.layout import Part, Spec, format_of, whole
 from rlmon.audit.readers.parsing import walk
 from rlmon.audit.readers.raw import BLOCK_BYTES, LINE_BYTES, record_of
+from rlmon.audit.run import stretches
 
 SHARD_FILES = 256
 
@@ -43,15 +44,10 @@ def plan(spec: Spec, files: Sequence[Part], notes: list[str]) -> list[MappedShar
 
 
 def _grouped(spec: Spec, parts: Sequence[Part], may_cut: Callable[[Part, Part], bool]) -> list[MappedShard]:
-    shards: list[MappedShard] = []
-    group: list[Part] = []
-    for part in parts:
-        full = sum(held.bytes for held in group) + part.bytes > BLOCK_BYTES * 1.25 or len(group) >= SHARD_FILES
-        if group and full and may_cut(group[-1], part):
-            shards.append(MappedShard(parts=tuple(group), spec=spec))
-            group = []
-        group.append(part)
-    return [*shards, MappedShard(parts=tuple(group), spec=spec)] if group else shards
+    groups = stretches(
+        parts, lambda part: part.bytes, most=BLOCK_BYTES * 1.25, most_pieces=SHARD_FILES, may_cut=may_cut
+    )
+    return [MappedShard(parts=group, spec=spec) for group in groups]
 
 
 def _first_step(part: Part, spec: Spec) -> int | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import rlmon.audit.readers.columns as columns
-from rlmon.audit.run import OpenedRun, RowBatch
+from rlmon.audit.run import OpenedRun, RowBatch, stretches
 from rlmon.errors import RLMonError, RunLogError
 from rlmon.runlog import Run
 from rlmon.runlog import open_run as open_log
@@ -101,18 +101,15 @@ def _own_file(root: Path, file: Path) -> None:
 
 def _shards(path: Path, names: list[str]) -> list[_Files]:
     """Consecutive files of about 8 MB; parts that several ranks wrote of one round stay together."""
-    shards: list[_Files] = []
-    held: list[str] = []
-    size = 0
+    bytes_of: dict[str, int] = {}
     for name in names:
         try:
-            length = (path / "rollouts" / name).stat().st_size
+            bytes_of[name] = (path / "rollouts" / name).stat().st_size
         except OSError as error:
             raise RunLogError(f"cannot read {path / 'rollouts' / name}: {error.strerror or error}.") from error
-        same_round = bool(held) and name.split("-k")[0] == held[-1].split("-k")[0]
-        if held and not same_round and (size + length > SHARD_BYTES or len(held) >= SHARD_FILES):
-            shards.append(_Files(path, tuple(held), size))
-            held, size = [], 0
-        held.append(name)
-        size += length
-    return [*shards, _Files(path, tuple(held), size)] if held else shards
+
+    def other_rounds(one: str, other: str) -> bool:
+        return one.split("-k")[0] != other.split("-k")[0]
+
+    groups = stretches(names, bytes_of.__getitem__, most=SHARD_BYTES, most_pieces=SHARD_FILES, may_cut=other_rounds)
+    return [_Files(path, group, sum(map(bytes_of.__getitem__, group))) for group in groups]

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlmon.audit.readers.table_layout import Layout, Load, Logged, Split, UnreadableTable, layout_of
 from rlmon.audit.readers.table_rows import TableShard, content_of, overlap
-from rlmon.audit.run import Lack
+from rlmon.audit.run import Lack, stretches
 
 SHARD_BYTES = 8 << 20
 SHARD_TABLES = 64
@@ -86,17 +86,15 @@ def eval_rows(tables: Sequence[Logged], layout: Layout, load: Load) -> int | Non
 def shard_tables(tables: Sequence[Logged]) -> Iterator[tuple[Logged | None, tuple[Logged, ...]]]:
     """Groups of about ``SHARD_BYTES``, cut where the step changes, each with the table before it."""
     before: Logged | None = None
-    group: list[Logged] = []
-    size = 0
-    for table in tables:
-        full = size >= SHARD_BYTES or len(group) >= SHARD_TABLES
-        if group and full and table.step != group[-1].step:
-            yield before, tuple(group)
-            before, group, size = group[-1], [], 0
-        group.append(table)
-        size += table.bytes
-    if group:
-        yield before, tuple(group)
+    for group in stretches(
+        tables,
+        lambda table: table.bytes,
+        most=SHARD_BYTES,
+        most_pieces=SHARD_TABLES,
+        may_cut=lambda one, next_one: one.step != next_one.step,
+    ):
+        yield before, group
+        before = group[-1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

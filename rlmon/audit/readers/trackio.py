@@ -33,7 +33,7 @@ from rlmon.audit.readers.table_layout import (
     parse_json,
 )
 from rlmon.audit.readers.tables import plan
-from rlmon.audit.run import ROWS, OpenedRun, Remark, RowBatch
+from rlmon.audit.run import ROWS, OpenedRun, Remark, RowBatch, stretches
 from rlmon.errors import ReadError
 from rlmon.metrics.prompts import prompt_identity
 
@@ -443,17 +443,9 @@ def _trace_shards(path: Path, base: sqlite3.Connection, run: Run) -> Iterator[Tr
         "SELECT step, count(*), sum(length(messages) + length(metadata)) FROM traces "
         f"WHERE {condition} AND typeof(step) = 'integer' GROUP BY step ORDER BY step"
     )
-    steps: list[int] = []
-    count = size = 0
-    for step, traces, held in base.execute(query, parameters):
-        if steps and count + traces > TRACES_OF_A_SHARD:
-            yield TraceShard(path=path, run=run, first=steps[0], last=steps[-1], size=size)
-            steps, count, size = [], 0, 0
-        steps.append(step)
-        count += traces
-        size += int(held or 0)
-    if steps:
-        yield TraceShard(path=path, run=run, first=steps[0], last=steps[-1], size=size)
+    for steps in stretches(base.execute(query, parameters), lambda step: step[1], most=TRACES_OF_A_SHARD):
+        size = sum(int(held or 0) for _, _, held in steps)
+        yield TraceShard(path=path, run=run, first=steps[0][0], last=steps[-1][0], size=size)
 
 
 def _traces(found: Sequence[tuple[Any, ...]]) -> RowBatch:

@@ -26,7 +26,7 @@ from rlmon.audit.aliases import LARGEST
 from rlmon.audit.readers.history import by_key
 from rlmon.audit.readers.trl_files import File, Layout, TRLShard, read_file
 from rlmon.audit.readers.trl_state import CHECKPOINT, is_evaluation, series_of, state_of, state_paths, step_of, whole
-from rlmon.audit.run import Lack, OpenedRun
+from rlmon.audit.run import Lack, OpenedRun, stretches
 from rlmon.errors import ReadError
 from rlmon.metrics.prompts import SOURCE_COLUMNS
 
@@ -293,19 +293,9 @@ def _means_match(read: Sequence[tuple[File, pa.Table]], end: int, logged: Mappin
 
 def _shards(files: Sequence[File], layout: Layout) -> list[TRLShard]:
     """Consecutive files, about ``SHARD_BYTES`` or ``SHARD_FILES`` each."""
-    shards: list[TRLShard] = []
-    group: list[File] = []
-    before: File | None = None
-    held = 0
-    for file in files:
-        if group and (held + file.bytes > SHARD_BYTES or len(group) == SHARD_FILES):
-            shards.append(TRLShard(files=tuple(group), before=before, layout=layout))
-            before, group, held = group[-1], [], 0
-        group.append(file)
-        held += file.bytes
-    if group:
-        shards.append(TRLShard(files=tuple(group), before=before, layout=layout))
-    return shards
+    groups = list(stretches(files, lambda file: file.bytes, most=SHARD_BYTES, most_pieces=SHARD_FILES))
+    before = [None, *(group[-1] for group in groups)]
+    return [TRLShard(files=group, before=last, layout=layout) for group, last in zip(groups, before, strict=False)]
 
 
 def _note_coverage(
