@@ -23,6 +23,11 @@ WANDB_ARTIFACTS = ("none", "page", "log")
 BASE_KL = ("auto", "adapter", "snapshot", "reference", "copy", "off")
 
 
+def option(default: Any, help: str, **more: Any) -> Any:
+    """A field that TrlParser and HfArgumentParser read: its default, what they say of it, and ``choices``."""
+    return field(default=default, metadata={"help": help, **more})
+
+
 def _says_the_nearest(config: type[T]) -> type[T]:
     """The dataclass, which names the nearest setting where it is given one that it does not have."""
     plain = config.__init__

@@ -17,14 +17,25 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
 from rlmon.report.demo import caption_of, load, name_of, shares_of
-from rlmon.report.figure import picture
+from rlmon.report.figure import (
+    FIGURE_STYLE,
+    LEFT,
+    PANEL_HEIGHT,
+    PANEL_WIDTH,
+    Shares,
+    colours,
+    draw_order,
+    panel,
+    text_at,
+)
 
 COLOURS = 256
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -340,6 +351,42 @@ def small(png: bytes) -> bytes:
     out = io.BytesIO()
     few.save(out, "PNG", optimize=True)
     return out.getvalue()
+
+
+def picture(runs: Sequence[Shares], captions: Sequence[Sequence[str]], headline: str) -> str:
+    """A stand-alone SVG of runs side by side, for light and dark pages. ``captions``: the lines below each run."""
+    order = draw_order(runs)
+    palette = colours(order)
+    below = 44 + PANEL_HEIGHT + 17
+    legend = below + 17 * max((len(lines) for lines in captions), default=0) + 4
+    width, height = PANEL_WIDTH * len(runs) + 12, legend + 26
+    keys: list[str] = []
+    at = LEFT
+    for mode in order:
+        keys.append(
+            f'<rect x="{at:.0f}" y="{legend:.0f}" width="11" height="11" rx="2" fill="{palette[mode]}"/>'
+            f'<text class="axis" x="{at + 16:.0f}" y="{legend + 10:.0f}">{escape(mode)}</text>'
+        )
+        at += 16 + 7.2 * len(mode) + 20
+    panels: list[str] = []
+    for number, (run, lines) in enumerate(zip(runs, captions, strict=True)):
+        left = PANEL_WIDTH * number
+        panels.append(f'<g transform="translate({left:.0f} 44)">{panel(run, order)}</g>')
+        panels += [
+            text_at(left + LEFT, below + 17 * i, "caption", "start", line) for i, line in enumerate(lines)
+        ]  # fmt: skip
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
+        f'height="{height:.0f}" font-family="system-ui,-apple-system,Segoe UI,Roboto,sans-serif" '
+        f'role="img" aria-label="{escape(headline, quote=True)}">'
+        "<style>:root{--ink:#1b1f24;--dim:#5b6470;--paper:#fff;--warn:#9a6a00;--bad:#c0271a}"
+        "@media(prefers-color-scheme:dark){:root{--ink:#eceff3;--dim:#a3acb8;--paper:#14171c;--warn:#f0bd4f;--bad:#ff8272}}"
+        f".head{{font-size:17px;font-weight:650;fill:var(--ink)}}.caption{{font-size:12.5px;fill:var(--dim)}}{FIGURE_STYLE}"
+        "svg{background:var(--paper)}</style>"
+        f'<rect width="{width:.0f}" height="{height:.0f}" rx="8" style="fill:var(--paper)"/>'
+        f'<text class="head" x="{LEFT:.0f}" y="28">{escape(headline)}</text>'
+        f"{''.join(panels)}{''.join(keys)}</svg>\n"
+    )
 
 
 if __name__ == "__main__":

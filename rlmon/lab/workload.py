@@ -7,11 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import trl
 
+from rlmon.config import option
 from rlmon.errors import ConfigError, MissingExtraError
 from rlmon.lab.task import reward_correct, split_questions
 from rlmon.metrics.formats import final_answer
@@ -23,26 +24,22 @@ WORKLOADS = ("arithmetic", "reasoning-gym", "dataset")
 class WorkloadArguments(trl.ScriptArguments):
     """What to train on. ``dataset_*`` are TRL's own and count only with ``workload: dataset``."""
 
-    workload: str = field(
-        default="dataset",
-        metadata={
-            "help": "arithmetic: the lab's word problems. reasoning-gym: generated tasks with their own verifiers. "
-            "dataset: dataset_name with reward_funcs.",
-            "choices": list(WORKLOADS),
-        },
+    workload: str = option(
+        "dataset",
+        "arithmetic: the lab's word problems. reasoning-gym: generated tasks with their own verifiers. "
+        "dataset: dataset_name with reward_funcs.",
+        choices=list(WORKLOADS),
     )
-    reasoning_gym_tasks: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": 'Task name to its settings, mixed evenly: {"chain_sum": {"min_terms": 2, "max_terms": 2}}.'},
+    reasoning_gym_tasks: dict[str, Any] | str | None = option(
+        None, 'Task name to its settings, mixed evenly: {"chain_sum": {"min_terms": 2, "max_terms": 2}}.'
     )
-    workload_size: int = field(default=2_000, metadata={"help": "Training prompts to generate (reasoning-gym)."})
-    eval_size: int = field(default=64, metadata={"help": "Evaluation prompts, where eval_strategy is not no."})
-    workload_seed: int = field(default=0, metadata={"help": "Seed of the generated prompts (reasoning-gym)."})
-    conversational: bool = field(default=False, metadata={"help": "Prompts as chat messages rather than as text."})
-    instruction: str | None = field(default=None, metadata={"help": "Put after every question, on its own line."})
-    reward_funcs: list[str] | None = field(
-        default=None,
-        metadata={"help": "With workload: dataset. Names of functions in trl.rewards, or dotted import paths."},
+    workload_size: int = option(2_000, "Training prompts to generate (reasoning-gym).")
+    eval_size: int = option(64, "Evaluation prompts, where eval_strategy is not no.")
+    workload_seed: int = option(0, "Seed of the generated prompts (reasoning-gym).")
+    conversational: bool = option(False, "Prompts as chat messages rather than as text.")
+    instruction: str | None = option(None, "Put after every question, on its own line.")
+    reward_funcs: list[str] | None = option(
+        None, "With workload: dataset. Names of functions in trl.rewards, or dotted import paths."
     )
 
     def __post_init__(self) -> None:

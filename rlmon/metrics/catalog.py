@@ -32,7 +32,7 @@ def render_markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "Generated from `rlmon/metrics/families` by `python docs/generate.py`; do not edit.",
+        "Generated from `rlmon/metrics/families` by `python scripts/pages.py`; do not edit.",
         "",
         "A metric that was not measured is null with a reason beside it, never 0. *exact*: from sums over all ranks, "
         "or, for pairs and groups, from the rows of all ranks together (2,048 a step; of more, whole groups evenly "

@@ -30,7 +30,7 @@ STEP_ROOM = 34.0
 """Of the word that names the axis of steps."""
 
 _LANE_LABEL, _LANE_HEIGHT, _LANE_GAP = 15.0, 20.0, 7.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 38.0, 10.0, 42.0, 24.0
+LEFT, _RIGHT, _TOP, _BOTTOM = 38.0, 10.0, 42.0, 24.0
 _STYLE = {"warn": ("mark-warn", "4 3", "WARN"), "fail": ("mark-fail", "none", "FAIL")}
 
 
@@ -87,12 +87,12 @@ def panel(run: Shares, order: Sequence[str], *, width: float = PANEL_WIDTH, heig
     """The contents of an SVG of this size: title, stacked areas (5-round means), axes and alarm marks."""
     palette = colours(order)
     right, bottom = width - _RIGHT, height - _BOTTOM
-    parts = [f'<text class="title" x="{_LEFT}" y="15">{escape(run.title)}</text>']
+    parts = [f'<text class="title" x="{LEFT}" y="15">{escape(run.title)}</text>']
     if run.steps:
         first, last = run.steps[0], max(run.steps[-1], run.steps[0] + 1)
 
         def x(step: float) -> float:
-            return _LEFT + (right - _LEFT) * (step - first) / (last - first)
+            return LEFT + (right - LEFT) * (step - first) / (last - first)
 
         def y(share: float) -> float:
             return bottom - (bottom - _TOP) * min(1.0, max(0.0, share))
@@ -111,13 +111,13 @@ def panel(run: Shares, order: Sequence[str], *, width: float = PANEL_WIDTH, heig
             )
             floor = ceiling
         for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(share):.1f}" y2="{y(share):.1f}"/>')
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y(share):.1f}" y2="{y(share):.1f}"/>')
             if share in (0.0, 0.5, 1.0):
-                parts.append(_label(_LEFT - 6, y(share) + 4, "axis", "end", f"{share:.0%}"))
+                parts.append(text_at(LEFT - 6, y(share) + 4, "axis", "end", f"{share:.0%}"))
         for step in _ticks(last):
             if step >= first and x(step) < right - STEP_ROOM:
-                parts.append(_label(x(step), bottom + 16, "axis", "middle", str(step)))
-        parts.append(_label(right, bottom + 16, "axis", "end", "step"))
+                parts.append(text_at(x(step), bottom + 16, "axis", "middle", str(step)))
+        parts.append(text_at(right, bottom + 16, "axis", "end", "step"))
         for severity, step in run.marks:
             kind, dash, word = _STYLE[severity]
             at = x(step)
@@ -125,7 +125,7 @@ def panel(run: Shares, order: Sequence[str], *, width: float = PANEL_WIDTH, heig
             side, shift = ("end", -5) if severity == "warn" else ("start", 5)
             where = f'x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 4}" y2="{bottom}"'
             parts.append(f'<line class="halo" {where}/><line class="at" {where} stroke-dasharray="{dash}"/>')
-            parts.append(_label(at + shift, _TOP - 8, f"mark {kind}", side, f"{word} {step}"))
+            parts.append(text_at(at + shift, _TOP - 8, f"mark {kind}", side, f"{word} {step}"))
     return "".join(parts)
 
 
@@ -142,13 +142,13 @@ def strip(steps: Sequence[int], lanes: Sequence[Lane], *, width: float = PANEL_W
     first, last, right = steps[0], max(steps[-1], steps[0] + 1), width - _RIGHT
 
     def x(step: float) -> float:
-        return _LEFT + (right - _LEFT) * (step - first) / (last - first)
+        return LEFT + (right - LEFT) * (step - first) / (last - first)
 
     for number, lane in enumerate(lanes):
         ceiling = strip_height(number) + _LANE_LABEL
         floor = ceiling + _LANE_HEIGHT
-        parts.append(_label(_LEFT, ceiling - 4, "axis", "start", lane.label))
-        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{right}" y1="{floor:.1f}" y2="{floor:.1f}"/>')
+        parts.append(text_at(LEFT, ceiling - 4, "axis", "start", lane.label))
+        parts.append(f'<line class="rule" x1="{LEFT}" x2="{right}" y1="{floor:.1f}" y2="{floor:.1f}"/>')
 
         def y(value: float, floor: float = floor, top: float = lane.top) -> float:
             return floor - _LANE_HEIGHT * min(1.0, max(0.0, value / top if top > 0 else 0.0))
@@ -169,7 +169,8 @@ def strip(steps: Sequence[int], lanes: Sequence[Lane], *, width: float = PANEL_W
     return "".join(parts)
 
 
-def _label(x: float, y: float, kind: str, anchor: str, text: str) -> str:
+def text_at(x: float, y: float, kind: str, anchor: str, text: str) -> str:
+    """A text of the class ``kind``, at its start, middle or end."""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import rlmon
-from docs.generate import PAGES
 from rlmon.cli import app
+from scripts.pages import PAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -86,7 +86,7 @@ def test_the_changelog_is_of_this_version() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_generated_pages_are_up_to_date(page: str) -> None:
-    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == PAGES[page](), "run: python docs/generate.py"
+    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == PAGES[page](), "run: python scripts/pages.py"
 
 
 def test_constraints_put_torch_first_and_pin_what_pyproject_names() -> None:

@@ -17,6 +17,7 @@ from rlmon.lab.claims import DEFINITIONS
 from rlmon.report.demo import build_page, lanes_of
 from rlmon.report.figure import Lane, Shares, draw_order, panel, strip, strip_height
 from rlmon.report.page import HERE, fill, json_for_html
+from scripts.pictures import picture
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> \x1b[31m \u2028 \ud800 {{style}} &lt;"
 
@@ -92,6 +93,15 @@ def test_strip_holds_a_level_until_the_next_value() -> None:
     assert "&lt;b&gt;" in drawn
     assert "<b>" not in drawn
     assert strip([], [level]) == ""
+
+
+def test_picture_has_a_panel_and_captions_for_each_run() -> None:
+    runs = [Shares(title=f"run {i}", steps=[1, 2], shares={"prose": [1.0, 1.0]}) for i in range(3)]
+    svg = picture(runs, [("a < b", "c")] * 3, "head & line")
+    assert svg.count("<polygon") == 3
+    assert svg.count("a &lt; b") == 3
+    assert "head &amp; line" in svg
+    assert 'width="1062"' in svg  # 3 * 350 + 12
 
 
 def test_hostile_text_adds_no_markup() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import trl.trainer.utils
 from trl import GRPOConfig
 
+from rlmon.config import option
 from rlmon.errors import ConfigError
 
 CRITICS = ("shared_detached", "shared", "separate")
@@ -24,82 +25,53 @@ class PPOConfig(GRPOConfig):
     Raises ``ConfigError`` for settings of GRPO that PPO has no use for.
     """
 
-    gamma: float = field(default=1.0, metadata={"help": "Discount per token, in (0, 1]."})
-    lam: float = field(
-        default=0.95, metadata={"help": "Lambda of generalised advantage estimation, in [0, 1]; 1 is without a bias."}
+    gamma: float = option(1.0, "Discount per token, in (0, 1].")
+    lam: float = option(0.95, "Lambda of generalised advantage estimation, in [0, 1]; 1 is without a bias.")
+    kl_coef: float = option(
+        0.05,
+        "Weight of the KL penalty in the reward: kl_coef * (log pi_old - log pi_base) is taken off at each "
+        "token. 0 leaves it out, and with it the base model.",
     )
-    kl_coef: float = field(
-        default=0.05,
-        metadata={
-            "help": "Weight of the KL penalty in the reward: kl_coef * (log pi_old - log pi_base) is taken off at each "
-            "token. 0 leaves it out, and with it the base model."
-        },
+    kl_target: float | None = option(
+        None,
+        "KL per completion, in nats, that kl_coef is moved towards after each generation (Ziegler et al. "
+        "2019). Not set: kl_coef stays.",
     )
-    kl_target: float | None = field(
-        default=None,
-        metadata={
-            "help": "KL per completion, in nats, that kl_coef is moved towards after each generation (Ziegler et al. "
-            "2019). Not set: kl_coef stays."
-        },
+    kl_horizon: int = option(10_000, "Completions in which kl_target moves kl_coef by 20 % at most.")
+    base_model: str | None = option(
+        None, "Folder or name of the base that the KL penalty is against. Not set: the model as it starts."
     )
-    kl_horizon: int = field(
-        default=10_000, metadata={"help": "Completions in which kl_target moves kl_coef by 20 % at most."}
+    vf_coef: float = option(0.1, "Weight of the value loss.")
+    cliprange_value: float | None = option(
+        0.2, "Largest move of a value in one generation that the value loss rewards; or null."
     )
-    base_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder or name of the base that the KL penalty is against. Not set: the model as it starts."
-        },
+    critic: str = option(
+        "shared_detached",
+        "shared_detached: a value head on the policy's hidden states, which it does not train. shared: it "
+        "trains them too. separate: a copy of the trunk of its own (its memory, and a forward more).",
+        choices=list(CRITICS),
     )
-    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
-    cliprange_value: float | None = field(
-        default=0.2,
-        metadata={"help": "Largest move of a value in one generation that the value loss rewards; or null."},
+    value_learning_rate: float = option(
+        1e-3, "Learning rate of the value head, under the same schedule. A trunk of its own has the policy's."
     )
-    critic: str = field(
-        default="shared_detached",
-        metadata={
-            "help": "shared_detached: a value head on the policy's hidden states, which it does not train. shared: it "
-            "trains them too. separate: a copy of the trunk of its own (its memory, and a forward more).",
-            "choices": list(CRITICS),
-        },
+    value_head: str | None = option(None, "A saved value head, or a folder that holds one, to start from.")
+    whiten_advantages: bool = option(
+        True, "Bring advantages to mean 0 and variance 1 over each generation, on all ranks."
     )
-    value_learning_rate: float = field(
-        default=1e-3,
-        metadata={
-            "help": "Learning rate of the value head, under the same schedule. A trunk of its own has the policy's."
-        },
-    )
-    value_head: str | None = field(
-        default=None, metadata={"help": "A saved value head, or a folder that holds one, to start from."}
-    )
-    whiten_advantages: bool = field(
-        default=True, metadata={"help": "Bring advantages to mean 0 and variance 1 over each generation, on all ranks."}
-    )
-    bootstrap_truncated: bool = field(
-        default=False,
-        metadata={
-            "help": "A completion cut off at max_completion_length ends with the value of its last state instead of 0."
-        },
+    bootstrap_truncated: bool = option(
+        False, "A completion cut off at max_completion_length ends with the value of its last state instead of 0."
     )
 
     # GRPO's, with the defaults of PPO.
-    beta: float = field(
-        default=0.0, metadata={"help": "GRPO's KL penalty in the loss; PPO's is in the reward: see kl_coef. Stays 0."}
+    beta: float = option(0.0, "GRPO's KL penalty in the loss; PPO's is in the reward: see kl_coef. Stays 0.")
+    loss_type: str = option(
+        "bnpo", "What the clipped loss is divided by: " + ", ".join(LOSS_TYPES) + "; see GRPOConfig."
     )
-    loss_type: str = field(
-        default="bnpo",
-        metadata={"help": "What the clipped loss is divided by: " + ", ".join(LOSS_TYPES) + "; see GRPOConfig."},
-    )
-    scale_rewards: str = field(
-        default="none", metadata={"help": "GRPO's scaling by groups; PPO has whiten_advantages instead. Stays none."}
-    )
-    num_generations: int | None = field(
-        default=2,
-        metadata={
-            "help": "Completions per prompt. PPO needs no group, so 1 will do; with 2 or more the monitor sees what is "
-            "left of the variety within a prompt."
-        },
+    scale_rewards: str = option("none", "GRPO's scaling by groups; PPO has whiten_advantages instead. Stays none.")
+    num_generations: int | None = option(
+        2,
+        "Completions per prompt. PPO needs no group, so 1 will do; with 2 or more the monitor sees what is "
+        "left of the variety within a prompt.",
     )
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Writes the pages of docs/ that the package itself states: metrics, detectors, actions and presets.
 
-python docs/generate.py
+python scripts/pages.py
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rlmon.metrics.catalog import render_markdown as metrics
 
 _OF_DETECTORS = f"""# Detectors
 
-Generated from `rlmon.detectors.DETECTORS` and `rlmon/detectors/prices.json` by `python docs/generate.py`; do not edit.
+Generated from `rlmon.detectors.DETECTORS` and `rlmon/detectors/prices.json` by `python scripts/pages.py`; do not edit.
 Version {VERSION} of the detectors.
 
 ## What is tested
@@ -194,7 +194,7 @@ def detectors() -> str:
 
 _OF_INTERVENTIONS = """# Interventions: reference
 
-Generated from `rlmon/interventions/` by `python docs/generate.py`; do not edit. What the actions are
+Generated from `rlmon/interventions/` by `python scripts/pages.py`; do not edit. What the actions are
 for, and how to write a policy: [interventions.md](interventions.md).
 """
 
@@ -287,4 +287,4 @@ PAGES = {"metrics.md": metrics, "detectors.md": detectors, "interventions-refere
 
 if __name__ == "__main__":
     for name, render in PAGES.items():
-        Path(__file__).with_name(name).write_text(render(), encoding="utf-8")
+        (Path(__file__).parents[1] / "docs" / name).write_text(render(), encoding="utf-8")
