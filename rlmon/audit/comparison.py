@@ -123,7 +123,6 @@ def family(name: str) -> str:
 
 
 def _functions(runs: Sequence[Audit]) -> list[set[str]]:
-    """The reward functions of each run, as far as they were logged."""
     return [
         {
             name.removeprefix(OF_FUNCTIONS)

@@ -170,7 +170,6 @@ def _fold(
 
 
 def _with_baseline(case: Case, run: OpenedRun, criterion: Criterion | None, processes: int | None) -> Case:
-    """The case with another run's first steps as its base."""
     other = _case(run, criterion, processes, None)
     if other.windows is None or not other.counted.groups or case.fold.live is not None:
         raise ReadError(

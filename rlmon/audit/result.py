@@ -274,7 +274,6 @@ class Audit:
         return "UNSURE" if self.verdict == "insufficient" else self.verdict.upper()
 
     def _repr_html_(self) -> str:
-        """The verdict and what spoke, for a notebook."""
         spoken = [one for one in self.checks if one.status not in ("pass", "skip")]
         rows = "".join(
             f"<tr>{''.join(f'<td>{html.escape(one_line(cell, 300))}</td>' for cell in cells)}</tr>"

@@ -277,7 +277,6 @@ def _hard(settings: Quarantine, source: SourceState) -> bool:
 def _signs(
     settings: Quarantine, source: SourceState, table: RoundTable, winner: int, rows_G: NDArray[np.int64]
 ) -> list[str]:
-    """The signs of a shortcut that a lone winner shows, in words."""
     signs = []
     others = rows_G[rows_G != winner]
     habit = _habit(settings, source, int(table.answer_N[winner]), len(rows_G))

@@ -310,7 +310,6 @@ class Deciding:
     def _columns(
         self, reward: Column | None, rewards: Mapping[str, Column], weights: Mapping[str, float]
     ) -> Mapping[str, Column]:
-        """The functions that are looked at."""
         if self.criterion is not None and self.criterion.function is not None:
             name = self.criterion.function
             return {name: rewards[name]} if name in rewards else {}

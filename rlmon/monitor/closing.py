@@ -135,7 +135,6 @@ class Closing:
         return exchange.read(self._ranks.sum(exchange.vector(share)))
 
     def _agree(self, whole: OverRanks) -> None:
-        """On what a success is."""
         successes = self._state.successes
         successes.meet(whole.scorers)
         if self._ranks.reduce is not None:

@@ -101,7 +101,6 @@ class Journal:
                 sink.close()
 
     def _tell(self, what: Callable[[Sink], None]) -> None:
-        """Something to every sink that is on."""
         for sink in tuple(self.sinks):
             with self._contained(sink):
                 what(sink)

@@ -168,7 +168,6 @@ def _check(check: Check, texts: _Texts) -> dict[str, Any]:
 
 
 def _incidents(audit: Audit, texts: _Texts) -> list[dict[str, Any]]:
-    """What happened, with the places of its checks among all of them."""
     place = {id(check): at for at, check in enumerate(audit.checks)}
     return [
         {
@@ -261,7 +260,6 @@ def _single(audit: Audit, name: str, points: int) -> dict[str, Any]:
 
 
 def _chart(audit: Audit, title: str, unit: str, curves: Sequence[tuple[str, str]], points: int) -> dict[str, Any]:
-    """One chart."""
     lines = []
     for name, label in curves:
         steps, values = coded(audit.steps, audit.series[name], points)

@@ -161,7 +161,6 @@ def _charts(result: Comparison, rows: Sequence[MetricDifference], budget: int) -
 
 
 def _line(side: int, mean: bool, steps: Sequence[int], values: Sequence[float | None], points: int) -> dict[str, Any]:
-    """One curve."""
     kept, thinned = coded(steps, values, points)
     return {"side": side, "mean": mean, "steps": kept, "values": thinned}
 

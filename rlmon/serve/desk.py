@@ -140,7 +140,6 @@ class Desk:
     # ---- looking
 
     def _asked(self, key: str) -> Entry | None:
-        """The run of an address, looked at anew."""
         if key not in self._entries:
             self._look()
         entry = self._entries.get(key)
@@ -236,7 +235,6 @@ def _read(entry: Entry, until: float) -> None:
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    """One line of the list."""
     told, view = entry.told, entry.view if entry.view is not None and entry.view.attempts else None
     problem = entry.mark.refused or (told.problem if told is not None else entry.problem)
     verdict, said = _verdict(told, view)

@@ -357,7 +357,6 @@ class BaseModel:
         return False
 
     def _rounds(self) -> bool:
-        """Whether the training forward computes in half precision."""
         return str(self._accelerator.mixed_precision) != "no" or next(self._policy.parameters()).dtype in HALF
 
 

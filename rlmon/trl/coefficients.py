@@ -393,7 +393,6 @@ class Coefficients:
             inputs.pop(REFERENCE_KEY, None)
 
     def _reference(self) -> nn.Module:
-        """TRL's reference as a model."""
         trainer = self.trainer
         if trainer.ref_model is not None:
             reference: nn.Module = trainer.ref_model

@@ -143,7 +143,6 @@ def _chosen(
 
 
 def _place(part: Part) -> tuple[str, str]:
-    """The folder of a file and its kind."""
     return part.name.rpartition("/")[0], format_of(part.name)[0]
 
 

@@ -138,7 +138,6 @@ def _folders(place: Path) -> list[Path]:
 
 
 def _says(file: LogFile) -> int:
-    """How many quantities a file has, by what its beginning shows."""
     return len(set(aliases.taken({log_files.run_and_key(key)[1]: ((0, 0.0),) for key in file.known}).values()))
 
 
@@ -298,7 +297,6 @@ def _number(value: Any) -> float | None:
 
 
 def _wanted(runs: Mapping[str, _Run], wanted: str, place: Path) -> str:
-    """The run that was asked for, or the only one."""
     if wanted in runs:
         return wanted
     listed = ", ".join(repr(name) for name in list(runs)[:20])

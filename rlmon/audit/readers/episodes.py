@@ -35,7 +35,6 @@ def rows_of(episode: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _episode_reward(trace: Mapping[str, Any]) -> float | None:
-    """Weighted sum of a trace's rewards."""
     given = trace.get("rewards")
     if not isinstance(given, Mapping):
         return number(trace.get("reward"))

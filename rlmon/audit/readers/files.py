@@ -212,7 +212,6 @@ def _of_records(
 
 
 def _rows_of_record(record: Mapping[str, Any], spec: Spec, before: _Before) -> Iterator[dict[str, Any]]:
-    """Rows of one record by canonical names."""
     before.records += 1
     paths = spec.paths
     whole = "prompt" in paths and paths["prompt"] == paths.get("completion")
@@ -254,7 +253,6 @@ def _characters(prompt: Any) -> int:
 
 
 def _of_table(raw: pa.Table, part: Part, spec: Spec, damaged: int, before: _Before) -> Iterator[RowBatch]:
-    """Rows of a table of the file's own columns."""
     if spec.folded:
         records = raw.to_pylist()
         yield from _of_records([columns.without_nulls(record) for record in records], part, spec, before, damaged)

@@ -152,7 +152,6 @@ def _scalars(part: Part, spec: Spec, notes: list[str]) -> tuple[Series, Series]:
 def _lacks(
     spec: Spec, files: Sequence[Part], scalars: Mapping[str, Any], eval_scalars: Mapping[str, Any]
 ) -> dict[Lack, str]:
-    """What these files do not hold."""
     have = set(spec.columns) | ({"reward"} if spec.rewards else set()) | ({"group"} if spec.grouped else set())
     have = have if files else set()
     if files and spec.rows == "episode":

@@ -133,7 +133,6 @@ def _could_differ(names: list[str], rows: list[Any], layout: Layout) -> bool:
 
 
 def _rows(names: list[str], rows: list[list[Any]], table: Logged, layout: Layout, number: int) -> pa.Table:
-    """Rows of one table in the schema ``ROWS``."""
     if layout.wide:
         return _wide_rows(names, rows, table, layout)
     at = {name: i for i, name in enumerate(names)}

@@ -163,7 +163,6 @@ def _window_notes(tables: Sequence[Logged], layout: Layout, config: Mapping[str,
 
 
 def _first_layout(tables: Sequence[Logged], load: Load, config: Mapping[str, Any], rewards: set[str]) -> Layout | None:
-    """The layout of the first tables that can be read."""
     for table in tables[:3]:
         try:
             names, rows = load(table)
@@ -185,7 +184,6 @@ def _grows(tables: Sequence[Logged], layout: Layout) -> bool:
 
 
 def _lacks(layouts: Sequence[Layout], config: Mapping[str, Any]) -> dict[Lack, str]:
-    """What the tables do not say of a completion."""
     lacks: dict[Lack, str] = {}
     if not layouts:
         return no_completions(NO_TABLE)

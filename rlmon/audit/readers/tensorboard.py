@@ -164,7 +164,6 @@ def _words(damage: Damage) -> str:
 
 
 def _folders(path: Path) -> list[Path]:
-    """The folders that hold event files, in order of name."""
     if path.is_file():
         return [path.parent] if path.name.startswith(_FILE) else []
     if not path.is_dir():

@@ -212,7 +212,6 @@ def _runs(base: sqlite3.Connection) -> list[Run]:
 
 
 def _choose(path: Path, runs: list[Run], wanted: str) -> Run:
-    """The run that was asked for, or the only one."""
     if wanted:
         named = [run for run in runs if run.name == wanted or run.id == wanted]
         if named:
@@ -230,7 +229,6 @@ def _choose(path: Path, runs: list[Run], wanted: str) -> Run:
 
 
 def _of_run(run: Run) -> tuple[str, tuple[str, ...]]:
-    """Condition and parameters that pick a run's rows."""
     if run.id is None:
         return "run_name = ?", (run.name,)
     return "run_name = ? AND run_id = ?", (run.name, run.id)
@@ -434,7 +432,6 @@ class TraceShard:
 
 
 def _trace_shards(path: Path, base: sqlite3.Connection, run: Run) -> Iterator[TraceShard]:
-    """Groups of steps of about ``TRACES_OF_A_SHARD`` traces."""
     needed = {"run_name", "step", "key", "messages", "metadata", "timestamp", "trace_index"}
     if not needed <= _columns(base, "traces"):
         return

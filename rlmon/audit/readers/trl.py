@@ -292,7 +292,6 @@ def _means_match(read: Sequence[tuple[File, pa.Table]], end: int, logged: Mappin
 
 
 def _shards(files: Sequence[File], layout: Layout) -> list[TRLShard]:
-    """Consecutive files, about ``SHARD_BYTES`` or ``SHARD_FILES`` each."""
     groups = list(stretches(files, lambda file: file.bytes, most=SHARD_BYTES, most_pieces=SHARD_FILES))
     before = [None, *(group[-1] for group in groups)]
     return [TRLShard(files=group, before=last, layout=layout) for group, last in zip(groups, before, strict=False)]

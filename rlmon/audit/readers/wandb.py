@@ -231,7 +231,6 @@ def _proto() -> Any:
 
 
 def _messages(path: Path, damage: Damage) -> Iterator[Any]:
-    """The file's protobuf records."""
     kind = _proto().Record
     # Came with wandb; its own module does not name it.
     damaged: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
@@ -329,7 +328,6 @@ class LoadFile:
 
 
 def _peek(path: Path) -> Iterator[list[str]]:
-    """Keys of the first history records."""
     rows = 0
     for record in _messages(path, Damage()):
         if record.WhichOneof("record_type") == "history":
@@ -406,7 +404,6 @@ def note_of_steps(history: History) -> Iterator[str]:
 
 
 def _take_settings(config: dict[str, Any], record: Any, kind: str) -> None:
-    """What a record of the file says of the settings, if it does."""
     if kind in ("config", "run"):
         _update(config, record.config if kind == "config" else record.run.config)
 
