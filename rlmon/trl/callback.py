@@ -28,7 +28,7 @@ from rlmon.trl.actuators import TrainerActuators
 from rlmon.trl.around_train import around_evaluation, before_use, go_on_once, on_failure
 from rlmon.trl.attaching import in_words, untouched_by_failure
 from rlmon.trl.capture import Capture
-from rlmon.trl.frames import callers, resumed_from
+from rlmon.trl.facts import callers, resumed_from
 from rlmon.trl.header import about
 from rlmon.trl.kinds import kind_of
 from rlmon.trl.mirror import around_trackers, headline, tensorboard_sinks

@@ -1,7 +1,11 @@
-"""What rlmon reads off a TRL trainer, whatever its version calls it."""
+"""What rlmon reads off a TRL trainer, whatever its version calls it, and off the frames of its running methods."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 
@@ -28,3 +32,29 @@ def sharding(trainer: Any) -> str | None:
     ``None`` for a trainer that has the whole model."""
     engine = str(getattr(trainer.accelerator, "distributed_type", "NO")).rsplit(".", 1)[-1]
     return engine if engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM") else None
+
+
+def callers() -> Iterator[FrameType]:
+    """The frames that called us, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _of(trainer: Any, *names: str) -> Iterator[Mapping[str, Any]]:
+    """Local variables of the running methods of ``trainer`` with one of these names."""
+    return (f.f_locals for f in callers() if f.f_code.co_name in names and f.f_locals.get("self") is trainer)
+
+
+def is_training(trainer: Any) -> bool:
+    """Whether a ``train()`` of this trainer is running in this thread: too late to wrap it."""
+    return next(_of(trainer, "train", "_inner_training_loop"), None) is not None
+
+
+def resumed_from(trainer: Any) -> Path | None:
+    """The checkpoint from which the ``train()`` of this trainer that is running in this thread goes on."""
+    for names in _of(trainer, "_inner_training_loop"):
+        checkpoint = names.get("resume_from_checkpoint")
+        return Path(checkpoint) if isinstance(checkpoint, str | Path) else None
+    return None

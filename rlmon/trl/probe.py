@@ -17,7 +17,7 @@ from typing import Any
 from rlmon.config import RLMonConfig
 from rlmon.errors import AttachError
 from rlmon.trl.callback import RLMon
-from rlmon.trl.frames import callers
+from rlmon.trl.facts import callers
 
 
 def probe(

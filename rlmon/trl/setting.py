@@ -20,7 +20,7 @@ from rlmon.metrics.formats import ModeSet
 from rlmon.trl.base import BaseModel
 from rlmon.trl.capabilities import plan_of_trainer
 from rlmon.trl.draws import lacks as draws_lack
-from rlmon.trl.frames import is_training
+from rlmon.trl.facts import is_training
 from rlmon.trl.ppo.config import PPOConfig
 
 

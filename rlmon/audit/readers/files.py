@@ -14,7 +14,6 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 import rlmon.audit.readers.columns as columns
-import rlmon.audit.readers.episodes as episodes
 import rlmon.audit.readers.messages as messages
 import rlmon.audit.readers.parsing as parsing
 import rlmon.audit.readers.shapes as shapes
@@ -184,7 +183,7 @@ def _of_records(
 ) -> Iterator[RowBatch]:
     """Rows of parsed objects, one by one, some thousand at a time: an object may hold any number of them."""
     if spec.rows == "episode":
-        made = [row for record in records for row in episodes.rows_of(record)]
+        made = [row for record in records for row in shapes.of_episode(record)]
         raw = {name: column_of(name, [row.get(name) for row in made]) for name in CANONICAL if name != "tool_calls"}
         yield rows_of(raw, len(made), part, spec, None, damaged)
         return

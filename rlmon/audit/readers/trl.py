@@ -24,8 +24,19 @@ import rlmon.audit.aliases as aliases
 import rlmon.audit.readers.columns as columns
 from rlmon.audit.aliases import LARGEST
 from rlmon.audit.readers.history import by_key
-from rlmon.audit.readers.trl_files import File, Layout, TRLShard, read_file
-from rlmon.audit.readers.trl_state import CHECKPOINT, is_evaluation, series_of, state_of, state_paths, step_of, whole
+from rlmon.audit.readers.trl_files import (
+    CHECKPOINT,
+    File,
+    Layout,
+    TRLShard,
+    is_evaluation,
+    read_file,
+    series_of,
+    state_of,
+    state_paths,
+    step_of,
+    whole,
+)
 from rlmon.audit.run import Lack, OpenedRun, stretches
 from rlmon.errors import ReadError
 from rlmon.metrics.prompts import SOURCE_COLUMNS

@@ -27,7 +27,7 @@ from rlmon.records import RolloutBatch
 from rlmon.trl.base import BaseModel
 from rlmon.trl.base_kinds import AdapterOff, Base, TrainersReference
 from rlmon.trl.batches import or_none
-from rlmon.trl.frames import is_training
+from rlmon.trl.facts import is_training
 from rlmon.trl.legacy_ppo.functions import leave, listen
 from rlmon.trl.legacy_ppo.rounds import Comparison, Round
 from rlmon.trl.models import tuner_layers
