@@ -68,14 +68,11 @@ class Samples:
         kept = np.unique(np.linspace(0, self._table.num_rows - 1, min(MAX_SAMPLES, self._table.num_rows)).astype(int))
         return [self.example(int(row)) for row in kept]
 
-    def of_mode(self, code: int, steps: Ints | None = None) -> Ints:
+    def of_mode(self, code: int) -> Ints:
         """Rows of a mode, in order of step."""
         if self._table is None:
             return np.zeros(0, dtype=np.int64)
-        mine = self.train & (self.mode == code)
-        if steps is not None:
-            mine &= np.isin(self.step, steps)
-        return np.flatnonzero(mine)
+        return np.flatnonzero(self.train & (self.mode == code))
 
     def of_lost(self, code: int, winner: int, since: int) -> list[Example]:
         """How a format looked at the base, what the winner writes once it is gone, and its last sighting."""

@@ -83,10 +83,10 @@ def draw_order(runs: Sequence[Shares]) -> list[str]:
     return [winner, *rest]
 
 
-def panel(run: Shares, order: Sequence[str], *, width: float = PANEL_WIDTH, height: float = PANEL_HEIGHT) -> str:
-    """The contents of an SVG of this size: title, stacked areas (5-round means), axes and alarm marks."""
+def panel(run: Shares, order: Sequence[str]) -> str:
+    """What is in an SVG of ``PANEL_WIDTH`` x ``PANEL_HEIGHT``: title, stacked areas (5-round means), axes, marks."""
     palette = colours(order)
-    right, bottom = width - _RIGHT, height - _BOTTOM
+    right, bottom = PANEL_WIDTH - _RIGHT, PANEL_HEIGHT - _BOTTOM
     parts = [f'<text class="title" x="{LEFT}" y="15">{escape(run.title)}</text>']
     if run.steps:
         first, last = run.steps[0], max(run.steps[-1], run.steps[0] + 1)

@@ -165,18 +165,16 @@ class Run:
         """One row per completion and training pass; as ``rollouts``."""
         return self._rows("passes", columns, all_attempts)
 
-    def row_files(self, folder: str = "rollouts") -> list[str]:
-        """Names of the files of a folder that count now, in the order of attempt, split, round and rank."""
-        return compaction.live_files(self.path / folder, compaction.read_manifest(self.path).listing(folder))
+    def row_files(self) -> list[str]:
+        """Names of the files of rollouts that count now, in the order of attempt, split, round and rank."""
+        return compaction.live_files(self.path / "rollouts", compaction.read_manifest(self.path).listing("rollouts"))
 
-    def row_reader(self, columns: Sequence[str], folder: str = "rollouts") -> Callable[[str], pa.Table]:
-        """What gives the shown rows of one of ``row_files``; which attempts count is read once, now.
+    def row_reader(self, columns: Sequence[str]) -> Callable[[str], pa.Table]:
+        """What gives the shown rows of one of ``row_files``; which attempts count is read once, now. Picklable.
 
         The function raises ``OSError``, ``pa.ArrowException`` or ``SchemaError`` where a file is damaged.
         """
-        last = self._last_steps()
-        record_type = schema.TABLES[folder]
-        return lambda name: _shown(_read_file(self.path / folder / name, folder, record_type, columns), last)
+        return partial(_rollouts_of, self.path / "rollouts", columns, self._last_steps())
 
     # ---- internals
 
@@ -275,6 +273,10 @@ def _read_file(file: Path, folder: str, record_type: type, columns: Sequence[str
     for step in steps:
         table = step.rows(folder, table)
     return schema.conform(table, record_type, columns)
+
+
+def _rollouts_of(folder: Path, columns: Sequence[str], last: Mapping[int, float], name: str) -> pa.Table:
+    return _shown(_read_file(folder / name, "rollouts", schema.TABLES["rollouts"], columns), last)
 
 
 def _shown(table: pa.Table, last: Mapping[int, float] | None) -> pa.Table:

@@ -273,7 +273,7 @@ def _verdict(told: Told | None, view: View | None) -> tuple[str, str]:
 
 def _curves(told: Told | None, view: View | None) -> list[dict[str, Any]]:
     """The curves that say most, the live ones where there are some: name, first and last value, and the line."""
-    audited = {curve.metric: list(curve.values) for curve in told.curves} if told is not None else {}
+    audited = told.curves if told is not None else {}
     live = {name: strip.values() for name, strip in view.strips.items()} if view is not None else {}
     shown: list[dict[str, Any]] = []
     for name in dict.fromkeys([*audited, *CURVES, *HEADLINE]):

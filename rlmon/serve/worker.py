@@ -9,8 +9,8 @@ import os
 import signal
 import time
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -20,14 +20,6 @@ from rlmon.report.audit import Served
 
 NICENESS = 10
 """The machine may be training."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Curve:
-    """A metric over a run, for a small picture."""
-
-    metric: str
-    values: Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +33,8 @@ class Told:
     reader: str = ""
     steps: int | None = None
     """The last step."""
-    curves: Sequence[Curve] = ()
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """By metric, for small pictures."""
     page: bytes = b""
     """The page, compressed by zlib."""
     seconds: float = 0.0
@@ -71,7 +64,7 @@ def tell(path: Path, served: Served) -> Told:
         said=one_line(line.said or audit.headline),
         reader=audit.run.reader,
         steps=audit.run.last_step,
-        curves=[Curve(metric=name, values=values) for name, values in measured.items() if len(values) > 1],
+        curves={name: values for name, values in measured.items() if len(values) > 1},
         page=page,
         seconds=time.perf_counter() - began,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,13 +38,13 @@ class _Files:
     path: Path
     names: tuple[str, ...]
     bytes: int
+    rows_of: Callable[[str], pa.Table]
 
     def read(self) -> Iterator[RowBatch]:
-        rows_of = open_log(self.path).row_reader(COLUMNS)
         for name in self.names:
             try:
                 _own_file(self.path, self.path / "rollouts" / name)
-                table = rows_of(name)
+                table = self.rows_of(name)
             except (OSError, pa.ArrowException, RLMonError) as error:
                 reason = f"{type(error).__name__}: {error}"
                 yield RowBatch(rows=pa.table({"step": pa.array([], pa.int64())}), unreadable={name: reason})
@@ -69,7 +69,7 @@ def open_run(path: Path) -> OpenedRun:
         reader=NAME,
         run_id=log.run_id,
         path=log.path,
-        shards=_shards(log.path, log.row_files()),
+        shards=_shards(log),
         # What steers a run is a setting of it, as much as its learning rate.
         config={**header.trainer_config, **({} if header.policy is None else {"policy": dict(header.policy)})},
         group_size=header.group_size,
@@ -99,10 +99,11 @@ def _own_file(root: Path, file: Path) -> None:
         )
 
 
-def _shards(path: Path, names: list[str]) -> list[_Files]:
+def _shards(log: Run) -> list[_Files]:
     """Consecutive files of about 8 MB; parts that several ranks wrote of one round stay together."""
+    path, rows_of = log.path, log.row_reader(COLUMNS)
     bytes_of: dict[str, int] = {}
-    for name in names:
+    for name in log.row_files():
         try:
             bytes_of[name] = (path / "rollouts" / name).stat().st_size
         except OSError as error:
@@ -111,5 +112,5 @@ def _shards(path: Path, names: list[str]) -> list[_Files]:
     def other_rounds(one: str, other: str) -> bool:
         return one.split("-k")[0] != other.split("-k")[0]
 
-    groups = stretches(names, bytes_of.__getitem__, most=SHARD_BYTES, most_pieces=SHARD_FILES, may_cut=other_rounds)
-    return [_Files(path, group, sum(map(bytes_of.__getitem__, group))) for group in groups]
+    groups = stretches(bytes_of, bytes_of.__getitem__, most=SHARD_BYTES, most_pieces=SHARD_FILES, may_cut=other_rounds)
+    return [_Files(path, group, sum(map(bytes_of.__getitem__, group)), rows_of) for group in groups]
