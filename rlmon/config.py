@@ -55,114 +55,75 @@ class RLMonConfig:
     line.
     """
 
-    rlmon_dir: str | None = field(
-        default=None, metadata={"help": "Run directory of the log. Default: <output_dir>/rlmon."}
+    rlmon_dir: str | None = option(None, "Run directory of the log. Default: <output_dir>/rlmon.")
+    rlmon_store_text: str = option(
+        "full",
+        "full: prompts and completions as text. hash: keyed sketches only, audits still work. "
+        "off: neither text nor sketches.",
+        choices=list(STORE_TEXT),
     )
-    rlmon_store_text: str = field(
-        default="full",
-        metadata={
-            "help": "full: prompts and completions as text. hash: keyed sketches only, audits still work. "
-            "off: neither text nor sketches.",
-            "choices": list(STORE_TEXT),
-        },
+    rlmon_text_sample_per_round: int | None = option(
+        None, "Store the text of at most this many completions a round (all rows stay). Default: all."
     )
-    rlmon_text_sample_per_round: int | None = field(
-        default=None,
-        metadata={"help": "Store the text of at most this many completions a round (all rows stay). Default: all."},
+    rlmon_source_column: str | None = option(
+        None,
+        "Dataset column that names the stratum of a data mix. Default: the first present of task, "
+        "data_source, dataset, source, language; else the prompt's template.",
     )
-    rlmon_source_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Dataset column that names the stratum of a data mix. Default: the first present of task, "
-            "data_source, dataset, source, language; else the prompt's template."
-        },
+    rlmon_modes: dict[str, Any] | str | None = option(
+        None,
+        "Your own format modes, tried before the built-in ones: a mapping of name to regular expression "
+        "(YAML, or JSON on the command line), or to a callable in Python.",
     )
-    rlmon_modes: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Your own format modes, tried before the built-in ones: a mapping of name to regular expression "
-            "(YAML, or JSON on the command line), or to a callable in Python."
-        },
+    rlmon_success: float | str | None = option(
+        None,
+        "What counts as a success: a threshold on the total reward (0.5), a reward function's name (its "
+        "top value), or both (accuracy_reward>0.9). Default: decided once from the first rewards, and said.",
     )
-    rlmon_success: float | str | None = field(
-        default=None,
-        metadata={
-            "help": "What counts as a success: a threshold on the total reward (0.5), a reward function's name (its "
-            "top value), or both (accuracy_reward>0.9). Default: decided once from the first rewards, and said."
-        },
+    rlmon_base_kl: str = option(
+        "auto",
+        "Where the initial base model comes from for KL-to-base. auto picks the cheapest that passes its "
+        "self-test; off measures no KL.",
+        choices=list(BASE_KL),
     )
-    rlmon_base_kl: str = field(
-        default="auto",
-        metadata={
-            "help": "Where the initial base model comes from for KL-to-base. auto picks the cheapest that passes its "
-            "self-test; off measures no KL.",
-            "choices": list(BASE_KL),
-        },
+    rlmon_base_kl_every: int = option(10, "Measure KL to the base every this many optimizer steps.")
+    rlmon_base_kl_tokens: int = option(2048, "At most this many completion tokens per rank and measurement.")
+    rlmon_base_model: str | None = option(
+        None, "Path or name of the initial base. Default: the model as it is at the first step."
     )
-    rlmon_base_kl_every: int = field(
-        default=10, metadata={"help": "Measure KL to the base every this many optimizer steps."}
+    rlmon_alpha: float = option(
+        0.01, "Share of runs that may have a false FAIL, split over the detectors (docs/detectors.md)."
     )
-    rlmon_base_kl_tokens: int = field(
-        default=2048, metadata={"help": "At most this many completion tokens per rank and measurement."}
+    rlmon_text_tokens: int = option(20_000, "Word budget a round for distinct-n, compression and near-duplicates.")
+    rlmon_policy: dict[str, Any] | str | None = option(
+        None,
+        "Interventions: observe, protect or strict, a YAML file, or a mapping of rules (JSON on the "
+        "command line). Default: watch only.",
     )
-    rlmon_base_model: str | None = field(
-        default=None,
-        metadata={"help": "Path or name of the initial base. Default: the model as it is at the first step."},
+    rlmon_mirror: bool = option(
+        True, "Put at most 12 headline scalars among the trainer's own metrics (W&B, TensorBoard, ...)."
     )
-    rlmon_alpha: float = field(
-        default=0.01,
-        metadata={"help": "Share of runs that may have a false FAIL, split over the detectors (docs/detectors.md)."},
+    rlmon_wandb: bool = option(True, "With a W&B run open, log everything under rlmon/* to it.")
+    rlmon_wandb_view: bool = option(
+        True,
+        "With an online W&B run open and wandb-workspaces installed, make the view of its project where "
+        "there is none: once, beside the training, for at most 10 s.",
     )
-    rlmon_text_tokens: int = field(
-        default=20_000,
-        metadata={"help": "Word budget a round for distinct-n, compression and near-duplicates."},
+    rlmon_wandb_artifacts: str = option(
+        "none",
+        "What W&B is given as an artifact when training ends, 50 MB at most. page: the page of rlmon "
+        "report. log: the run log. Both hold prompts and completions where rlmon_store_text is full.",
+        choices=list(WANDB_ARTIFACTS),
     )
-    rlmon_policy: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Interventions: observe, protect or strict, a YAML file, or a mapping of rules (JSON on the "
-            "command line). Default: watch only."
-        },
+    rlmon_tensorboard: bool = option(
+        True, "With report_to: tensorboard, write everything under rlmon/* into its event file."
     )
-    rlmon_mirror: bool = field(
-        default=True,
-        metadata={"help": "Put at most 12 headline scalars among the trainer's own metrics (W&B, TensorBoard, ...)."},
-    )
-    rlmon_wandb: bool = field(
-        default=True, metadata={"help": "With a W&B run open, log everything under rlmon/* to it."}
-    )
-    rlmon_wandb_view: bool = field(
-        default=True,
-        metadata={
-            "help": "With an online W&B run open and wandb-workspaces installed, make the view of its project where "
-            "there is none: once, beside the training, for at most 10 s."
-        },
-    )
-    rlmon_wandb_artifacts: str = field(
-        default="none",
-        metadata={
-            "help": "What W&B is given as an artifact when training ends, 50 MB at most. page: the page of rlmon "
-            "report. log: the run log. Both hold prompts and completions where rlmon_store_text is full.",
-            "choices": list(WANDB_ARTIFACTS),
-        },
-    )
-    rlmon_tensorboard: bool = field(
-        default=True,
-        metadata={"help": "With report_to: tensorboard, write everything under rlmon/* into its event file."},
-    )
-    rlmon_trackio: bool = field(
-        default=True, metadata={"help": "With a trackio run open, log everything under rlmon/* to it."}
-    )
-    rlmon_table_every: int = field(
-        default=25, metadata={"help": "Steps between two tables of samples in W&B and other trackers (0: none)."}
-    )
-    rlmon_console: bool = field(default=True, metadata={"help": "Print findings and faults, one line each, to stderr."})
-    rlmon_fsync: bool = field(
-        default=False, metadata={"help": "fsync every write: survives power loss, not only a killed process."}
-    )
-    rlmon_strict: bool = field(
-        default=False,
-        metadata={"help": "Raise, on all ranks together, when a part of the monitor fails. For tests of rlmon."},
+    rlmon_trackio: bool = option(True, "With a trackio run open, log everything under rlmon/* to it.")
+    rlmon_table_every: int = option(25, "Steps between two tables of samples in W&B and other trackers (0: none).")
+    rlmon_console: bool = option(True, "Print findings and faults, one line each, to stderr.")
+    rlmon_fsync: bool = option(False, "fsync every write: survives power loss, not only a killed process.")
+    rlmon_strict: bool = option(
+        False, "Raise, on all ranks together, when a part of the monitor fails. For tests of rlmon."
     )
 
     def __post_init__(self) -> None:
