@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import os
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 from rlmon.criterion import Criterion
 from rlmon.errors import ConfigError
+from rlmon.printable import nearest, one_of
 
 STORE_TEXT = ("full", "hash", "off")
 WEBHOOK_URL, WEBHOOK_FORMAT = "RLMON_WEBHOOK_URL", "RLMON_WEBHOOK_FORMAT"
@@ -38,8 +38,8 @@ def _says_the_nearest(config: type[T]) -> type[T]:
         for name in settings:
             if name not in known:
                 # Without the prefix too, as with_settings and RLMon(trainer, ...) take them.
-                nearest = _nearest(f"rlmon_{name.removeprefix('rlmon_')}", known)
-                raise ConfigError(f"Unknown rlmon setting {name!r}.{nearest} The settings are {', '.join(known)}.")
+                hint = nearest(f"rlmon_{name.removeprefix('rlmon_')}", known)
+                raise ConfigError(f"Unknown rlmon setting {name!r}.{hint} The settings are {', '.join(known)}.")
         plain(self, *values, **settings)
 
     config.__init__ = init  # type: ignore[assignment]
@@ -148,7 +148,7 @@ class RLMonConfig:
         ):
             value = getattr(self, name)
             if value not in allowed:
-                raise ConfigError(f"{name} is {value!r}; it must be {_one_of(allowed)}.{_nearest(str(value), allowed)}")
+                raise ConfigError(f"{name} is {value!r}; it must be {one_of(allowed)}.{nearest(value, allowed)}")
         for name, least in (
             ("rlmon_base_kl_every", 1),
             ("rlmon_base_kl_tokens", 1),
@@ -185,9 +185,8 @@ class RLMonConfig:
             prefix = key[: len(key) - len(name)]
             if name not in known:
                 listing = ", ".join(f"{prefix}{field}" for field in known)
-                raise ConfigError(
-                    f"Unknown rlmon setting {key!r}.{_nearest(name, known, prefix=prefix)} The settings are {listing}."
-                )
+                hint = nearest(name, known).replace("mean ", f"mean {prefix}")
+                raise ConfigError(f"Unknown rlmon setting {key!r}.{hint} The settings are {listing}.")
             if f"rlmon_{name}" in resolved:
                 raise ConfigError(f"{name} and rlmon_{name} are the same setting: give one of them.")
             resolved[f"rlmon_{name}"] = value
@@ -205,8 +204,8 @@ class RLMonConfig:
                 continue
             name = key.lower()
             if name not in types:
-                known = [*types, WEBHOOK_URL.lower(), WEBHOOK_FORMAT.lower()]
-                raise ConfigError(f"Unknown environment variable {key}.{_nearest(name, known, upper=True)}")
+                known = [*map(str.upper, types), WEBHOOK_URL, WEBHOOK_FORMAT]
+                raise ConfigError(f"Unknown environment variable {key}.{nearest(key, known)}")
             settings[name] = _parse(key, text, types[name])
         return cls(**settings)
 
@@ -248,12 +247,3 @@ def _parse(key: str, text: str, annotation: str) -> Any:
             except ValueError:
                 raise ConfigError(f"{key} must be a number, got {text!r}.") from None
     return text
-
-
-def _one_of(allowed: tuple[str, ...]) -> str:
-    return ", ".join(allowed[:-1]) + " or " + allowed[-1]
-
-
-def _nearest(name: str, known: list[str] | tuple[str, ...], *, prefix: str = "", upper: bool = False) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {prefix}{close[0].upper() if upper else close[0]}?" if close else ""

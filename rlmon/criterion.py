@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlmon.errors import ConfigError
+from rlmon.printable import nearest
 
 HOW_TO_SAY = "Give a threshold on the total reward (0.5), a reward function's name, or both (accuracy_reward>0.9)."
 
@@ -47,12 +47,10 @@ class Criterion:
         """Raises ``ConfigError`` where the named function is none of ``functions``."""
         if self.function is None or self.function in functions:
             return
-        close = difflib.get_close_matches(self.function, functions, n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]}?" if close else ""
         known = ", ".join(functions) if functions else "none"
         raise ConfigError(
-            f"rlmon_success names the reward function {self.function!r}, which this run does not have.{hint} Its "
-            f"functions: {known}. {HOW_TO_SAY}"
+            f"rlmon_success names the reward function {self.function!r}, which this run does not have."
+            f"{nearest(self.function, functions)} Its functions: {known}. {HOW_TO_SAY}"
         )
 
     def __str__(self) -> str:

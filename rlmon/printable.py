@@ -6,8 +6,9 @@ Text from a run is hostile: a completion may hold escape sequences that retitle 
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 MAX_LINE_CHARACTERS = 600
 
@@ -29,6 +30,18 @@ def several(items: Sequence[str], most: int, between: str = ", ") -> str:
     """``a, b and 3 more``: the first of some items, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return between.join(items[:most]) + more
+
+
+def one_of(known: Collection[str]) -> str:
+    """``a, b or c``."""
+    *most, last = known
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def nearest(name: object, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """`` Did you mean kappa?``, or nothing. ``cutoff``: how near it has to be, up to 1."""
+    close = difflib.get_close_matches(str(name)[:200], list(known), n=1, cutoff=cutoff)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _visible(character: str) -> str:

@@ -22,8 +22,8 @@ from rlmon.errors import ConfigError
 from rlmon.interventions import policy_file
 from rlmon.interventions.actions import ACTIONS, known_actions
 from rlmon.interventions.intervention import Intervention, setting
-from rlmon.interventions.policy_file import Document, Where, nearest, one_of
-from rlmon.printable import one_line
+from rlmon.interventions.policy_file import Document, Where
+from rlmon.printable import nearest, one_line, one_of
 from rlmon.records import Severity
 
 MOST_RULES = 64

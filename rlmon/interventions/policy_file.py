@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlmon.errors import ConfigError, MissingExtraError
-from rlmon.printable import one_line
+from rlmon.printable import nearest, one_line, one_of
 
 MOST_BYTES = 1_000_000
 MOST_NODES = 20_000
@@ -56,18 +55,6 @@ def dotted(where: Where) -> str:
         else:
             text += ("." if text else "") + one_line(str(part), 80)
     return text
-
-
-def nearest(name: object, known: Collection[str]) -> str:
-    """`` Did you mean kappa?``, or nothing."""
-    close = difflib.get_close_matches(str(name)[:200], list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
-def one_of(known: Collection[str]) -> str:
-    """``a, b or c``."""
-    *most, last = known
-    return f"{', '.join(most)} or {last}" if most else last
 
 
 def preset_names() -> tuple[str, ...]:

@@ -34,8 +34,8 @@ from rlmon.interventions.policy import (
     Policy,
     Rule,
 )
-from rlmon.interventions.policy_file import nearest, one_of
 from rlmon.interventions.setting import MetricFacts, Setting
+from rlmon.printable import nearest, one_of
 from rlmon.records import SEVERITIES
 from rlmon.series import LEAST_VALUES
 

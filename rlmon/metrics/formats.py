@@ -7,7 +7,6 @@ any exception it raises means "not this mode".
 from __future__ import annotations
 
 import ast
-import difflib
 import itertools
 import json
 import operator
@@ -18,6 +17,7 @@ from typing import Any
 
 import rlmon.metrics.syntax as syntax
 from rlmon.errors import ConfigError
+from rlmon.printable import nearest
 
 PARSE_CHARS = 8_000
 """Characters of a part that format parsers look at; the rest of a longer one is not read."""
@@ -589,8 +589,7 @@ class ModeSet:
     def index(self, name: str) -> int:
         """Position of a mode in ``names``. Raises ``ConfigError`` for an unknown mode, naming the nearest."""
         if name not in self.names:
-            close = difflib.get_close_matches(name, self.names, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
+            hint = nearest(name, self.names, 0.6)
             raise ConfigError(f"Unknown mode {name!r}.{hint} Known: {', '.join(self.names)}.")
         return self.names.index(name)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from rlmon.errors import ConfigError
 from rlmon.extensions import installed
 from rlmon.metrics.catalog import METRICS, lookup
 from rlmon.metrics.family import Metric
+from rlmon.printable import nearest
 
 _DIRECTIONS = {"up": "when it rises", "down": "when it falls", "both": "both ways", "none": "context for other numbers"}
 
@@ -35,8 +35,7 @@ def metrics_named(name: str | None) -> list[Metric]:
     found += [metric for metric in own if metric.name == name]
     if not found:
         names = [metric.name for metric in every]
-        near = difflib.get_close_matches(name, [*families, *names, *(n.removeprefix("rlmon/") for n in names)], n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = nearest(name, [*families, *names, *(one.removeprefix("rlmon/") for one in names)], 0.6)
         raise ConfigError(
             f"There is no metric family {name!r}; there are {', '.join(families)}, and no metric is called so.{hint}"
         )
@@ -66,9 +65,7 @@ def detectors_named(name: str | None) -> list[dict[str, Any]]:
         return rows
     ids = [row["id"] for row in rows]
     if name not in ids:
-        near = difflib.get_close_matches(name, ids, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"There is no detector {name!r}; there are {', '.join(ids)}.{hint}")
+        raise ConfigError(f"There is no detector {name!r}; there are {', '.join(ids)}.{nearest(name, ids, 0.4)}")
     return [row for row in rows if row["id"] == name]
 
 

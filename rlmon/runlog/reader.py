@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import rlmon.runlog.layout as layout
 import rlmon.runlog.lines as lines
 import rlmon.runlog.schema as schema
 from rlmon.errors import RunLogError, SchemaError
+from rlmon.printable import nearest
 from rlmon.records import SCHEMA_VERSION, Action, Fault, Finding, RunHeader, StepRecord
 
 Payload = TypeVar("Payload")
@@ -96,8 +96,7 @@ class Run:
         measured = {name: table[name] for name in table.column_names if "/" in name}
         for name in names:
             if name not in measured:
-                near = difflib.get_close_matches(name, measured, n=1)
-                hint = f" Did you mean {near[0]}?" if near else " `rlmon metrics` lists what there is."
+                hint = nearest(name, measured, 0.6) or " `rlmon metrics` lists what there is."
                 raise KeyError(f"{name} was never measured in this run.{hint}")
         chosen = {name: measured[name] for name in names} if names else measured
         return pa.table({"step": table["step"], **chosen})

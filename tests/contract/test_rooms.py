@@ -43,7 +43,7 @@ ROOMS = {
     "series": Room({"statistics"}, {"numpy"}),
     "keys": Room(set(), STDLIB_ONLY),
     "exchange": Room(LANGUAGE | {"metrics"}, {"numpy"}),
-    "criterion": Room({"errors"}, STDLIB_ONLY),
+    "criterion": Room({"errors", "printable"}, STDLIB_ONLY),
     "config": Room(LANGUAGE, STDLIB_ONLY),
     "extensions": Room(LANGUAGE | {"metrics", "detectors", "interventions", "sinks"}, STDLIB_ONLY),
     "metrics": Room(LANGUAGE, {"numpy", "jaxtyping"}),
