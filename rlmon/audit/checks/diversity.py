@@ -56,12 +56,9 @@ def answer_diversity(ask: Question, ends: Ends) -> Check:
          "correct_only_last": None if right is None else right.last},
     )  # fmt: skip
     if check.status == "warn" and reward is not None and reward.low > 0:
-        return _as_pass(check, f"{check.message}; reward rose by {reward.change:.3g}, so this is learning")
+        said = f"{check.message}; reward rose by {reward.change:.3g}, so this is learning"
+        return dataclasses.replace(check, status="pass", message=said, advice="", threshold=None)
     return check
-
-
-def _as_pass(check: Check, message: str) -> Check:
-    return dataclasses.replace(check, status="pass", message=message, advice="", threshold=None)
 
 
 @question(

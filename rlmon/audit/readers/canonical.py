@@ -48,7 +48,7 @@ def typed(name: str, column: pa.Array) -> pa.Array:
     if pa.types.is_nested(column.type):
         return column_of(name, column.to_pylist())
     if name == "step":
-        return columns.step_column(column)
+        return columns.number_column(column, columns.step_number)
     if name in ("reward", "advantage", "completion_tokens") or name.startswith(PART):
         return columns.number_column(column)
     if name == "tool_calls":

@@ -256,11 +256,6 @@ def without_nulls(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def step_column(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Steps as floats, also from names such as ``step_7``."""
-    return number_column(column, step_number)
-
-
 def number_column(column: pa.ChunkedArray | pa.Array, read: Callable[[Any], float | None] | None = None) -> pa.Array:
     """Floats; text that is no number (to ``read``, by default ``number``) and other kinds of values become null."""
     read = number if read is None else read
@@ -374,8 +369,3 @@ def table(columns: Mapping[str, pa.Array | None]) -> pa.Table:
     present = {name: column for name, column in columns.items() if column is not None}
     fields = [ROWS.field(name) for name in ROWS.names if name in present]
     return pa.Table.from_arrays([present[field.name].cast(field.type) for field in fields], schema=pa.schema(fields))
-
-
-def read_parquet_schema(path: Path) -> pa.Schema:
-    """Names and types of a Parquet file's columns; raises one of ``UNREADABLE``."""
-    return pq.read_schema(path)

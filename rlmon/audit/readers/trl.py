@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 import rlmon.audit.aliases as aliases
 import rlmon.audit.readers.columns as columns
@@ -160,7 +161,7 @@ def _reward_names(
     schema = None
     for file in files[:8]:
         try:
-            schema = columns.read_parquet_schema(Path(file.path))
+            schema = pq.read_schema(file.path)
             break
         except columns.UNREADABLE:
             continue

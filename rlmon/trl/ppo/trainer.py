@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ class PPOTrainer(GRPOTrainer):
         self._scored: tuple[Tensor, Sequence[Sequence[int]]] | None = None
         super().__init__(model, reward_funcs, args, *positional, **kwargs)
         _refuse(self)
-        self.critic = Critic(self._policy, _kind(args), seed=args.seed)
+        self.critic = Critic(self._policy, cast(CriticKind, args.critic), seed=args.seed)
         if args.value_head is not None:
             self.critic.load(Path(args.value_head))
         self.base: BaseModel | None = None
@@ -433,11 +433,6 @@ class _CriticStep(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._trainer.critic.zero_grad(set_to_none=True)
-
-
-def _kind(args: PPOConfig) -> CriticKind:
-    kind: CriticKind = args.critic  # type: ignore[assignment]
-    return kind
 
 
 def _refuse(trainer: PPOTrainer) -> None:
