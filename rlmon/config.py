@@ -141,14 +141,12 @@ class RLMonConfig:
                 f"{type(self.rlmon_modes).__name__}."
             )
         Criterion.parse(self.rlmon_success)
-        for name, allowed in (
-            ("rlmon_store_text", STORE_TEXT),
-            ("rlmon_base_kl", BASE_KL),
-            ("rlmon_wandb_artifacts", WANDB_ARTIFACTS),
-        ):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ConfigError(f"{name} is {value!r}; it must be {one_of(allowed)}.{nearest(value, allowed)}")
+        for setting in dataclasses.fields(self):
+            value, allowed = getattr(self, setting.name), setting.metadata.get("choices")
+            if allowed is not None and value not in allowed:
+                raise ConfigError(
+                    f"{setting.name} is {value!r}; it must be {one_of(allowed)}.{nearest(value, allowed)}"
+                )
         for name, least in (
             ("rlmon_base_kl_every", 1),
             ("rlmon_base_kl_tokens", 1),
