@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ from rlmon.lab.evaluate import (
 from rlmon.lab.libraries import quiet_libraries, versions
 from rlmon.lab.screen import Screen
 from rlmon.lab.task import Question, reward_correct, split_questions
-from rlmon.records import Finding, StepRecord
+from rlmon.records import StepRecord
 from rlmon.runlog import open_run
 
 if TYPE_CHECKING:
@@ -222,25 +223,19 @@ def _train_arm(
     )
     # Its lines would break the screen.
     trainer.remove_callback(PrinterCallback)
-    records: list[StepRecord] = []
-    findings: list[Finding] = []
-
-    def watch(record: StepRecord, new: Sequence[Finding]) -> None:
-        records.append(record)
-        findings.extend(new)
-        screen.step(name, record, new)
-
     monitor = RLMon(trainer, RLMonConfig(rlmon_console=False, rlmon_base_kl_every=5, rlmon_policy=spec.policy))
 
     class Subscribe(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             assert monitor.monitor is not None
-            monitor.monitor.on_record.append(watch)
+            monitor.monitor.on_record.append(partial(screen.step, name))
 
     trainer.add_callback(Subscribe())
     trainer.train()
     evaluation = evaluate(trainer.model, base_model, tokenizer, questions, parse)
     screen.done(name, evaluation)
+    log = open_run(folder / "rlmon")
+    records, findings = log.step_records(), log.findings
     collapse = [finding for finding in findings if finding.detector in COLLAPSE_DETECTORS]
     overheads = [record.overhead_seconds for record in records if record.overhead_seconds is not None]
     return ArmResult(
@@ -257,7 +252,7 @@ def _train_arm(
         faults=sum(sum(record.faults.values()) for record in records),
         findings=[asdict(finding) for finding in findings],
         log=f"{name}/rlmon",
-        actions=open_run(folder / "rlmon").actions,
+        actions=log.actions,
         levels=levels_of(records) if spec.policy is not None else {},
     )
 

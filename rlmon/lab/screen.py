@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rlmon.lab.evaluate import Evaluation
+from rlmon.printable import one_line
 from rlmon.records import Finding, StepRecord
+from rlmon.report.screen import STATUS_STYLES
 
 _PLAIN_EVERY_STEPS = 25
-_SEVERITY_STYLE = {"note": "dim", "warn": "yellow", "fail": "bold red"}
 
 
 @dataclass
@@ -106,7 +107,7 @@ class Screen:
 
     def _plain(self, text: str) -> None:
         if self._live is None:
-            self._console.print(Text(_printable(text)), soft_wrap=True)
+            self._console.print(Text(one_line(text)), soft_wrap=True)
 
     @staticmethod
     def _value(line: _Line, metric: str, digits: int = 2) -> str:
@@ -134,7 +135,7 @@ class Screen:
             top = Text()
             share = line.values.get("rlmon/format/top_share")
             if share is not None:
-                top.append(f"{_printable(line.top_format):<7} {share:.2f}", style="bold red" if share >= 0.9 else "")
+                top.append(f"{one_line(line.top_format):<7} {share:.2f}", style="bold red" if share >= 0.9 else "")
             numbers = [
                 self._value(line, "format/effective"),
                 self._value(line, "entropy/mean", 3),
@@ -150,21 +151,16 @@ class Screen:
                 *numbers,
                 _alarms(line.alarms).append(self._held(line), style="cyan"),
             )
-        return Group(Text(_printable(self._note), style="dim"), table)
+        return Group(Text(one_line(self._note), style="dim"), table)
 
 
 def _alarms(alarms: Sequence[tuple[str, str, int]]) -> Text:
     """``format WARN 66 FAIL 88  entropy WARN 128``: the steps at which each detector spoke."""
     text = Text()
     for detector in dict.fromkeys(detector for _, detector, _ in alarms):
-        text.append(f"{_printable(detector.removesuffix('-collapse'))} ")
+        text.append(f"{one_line(detector.removesuffix('-collapse'))} ")
         for severity, other, step in alarms:
             if other == detector:
-                text.append(f"{severity.upper()} {step} ", style=_SEVERITY_STYLE[severity])
+                text.append(f"{severity.upper()} {step} ", style=STATUS_STYLES[severity])
         text.append(" ")
     return text
-
-
-def _printable(text: str) -> str:
-    """The text without control characters: nothing in a message may steer a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
