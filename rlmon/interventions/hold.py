@@ -71,7 +71,6 @@ FADE = 0.1
 DEAD_BAND = 0.05
 MOST_LOG = 0.7
 """Of how far C is from its line, as a logarithm, that one change of kappa follows."""
-LEAST_KAPPA = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,16 +120,19 @@ class Hold(Intervention):
 
     @property
     def weights(self) -> Mapping[Kernel, float]:
-        """Of the kernels that are joined."""
+        """Of the kernels that are joined; none where a subclass says what is alike, and no policy gives any."""
         given: dict[Kernel, float] = {name: getattr(self, name) for name in KERNELS if getattr(self, name) > 0.0}
-        return given or USUAL
+        return given if given or type(self).alike is not Hold.alike else USUAL
 
     @property
     def reads(self) -> Collection[Wide]:
         return {kernels.READS[name] for name in self.weights if name in kernels.READS}
 
     def alike(self, one: Facts, other: Facts) -> Floats:
-        """k in [0, 1] of each pair [n, m]; k(y, y') = k(y', y). A subclass may say what else makes answers alike."""
+        """k in [0, 1] of each pair [n, m]; k(y, y') = k(y', y).
+
+        A subclass may say what else makes answers alike, and by ``reads`` that it looks at ``openers`` or ``sketch``.
+        """
         weights = self.weights
         each = {name: weight * kernels.alike(name, one, other) for name, weight in weights.items()}
         joined: Floats = np.max([*each.values()], axis=0) if self.join == "max" else np.sum([*each.values()], axis=0)
@@ -146,7 +148,7 @@ class Hold(Intervention):
 
     @property
     def knob(self) -> str:
-        return f"hold ({'+'.join(self.weights)})"
+        return f"{self.name} ({'+'.join(self.weights)})" if self.weights else self.name
 
     def fresh(self) -> HoldState:
         return HoldState(pool=np.zeros(0, dtype=kernels.facts_type(self.reads)))
@@ -387,10 +389,8 @@ def control(settings: Hold, state: HoldState, kappa: float) -> float | None:
     over, new = max(known, default=0.0), kappa
     if not -DEAD_BAND <= over <= 0.0:
         new += settings.rate * min(max(over, -MOST_LOG), MOST_LOG)
-    if over > 0.0:
+    if over > 0.0 and kappa == 0.0:
         new = max(new, settings.kappa)
-    elif new < LEAST_KAPPA:
-        new = 0.0
     new = min(max(new, settings.bounds[0]), settings.bounds[1])
     return None if new == kappa else new
 

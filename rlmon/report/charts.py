@@ -66,6 +66,7 @@ CHARTS: Sequence[Title] = (
     )),
     ("Policy: KL penalty", "beta", (("rlmon/intervention/beta", "beta"),)),
     ("Policy: hold on the formats", "strength", (("rlmon/intervention/kappa", "strength"),)),
+    ("Policy: right answers kept apart", "strength", (("rlmon/intervention/hold_kappa", "strength"),)),
     ("Policy: rows and prompts set aside", "share", (
         ("rlmon/intervention/neutralised_share", "neutralised"), ("rlmon/intervention/deferred_share", "deferred"),
     )),

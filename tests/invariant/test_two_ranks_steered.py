@@ -16,7 +16,7 @@ import rlmon
 pytestmark = pytest.mark.trl
 
 SCRIPT = Path(__file__).with_name("two_ranks_steered.py")
-CELLS = ("all", "round", "lever", "bonus", "batch", "gone", "stop", "return", "nowhere")
+CELLS = ("all", "apart", "round", "lever", "bonus", "batch", "gone", "stop", "return", "nowhere")
 
 
 def trained(folder: Path, cells: tuple[str, ...] = CELLS) -> Path:
@@ -63,12 +63,25 @@ def check_agreement(out: Path, cell: str = "all", steps: int = 60) -> None:
     assert first["step"] == steps
     applied = {action["rule"] for action in first["actions"] if action["phase"] == "applied"}
     assert applied == set(steered.CONTINUING)
-    assert {action["phase"] for action in first["actions"]} == {"decided", "applied", "measured"}
-    open_at_the_end = {action["action_id"] for action in first["actions"] if action["phase"] == "decided"}
-    open_at_the_end -= {action["action_id"] for action in first["actions"] if action["phase"] == "applied"}
+    # What is decided at the last step takes effect no more, and the log says so.
+    late = {
+        action["action_id"] for action in first["actions"] if (action["phase"], action["step"]) == ("decided", steps)
+    }
+    in_time = [action for action in first["actions"] if action["action_id"] not in late]
+    assert {action["phase"] for action in in_time} == {"decided", "applied", "measured"}
+    open_at_the_end = {action["action_id"] for action in in_time if action["phase"] == "decided"}
+    open_at_the_end -= {action["action_id"] for action in in_time if action["phase"] == "applied"}
     assert open_at_the_end == set()
     log = rlmon.open_run(out / cell / "run" / "rlmon")
     assert [action.action_id for action in log.actions] == [action["action_id"] for action in first["actions"]]
+
+
+def check_that_right_answers_are_pushed_apart(out: Path) -> None:
+    first, second = ranks(out, "apart")
+    assert first["faults"] == second["faults"] == {}
+    assert first["off"] is second["off"] is None
+    assert min(first["pushed"], second["pushed"]) > 0, "rows of both"
+    assert first["metrics"]["rlmon/intervention/hold_kappa"] >= 0.1
 
 
 def check_that_a_broken_fold_switches_all_rules_off(out: Path) -> None:
@@ -155,6 +168,8 @@ def test_two_steered_processes(tmp_path: Path, subtests: pytest.Subtests) -> Non
     out = trained(tmp_path)
     with subtests.test("ranks decide alike, and stay alike"):
         check_agreement(out)
+    with subtests.test("right answers of all ranks are compared"):
+        check_that_right_answers_are_pushed_apart(out)
     with subtests.test("a rank whose fold breaks"):
         check_that_a_broken_fold_switches_all_rules_off(out)
     with subtests.test("a rank whose beta cannot be turned"):

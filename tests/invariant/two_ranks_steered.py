@@ -1,9 +1,10 @@
 """One rank of steered two-process runs: ``two_ranks_steered.py OUT CELL...``; writes JSON per rank.
 
 Cells: ``all`` (every action that lets training go on, groups across ranks), ``long`` (the same, for 200 steps),
-``stop``, ``return`` (rolled back once); and with a fault on rank 1 alone: ``round`` (the fold of step 7 raises),
-``lever`` (beta cannot be raised), ``bonus`` (nor the entropy bonus), ``batch`` (the completions of one round cannot be
-read), ``nowhere`` (it sees no checkpoint to return to), ``gone`` (the rows to draw cannot be replaced).
+``apart`` (right answers are pushed apart: enough of them end by themselves to be looked at), ``stop``, ``return``
+(rolled back once); and with a fault on rank 1 alone: ``round`` (the fold of step 7 raises), ``lever`` (beta cannot be
+raised), ``bonus`` (nor the entropy bonus), ``batch`` (the completions of one round cannot be read), ``nowhere`` (it
+sees no checkpoint to return to), ``gone`` (the rows to draw cannot be replaced).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ AT_SEVEN = {"metric": "rlmon/intervention/entropy_coef", "above": 0.0045, "smoot
 POLICIES: dict[str, Any] = {
     "all": steered.rules(),
     "long": steered.rules(),
+    "apart": steered.rules("apart"),
     "stop": {"rules": {"clock": CLOCK, "enough": {"when": AT_SEVEN, "do": "stop"}}},
     "return": {"rules": {"clock": CLOCK, "back": {"when": AT_SEVEN, "do": {"action": "roll_back", "beta": 0.2}}}},
     "round": steered.rules(),
@@ -93,7 +95,13 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
 def one_run(out: Path, cell: str) -> None:
     rank = int(os.environ["RANK"])
     written: list[dict[str, Any]] = []
-    begin = Controller.__init__
+    pushed: list[bool] = []
+    begin, look = Controller.__init__, Controller.round
+
+    def looked(self: Controller, *args: Any, **kwargs: Any) -> Any:
+        effect = look(self, *args, **kwargs)
+        pushed.append(effect is not None and bool(effect.addition_n.any()))
+        return effect
 
     def recorded(self: Controller, *args: Any, write: Any, **kwargs: Any) -> None:
         def both(action: Any) -> None:
@@ -104,19 +112,24 @@ def one_run(out: Path, cell: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Controller, "__init__", recorded)
+        patch.setattr(Controller, "round", looked)
         if rank == 1 and cell in FAULTS:
             patch.setattr(*FAULTS[cell])
         config = steered.config(POLICIES[cell], rlmon_strict=False, rlmon_base_kl_every=5 if cell in STEPS else 1)
         returns = cell in ("return", "nowhere")
         trained = tiny.trainer(
             out / "run",
-            reward=steered.some_unsolvable,
             max_steps=STEPS.get(cell, SHORT),
             # Three groups of four on two ranks of six rows: the middle one straddles them.
             per_device_train_batch_size=6,
             save_strategy="steps" if returns or cell == "stop" else "no",
             save_steps=3 if returns else 100,
             logging_steps=50,
+            **(
+                {"max_completion_length": 48, "reward": tiny.has_digit}
+                if cell == "apart"
+                else {"reward": steered.some_unsolvable}
+            ),
             cls=MonitoredGRPOTrainer if returns else None,
             extra={"rlmon": config} if returns else None,
         )
@@ -130,6 +143,7 @@ def one_run(out: Path, cell: str) -> None:
         json.dumps(
             {
                 "weights": digest.hexdigest(),
+                "pushed": sum(pushed),
                 "step": trained.state.global_step,
                 "beta": trained.beta,
                 "entropy_coef": trained.entropy_coef,

@@ -101,7 +101,7 @@ def test_what_is_read_does_not_depend_on_how_many_ranks_there_are(
         round_of(number, sources=late(number, names), prompts=18, group=4, narrow={"täsk 1": min(1.0, number / 12)})
         for number in range(ROUNDS)
     ]
-    rules = policy("hold", "spread", "suspect", "bound")
+    rules = policy("hold", "apart", "spread", "suspect", "bound")
     alone = Run(tmp_path / "1", 1, rounds, group=4, policy=rules)
     assert not any(record.faults for record in alone.records[0])
     assert {block.source for record in alone.records[0] for block in record.blocks} == set(
@@ -114,7 +114,7 @@ def test_what_is_read_does_not_depend_on_how_many_ranks_there_are(
         assert [rule.off for rule in [monitor.controller for monitor in split.monitors]] == [None] * world
         split.close()
         assert_alike(acts(split), acts(alone))
-        assert {act[1] for act in acts(split)} >= {"hold", "bound"}
+        assert {act[1] for act in acts(split)} >= {"hold", "apart", "bound"}
         assert rlmon.open_run(split.folder).rollouts().num_rows == ROUNDS * 72
 
 

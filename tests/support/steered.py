@@ -33,7 +33,7 @@ CONTINUING: dict[str, dict[str, Any]] = {
     "hold": {"when": "always", "do": "mode_marginal", **QUICK},
     "apart": {
         "when": "always",
-        "do": {"action": "hold", "opening": 1.0, "sketch": 1.0, "moves": 1.0, "bounds": [0.1, 2.0], "at": 1.0},
+        "do": {"action": "hold", "opening": 1.0, "sketch": 1.0, "moves": 1.0, "kappa": 0.1, "bounds": [0.1, 0.1]},
         **QUICK,
     },
     "budget": {"when": above(KL, 1e-4), "do": {"action": "kl_penalty", "start": 0.05, "factor": 1.2}, **QUICK},

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,11 +13,22 @@ from rlmon.baseline import Baseline
 from rlmon.interventions import hold
 from rlmon.interventions.hold import Hold, HoldState, Mean, Seen
 from rlmon.interventions.intervention import Round, RuleState
+from rlmon.interventions.kernels import Facts, Floats
 from rlmon.interventions.policy import Policy
 from rlmon.interventions.setting import MetricFacts, Setting
 
 A, B = 11, -(2**62)
 BY_FORMAT = Hold(format=1.0, across=0.0, bound=10.0, of_gap=0.95)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HoldAnswers(Hold):
+    """Hold the variety of final answers."""
+
+    name = "hold_answers"
+
+    def alike(self, one: Facts, other: Facts) -> Floats:
+        return (one["answer"][:, None] == other["answer"]) * 1.0
 
 
 def known(settings=BY_FORMAT, **given):
@@ -156,14 +168,15 @@ class TestSteering:
         assert hold.control(BY_FORMAT, state, 0.0) is None or hold.control(BY_FORMAT, state, 0.0) == 0.0
         lowered = hold.control(BY_FORMAT, state, 1.0)
         assert lowered == pytest.approx(1.0 + 0.5 * math.log(0.94))
-        assert hold.control(BY_FORMAT, state, 0.03) == 0.0
+        assert hold.control(BY_FORMAT, state, 0.03) == 0.0, "and never less"
         far = known(now=0.1, best=0.2)
         assert not pushed(group([A, A, A, B]), state=far).any(), "whatever kappa still is"
 
     def test_above_it_kappa_begins_and_grows(self):
         state = known(now=0.3, best=0.2)
         assert hold.control(BY_FORMAT, state, 0.0) == 0.5
-        assert hold.control(BY_FORMAT, state, 1.0) == pytest.approx(1.0 + 0.5 * math.log(0.3 / 0.25))
+        for kappa in (1.0, 0.1):
+            assert hold.control(BY_FORMAT, state, kappa) == pytest.approx(kappa + 0.5 * math.log(0.3 / 0.25))
         assert hold.control(BY_FORMAT, known(now=1.0, best=0.2), 1.0) == pytest.approx(1.35), "by .7 at most"
         assert hold.control(BY_FORMAT, known(now=1.0, best=0.2), 1.9) == 2.0
 
@@ -259,6 +272,18 @@ class TestRule:
         rules = {name: {"when": "always", "do": {"action": "hold", name: 1.0}} for name in ("format", "sketch")}
         policy = Policy.from_dict({"rules": rules})
         assert [rule.action.knob for rule in policy.rules] == ["hold (format)", "hold (sketch)"]
+
+    def test_a_kernel_of_ones_own_is_a_subclass(self):
+        """Answers 1 1 1 2 in four formats: as A A A B above."""
+        given = {
+            "rules": {"answers": {"when": "always", "do": {"action": "hold_answers", "across": 0.0, "bound": 3.0}}}
+        }
+        (rule,) = Policy.from_dict(given, actions=[HoldAnswers]).rules
+        assert (rule.action.knob, set(rule.action.reads)) == ("hold_answers", set())
+        table = group([1, 2, 3, 4], answer=[1, 1, 1, 2])
+        assert pushed(table, settings=rule.action) == pytest.approx([-2 / 3] * 3 + [2.0])
+        both = HoldAnswers(sketch=1.0)
+        assert (both.knob, set(both.reads)) == ("hold_answers (sketch)", {"sketch"})
 
     def test_what_cannot_work_is_said(self):
         known_moves = {"rlmon/moves/effective_within": MetricFacts(low=1.0, high=None, missing="no vocabulary")}
