@@ -32,7 +32,7 @@ help:
 	@echo 'make bench-ppo    PPO beside the PPOTrainer that TRL had until 1.12, in an environment of its own (fetches it)'
 	@echo 'make smollm2      20 monitored GRPO steps of a real SmolLM2-135M on the CPU (fetches 93 MB)'
 	@echo 'make real-run     what narrows on SmolLM2-135M, arm by arm, resumable (ARGS=--pilot, --hours 2, --tables)'
-	@echo 'make pictures     the pictures of docs/, from a quick demo (needs chromium)'
+	@echo 'make pictures     the pictures of docs/, from a quick demo and one run more (needs chromium)'
 	@echo 'make test-matrix  the TRL tests on TRL $(TRL_VERSIONS)'
 
 install: $(INSTALLED)
@@ -90,6 +90,8 @@ real-run: $(INSTALLED)
 
 pictures: $(INSTALLED)
 	test -f out/pictures/demo.json || $(BIN)/rlmon demo --quick --out out/pictures
+	test -d out/pictures/tensorboard/rlmon || $(BIN)/python trainers/train_grpo.py --config configs/grpo.yaml \
+		--report_to tensorboard --output_dir out/pictures/tensorboard
 	$(BIN)/python scripts/pictures.py out/pictures docs/pictures
 
 test-matrix: $(INSTALLED)

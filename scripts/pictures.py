@@ -3,7 +3,8 @@
     rlmon demo --quick && python scripts/pictures.py out/demo docs/pictures
 
 Pages and terminals are what the commands in ``COMMANDS`` make of the demo's runs, in a folder called ``runs``, so that
-no path of this machine is seen. A headless Chromium without a network looks at them.
+no path of this machine is seen. TensorBoard shows the event file of the run in ``tensorboard`` beside them, which is
+trained by ``make pictures``. A headless Chromium without a network looks at them.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from rlmon.report.demo import caption_of, load, name_of, shares_of
+from rlmon.report.demo import build_page, caption_of, load, name_of, shares_of
 from rlmon.report.figure import (
     FIGURE_STYLE,
     LEFT,
@@ -53,7 +55,7 @@ class Shot:
     """One picture: what the browser looks at and through which window, in CSS pixels."""
 
     of: str
-    """A file that ``made`` makes, or the name of a server in ``served``."""
+    """A file that ``made`` makes, or a name in ``SERVED``."""
     width: int
     height: int
     """At most; less where the page ends before."""
@@ -61,6 +63,10 @@ class Shot:
     """What lies above is cut off: the list's head names a folder of this machine."""
     scheme: Literal["light", "dark"] = "light"
     scale: float = 1
+    tab: str = ""
+    """What of it: the part of the address behind ``#``."""
+    shown: str = ""
+    """It is complete when this text is there."""
 
 
 PICTURES = {
@@ -74,6 +80,19 @@ PICTURES = {
     "ci-summary.png": Shot(of="summary.html", width=900, height=1000),
     "live-list.png": Shot(of="list", width=1400, height=900, top=52),
     "trackio.png": Shot(of="trackio", width=1400, height=1010),
+    "tensorboard-charts.png": Shot(
+        of="tensorboard", tab="custom_scalars", shown="Matches (10)", width=1240, height=950
+    ),
+    "tensorboard-text.png": Shot(
+        of="tensorboard",
+        tab="text&tagFilter=findings%2Fformat%7Csamples%7Cverdict",
+        shown="format-collapse:",
+        width=1240,
+        height=950,
+    ),
+    "tensorboard-histograms.png": Shot(
+        of="tensorboard", tab="histograms", shown="token_entropy_nats", width=1240, height=700
+    ),
 }
 """Every picture in docs/pictures."""
 
@@ -87,6 +106,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 """What is typed for a file: a page is written by the command, the others show what it prints."""
 
+EVENT_FILE = "tensorboard/runs/*/events.out.tfevents.*"
+"""Below the demo's folder: what the trainer and rlmon wrote for TensorBoard."""
 TERMINAL_COLUMNS = 110
 # No font from elsewhere: the file is looked at without a network.
 TERMINAL = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -148,6 +169,8 @@ def main() -> None:
     if unknown := sorted(set(given.names) - set(PICTURES)):
         parser.error(f"no picture is called {', '.join(unknown)}; they are {', '.join(PICTURES)}")
     shots = {name: PICTURES[name] for name in given.names or PICTURES}
+    if any(shot.of == "tensorboard" for shot in shots.values()) and not list(given.demo.glob(EVENT_FILE)):
+        parser.error(f"{given.demo} holds no run that TensorBoard can show; type: make pictures")
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -167,13 +190,16 @@ def runs_of(demo: Path, work: Path) -> None:
     """The demo's runs, in a folder with a name that may be seen."""
     for log in sorted(demo.glob("*-seed0/rlmon")):
         shutil.copytree(log, work / "runs" / log.parent.name / "rlmon")
+    for events in sorted(demo.glob(EVENT_FILE)):
+        (work / "curves" / "run").mkdir(parents=True, exist_ok=True)
+        shutil.copy(events, work / "curves" / "run")
 
 
 def made(name: str, demo: Path, work: Path) -> Path:
     """The file ``name`` in ``work``. Raises ``SystemExit`` with what the command said where it could not be made."""
     file = work / name
     if name == "demo.html":
-        shutil.copy(demo / name, file)
+        file.write_text(build_page(*load(demo)), encoding="utf-8")
     elif name == "arms.html":
         file.write_text(DRAWING.format(svg=of_all_arms(demo)), encoding="utf-8")
     else:
@@ -241,17 +267,18 @@ def of_all_arms(demo: Path) -> str:
 
 
 @contextlib.contextmanager
-def serving(work: Path) -> Iterator[str]:
-    """The address of ``rlmon serve runs``, which ends with the context."""
+def serving(command: tuple[str, ...], work: Path) -> Iterator[str]:
+    """The address that a server says, which ends with the context."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    command = [sys.executable, "-m", "rlmon.cli", "serve", "runs", "--port", "0"]
-    with subprocess.Popen(command, cwd=work, env=environment, stdout=subprocess.PIPE, text=True) as server:
+    started = [sys.executable, "-m", *command]
+    with subprocess.Popen(
+        started, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
         try:
             assert server.stdout is not None
-            line = server.stdout.readline()
-            address = re.search(r"http://\S+", line)
+            address = next((found for line in server.stdout if (found := re.search(r"http://127\S+", line))), None)
             if address is None:
-                raise SystemExit(f"rlmon serve said no address: {line!r}")
+                raise SystemExit(f"{' '.join(command)} said no address")
             yield address[0]
         finally:
             server.terminate()
@@ -285,7 +312,15 @@ def trackio_of(work: Path) -> Iterator[str]:
     dashboard.close()
 
 
-SERVED: dict[str, Callable[[Path], contextlib.AbstractContextManager[str]]] = {"list": serving, "trackio": trackio_of}
+SERVED: dict[str, Callable[[Path], contextlib.AbstractContextManager[str]]] = {
+    "list": partial(serving, ("rlmon.cli", "serve", "runs", "--port", "0")),
+    # Its fast way to load is a program of its own, which a stopped TensorBoard leaves behind.
+    "tensorboard": partial(
+        serving,
+        ("tensorboard.main", "--logdir", "curves", "--host", "127.0.0.1", "--port", "0", "--load_fast=false"),
+    ),
+    "trackio": trackio_of,
+}
 """Pages that a program serves while it is looked at."""
 
 
@@ -314,7 +349,10 @@ def photograph(browser: Any, address: str, shot: Shot) -> bytes:
         reduced_motion="reduce",
     )
     page = context.new_page()
-    page.goto(address)
+    page.goto(f"{address}#{shot.tab}" if shot.tab else address)
+    if shot.shown:
+        page.get_by_text(shot.shown).first.wait_for(timeout=120_000)
+        page.wait_for_timeout(3_000)  # charts come one after the other
     if shot.of == "list":
         # Every run has a verdict, and that of the one that fails is an audit's: its detectors speak before.
         page.locator(".run .badge:not(:text-is('READING'))").nth(2).wait_for(timeout=60_000)
@@ -326,7 +364,8 @@ def photograph(browser: Any, address: str, shot: Shot) -> bytes:
     page.wait_for_timeout(500)
     end = int(page.evaluate("document.documentElement.getBoundingClientRect().bottom + scrollY"))
     seen: bytes = page.screenshot(
-        clip={"x": 0, "y": shot.top, "width": shot.width, "height": min(end, shot.height) - shot.top}
+        clip={"x": 0, "y": shot.top, "width": shot.width, "height": min(end, shot.height) - shot.top},
+        timeout=120_000,
     )
     context.close()
     return seen

@@ -257,8 +257,9 @@ def _headline(
         parts.append(f"Formats in use cannot be told apart ({formats.last_a:.2f} and {formats.last_b:.2f})")
     parts += _rewards(names, by_name, runs)
     if reward is not None:
-        word = "" if reward.distinct else ", which may be noise"
-        parts.append(f"{right}'s reward ends {reward.difference:+.3f} from {left}'s{word}")
+        noise = "" if reward.distinct else ", which may be noise"
+        word = "lower" if reward.difference < 0 else "higher"
+        parts.append(f"{right}'s reward ends {abs(reward.difference):.3f} {word}{noise}")
     if not parts:
         distinct = [row.name for row in metrics if row.distinct]
         parts.append(

@@ -158,6 +158,7 @@ def _run(audit: Audit) -> dict[str, Any]:
     return {
         **run,
         **{key: _pairs(run[key]) for key in ("coverage", "baseline", "config")},
+        "read": phrases.coverage_facts(audit),
         "notes": list(audit.run.notes),
     }
 

@@ -91,9 +91,9 @@ def run_line(audit: Audit) -> str:
 
 
 def baseline_line(audit: Audit) -> str:
-    """``early_rounds: 32 prompts, 256 completions, steps 1 to 4``."""
+    """``early rounds: 32 prompts, 256 completions, steps 1 to 4``."""
     baseline = dict(audit.run.baseline)
-    kind = one_line(str(baseline.pop("kind", "none")), 40)
+    kind = facts_key(baseline.pop("kind", "none"))
     steps = baseline.pop("steps", None)
     parts = [f"{facts_value(value)} {facts_key(key)}" for key, value in baseline.items() if value is not None]
     if isinstance(steps, (list, tuple)) and len(steps) > 1:
@@ -105,11 +105,17 @@ def baseline_line(audit: Audit) -> str:
 
 def coverage_line(audit: Audit) -> str:
     """What the numbers rest on; what is zero or empty is left out, but never all of it."""
+    return ", ".join(f"{key} {value}" for key, value in coverage_facts(audit)) or "nothing"
+
+
+def coverage_facts(audit: Audit) -> list[tuple[str, str]]:
+    """Names and values of what was read, in words, without what is zero or empty."""
     facts = {key: value for key, value in audit.run.coverage.items() if value not in (None, 0, "", [], {}, ())}
     if isinstance(columns := facts.get("columns"), Mapping):
         facts["columns"] = ", ".join(f"{len(names)} {facts_key(how)}" for how, names in columns.items() if names)
-    shown = facts or dict(list(audit.run.coverage.items())[:1])
-    return ", ".join(f"{facts_key(key)} {facts_value(value)}" for key, value in shown.items())
+    if isinstance(budget := facts.pop("text_budget", None), Mapping) and budget["rows"] < audit.run.coverage["rows"]:
+        facts["words compared on"] = f"{facts_value(budget['rows'])} of them"
+    return [(facts_key(key), facts_value(value)) for key, value in facts.items()]
 
 
 def facts_key(key: Any) -> str:

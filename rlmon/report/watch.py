@@ -17,6 +17,7 @@ from rich.text import Text
 
 import rlmon.detectors as detectors
 from rlmon.acts import entries
+from rlmon.audit.clauses import percent
 from rlmon.metrics.catalog import METRICS
 from rlmon.printable import one_line
 from rlmon.records import SEVERITIES, verdict
@@ -179,8 +180,10 @@ def _duration(seconds: float) -> str:
 
 
 def _news(view: View) -> Iterator[RenderableType]:
-    counted = ", ".join(f"{count} {one_line(name, 10)}" for name, count in view.finding_counts.items())
-    yield Text(f"Newest findings (of {counted})", style="dim")
+    counted = ", ".join(
+        f"{view.finding_counts[name]} {name.upper()}" for name in reversed(SEVERITIES) if view.finding_counts[name]
+    )
+    yield Text(f"Newest findings (of {counted or len(view.findings)})", style="dim")
     for finding in view.findings:
         severity = str(finding.get("severity"))
         line = Text(no_wrap=True, overflow="ellipsis")
@@ -270,7 +273,8 @@ def _modes(view: View, width: int) -> Table | None:
         cells = 20 if width < WIDE else 14
         filled = min(max(round(share * cells), 0), cells)
         bar = Text("█" * filled, style="cyan").append("░" * (cells - filled), style="dim")
-        table.add_row(Text(one_line(name, 40)), Text(number(bases.get(name))), Text(f"→ {share:.2f}", style=style), bar)
+        was = number(None) if (base := bases.get(name)) is None else percent(base)
+        table.add_row(Text(one_line(name, 40)), Text(was), Text(f"→ {percent(share)}", style=style), bar)
     return table
 
 

@@ -267,7 +267,9 @@ def _verdict(told: Told | None, view: View | None) -> tuple[str, str]:
         return audited, told.said
     if view is not None and live:
         spoken = [finding for finding in view.findings if finding.get("severity") == live]
-        return live, one_line(str(spoken[-1].get("message"))) if spoken else ""
+        if not spoken:
+            return live, ""
+        return live, one_line(f"Its detectors, at step {spoken[-1].get('step')}: {spoken[-1].get('message')}")
     return "pending", "" if view is None else "No detector has spoken so far."
 
 

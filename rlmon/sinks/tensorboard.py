@@ -18,19 +18,9 @@ from rlmon.runlog import open_run
 from rlmon.sinks import Sink
 from rlmon.sinks.alerts import Alerts
 from rlmon.sinks.numbers import numbers_of
+from rlmon.sinks.tables import MAX_TABLE_ROWS
 
-MAX_TABLE_ROWS = 32
-MAX_CELL_CHARACTERS = 1_000
-SAMPLE_COLUMNS = (
-    "mode",
-    "mode_change",
-    "reward",
-    "advantage",
-    "completion_tokens",
-    "truncated",
-    "prompt",
-    "completion",
-)
+MAX_TEXT_CHARACTERS = 1_000
 
 
 def charts() -> dict[str, dict[str, list[Any]]]:
@@ -93,13 +83,10 @@ class TensorBoardSink(Sink):
             self._sum_up(writer, finding.step)
 
     def table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The rows as a Markdown table."""
+        """The rows as paragraphs: beside a long text TensorBoard breaks the short cells of a table letter by letter."""
         writer = self._writer()
-        if writer is None:
-            return
-        lines = [" | ".join(_escaped(column) for column in SAMPLE_COLUMNS), " | ".join("---" for _ in SAMPLE_COLUMNS)]
-        lines += [" | ".join(_cell(row.get(column)) for column in SAMPLE_COLUMNS) for row in rows[:MAX_TABLE_ROWS]]
-        writer.add_text("rlmon/samples", "\n".join(f"| {line} |" for line in lines), step)
+        if writer is not None:
+            writer.add_text("rlmon/samples", "\n\n".join(map(_sample, rows[:MAX_TABLE_ROWS])), step)
 
     def _writer(self) -> Any:
         return self._given() if callable(self._given) else self._given
@@ -140,15 +127,28 @@ def _add_histogram(writer: Any, name: str, histogram: Histogram, step: int) -> N
     )
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return _escaped(value if isinstance(value, str) else str(value))
+def _sample(row: Mapping[str, Any]) -> str:
+    """``**json**, dying, reward 1, advantage -0.35, 7 tokens``, and quoted below it the prompt and the completion."""
+
+    def part(column: str, words: str = "{}") -> str:
+        value = row.get(column)
+        if value is None:
+            return ""
+        return words.format(_escaped(f"{value:.4g}" if isinstance(value, float) else str(value)))
+
+    about = (
+        part("mode", "**{}**"),
+        part("mode_change"),
+        part("reward", "reward {}"),
+        part("advantage", "advantage {}"),
+        part("completion_tokens", "{} tokens"),
+        "truncated" if row.get("truncated") else "",
+    )
+    texts = (part("prompt", "*{}*"), part("completion"))
+    return "\n\n".join([", ".join(filter(None, about)), *(f"> {text}" for text in texts if text)])
 
 
 def _escaped(text: str) -> str:
     """One line that is neither Markdown nor HTML, whatever a completion holds."""
-    shown = one_line(text, MAX_CELL_CHARACTERS)
+    shown = one_line(text.strip(), MAX_TEXT_CHARACTERS)
     return "".join(one if one.isalnum() or one in " ,:;" else f"&#{ord(one)};" for one in shown)

@@ -135,7 +135,7 @@ def test_watch_shows_it_once(log: Path) -> None:
     stream = io.StringIO()
     Console(file=stream, width=120, highlight=False).print(frame(view, width=120, now_unix_seconds=0.0))
     text = stream.getvalue()
-    assert "Newest findings (of 1 note)" in text
+    assert "Newest findings (of 1 NOTE)" in text
     # Once as what was said, once as the detector's state.
     assert [line.split()[:2] for line in text.splitlines() if line.startswith("NOTE")] == [
         ["NOTE", "step"],

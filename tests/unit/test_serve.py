@@ -178,7 +178,7 @@ def test_what_a_detector_says_is_in_the_list_before_any_audit_knows_it(
     assert settled(client)["run"]["verdict"] == "insufficient"
     log.writer.append_event("finding", make_runlog.finding(3, severity="fail", message="formats went <b>away</b>"))
     row = settled(client, lambda rows: rows["run"]["verdict"] == "fail")["run"]
-    assert row["said"] == "formats went <b>away</b>"
+    assert row["said"] == "Its detectors, at step 3: formats went <b>away</b>"
     assert len(worker.asked) == 1
 
 

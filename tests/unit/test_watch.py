@@ -138,7 +138,7 @@ def test_base_and_now_of_the_headline_metrics(tmp_path: Path) -> None:
     text = drawn(view)
     assert "0.975  → 0.62 nats" in text
     row = next(line for line in text.split("\n") if " json " in f" {line} ")
-    assert "→ 0.60" in row
+    assert "→ 60 %" in row
 
 
 @pytest.mark.parametrize(("statistic", "said"), [("all_good", "nats from a note)"), ("all_bad", "nats from an alarm)")])
@@ -185,7 +185,7 @@ def test_findings_actions_and_faults(tmp_path: Path) -> None:
     writer.close()
     text = drawn(read(View(tmp_path)))
     # 5 are shown of 8 findings, in order of steps.
-    assert "Newest findings (of 8 warn)" in text
+    assert "Newest findings (of 8 WARN)" in text
     lines = [line.split()[:3] for line in text.split("\n") if line.startswith(("WARN", "DECIDED"))]
     assert lines == [["WARN", "step", str(s)] for s in (4, 5, 6, 7, 8)] + [["DECIDED", "step", "9"]]
     assert "FAULT metrics.formats, 18 times: ValueError: odd" in text

@@ -71,9 +71,8 @@
   const kind = find(run.baseline, "kind");
   fact("Baseline", kind ? words(kind) : "none", run.baseline.filter(([key, value]) => key !== "kind" && !isNothing(value))
     .map(([key, value]) => (key === "steps" && Array.isArray(value) ? `steps ${facts(value[0])} to ${facts(value.at(-1))}` : `${facts(value)} ${words(key)}`)).join(", "));
-  const coverage = run.coverage.filter(([, value]) => !isNothing(value));
-  fact("What was read", coverage.length ? `${facts(coverage[0][1])} ${words(coverage[0][0])}` : "nothing",
-    coverage.slice(1, 4).map(([key, value]) => `${words(key)}: ${line(facts(value), 90)}`).join("; "));
+  fact("What was read", run.read.length ? `${run.read[0][1]} ${run.read[0][0]}` : "nothing",
+    run.read.slice(1, 4).map(([key, value]) => `${key} ${line(value, 90)}`).join("; "));
   fact("Read as", line(run.reader, 60), line(run.source, 160));
   $("notes").append(...[...data.missing, ...run.notes].map((note) => el("li", {}, line(note, 600))));
 

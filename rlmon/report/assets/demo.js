@@ -40,12 +40,12 @@
     `The same tiny base model, trained with the same GRPO on the same arithmetic questions, ${demo.seeds.length} ` +
     `seed${demo.seeds.length > 1 ? "s" : ""} per arm. ` +
     (lost.length
-      ? `Unprotected, ${winners.join(" or ")} ends with ${range(lost, "top_share")} of all completions. ` : "") +
+      ? `Unprotected, ${winners.join(" or ")} ends with ${percents(lost.map((run) => run.top_share))} of all completions. ` : "") +
     (kept.length
       ? `With a KL penalty (beta ${demo.arms.kl.beta}) accuracy still rises and ${range(kept, "effective_formats", 1)} ` +
-        `formats in use of ${fixed(base.effective_formats, 1)} stay. ` : "") +
+        `formats stay in use (base: ${fixed(base.effective_formats, 1)}). ` : "") +
     (guarded.length
-      ? `With the policy ${demo.arms.protect.policy}, ${range(guarded, "effective_formats", 1)} stay ` +
+      ? `With the policy ${demo.arms.protect.policy}, ${range(guarded, "effective_formats", 1)} stay in use ` +
         `(${percents(guarded.map((run) => run.kept.correct))} of the base’s among correct answers), at accuracy ${range(guarded, "accuracy", 3)}` +
         `${lost.length ? ` against ${range(lost, "accuracy", 3)} unprotected` : ""}.` : "");
   if (guarded.length) show("how");

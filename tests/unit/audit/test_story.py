@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from audit_rows import audited, chance, check, draw, in_mode, mixed, opened, table, told
+from page_parts import data_of
 
 from rlmon.audit import events, examples, heat, incidents, story
 from rlmon.audit import mode_stories as modes
 from rlmon.audit.result import Audit
+from rlmon.report import phrases
+from rlmon.report.audit import build_page
 
 
 def dying(t: float) -> tuple[float, ...]:
@@ -216,12 +219,17 @@ def test_facts_of_the_run() -> None:
     run = opened(
         rows, table(evaluation), config={"beta": 0.1}, notes=["read by hand"], scalars={"entropy": [(20, 1.0)]}
     )
-    facts = audited(run).run
+    found = audited(run)
+    facts = found.run
     assert (facts.steps, facts.first_step, facts.last_step) == (13, 1, 20)
     assert (facts.completions, facts.eval_completions, facts.prompts, facts.group_size) == (195, 3, 49, 4)
     assert facts.coverage["rows"] == 195
     assert facts.coverage["steps_without_rows"] == 1
     assert facts.coverage["text_budget"]["rows"] == 192
+    read = phrases.coverage_line(found)
+    assert read.startswith("rows 195, steps without rows 1, ")
+    assert read.endswith(", words compared on 192 of them")
+    assert dict(data_of(build_page(found))["run"]["read"])["words compared on"] == "192 of them"
     assert facts.config == {"beta": 0.1}
     assert facts.notes == ["read by hand"]
 

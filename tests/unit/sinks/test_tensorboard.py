@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import pytest
 from rlmon.metrics.catalog import METRICS
 from rlmon.records import Histogram
 from rlmon.runlog import RunLogWriter, next_attempt
-from rlmon.sinks.tensorboard import MAX_TABLE_ROWS, TensorBoardSink, charts
+from rlmon.sinks.tables import MAX_TABLE_ROWS
+from rlmon.sinks.tensorboard import TensorBoardSink, charts
 
 pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -90,16 +93,26 @@ def test_text_of_the_run_is_neither_markup_nor_endless(tmp_path: Path, header: M
     sink = TensorBoardSink(writer)
     sink.open(header())
     hostile = "a | b\n\n# big <script>x</script> [l](javascript:1) \x1b[2J " + "y" * 10_000
-    sink.table(5, [{"mode": "prose", "reward": 0.5, "completion": hostile}] * 100)
+    row = {
+        "mode": "prose", "mode_change": "dying", "reward": 1 / 3, "advantage": None, "completion_tokens": 7,
+        "truncated": True, "prompt": " What is 1 * 2?\n", "completion": hostile,
+    }  # fmt: skip
+    sink.table(5, [row] * 100)
     sink.close()
     writer.close()
     [(number, text)] = texts(read(tmp_path), "rlmon/samples")
-    lines = text.splitlines()
     assert number == 5
-    assert len(lines) == 2 + MAX_TABLE_ROWS
-    assert {line.count("|") for line in lines} == {lines[0].count("|")}
-    assert not set("<>[]`\x1b") & set(text)
     assert len(text) < MAX_TABLE_ROWS * 7_000
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what TensorBoard brings along
+        from tensorboard.plugin_util import markdown_to_safe_html
+    shown = markdown_to_safe_html(text)
+    about, prompt, completion = (html.unescape(one) for one in re.findall("<p>(.*?)</p>", shown)[:3])
+    assert about == "<strong>prose</strong>, dying, reward 0.3333, 7 tokens, truncated"
+    assert prompt == "<em>What is 1 * 2?</em>"
+    assert completion.startswith(r"a | b\n\n# big <script>x</script> [l](javascript:1) \x1b[2J yyy")
+    assert len(re.findall("<blockquote>", shown)) == MAX_TABLE_ROWS
+    assert set(re.findall(r"<(\w+)", shown)) == {"p", "strong", "em", "blockquote"}
 
 
 def test_nothing_is_written_while_the_trainer_has_no_writer(header: Make, step: Make, finding: Make) -> None:
