@@ -15,12 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 from rlmon.config import WEBHOOK_FORMAT, WEBHOOK_URL
 from rlmon.errors import ConfigError
 
+Message = TypeVar("Message")
 Format = Literal["json", "slack", "discord"]
 FORMATS: tuple[Format, ...] = ("json", "slack", "discord")
 HOSTS: Mapping[str, Format] = {
@@ -161,15 +162,15 @@ def _in_words(cause: BaseException | str) -> str:
     return f"it cannot be reached ({type(cause).__name__})"
 
 
-class Outbox:
-    """Posts messages one after the other from a daemon thread, which begins with the first of them.
+class Outbox(Generic[Message]):
+    """Posts messages one after the other from a daemon thread of this name, which begins with the first of them.
 
     Nobody waits for it but ``close``. ``post`` is what posts one, and must not raise.
     """
 
-    def __init__(self, post: Callable[[bytes], Answer]) -> None:
-        self._post = post
-        self._waiting: deque[bytes] = deque()
+    def __init__(self, post: Callable[[Message], Answer], name: str = "rlmon-webhook") -> None:
+        self._post, self._name = post, name
+        self._waiting: deque[Message] = deque()
         self._news = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -177,7 +178,7 @@ class Outbox:
         self.why_not: str | None = None
         """Why the first of those that were given up did not arrive; ``None``: none was."""
 
-    def put(self, message: bytes) -> None:
+    def put(self, message: Message) -> None:
         """Have the message posted. Of those that wait, the oldest is given up where there are too many."""
         with self._news:
             if len(self._waiting) == MOST_WAITING:
@@ -185,7 +186,7 @@ class Outbox:
                 self._give_up(f"more than {MOST_WAITING} were waiting")
             self._waiting.append(message)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="rlmon-webhook", daemon=True)
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
                 self._thread.start()
             self._news.notify()
 
@@ -214,7 +215,7 @@ class Outbox:
                 with self._news:
                     self._give_up(why_not)
 
-    def _delivered(self, message: bytes) -> str | None:
+    def _delivered(self, message: Message) -> str | None:
         """Try until it is taken, or there is no sense in it; why it was not taken."""
         answer = self._post(message)
         for pause in PAUSES_SECONDS:

@@ -7,9 +7,11 @@ wandb is never imported before somebody else has.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,12 @@ from rlmon.records import Action, Finding, Histogram, RunHeader, StepRecord
 from rlmon.sinks import Sink
 from rlmon.sinks.alerts import LEVELS, Alerts
 from rlmon.sinks.numbers import numbers_of
+from rlmon.sinks.posting import Answer, Outbox
 from rlmon.sinks.tables import ACT_COLUMNS, FINDING_COLUMNS, MAX_ACTS, MAX_FINDINGS, NewestRows, Told, put_act
 from rlmon.sinks.wandb_tables import SUMMARIES, SampleTable
+
+CLOSE_SECONDS = 10.0
+"""Longest that the end of training waits for tables that are on their way to a run on the server."""
 
 
 class WandbSink(Sink):
@@ -39,7 +45,11 @@ class WandbSink(Sink):
         self._acts = NewestRows(ACT_COLUMNS, MAX_ACTS)
         self._findings = NewestRows(FINDING_COLUMNS, MAX_FINDINGS)
         self._samples = SampleTable()
+        self._outbox = Outbox(_done, "rlmon-wandb-tables")
         self._step = 0
+        self._missed = False
+        """The run was found finished, and that was said."""
+        self._file_seen = False
 
     def open(self, header: RunHeader) -> None:
         """Take what goes into W&B's config, under ``rlmon``; of a run that goes on, what was found before."""
@@ -49,22 +59,26 @@ class WandbSink(Sink):
             self._findings.put(finding.finding_id, Told(finding))
 
     def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
-        """One log call with the step's measured metrics and histograms, and with the tables that are due."""
+        """One log call with the step's measured metrics and histograms, and one with the tables that are due."""
         wandb = sys.modules.get("wandb")
         run = None if wandb is None else wandb.run
         if wandb is None or run is None:
+            self._miss(step.step)
             return
         is_new = run is not self._run
         if is_new:
-            self._meet(run)
+            self._meet(run, step.step)
+        self._check_file(run)
+        if self._outbox.why_not is not None:
+            raise RuntimeError(f"a table could not be logged: {self._outbox.why_not}")
         row: dict[str, Any] = {AXIS: step.step}
         row |= {_metric_name(name): value for name, value in numbers_of(step, self._alerts.gravest).items()}
         for name, histogram in histograms.items():
             counted = (list(histogram.counts), list(histogram.edges))
             row[_metric_name(name)] = wandb.Histogram(np_histogram=counted)
         self._step = step.step
-        row |= {name: _table(wandb, kept, step.step) for name, kept in self._kept.items() if kept.due(step.step)}
         run.log(row)
+        self._log_kept(wandb, [name for name, kept in self._kept.items() if kept.due(step.step)])
         if is_new and self._settings.get("rlmon_wandb_view", True):
             make_view_beside(run, self._say)
 
@@ -86,7 +100,8 @@ class WandbSink(Sink):
         """The rows, in one table with those of other steps."""
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None and wandb.run is self._run:
-            self._run.log({AXIS: step, "rlmon/samples": self._samples.of(wandb, rows)})
+            samples = self._samples
+            self._log_tables(lambda: {AXIS: step, "rlmon/samples": samples.of(wandb, rows)})
 
     def close(self) -> None:
         """Write the last findings and acts, the verdict of a run that came to its end without a finding, and the
@@ -95,9 +110,9 @@ class WandbSink(Sink):
         # The trainer's integration may have finished the run before us.
         if wandb is not None and wandb.run is not None and wandb.run is self._run:
             self._sum_up()
-            row = {name: _table(wandb, kept, self._step) for name, kept in self._kept.items() if kept.unsent}
-            if row:
-                self._run.log({AXIS: self._step, **row})
+            self._log_kept(wandb, [name for name, kept in self._kept.items() if kept.unsent])
+            if left := self._outbox.close(CLOSE_SECONDS):
+                self._say(f"{left} tables have not reached W&B {CLOSE_SECONDS:.0f} s after the end of training")
             what = str(self._settings.get("rlmon_wandb_artifacts", "none"))
             if what != "none" and self._log is not None:
                 from rlmon.sinks.wandb_artifact import log_artifact
@@ -110,11 +125,43 @@ class WandbSink(Sink):
     def _kept(self) -> Mapping[str, NewestRows]:
         return {"rlmon/findings": self._findings, "rlmon/interventions": self._acts}
 
+    def _log_kept(self, wandb: Any, names: Sequence[str]) -> None:
+        if names:
+            row = {AXIS: self._step, **{name: _table(wandb, self._kept[name], self._step) for name in names}}
+            self._log_tables(lambda: row)
+
+    def _log_tables(self, make: Callable[[], dict[str, Any]]) -> None:
+        """Log what ``make`` gives: at once where the run is offline, else from a thread. Before W&B takes a table it
+        asks the server about it, and the step would wait for the answer: 19 s where none comes."""
+        run = self._run
+        if run.offline:
+            run.log(make())
+        else:
+            self._outbox.put(lambda: run.log(make()))
+
     def _say(self, text: str) -> None:
         if self._settings.get("rlmon_console", True):
             say(text)
 
-    def _meet(self, run: Any) -> None:
+    def _miss(self, step: int) -> None:
+        """Say once that the run is no longer open."""
+        if self._run is not None and not self._missed:
+            self._missed = True
+            self._say(f"the W&B run was finished: what is measured from step {step} on is in the run log alone")
+
+    def _check_file(self, run: Any) -> None:
+        """Raise where an offline run's file was deleted: W&B writes on into nothing, and does not say so."""
+        if not run.offline:
+            return
+        is_there = os.path.exists(run.settings.sync_file)
+        if self._file_seen and not is_there:
+            raise FileNotFoundError(errno.ENOENT, "the file of the W&B run was deleted", run.settings.sync_file)
+        self._file_seen = is_there
+
+    def _meet(self, run: Any, step: int) -> None:
+        if self._run is not None:
+            self._say(f"another W&B run is open: what is measured from step {step} on is logged there")
+        self._missed = self._file_seen = False
         # Here, not in __init__: the trainer's integration defines its own metrics when training begins, and the
         # definition made last wins.
         run.define_metric("rlmon/*", step_metric=AXIS)
@@ -138,6 +185,14 @@ class WandbSink(Sink):
 
 def _table(wandb: Any, kept: NewestRows, step: int) -> Any:
     return wandb.Table(columns=list(kept.columns), data=kept.take(step), allow_mixed_types=True)
+
+
+def _done(log: Callable[[], None]) -> Answer:
+    try:
+        log()
+    except Exception as error:
+        return Answer(why_not=f"{type(error).__name__}: {error}")
+    return Answer()
 
 
 def _metric_name(name: str) -> str:

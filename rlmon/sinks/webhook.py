@@ -34,7 +34,7 @@ class WebhookSink(Sink):
     ``remark`` is told once that an alert did not arrive.
     """
 
-    _outbox: Outbox
+    _outbox: Outbox[bytes]
 
     def __init__(self, webhook: Webhook, log: Path | None = None, remark: Callable[[str], None] = say) -> None:
         self._webhook, self._log, self._remark = webhook, log, remark

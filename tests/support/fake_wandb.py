@@ -70,6 +70,8 @@ class Server:
     integrations: list[dict[str, Any]] = field(default_factory=list)
     rules: list[dict[str, Any]] = field(default_factory=list)
     status: int = 200
+    failing: set[str] = field(default_factory=set)
+    """Operations that are answered with 500."""
     stalls: threading.Event = field(default_factory=threading.Event)
     """While set, no request is answered."""
 
@@ -87,11 +89,20 @@ class Server:
             if known is None:
                 self.views.append(view)
             return {"upsertView": {"view": {"id": view["id"], "name": view["name"]}, "inserted": known is None}}
+        if name == "UpsertBucket":
+            of = {"id": "UHJvamVjdA==", "name": PROJECT, "entity": {"id": "RW50aXR5", "name": ENTITY}}
+            run = {**RUN, "name": variables["name"], "historyLineCount": 0, "project": of}
+            return {"upsertBucket": {"bucket": run, "inserted": True}}
+        if name == "CreateRunFiles":
+            files = [{"name": one, "uploadUrl": f"{self.address}/{quote(one)}"} for one in variables["files"]]
+            return {"createRunFiles": {"runID": "UnVu", "uploadHeaders": [], "files": files}}
+        if name == "OrganizationCoreWeaveOrganizationID":
+            return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
         if name == "Viewer":
             return {"viewer": {"id": "me", "entity": ENTITY, "username": "me", "flags": "{}", "teams": {"edges": []}}}
         if name == "GetDefaultEntity":
             return {"viewer": {"id": "VXNlcg==", "entity": ENTITY}}
-        if name == "ServerInfo":
+        if name in ("ServerInfo", "ServerFeaturesQuery"):
             return {"serverInfo": {"features": []}}
         if name == "upsertView":
             view = {**variables, "id": f"view-{len(self.views)}", "project": self.project(), "updatedAt": None}
@@ -182,6 +193,11 @@ def serving() -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            if self.path.endswith("/file_stream"):
+                self.rfile.read(int(self.headers["content-length"]))
+                server.asked.append("file_stream")
+                self.reply(server.status, b"{}")
+                return
             if self.path != "/graphql":  # what the client counts of its own use
                 self.send_error(404)
                 return
@@ -192,7 +208,7 @@ def serving() -> Iterator[Server]:
             server.asked.append(name)
             while server.stalls.is_set():
                 time.sleep(0.05)
-            status, data = server.status, {}
+            status, data = 500 if name in server.failing else server.status, {}
             if status == 200:
                 try:
                     assert name in known, f"{name} is no operation of the installed packages"
@@ -204,7 +220,13 @@ def serving() -> Iterator[Server]:
                     data = {"data": answer}
                 except AssertionError as error:
                     status, data = 400, {"errors": [{"message": str(error)}]}
-            text = json.dumps(data).encode()
+            self.reply(status, json.dumps(data).encode())
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.reply(server.status, b"")
+
+        def reply(self, status: int, text: bytes) -> None:
             self.send_response(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(text)))
