@@ -75,8 +75,8 @@ def step(value: int | None) -> str:
 def run_line(audit: Audit) -> str:
     """What was read, in one line: completions, prompts, group size, steps, reader."""
     run = audit.run
-    parts = [f"{run.completions:,} completions of {run.prompts:,} prompts"]
-    if run.group_size is not None:
+    parts = [f"{run.completions:,} completions of {run.prompts:,} prompts" if run.completions else "no completions"]
+    if run.group_size is not None and run.completions:
         parts[0] += f" in groups of {run.group_size}"
     if run.first_step is not None and run.last_step is not None:
         parts.append(f"steps {run.first_step} to {run.last_step}")
@@ -91,11 +91,11 @@ def run_line(audit: Audit) -> str:
 
 
 def baseline_line(audit: Audit) -> str:
-    """``early rounds: 32 prompts, 256 completions, steps 1 to 4``."""
+    """``early rounds: 32 prompts, 256 completions, steps 1 to 4``; of curves alone only the steps."""
     baseline = dict(audit.run.baseline)
     kind = facts_key(baseline.pop("kind", "none"))
     steps = baseline.pop("steps", None)
-    parts = [f"{facts_value(value)} {facts_key(key)}" for key, value in baseline.items() if value is not None]
+    parts = [f"{facts_value(value)} {facts_key(key)}" for key, value in baseline.items() if value]
     if isinstance(steps, (list, tuple)) and len(steps) > 1:
         parts.append(f"steps {facts_value(steps[0])} to {facts_value(steps[-1])}")
     elif steps:

@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -398,6 +399,8 @@ def test_each_column_is_listed_once_in_the_audit() -> None:
     # What counts the steps is in the note about the steps; the clock is no curve.
     assert sorted(listed) == sorted(first.keys() - {"global_step/max_steps", "epoch"})
     assert f"{len(columns['judged'])} judged, 4 kept, 3 without numbers" in phrases.coverage_line(found)
+    assert phrases.run_line(found).startswith("no completions, steps ")
+    assert re.fullmatch(r"first logged: steps? \d+( to \d+)?", phrases.baseline_line(found))
 
 
 def test_a_table_of_too_many_numbers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
