@@ -86,7 +86,7 @@ PICTURES = {
     "tensorboard-text.png": Shot(
         of="tensorboard",
         tab="text&tagFilter=findings%2Fformat%7Csamples%7Cverdict",
-        shown="format-collapse:",
+        shown="advantage",
         width=1240,
         height=950,
     ),
