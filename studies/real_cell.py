@@ -236,7 +236,8 @@ def training_settings(task: RealTask) -> dict[str, Any]:
         "per_device_train_batch_size": task.prompts_per_step * task.group_size,
         "num_generations": task.group_size,
         "max_completion_length": task.most_tokens,
-        "temperature": 1.0,
+        "temperature": task.temperature,
+        "entropy_target": task.entropy_target_nats,
         "beta": 0.0,
         "learning_rate": task.learning_rate,
         "lr_scheduler_type": "constant",
@@ -311,7 +312,7 @@ def judge(task: RealTask, dtype: str, adapter: Path | None) -> Result:
     model.eval()
     _, held_out = task.questions()
     asked = random.Random(EVALUATION_SEED).sample(held_out, min(HELD_OUT_PROMPTS, len(held_out)))
-    rows_PG = sampled(model, forward_base, AutoTokenizer.from_pretrained(task.model), asked, task.most_tokens)
+    rows_PG = sampled(model, forward_base, AutoTokenizer.from_pretrained(task.model), task, asked)
     return {
         **measured(rows_PG),
         "samples_per_prompt": SAMPLES,
@@ -326,7 +327,7 @@ def judge(task: RealTask, dtype: str, adapter: Path | None) -> Result:
 
 
 def sampled(
-    model: Any, base: Callable[..., Any], tokenizer: Any, asked: Sequence[Question], most_tokens: int,
+    model: Any, base: Callable[..., Any], tokenizer: Any, task: RealTask, asked: Sequence[Question],
     samples: int = SAMPLES, scored: int = SCORED_SAMPLES,
 ) -> list[list[Row]]:  # fmt: skip
     """``samples`` completions of each question; of the first ``scored``, entropy and KL to ``base`` too."""
@@ -338,7 +339,8 @@ def sampled(
             model,
             tokenizer,
             texts if each else [],
-            max_new_tokens=most_tokens,
+            max_new_tokens=task.most_tokens,
+            temperature=task.temperature,
             sequences_per_batch=SEQUENCES_PER_BATCH,
             seed=seed,
             copies=each,

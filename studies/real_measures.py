@@ -71,13 +71,14 @@ def effective_ways(equal: Sequence[int], pairs: Sequence[int]) -> float | None:
 def measured(rows_PG: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """What the samples of each prompt show, as a file keeps it.
 
-    ``by_prompt`` has for each prompt samples, right ones, and pairs of right ones that are equal by each of ``KINDS``.
+    ``by_prompt`` has for each prompt how many were sampled and right, and how many pairs of right ones are equal by
+    each of ``KINDS``.
     """
     rows = [row for group in rows_PG for row in group]
     right_PG = [[row for row in group if row.right] for group in rows_PG]
     right = [row for group in right_PG for row in group]
     by_prompt = {
-        "samples": [len(group) for group in rows_PG],
+        "sampled": [len(group) for group in rows_PG],
         "right": [len(group) for group in right_PG],
         **{name: [equal_pairs([row.kind(name) for row in group]) for group in right_PG] for name in KINDS},
     }
@@ -105,7 +106,7 @@ def scores(by_prompt: Mapping[str, Sequence[int]], prompts: Sequence[int]) -> di
     def of(name: str) -> list[int]:
         return [by_prompt[name][at] for at in prompts]
 
-    samples, right = of("samples"), of("right")
+    samples, right = of("sampled"), of("right")
     pairs = [math.comb(count, 2) for count in right]
     chances = {k: [pass_at(k, n, c) for n, c in zip(samples, right, strict=True)] for k in (1, 8)}
     return {

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlmon.lab.libraries import versions
-from studies.real_cell import RealArm, RealCell, Sitting, load_model, sampled, train
+from studies.real_cell import RealArm, RealCell, Sitting, load_model, sampled, told_by_the_log, train
 from studies.real_measures import Row, shares
 from studies.real_tasks import RealTask
 
@@ -63,50 +63,63 @@ def qualified(rows_PG: Sequence[Sequence[Row]]) -> Qualified:
     )
 
 
-def pilot(task: RealTask, dtype: str) -> str:
-    """What the base does on training prompts of ``task``, and the seconds of a step, in words.
+def pilot(task: RealTask, dtype: str) -> Iterator[str]:
+    """What the base does on training prompts of ``task``, and then the seconds of a step, line by line.
 
     ``PROMPTS`` prompts x ``SAMPLES`` samples, then ``TIMED_STEPS`` unprotected steps of which the last is timed.
     """
     from transformers import AutoTokenizer
 
-    began = time.perf_counter()
+    yield f"{task.name}: {task.about}"
+    began = time.process_time()
     model = load_model(task, dtype).eval()
     asked = list({repr(question.prompt): question for question in task.questions()[0]}.values())[:PROMPTS]
     tokenizer = AutoTokenizer.from_pretrained(task.model)
-    rows_PG = sampled(model, model, tokenizer, asked, task.most_tokens, samples=SAMPLES, scored=0)
-    found = qualified(rows_PG)
-    sampling = time.perf_counter() - began
-    wall, cpu = step_seconds(task, dtype)
+    rows_PG = sampled(model, model, tokenizer, task, asked, samples=SAMPLES, scored=0)
+    found, package = qualified(rows_PG), versions()
+    rows = [row for group in rows_PG for row in group]
+    yield (
+        f"  {len(asked)} training prompts x {SAMPLES} samples of the base, {time.process_time() - began:.0f} s of CPU; "
+        f"{dtype}, torch {package['torch']}, trl {package['trl']}, transformers {package['transformers']}"
+    )
+    yield (
+        f"  reward {found.reward:.3f}, silent prompts {found.silent:.2f}, "
+        f"tokens {sum(row.tokens for row in rows) / len(rows):.1f}"
+    )
+    yield f"  formats, all:             {_told(found.formats)}"
+    yield f"  formats, right answers:   {_told(found.formats_right)}"
+    yield f"  openings, right answers:  {_told(found.openings_right)}"
+    yield from (f"    {row.text!r}" for row in [row for row in rows if row.right][:6])
     against = found.reasons_against
-    package = versions()
-    lines = [
-        f"{task.name}: {task.about}",
-        f"  {len(asked)} training prompts x {SAMPLES} samples of the base, {sampling:.0f} s; {dtype}, torch "
-        f"{package['torch']}, trl {package['trl']}, transformers {package['transformers']}",
-        f"  a step of {task.prompts_per_step} x {task.group_size}: {wall:.1f} s, {cpu:.1f} s of CPU",
-        f"  reward {found.reward:.3f}, silent prompts {found.silent:.2f}, tokens "
-        f"{sum(row.tokens for group in rows_PG for row in group) / (len(asked) * SAMPLES):.1f}",
-        f"  formats, all:             {_told(found.formats)}",
-        f"  formats, right answers:   {_told(found.formats_right)}",
-        f"  openings, right answers:  {_told(found.openings_right)}",
-        *(f"    {row.text!r}" for row in [row for group in rows_PG for row in group if row.right][:6]),
-        f"  qualifies: {'yes' if not against else 'no, ' + '; '.join(against)}",
-    ]
-    return "\n".join(lines)
+    yield f"  qualifies: {'yes' if not against else 'no, ' + '; '.join(against)}"
+    timed = time_steps(task, dtype)
+    yield (
+        f"  a step of {task.prompts_per_step} x {task.group_size}: {timed.wall_seconds:.1f} s, "
+        f"{timed.cpu_seconds:.1f} s of CPU; entropy in the first step {timed.first_entropy_nats:.2f} nats a token"
+    )
 
 
 def _told(found: Mapping[str, float]) -> str:
     return ", ".join(f"{name!r} {share:.2f}" for name, share in found.items()) or "none"
 
 
-def step_seconds(task: RealTask, dtype: str) -> tuple[float, float]:
-    """Wall and CPU seconds of the last of ``TIMED_STEPS`` steps of real training, the monitor included."""
-    arm = RealArm(name="unprotected", about="")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timed:
+    """Of the last of ``TIMED_STEPS`` steps of real training, the monitor included."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    first_entropy_nats: float
+
+
+def time_steps(task: RealTask, dtype: str) -> Timed:
+    """Trains unprotected, in a folder that is thrown away."""
     ends: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        sitting = Sitting(steps=TIMED_STEPS, work=Path(scratch), results=Path(scratch))
-        cell = RealCell(task=task, arm=arm, seed=PILOT_SEED, dtype=dtype)
-        train(cell, Path(scratch), sitting, lambda: ends.append((time.perf_counter(), time.process_time())))
+        folder = Path(scratch)
+        sitting = Sitting(steps=TIMED_STEPS, work=folder, results=folder)
+        cell = RealCell(task=task, arm=RealArm(name="unprotected", about=""), seed=PILOT_SEED, dtype=dtype)
+        train(cell, folder, sitting, lambda: ends.append((time.perf_counter(), time.process_time())))
+        (first, *_) = told_by_the_log(folder)["trajectory"]["entropy_nats"]
     (wall, cpu), (wall_end, cpu_end) = ends[-2:]
-    return wall_end - wall, cpu_end - cpu
+    return Timed(wall_seconds=wall_end - wall, cpu_seconds=cpu_end - cpu, first_entropy_nats=first)

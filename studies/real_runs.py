@@ -52,8 +52,8 @@ ARMS: Mapping[str, RealArm] = {
         RealArm(name="kl-0.1", settings={"beta": 0.1}, about="beta 0.1"),
         RealArm(name="kl-0.5", settings={"beta": 0.5}, about="beta 0.5"),
         RealArm(
-            name="adaptive-entropy", settings={"use_adaptive_entropy": True, "entropy_target": 1.0},
-            about="TRL's adaptive entropy bonus, target 1.0 nats a token",
+            name="adaptive-entropy", settings={"use_adaptive_entropy": True},
+            about="TRL's adaptive entropy bonus, its target half of the base's entropy",
         ),
         RealArm(name="protect", policy="protect", about="rlmon's preset protect"),
         RealArm(
@@ -92,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             known = {**TASKS, **CANDIDATES}
             with quiet_libraries():
                 for task in chosen(options.tasks or ",".join(TASKS), known, "task"):
-                    print(pilot(task, options.dtype))
+                    for line in pilot(task, options.dtype):
+                        print(line, flush=True)
             return 0
         if options.tables:
             write_tables(options.page, options.results, SEEDS)
@@ -110,15 +111,14 @@ def _run(options: argparse.Namespace) -> int:
     if options.redo:
         for cell in wanted:
             begin_anew(cell, sitting)
-    for task in {cell.task.name: cell.task for cell in wanted}.values():
-        if not sitting.over:
-            base_evaluation(task, options.dtype, options.results)
     whole = 0
     for cell in wanted:
         if sitting.over:
             break
-        result = run_cell(cell, sitting)
-        whole += str(options.steps) in result.get("evaluations", {})
+        judged = str(options.steps) in run_cell(cell, sitting).get("evaluations", {})
+        whole += judged
+        if judged and not sitting.over:
+            base_evaluation(cell.task, options.dtype, options.results)
     say(f"{whole} of {len(wanted)} cells have {options.steps} steps and are judged; the same command goes on")
     return 0
 

@@ -1,7 +1,7 @@
 """The tasks of the runs on a real model: questions of reasoning-gym, how they are asked, what is right.
 
 What is right does not look at the form: the answer that a text states (``final_answer``) is the task's. One question
-in eight is held out of training, chosen by a hash of the prompt.
+in six is held out of training, chosen by a hash of the prompt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlmon.errors import MissingExtraError
 from rlmon.metrics.formats import final_answer, normalise_answer
 
 SMOLLM2 = Path(".cache/smollm2-135m-instruct")
-HELD_OUT_BUCKETS = 8
+HELD_OUT_BUCKETS = 6
 ONE_DIGIT: Mapping[str, Any] = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
@@ -48,6 +48,8 @@ class RealTask:
     seed: int = 0
     system: str | None = None
     """Unset: the system prompt of the model's chat template."""
+    part: str = "(.*)"
+    """The part of the generator's question that is asked: the first group of this regular expression."""
     asked: str = "{question}"
     shown: tuple[tuple[str, str], ...] = ()
     """Earlier turns of the conversation, a question and its answer: they show ways of answering."""
@@ -55,6 +57,10 @@ class RealTask:
     prompts_per_step: int = 4
     group_size: int = 8
     most_tokens: int = 32
+    temperature: float = 1.0
+    """Of sampling, in training and where it is judged."""
+    entropy_target_nats: float = 1.0
+    """Half of the base's, or so: what TRL's adaptive entropy is told to hold."""
     learning_rate: float = 3e-4
     lora_rank: int = 16
     about: str = ""
@@ -74,7 +80,10 @@ class RealTask:
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         for asked, answered in self.shown:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        return [*messages, {"role": "user", "content": self.asked.format(question=question.strip())}]
+        found = re.search(self.part, question, re.DOTALL)
+        if found is None:
+            raise ValueError(f"{self.part!r} is not in the question {question!r}.")
+        return [*messages, {"role": "user", "content": self.asked.format(question=found[1].strip())}]
 
 
 def split(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
@@ -115,7 +124,38 @@ ARITHMETIC = RealTask(
     about="sums and differences of two digits, as configs/smollm2.yaml asks them",
 )  # fmt: skip
 
-TASKS: Mapping[str, RealTask] = {task.name: task for task in (ARITHMETIC,)}
+SHORT: Mapping[str, Any] = {"system": "Any form will do.", "asked": "{question}?", "most_tokens": 16}
+SUM_PART = "problem: (.*) ="
+
+FORMS = RealTask(
+    name="forms", generator="chain_sum", settings=ONE_DIGIT, part=SUM_PART, **SHORT,
+    shown=(("4 + 2?", '{"answer": 6}'), ("9 - 1?", "The answer is 8.")),
+    about="the same sums after two turns of conversation that show two forms; the base adds an equation of its own",
+)  # fmt: skip
+
+TASKS: Mapping[str, RealTask] = {task.name: task for task in (ARITHMETIC, FORMS)}
 """What is trained on."""
-CANDIDATES: Mapping[str, RealTask] = {}
+
+CANDIDATES: Mapping[str, RealTask] = {
+    task.name: task
+    for task in (
+        RealTask(
+            name="forms-equation", generator="chain_sum", settings=ONE_DIGIT, part=SUM_PART, **SHORT,
+            shown=(("4 + 2?", '{"answer": 6}'), ("2 + 3?", "2 + 3 = 5"), ("9 - 1?", "The answer is 8.")),
+            about="sums after three turns that show three forms",
+        ),
+        RealTask(
+            name="products", generator="products", settings=ONE_DIGIT, part=r"multiplication: (.*?)\.", **SHORT,
+            shown=(("2 * 3?", "2 * 3 = 6"), ("4 * 2?", "The answer is 8."), ("5 * 1?", '{"answer": 5}')),
+            about="products of two digits after three turns that show three forms",
+        ),
+        RealTask(
+            name="legs", generator="leg_counting", part="you have (.*)\\?",
+            settings={"min_animals": 1, "max_animals": 1, "min_instances": 1, "max_instances": 1},
+            **{**SHORT, "system": "How many legs? Any form will do."},
+            shown=(("1 horse?", '{"legs": 4}'), ("1 human?", "1 human has 2 legs."), ("1 ant?", "The answer is 6.")),
+            about="legs of one animal after three turns that show three forms",
+        ),
+    )
+}  # fmt: skip
 """What the pilot tried beside them."""

@@ -16,10 +16,10 @@ import pytest
 from rlmon.errors import ConfigError
 from rlmon.lab.bases import BASE_DIR
 from rlmon.lab.task import split_questions
-from studies import real_runs, real_tables
+from studies import real_pilot, real_runs, real_tables
 from studies.real_cell import TRAJECTORY, RealArm, RealCell, Sitting, reached, run_cell
 from studies.real_measures import KINDS, Row, effective_ways, equal_pairs, measured, pass_at, scores, with_two_right
-from studies.real_pilot import qualified
+from studies.real_pilot import Timed, qualified, time_steps
 from studies.real_tasks import Question, RealTask, is_right, split
 
 
@@ -77,7 +77,7 @@ def test_entropy_is_of_the_rows_in_which_it_was_measured_by_token() -> None:
 
 
 def test_arms_are_compared_where_all_have_two_right_answers() -> None:
-    ours = {"samples": [4, 4, 4], "right": [3, 2, 1], **{kind: [0, 1, 0] for kind in ("template", "opening", "format")}}
+    ours = {"sampled": [4, 4, 4], "right": [3, 2, 1], **{kind: [0, 1, 0] for kind in ("template", "opening", "format")}}
     theirs = {**ours, "right": [1, 4, 4]}
     assert with_two_right([ours, theirs]) == [1]
     assert scores(ours, [1])["templates_within"] == 1.0
@@ -111,6 +111,19 @@ def test_what_is_right_is_blind_to_the_form() -> None:
         assert is_right(text, "Ann", ["Ben", "Anna"])
     for text in ("Ann or Ben", "Anna", "Somebody"):
         assert not is_right(text, "Ann", ["Ben", "Anna"])
+
+
+def test_a_question_is_asked_as_the_task_says() -> None:
+    task = RealTask(name="t", generator="g", system="Any form.", part="problem: (.*) =", asked="{question}?",
+                    shown=(("2 + 3?", "5"),))  # fmt: skip
+    assert task.prompt("State the final answer to the following arithmetic problem: 4 - 3 =") == [
+        {"role": "system", "content": "Any form."},
+        {"role": "user", "content": "2 + 3?"},
+        {"role": "assistant", "content": "5"},
+        {"role": "user", "content": "4 - 3?"},
+    ]
+    with pytest.raises(ValueError, match="is not in the question"):
+        task.prompt("Something else")
 
 
 # -- a run that is stopped -------------------------------------------------------------------------------------------
@@ -148,6 +161,9 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> 
     whole = run_cell(cell, sitting("stopped", 6))
     assert (whole["steps"], list(whole["evaluations"]), whole["faults"]) == (6, ["3", "6"], 0)
     assert reached(tmp_path / "stopped" / "work" / cell.name) == 6
+    # No step was trained twice.
+    log = tmp_path / "stopped" / "work" / cell.name / "rlmon" / "steps.jsonl"
+    assert len(log.read_text(encoding="utf-8").splitlines()) == 6
     # Asked again, nothing is trained.
     assert run_cell(cell, sitting("stopped", 6))["cpu_seconds"] == whole["cpu_seconds"]
 
@@ -155,7 +171,12 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> 
     assert rewards(tmp_path / "stopped") == rewards(tmp_path / "at-once")
     assert len(rewards(tmp_path / "stopped")) == 6
 
-    found = whole["evaluations"]["6"]
+    # The tables are made from the file alone.
+    kept = json.loads((tmp_path / "stopped" / f"{cell.name}.json").read_text())
+    text = "\n".join(real_tables.sections([kept], [0]))
+    assert "Held out, after 6 steps" in text
+    assert "| unprotected | 1 |" in text
+    found = kept["evaluations"]["6"]
     assert (found["prompts"], found["completions"]) == (4, 64)
     assert found["kl_nats"] > 0.0
     with pytest.raises(ConfigError, match="begun with other settings"):
@@ -179,7 +200,6 @@ def test_cells_come_seed_by_seed_and_a_policy_file_is_an_arm(tmp_path: Path) -> 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(real_runs, "run_cell", run_cell)
-        patch.setattr(real_runs, "base_evaluation", lambda task, dtype, results: None)
         common = ["--tasks", "arithmetic", "--seeds", "100,101", "--results", str(tmp_path), "--work", str(tmp_path)]
         assert real_runs.main([*common, "--policy", f"mine={rules}", "--arms", "mine,unprotected"]) == 0
         assert real_runs.main([*common, "--arms", "nobody"]) == 2
@@ -194,7 +214,7 @@ def test_cells_come_seed_by_seed_and_a_policy_file_is_an_arm(tmp_path: Path) -> 
 
 def judged(right: list[int], equal: list[int], entropy: float) -> dict[str, Any]:
     """An evaluation of prompts with 8 samples each, in which every kind has the same equal pairs."""
-    by_prompt = {"samples": [8] * len(right), "right": right, **dict.fromkeys(KINDS, equal)}
+    by_prompt = {"sampled": [8] * len(right), "right": right, **dict.fromkeys(KINDS, equal)}
     told = dict.fromkeys(real_tables.JUDGED, 0.5)
     return {**told, **scores(by_prompt, range(len(right))), "by_prompt": by_prompt, "entropy_nats_right": entropy,
             "examples": [{"prompt": "3 + 4 =", "answers": ["It is | 7", "<b>7</b>"]}]}  # fmt: skip
@@ -231,3 +251,26 @@ def test_the_page_keeps_what_stands_around_its_tables(tmp_path: Path) -> None:
     page.write_text("no marks\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="once each"):
         real_tables.write_tables(page, tmp_path, [0])
+
+
+@pytest.mark.trl
+def test_the_pilot_times_a_step_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    timed = time_steps(TINY, "float32")
+    assert 0.0 < timed.cpu_seconds < 60.0
+    assert timed.wall_seconds > 0.0
+    # Six formats and their words: between none and ln 155, the size of the vocabulary.
+    assert 0.1 < timed.first_entropy_nats < 5.05
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.trl
+def test_the_pilot_says_what_it_found_before_it_times_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Timed(wall_seconds=2.0, cpu_seconds=1.5, first_entropy_nats=0.7)
+    monkeypatch.setattr(real_pilot, "time_steps", lambda task, dtype: timed)
+    lines = list(real_pilot.pilot(TINY, "float32"))
+    assert lines[0].startswith("tiny:")
+    # The tiny base of the demo is right in about nine of ten samples, in six formats.
+    assert "16 training prompts x 8 samples" in lines[1]
+    assert any("qualifies: no, reward 0." in line for line in lines)
+    assert lines[-1] == "  a step of 2 x 4: 2.0 s, 1.5 s of CPU; entropy in the first step 0.70 nats a token"
