@@ -15,7 +15,8 @@ What is wrong, was cut at the token limit or has no known format gets nothing, a
 added to one completion is at most ``bound``, and at most ``of_gap`` of the least distance from a right answer of the
 prompt to a wrong one: no wrong answer comes to lie above a right one. Where all answers are right the reward is silent
 and this is the only signal, in the same units. A prompt with one right answer gets nothing: there is nothing to choose
-from.
+from. So while few are right there is little that it can do, and what wins is decided then; ``centre: run`` compares
+such answers with those of the run.
 
 Kappa is 0 while C is below its line, ``at`` times the reference; it grows while C is above, and shrinks again below.
 The reference is the smallest C that right answers have credibly shown: at the base, where they may be few, or later in
@@ -95,10 +96,10 @@ class Hold(Intervention):
     join: Literal["mean", "max"] = setting("mean", "how several are one: their weighted mean, or the largest")
     at: float = setting(1.25, "right answers may be this many times as alike as the reference", low=1.0)
     enough: float = setting(8.0, "more effective kinds of right answers than this are not asked for", low=1.0)
-    kappa: float = setting(0.5, "strength when it begins to act, in units of normalised advantage", low=0.0)
-    bounds: tuple[float, float] = setting((0.0, 2.0), "least and most kappa; the least is always spent", low=0.0)
+    kappa: float = setting(1.0, "strength when it begins to act, in units of normalised advantage", low=0.0)
+    bounds: tuple[float, float] = setting((0.0, 8.0), "least and most kappa; the least is always spent", low=0.0)
     rate: float = setting(
-        0.5, "kappa changes by this times the logarithm of C over its line, at most .7 of it", low=0.0
+        2.0, "kappa changes by this times the logarithm of C over its line, at most .7 of it", low=0.0
     )
     across: float = setting(
         0.5,
@@ -106,9 +107,15 @@ class Hold(Intervention):
         "one of the two is below its line, the other has all of it",
         low=0.0, high=1.0,
     )  # fmt: skip
-    bound: float = setting(1.0, "most that is added to one completion, in units of normalised advantage", low=0.0)
+    centre: Literal["group", "run"] = setting(
+        "group",
+        "with what the likeness of a right answer to those of other prompts is compared: with the right ones in its "
+        "group, or, where some in its group are wrong, with the run, which also reaches the one or two that are right "
+        "while few are, and then sums to zero over the run alone",
+    )
+    bound: float = setting(2.0, "most that is added to one completion, in units of normalised advantage", low=0.0)
     of_gap: float = setting(
-        0.5, "and most as a share of the least distance between a right and a wrong answer to its prompt",
+        0.8, "and most as a share of the least distance between a right and a wrong answer to its prompt",
         low=0.0, high=0.95,
     )  # fmt: skip
     memory_completions: int = setting(
@@ -154,7 +161,9 @@ class Hold(Intervention):
         return HoldState(pool=np.zeros(0, dtype=kernels.facts_type(self.reads)))
 
     def on_round(self, state: HoldState, round: Round) -> tuple[HoldState, RowChange]:
-        seen = look(self, state.pool, round.table)
+        now = state.across.now
+        usual = now.mean if self.centre == "run" and now.groups >= LEAST_GROUPS else None
+        seen = look(self, state.pool, round.table, usual)
         state = after(state, seen)
         if not round.acting or round.dry_run:
             return state, NO_CHANGE
@@ -174,9 +183,9 @@ class Hold(Intervention):
 
     def useless(self, setting: Setting) -> str | None:
         if self.bound == 0.0:
-            return "bound: 0 adds nothing to any advantage. Type bound: 1"
+            return "bound: 0 adds nothing to any advantage. Type bound: 2"
         if self.bounds[1] == 0.0:
-            return "bounds: [0, 0] adds nothing to any advantage. Type bounds: [0, 2]"
+            return "bounds: [0, 0] adds nothing to any advantage. Type bounds: [0, 8]"
         if setting.group_size < 2 and self.across == 0.0:
             return "num_generations is 1: nothing lies within a prompt. Type across: 1"
         moves = setting.metrics.get("rlmon/moves/effective_within")
@@ -277,8 +286,9 @@ class Looked:
     completions: int
 
 
-def look(settings: Hold, pool: Facts, table: RoundTable) -> Looked:
-    """Compare the right answers of a round with one another and with those remembered."""
+def look(settings: Hold, pool: Facts, table: RoundTable, usual: float | None = None) -> Looked:
+    """Compare the right answers of a round with one another and with those remembered. ``usual``: how alike those to
+    different prompts are, where that is what those of a group that has a wrong one are compared with."""
     G = max(1, table.group_size)
     row_n = np.flatnonzero((table.success_N == 1.0) & (table.truncated_N == 0) & (table.parsed_N == 1))
     facts = kernels.facts_of(table, row_n, settings.reads)
@@ -302,7 +312,10 @@ def look(settings: Hold, pool: Facts, table: RoundTable) -> Looked:
             across.append(float(mean_n[known].mean()))
         elif G == 1:
             across += mean_n[known].tolist()
-        if len(known) > 1:
+        wrong = table.success_N[int(centre) * G : (int(centre) + 1) * G] != 1.0
+        if usual is not None and G > 1 and wrong.any():
+            across_n[known] = mean_n[known] - usual
+        elif len(known) > 1:
             across_n[known] = (mean_n[known] - mean_n[known].mean()) * len(known) / (len(known) - 1)
     scored = np.isfinite(table.success_N)
     return Looked(

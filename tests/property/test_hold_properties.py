@@ -249,6 +249,22 @@ def test_a_policy_that_collapses_without_it_keeps_its_kinds_and_its_reward(seed)
     assert held[late, 2].mean() < held[:, 2].max(), "and less is spent once it is held"
 
 
+@pytest.mark.parametrize(("centre", "kinds"), [("group", 1.8), ("run", 2.4)])
+def test_what_is_decided_while_few_are_right_is_held_back(centre, kinds):
+    """Eighty ways, twenty of them right, one answer in eight; four prompts a round and a learning rate at which all but
+    one way is gone after 25 rounds: nothing would be left to hold once the base is known."""
+    wrong, right = (np.random.default_rng(seed).dirichlet(np.full(n, 0.5)) for seed, n in ((5, 60), (6, 20)))
+    p0 = np.concatenate([0.88 * wrong, 0.12 * right])
+    solve = np.array([[0.0] * 60 + [0.95] * 20])
+    free, held = (
+        np.mean([train(solve, of, p0=p0, rate=1.0, groups=4, steps=80, seed=seed) for seed in range(3)], axis=0)
+        for of in (None, Hold(format=1.0, kappa=2.0, bounds=(2.0, 8.0), centre=centre))
+    )
+    assert free[25, 0] < 1.3
+    assert held[-20:, 0].mean() > kinds
+    assert held[-1, 1] > free[-1, 1] - 0.08
+
+
 def test_where_nothing_narrows_little_is_spent():
     held = train(np.full((1, 7), 0.9), BY_FORMAT, steps=200)
     assert (held[:, 2] == 0.0).mean() > 0.8

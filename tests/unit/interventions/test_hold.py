@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from rlmon.interventions.policy import Policy
 from rlmon.interventions.setting import MetricFacts, Setting
 
 A, B = 11, -(2**62)
-BY_FORMAT = Hold(format=1.0, across=0.0, bound=10.0, of_gap=0.95)
+BY_FORMAT = Hold(format=1.0, across=0.0, bound=10.0, of_gap=0.95, kappa=0.5, bounds=(0.0, 2.0), rate=0.5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +112,21 @@ class TestPush:
         table = group([A, A, B, B], [1, 1, 1, 0], group_size=1)
         assert pushed(table, settings=settings) == pytest.approx([-0.5, -0.5, 1.0, 0.0])
 
+    def test_a_lone_right_answer_may_be_compared_with_the_run(self):
+        """Prompts 1 and 2 have a right A each, 3 a right B, and wrong ones beside them. Each is compared with two
+        others: k is 1/2, 1/2, 0. The run's C is .3: -2 * (.5 - .3) = -.4, and +.6. Where all are right, nothing."""
+        settings = Hold(format=1.0, across=1.0, bound=10.0, of_gap=0.95, centre="run")
+        table = group([A, A, A, A, B, A], [1, 0, 1, 0, 1, 0], group_size=2)
+        state = known(settings, now=0.3, best=0.01)
+        for given, expected in ((settings, [-0.4, 0, -0.4, 0, 0.6, 0]), (replace(settings, centre="group"), [0] * 6)):
+            now = Round(table=table, level=1.0, acting=True, dry_run=False, scale=1.0)
+            _, change = given.on_round(state, now)
+            # What the round shows counts for the next: .3 stays the middle of this one, and C is above its line.
+            assert change.addition_N == pytest.approx(expected)
+        right = group([A, A, A, A, B, B], group_size=2)
+        _, change = settings.on_round(state, Round(table=right, level=1.0, acting=True, dry_run=False, scale=1.0))
+        assert not change.addition_N.any()
+
     def test_several_kernels_are_one(self):
         rows = round_table([1.0] * 3, group_size=3, modes={"format": [A, A, B], "template": [1, 2, 2]})
         facts = hold.kernels.facts_of(rows, np.arange(3), ())
@@ -184,7 +199,7 @@ class TestSteering:
         assert hold.control(BY_FORMAT, known(now=0.245, best=0.2), 1.0) is None
 
     def test_within_its_bounds_it_may_always_act(self):
-        always = Hold(format=1.0, across=0.0, bounds=(0.1, 2.0))
+        always = Hold(format=1.0, across=0.0, kappa=0.5, bounds=(0.1, 2.0), rate=0.5)
         assert hold.control(always, known(now=0.245, best=0.2), 0.0) == 0.1
         assert hold.control(always, known(now=0.1, best=0.2), 0.3) == 0.1
         assert hold.control(always, always.fresh(), 0.0) == 0.1, "and before it knows what to hold"
@@ -288,7 +303,7 @@ class TestRule:
     def test_what_cannot_work_is_said(self):
         known_moves = {"rlmon/moves/effective_within": MetricFacts(low=1.0, high=None, missing="no vocabulary")}
         setting = Setting(metrics=known_moves, detectors={}, modes=())
-        assert Hold(bound=0.0).useless(setting) == "bound: 0 adds nothing to any advantage. Type bound: 1"
+        assert Hold(bound=0.0).useless(setting) == "bound: 0 adds nothing to any advantage. Type bound: 2"
         assert "bounds" in Hold(bounds=(0.0, 0.0), kappa=0.0).useless(setting)
         assert Hold(moves=1.0).useless(setting) == "moves are not measured: no vocabulary"
         assert Hold().useless(setting) is None
