@@ -7,6 +7,7 @@ Ends with 1 when one of them missed its limit.
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import subprocess
@@ -27,6 +28,8 @@ ELSEWHERE = """\
 
 A million completions: `python benchmarks/bench_audit.py --rows 1000000`. Other tools on the same run:
 `make bench-peers`.
+
+The W&B sink, while W&B is well and while it fails: `python benchmarks/bench_sinks.py`.
 
 On a real model (`make smollm2` once, then `python benchmarks/bench_smollm2.py`): see [docs/cost.md](../docs/cost.md).
 
@@ -49,6 +52,7 @@ def machine() -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     page = [
         "# What the monitor costs",
