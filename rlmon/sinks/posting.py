@@ -198,6 +198,11 @@ class Outbox(Generic[Message]):
             self._news.notify()
         if self._thread is not None:
             self._thread.join(seconds)
+        return self.left
+
+    @property
+    def left(self) -> int:
+        """How many are on their way."""
         with self._news:
             return len(self._waiting) + self._is_posting
 

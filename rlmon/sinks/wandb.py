@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from rlmon.sinks.posting import Answer, Outbox
 from rlmon.sinks.tables import ACT_COLUMNS, FINDING_COLUMNS, MAX_ACTS, MAX_FINDINGS, NewestRows, Told, put_act
 from rlmon.sinks.wandb_tables import SUMMARIES, SampleTable
 
+SILENT_SECONDS = 20.0
+"""That a table may be on its way before it is said."""
 CLOSE_SECONDS = 10.0
 """Longest that the end of training waits for tables that are on their way to a run on the server."""
 
@@ -46,6 +49,9 @@ class WandbSink(Sink):
         self._findings = NewestRows(FINDING_COLUMNS, MAX_FINDINGS)
         self._samples = SampleTable()
         self._outbox = Outbox(_done, "rlmon-wandb-tables")
+        self._asked = (0.0, 0)
+        """When the first of the tables that are on their way was due, by the clock and by the step."""
+        self._late_said = False
         self._step = 0
         self._missed = False
         """The run was found finished, and that was said."""
@@ -112,7 +118,7 @@ class WandbSink(Sink):
             self._sum_up()
             self._log_kept(wandb, [name for name, kept in self._kept.items() if kept.unsent])
             if left := self._outbox.close(CLOSE_SECONDS):
-                self._say(f"{left} tables have not reached W&B {CLOSE_SECONDS:.0f} s after the end of training")
+                self._say_late(f"{left} tables have not reached W&B {CLOSE_SECONDS:.0f} s after the end of training")
             what = str(self._settings.get("rlmon_wandb_artifacts", "none"))
             if what != "none" and self._log is not None:
                 from rlmon.sinks.wandb_artifact import log_artifact
@@ -136,8 +142,17 @@ class WandbSink(Sink):
         run = self._run
         if run.offline:
             run.log(make())
-        else:
-            self._outbox.put(lambda: run.log(make()))
+            return
+        if not self._outbox.left:
+            self._asked = (time.monotonic(), self._step)
+        elif time.monotonic() - self._asked[0] > SILENT_SECONDS:
+            self._say_late(f"tables have not reached W&B since step {self._asked[1]}: is its server there? They wait")
+        self._outbox.put(lambda: run.log(make()))
+
+    def _say_late(self, text: str) -> None:
+        if not self._late_said:
+            self._late_said = True
+            self._say(text)
 
     def _say(self, text: str) -> None:
         if self._settings.get("rlmon_console", True):

@@ -94,6 +94,22 @@ def test_the_end_waits_a_little_and_says_what_did_not_arrive(
     server.answers.set()
 
 
+def test_a_server_that_is_silent_for_long_is_named_once_while_training_goes_on(
+    server: Server, sink: WandbSink, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sink_of_wandb, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(sink_of_wandb, "CLOSE_SECONDS", 0.1)
+    step(sink, 1)
+    assert capsys.readouterr().err == ""
+    time.sleep(0.3)
+    for number in (2, 3):
+        step(sink, number)
+    sink.close()
+    said = "rlmon: tables have not reached W&B since step 1: is its server there? They wait\n"
+    assert capsys.readouterr().err == said
+    server.answers.set()
+
+
 def test_a_table_that_fails_there_is_a_failure_of_the_sink(server: Server, sink: WandbSink) -> None:
     server.fails = "the disk is full"
     server.answers.set()
