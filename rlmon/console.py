@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,15 @@ def goodbye(
     findings: Sequence[Finding],
     status: Sequence[Mapping[str, Any]],
     *,
-    compares: Collection[str],
+    compared: bool,
     step: int,
     interrupted: bool = False,
 ) -> str:
     """What is said at the end: verdict, cause, the one thing to change, and how to see more.
 
     ``findings`` of this ``train()`` call; ``status`` is ``detectors.status`` at its end, which knows alarms from
-    before a resume as well. ``compares``: ids of the detectors that compare the run with its base, one of which must
-    have spoken for a pass. Notes are no part of the verdict; a pass names them.
+    before a resume as well. ``compared``: one that compares the run with its base has spoken (``detectors.judged``),
+    without which there is no pass. Notes are no part of the verdict; a pass names them.
     """
     judged = [row for row in status if row["status"] not in ("waiting", "cannot")]
     told = [finding for finding in findings if finding.severity in ("warn", "fail")]
@@ -72,7 +72,7 @@ def goodbye(
                 sentence(cause) + also,
                 one_thing(cause.advice),
             ]
-    elif not any(row["id"] in compares and row["bets"] for row in judged):
+    elif not compared:
         parts = [f"not judged, {until}: too short to compare anything with its base"]
     else:
         unsure = len(status) - len(judged)

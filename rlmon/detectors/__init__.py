@@ -19,7 +19,7 @@ from rlmon.detectors.state import (
     state_to_json,
     with_own,
 )
-from rlmon.detectors.telling import status
+from rlmon.detectors.telling import judged, status
 
 __all__ = [
     "DETECTORS",
@@ -30,6 +30,7 @@ __all__ = [
     "Roster",
     "catalogue",
     "describe",
+    "judged",
     "open_tallies",
     "prices",
     "seed_baseline",

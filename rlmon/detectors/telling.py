@@ -14,6 +14,14 @@ from rlmon.detectors.state import DetectorState
 from rlmon.records import Finding, Severity, StepRecord
 
 
+def judged(state: DetectorState) -> bool:
+    """Whether a detector that compares the run with its base has spoken, so that no finding is a pass."""
+    compares = {spec.id for spec in state.roster.betting if spec.rule not in ("absolute", "immediate")}
+    return any(
+        row["bets"] > 0 and row["status"] not in ("waiting", "cannot") for row in status(state) if row["id"] in compares
+    )
+
+
 def status(state: DetectorState) -> list[dict[str, Any]]:
     """What every detector knows now, one dict each: for audits and live screens.
 

@@ -182,4 +182,4 @@ class Closing:
         if journal.sinks:
             with faults.guard("metrics.finish"):
                 histograms = state.families.histograms(whole.sums)
-        journal.record(record, findings, histograms, state.illustration.samples)
+        journal.record(record, findings, histograms, state.illustration.samples, judged=state.judging.judged)

@@ -48,6 +48,7 @@ class Journal:
         """Signals that the losses of the step did not show, and why."""
         self._unseen_said = False
         self._last_table_step: int | None = None
+        self._judged_told = False
         self._expected = 0
         """Completions that were sampled and have still to be observed."""
 
@@ -145,15 +146,22 @@ class Journal:
         findings: tuple[Finding, ...],
         histograms: Mapping[str, Histogram],
         samples: Sequence[Mapping[str, Any]],
+        *,
+        judged: bool,
     ) -> None:
-        """A step that is in the log, to sinks and subscribers."""
+        """A step that is in the log, to sinks and subscribers. ``judged``: a detector that compares the run with its
+        base has spoken by now."""
         if self._ranks.rank != 0:
             return
         table_due = bool(samples) and self._table_due(record.step)
         if table_due:
             self._last_table_step = record.step
 
+        tell_judged, self._judged_told = judged and not self._judged_told, judged
+
         def show(sink: Sink) -> None:
+            if tell_judged:
+                sink.judged()
             sink.record(record, histograms)
             for finding in findings:
                 sink.finding(finding)

@@ -148,17 +148,11 @@ def _verdict(view: View) -> Text:
     counts = [(name, view.finding_counts[name]) for name in reversed(SEVERITIES) if view.finding_counts[name]]
     word = verdict(name for name, _ in counts).upper()
     told = ", ".join(f"{count} {name.upper()}" for name, count in counts) or "no detector has spoken"
-    if word == "PASS" and not _compares(view):
+    if word == "PASS" and (view.detectors is None or not detectors.judged(view.detectors)):
         word, told = "UNSURE", "nothing is compared with the base yet"
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(f" {word} ", style=VERDICT_STYLES.get(word.lower(), "reverse"))
     return text.append(f"  {'at the end' if view.ended else 'so far'}: {told}")
-
-
-def _compares(view: View) -> bool:
-    """Whether a detector that needs a base has one and looks at what came after it."""
-    rows = [] if view.detectors is None else detectors.status(view.detectors)
-    return any(row["status"] == "ok" and any(one["baseline"] is not None for one in row["sources"]) for row in rows)
 
 
 def _rate(view: View) -> float | None:

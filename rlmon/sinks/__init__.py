@@ -23,6 +23,10 @@ class Sink:
     def open(self, header: RunHeader) -> None:
         """The run begins: what it is, its settings and those of its trainer."""
 
+    def judged(self) -> None:
+        """From here on a run without findings is a pass: a detector that compares it with its base has spoken. Called
+        once, before the ``record`` of that step."""
+
     def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
         """Show one step, once per optimizer step, with the histograms that were measured in it, by their names."""
 

@@ -55,6 +55,8 @@ class Alerts:
         self._rearm_records = math.inf
         self._told: dict[str, _Alarm] = {}
         self._gravest: dict[str, Severity] = {}
+        self.judged = False
+        """Whether anything of the run was compared with its base: without that no finding is no pass."""
         self.first_alarm_step: int | None = None
         """Of the first WARN or FAIL; a note is none."""
 
@@ -115,7 +117,7 @@ class Alerts:
 
     def ended(self, step: int) -> Alert | None:
         """What to tell of a training that ended; ``None`` where no detector warned or failed."""
-        came_to = self.verdict
+        came_to = verdict(self._gravest.values())
         if came_to == "pass":
             return None
         return Alert(
@@ -143,6 +145,12 @@ class Alerts:
         return [f"{severity.upper()} {name}" for name, severity in self._gravest.items() if severity != "note"]
 
     @property
-    def verdict(self) -> Literal["pass", "warn", "fail"]:
-        """What the findings come to."""
-        return verdict(self._gravest.values())
+    def verdict(self) -> Literal["pass", "warn", "fail", "insufficient"]:
+        """What the findings come to; ``insufficient`` where none is no pass yet."""
+        came_to = verdict(self._gravest.values())
+        return came_to if came_to != "pass" or self.judged else "insufficient"
+
+    @property
+    def verdict_word(self) -> str:
+        """The same for people, as the other screens say it."""
+        return "UNSURE" if self.verdict == "insufficient" else self.verdict.upper()

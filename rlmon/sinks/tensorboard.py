@@ -44,6 +44,7 @@ class TensorBoardSink(Sink):
     def __init__(self, writer: Callable[[], Any] | Any, log: Path | None = None) -> None:
         self._given, self._log, self._alerts = writer, log, Alerts(log)
         self._met: Any = None
+        self._told_verdict: str | None = None
 
     def open(self, header: RunHeader) -> None:
         """Say where the run begins; of one that goes on, take what was found before."""
@@ -60,15 +61,18 @@ class TensorBoardSink(Sink):
         if writer is not self._met:
             self._met = writer
             writer.add_custom_scalars(charts())
-            self._sum_up(writer, step.step)
+            self._told_verdict = None
+        self._sum_up(writer, step.step)
         for name, value in numbers_of(step, self._alerts.gravest).items():
             writer.add_scalar(name, float(value), step.step)
         for name, histogram in histograms.items():
             _add_histogram(writer, name, histogram, step.step)
 
+    def judged(self) -> None:
+        self._alerts.judged = True
+
     def finding(self, finding: Finding) -> None:
         """The finding as text, and the verdict where it changes."""
-        before = self._alerts.verdict
         self._alerts.take(finding)
         writer = self._writer()
         if writer is None:
@@ -79,8 +83,7 @@ class TensorBoardSink(Sink):
             text += f" {_escaped(first(finding.advice))}."
         # The detector is in the tag: texts of one tag and step would replace each other.
         writer.add_text(f"rlmon/findings/{finding.detector}", text, finding.step)
-        if self._alerts.verdict != before:
-            self._sum_up(writer, finding.step)
+        self._sum_up(writer, finding.step)
 
     def table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """The rows as paragraphs: beside a long text TensorBoard breaks the short cells of a table letter by letter."""
@@ -92,7 +95,10 @@ class TensorBoardSink(Sink):
         return self._given() if callable(self._given) else self._given
 
     def _sum_up(self, writer: Any, step: int) -> None:
-        writer.add_text("rlmon/verdict", _escaped(": ".join([self._alerts.verdict, *self._alerts.loud])), step)
+        """The verdict, where it is another than was told."""
+        if self._alerts.verdict != self._told_verdict:
+            self._told_verdict = self._alerts.verdict
+            writer.add_text("rlmon/verdict", _escaped(": ".join([self._told_verdict, *self._alerts.loud])), step)
 
 
 def _begin(writer: Any, step: int) -> None:

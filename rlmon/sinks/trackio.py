@@ -81,6 +81,9 @@ class TrackioSink(Sink):
             if kept.due(step.step):
                 self._log({name: _table(trackio, kept, step.step)}, step.step)
 
+    def judged(self) -> None:
+        self._alerts.judged = True
+
     def finding(self, finding: Finding) -> None:
         """A row of the table of findings; an alert where it says something new; a report where the verdict changes."""
         before = self._alerts.verdict
@@ -155,9 +158,12 @@ class TrackioSink(Sink):
     def _report(self, trackio: Any, step: int) -> None:
         """The verdict, and what each detector said that is part of it; the gravest first."""
         alerts = self._alerts
-        lines = [f"# rlmon: {alerts.verdict.upper()}", ""]
+        lines = [f"# rlmon: {alerts.verdict_word}", ""]
         alarm = alerts.first_alarm_step
-        lines += ["No detector said WARN or FAIL." if alarm is None else f"First alarm at step {alarm}.", ""]
+        none = "No detector said WARN or FAIL."
+        if alerts.verdict == "insufficient":
+            none = "Nothing was compared with the base yet."
+        lines += [none if alarm is None else f"First alarm at step {alarm}.", ""]
         newest = {(told.detector, told.severity): told for told in self._findings.rows.values()}
         for detector, severity in sorted(alerts.gravest.items(), key=lambda one: -SEVERITIES.index(one[1])):
             told = newest.get((detector, severity))

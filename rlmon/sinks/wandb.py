@@ -88,6 +88,9 @@ class WandbSink(Sink):
         if is_new and self._settings.get("rlmon_wandb_view", True):
             make_view_beside(run, self._say)
 
+    def judged(self) -> None:
+        self._alerts.judged = True
+
     def finding(self, finding: Finding) -> None:
         """A row of the table of findings; an alert where it says something new."""
         self._findings.put(finding.finding_id, Told(finding))

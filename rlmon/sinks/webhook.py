@@ -60,6 +60,9 @@ class WebhookSink(Sink):
             self._put("fault", Alert(severity="warn", detector=None, step=step.step, title=title, text=text))
         self._remark_once(self._outbox.why_not)
 
+    def judged(self) -> None:
+        self._alerts.judged = True
+
     def finding(self, finding: Finding) -> None:
         """Post it where it says something new."""
         alert = self._alerts.take(finding)

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from rlmon.config import RLMonConfig
 from rlmon.console import goodbye, hello, say
 from rlmon.controller import load_policy
-from rlmon.detectors import DETECTORS, status
+from rlmon.detectors import judged, status
 from rlmon.errors import AttachError, ConfigError
 from rlmon.extensions import Extensions
 from rlmon.interventions.validate import said
@@ -385,12 +385,14 @@ class RLMon(TrainerCallback):
             return
         self._capture.monitor = None
         with monitor.guard("sinks"):
-            told = status(monitor.detector_state)
+            state = monitor.detector_state
             step = monitor.last_record.step if monitor.last_record is not None else self._trainer.state.global_step
-            compares = {spec.id for spec in DETECTORS if spec.rule not in ("absolute", "immediate")}
             self._say(
-                goodbye(self.log_dir, monitor.findings, told, compares=compares, step=step, interrupted=interrupted)
-            )
+                goodbye(
+                    self.log_dir, monitor.findings, status(state), compared=judged(state), step=step,
+                    interrupted=interrupted,
+                )
+            )  # fmt: skip
 
 
 def _vocabulary(processing_class: Any) -> list[str]:

@@ -13,7 +13,6 @@ from rlmon import console, detectors
 from rlmon.records import Finding
 
 HERE = Path("/runs/my run")
-ALL = ("a", "b", "format-collapse")
 
 
 def finding(detector: str, severity: Any, step: int, message: str = "", advice: str = "") -> Finding:
@@ -39,11 +38,11 @@ def test_goodbye_has_verdict_cause_one_thing_to_change_and_the_command() -> None
         finding("format-collapse", "fail", 9, advice="Raise beta (0.05; or .1), lower learning_rate; or stop. Or not."),
         finding("answer-concentration", "fail", 12, advice="Drop them."),
     ]
-    assert console.goodbye(HERE, told, status(a="ok"), compares=ALL, step=30) == (
+    assert console.goodbye(HERE, told, status(a="ok"), compared=True, step=30) == (
         "FAIL since step 9, ended at step 30 · format-collapse: it fell from 4.7 to 2.1 (and 2 more) · Raise beta · "
         "rlmon report '/runs/my run'"
     )
-    warned = console.goodbye(HERE, told[:2], status(kl_drift="warn"), compares=ALL, step=5, interrupted=True)
+    warned = console.goodbye(HERE, told[:2], status(kl_drift="warn"), compared=True, step=5, interrupted=True)
     assert warned.startswith("WARN since step 3, interrupted at step 5 · kl-drift: it fell")
     assert "silent-groups-good" not in warned
 
@@ -51,24 +50,25 @@ def test_goodbye_has_verdict_cause_one_thing_to_change_and_the_command() -> None
 def test_a_pass_is_earned_and_notes_are_no_part_of_it() -> None:
     note = [finding("silent-groups-good", "note", 4, advice="Move to harder prompts, or stop.")]
     judged = status(a="ok", b="ok", c="waiting", silent_groups_good="note")
-    assert console.goodbye(HERE, note, judged, compares=ALL, step=30) == (
+    assert console.goodbye(HERE, note, judged, compared=True, step=30) == (
         "PASS, ended at step 30 · 3 of 4 detectors judged · a note on compute: silent-groups-good (Move to harder "
         "prompts) · rlmon report '/runs/my run'"
     )
-    fresh = detectors.status(detectors.start(alpha=0.01, total_steps=10, group_size=4))
-    said = console.goodbye(HERE, [], fresh, compares=ALL, step=0)
+    start = detectors.start(alpha=0.01, total_steps=10, group_size=4)
+    fresh = detectors.status(start)
+    said = console.goodbye(HERE, [], fresh, compared=detectors.judged(start), step=0)
     assert said.startswith("not judged, ended at step 0: too short to compare")
-    assert "not judged" in console.goodbye(HERE, [], status(a="ok"), compares=("b",), step=3)
+    assert "not judged" in console.goodbye(HERE, [], status(a="ok"), compared=False, step=3)
 
 
 def test_an_alarm_of_before_a_resume_is_still_the_verdict() -> None:
-    said = console.goodbye(HERE, [], status(format_collapse="fail", kl_drift="ok"), compares=ALL, step=30)
+    said = console.goodbye(HERE, [], status(format_collapse="fail", kl_drift="ok"), compared=True, step=30)
     assert said.startswith("FAIL, ended at step 30 · raised before this train(): format-collapse · ")
 
 
 def test_hostile_text_is_one_printable_line(monkeypatch: pytest.MonkeyPatch) -> None:
     odd = [finding("x", "fail", 1, message="x: \x1b[2J\nforged\u202e " + "y" * 999, advice="\x07 a\nb")]
-    text = console.goodbye(Path("/a\nb"), odd, [], compares=ALL, step=2)
+    text = console.goodbye(Path("/a\nb"), odd, [], compared=True, step=2)
     assert text.isprintable()
     assert text.endswith("rlmon report '/a\\nb'")
     ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from page_parts import data_of
 from rich.console import Console
 
 import rlmon
+import rlmon.detectors as detectors
 from rlmon.audit.readers import open_source
 from rlmon.controller import load_policy
 from rlmon.errors import RunLogError
@@ -193,6 +194,30 @@ def test_tables_are_due_every_so_many_steps_and_no_text_leaves_unasked(
     monitor.close()
     assert list(sink.tables) == tables
     assert all(len(rows) for rows in sink.tables.values())
+
+
+def test_a_sink_hears_once_from_where_on_no_finding_is_a_pass(tmp_path: Path) -> None:
+    class Heard(Sink):
+        heard: ClassVar[list[Any]] = []
+
+        def judged(self) -> None:
+            self.heard.append("judged")
+
+        def record(self, step: StepRecord, histograms: Mapping[str, Histogram]) -> None:
+            self.heard.append(step.step)
+
+    monitor = rlmon.Monitor(rlmon.RLMonConfig(rlmon_console=False), directory=tmp_path, group_size=4)
+    monitor.sinks.append(Heard())
+    bets = []
+    for step in range(1, 13):
+        monitor.observe(batch(step))
+        monitor.end_step(step)
+        [row] = [row for row in detectors.status(monitor.detector_state) if row["id"] == "format-collapse"]
+        bets.append(row["bets"])
+    monitor.close()
+    # The first 8 rounds are the baseline.
+    assert bets == [0] * 8 + [1, 2, 3, 4]
+    assert Heard.heard == [*range(1, 9), "judged", *range(9, 13)]
 
 
 def test_sinks_are_given_histograms_of_what_was_measured_in_at_most_64_bins(tmp_path: Path) -> None:

@@ -65,7 +65,10 @@ def test_a_note_is_told_once_and_is_no_alarm(header: RunHeader, finding: MakeFin
     alerts = Alerts()
     alerts.open(header)
     assert told(alerts, finding, [(1, "note"), (90, "note")]) == [(1, "note")]
-    assert (alerts.verdict, alerts.first_alarm_step) == ("pass", None)
+    assert (alerts.verdict, alerts.verdict_word, alerts.first_alarm_step) == ("insufficient", "UNSURE", None)
+    alerts.judged = True
+    assert (alerts.verdict, alerts.verdict_word) == ("pass", "PASS")
+    assert alerts.ended(90) is None
 
 
 def test_nothing_is_told_twice_after_a_resume(tmp_path: Path, header: RunHeader, finding: MakeFinding) -> None:
@@ -100,7 +103,8 @@ def test_somewhere_else_all_is_told_anew(header: RunHeader, finding: MakeFinding
     assert told(alerts, finding, [(3, "warn")]) == [(3, "warn")]
     assert alerts.first_alarm_step == 1
     alerts.open(header)
-    assert (alerts.verdict, alerts.first_alarm_step) == ("pass", None)  # another run
+    assert (alerts.verdict, alerts.first_alarm_step) == ("insufficient", None)  # another run
+    assert alerts.ended(3) is None
 
 
 def test_a_detector_that_was_armed_again_is_heard_again(header: RunHeader, step: Any) -> None:

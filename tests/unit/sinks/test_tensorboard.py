@@ -76,6 +76,8 @@ def test_findings_and_the_verdict_are_text(tmp_path: Path, header: Make, step: M
     sink = TensorBoardSink(writer)
     sink.open(header())
     sink.record(step(1), {})
+    sink.judged()
+    sink.record(step(2), {})
     sink.finding(finding(step=2, severity="warn"))
     sink.finding(finding(step=3, severity="warn"))
     sink.finding(finding(step=4, severity="fail"))
@@ -85,7 +87,8 @@ def test_findings_and_the_verdict_are_text(tmp_path: Path, header: Make, step: M
     said = texts(events, "rlmon/findings/format-collapse")
     assert [number for number, _ in said] == [2, 3, 4]
     assert said[-1][1].startswith("**FAIL** format&#45;collapse: effective formats fell to 2&#46;1")
-    assert [(n, t.split(":")[0]) for n, t in texts(events, "rlmon/verdict")] == [(1, "pass"), (2, "warn"), (4, "fail")]
+    told = [(n, t.split(":")[0]) for n, t in texts(events, "rlmon/verdict")]
+    assert told == [(1, "insufficient"), (2, "pass"), (2, "warn"), (4, "fail")]
 
 
 def test_text_of_the_run_is_neither_markup_nor_endless(tmp_path: Path, header: Make) -> None:

@@ -104,7 +104,7 @@ def test_one_row_per_step_on_the_trainers_axis(sink: Any, run: Any, tmp_path: Pa
     assert read.step_metrics["rlmon/*"] == "train/global_step"
     assert read.config["rlmon"]["run_id"] == "a-run"
     assert read.config["rlmon"]["config"]["rlmon_alpha"] == 0.01
-    assert read.summary["rlmon/verdict"] == "pass"
+    assert read.summary["rlmon/verdict"] == "insufficient"  # nothing was compared with the base
     assert read.alerts == []
 
 
@@ -166,6 +166,7 @@ def test_a_note_informs_and_leaves_the_verdict_alone(
     for number in (1, 2):
         mirror.record(step(number), {})
         mirror.finding(finding(detector="silent-groups-good", severity="note", step=number))
+    mirror.judged()
     mirror.close()
     run.finish()
     read = read_run(tmp_path)
