@@ -6,6 +6,7 @@ A task *qualifies* where the base's reward is .2 to .7 and at least three format
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,9 @@ REWARD_FROM_TO = (0.2, 0.7)
 WAYS, LEAST_SHARE = 3, 0.05
 PILOT_SEED = 100
 """Not a seed that is reported."""
+
+
+_OPERATOR = re.compile(r"[-*/]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +63,8 @@ def qualified(rows_PG: Sequence[Sequence[Row]]) -> Qualified:
         silent=sum(len({row.right for row in group}) == 1 for group in rows_PG) / len(rows_PG),
         formats=shares([row.kind("format") for row in rows]),
         formats_right=shares([row.kind("format") for row in right]),
-        openings_right=shares([row.kind("opening") for row in right]),
+        # "7 + 8 = 15" and "7 - 8 = -1" are one way to answer two questions.
+        openings_right=shares([_OPERATOR.sub("+", row.kind("opening")) for row in right]),
     )
 
 

@@ -33,7 +33,7 @@ class Question:
 
     @property
     def held_out(self) -> bool:
-        return hashlib.sha256(repr(self.prompt).encode()).digest()[0] % HELD_OUT_BUCKETS == 0
+        return _bucket(repr(self.prompt), HELD_OUT_BUCKETS) == 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +53,8 @@ class RealTask:
     asked: str = "{question}"
     shown: tuple[tuple[str, str], ...] = ()
     """Earlier turns of the conversation, a question and its answer: they show ways of answering."""
+    rotated: bool = False
+    """Each question has another of these turns last, which weighs most; by a hash of the question."""
     model: Path = SMOLLM2
     prompts_per_step: int = 4
     group_size: int = 8
@@ -78,12 +80,17 @@ class RealTask:
 
     def prompt(self, question: str) -> Messages:
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        for asked, answered in self.shown:
+        first = _bucket(question, len(self.shown)) if self.rotated else 0
+        for asked, answered in (*self.shown[first:], *self.shown[:first]):
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         found = re.search(self.part, question, re.DOTALL)
         if found is None:
             raise ValueError(f"{self.part!r} is not in the question {question!r}.")
         return [*messages, {"role": "user", "content": self.asked.format(question=found[1].strip())}]
+
+
+def _bucket(text: str, buckets: int) -> int:
+    return hashlib.sha256(text.encode()).digest()[0] % buckets
 
 
 def split(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
@@ -128,9 +135,9 @@ SHORT: Mapping[str, Any] = {"system": "Any form will do.", "asked": "{question}?
 SUM_PART = "problem: (.*) ="
 
 FORMS = RealTask(
-    name="forms", generator="chain_sum", settings=ONE_DIGIT, part=SUM_PART, **SHORT,
-    shown=(("4 + 2?", '{"answer": 6}'), ("9 - 1?", "The answer is 8.")),
-    about="the same sums after two turns of conversation that show two forms; the base adds an equation of its own",
+    name="forms", generator="chain_sum", settings=ONE_DIGIT, part=SUM_PART, **SHORT, rotated=True,
+    shown=(("4 + 2?", '{"answer": 6}'), ("2 + 3?", "2 + 3 = 5"), ("9 - 1?", "The answer is 8.")),
+    entropy_target_nats=0.8, about="the same sums after three turns of conversation that show three forms",
 )  # fmt: skip
 
 TASKS: Mapping[str, RealTask] = {task.name: task for task in (ARITHMETIC, FORMS)}
@@ -140,9 +147,9 @@ CANDIDATES: Mapping[str, RealTask] = {
     task.name: task
     for task in (
         RealTask(
-            name="forms-equation", generator="chain_sum", settings=ONE_DIGIT, part=SUM_PART, **SHORT,
-            shown=(("4 + 2?", '{"answer": 6}'), ("2 + 3?", "2 + 3 = 5"), ("9 - 1?", "The answer is 8.")),
-            about="sums after three turns that show three forms",
+            name="two-forms", generator="chain_sum", settings=ONE_DIGIT, part=SUM_PART, **SHORT,
+            shown=(("4 + 2?", '{"answer": 6}'), ("9 - 1?", "The answer is 8.")),
+            about="the same sums after two turns that show two forms",
         ),
         RealTask(
             name="products", generator="products", settings=ONE_DIGIT, part=r"multiplication: (.*?)\.", **SHORT,

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,8 @@ def test_the_pilot_asks_for_reward_and_three_ways() -> None:
     assert (
         qualified([[row(text, right=at < 3) for at, text in enumerate([*ways, "So many"])]] * 4).reasons_against == []
     )
+    signs = qualified([[row("7 + 9 = 16"), row("9 - 8 = 1"), row("2 * 3 = 6"), row("so", right=False)]])
+    assert signs.openings_right == {"# + # = #": 1.0}
     one_way = qualified([[row("16"), row("17", right=False)]] * 4)
     assert one_way.reasons_against == ["1 of 3 formats or openings have over 5% of the right answers"]
 
@@ -122,6 +124,9 @@ def test_a_question_is_asked_as_the_task_says() -> None:
         {"role": "assistant", "content": "5"},
         {"role": "user", "content": "4 - 3?"},
     ]
+    turned = replace(task, shown=(("1?", "one"), ("2?", "two"), ("3?", "three")), rotated=True)
+    last = [turned.prompt(f"problem: {n} + 1 =")[-2]["content"] for n in range(30)]
+    assert set(last) == {"one", "two", "three"}
     with pytest.raises(ValueError, match="is not in the question"):
         task.prompt("Something else")
 
