@@ -24,11 +24,12 @@ def ratio(top: Any, bottom: Any) -> Floats:
 
 
 class ByKey:
-    """Sums over the entries of each key: ``keys`` [K] in ascending order, of the entries that ``mine_N`` takes."""
+    """Sums over the entries of each key: ``keys`` [K] in ascending order, of the entries that ``mine_N`` takes, whose
+    places in it are ``at``."""
 
     def __init__(self, key_N: Ints, mine_N: Bools | slice = slice(None)) -> None:
         self._mine = mine_N
-        self.keys, self._at = np.unique(key_N[mine_N], return_inverse=True)
+        self.keys, self.at = np.unique(key_N[mine_N], return_inverse=True)
 
     def total(self, values_N: NDArray[Any]) -> Floats:
         """The sums of a column, [K], or [K, M] of [N, M]."""
@@ -38,7 +39,7 @@ class ByKey:
         return self._sum(mine)
 
     def _sum(self, values: NDArray[Any]) -> Floats:
-        return np.bincount(self._at, weights=values, minlength=self.keys.size).astype(np.float64)
+        return np.bincount(self.at, weights=values, minlength=self.keys.size).astype(np.float64)
 
     def ratio(self, top_N: NDArray[Any], bottom_N: NDArray[Any]) -> Floats:
         """The ratios of the sums of two columns [K]."""
@@ -103,15 +104,18 @@ def effective_number_of_each(value_N: Ints, owner_N: Ints, owners: int) -> Float
 def js_distance(p_counts: ArrayLike, q_counts: ArrayLike) -> Any:
     """Jensen-Shannon distance of histograms over the last axis: the square root of the divergence in bits, in [0, 1];
     NaN where either is empty."""
-    p, q = (
-        ratio(counts, counts.sum(axis=-1, keepdims=True))
-        for counts in (np.asarray(given, dtype=np.float64) for given in (p_counts, q_counts))
-    )
+
+    def shares(given: ArrayLike) -> Floats:
+        counts = np.asarray(given, dtype=np.float64)
+        total = counts.sum(axis=-1, keepdims=True)
+        return np.asarray(counts / np.where(total > 0, total, np.nan))
+
+    p, q = shares(p_counts), shares(q_counts)
     middle = 0.5 * (p + q)
+    middle = np.where(middle > 0, middle, 1.0)
 
     def relative(a: Floats) -> Floats:
-        of = np.where(a == 0, 1.0, a / np.where(middle == 0, 1.0, middle))
-        return np.asarray((a * np.log2(of)).sum(axis=-1))
+        return np.asarray((a * np.log2(np.where(a > 0, a, middle) / middle)).sum(axis=-1))
 
     return np.sqrt(np.clip(0.5 * relative(p) + 0.5 * relative(q), 0.0, 1.0))
 

@@ -10,8 +10,8 @@ from rlmon.audit.case import Case
 from rlmon.audit.checks.solving import prompt_halves
 from rlmon.audit.features import Floats, Ints
 from rlmon.audit.result import Heat, HeatRow
-from rlmon.metrics.ledger import CREDIBILITY, HARD_SOLVE_RATE
-from rlmon.statistics import beta_cdf, ratio
+from rlmon.metrics.ledger import hard
+from rlmon.statistics import ratio
 
 HEAT_BINS = 64
 HEAT_ROWS = 200
@@ -73,7 +73,7 @@ def _pairs(code: Ints, step: Ints) -> Ints:
 
 def _fates(early_n: Floats, early_k: Floats, late_n: Floats, late_k: Floats) -> list[Any]:
     n, k = early_n + late_n, early_k + late_k
-    below = beta_cdf(HARD_SOLVE_RATE, k + 1.0, n - k + 1.0) >= CREDIBILITY
+    below = hard(k + 1.0, n - k + 1.0)
     early, late = ratio(early_k, early_n), ratio(late_k, late_n)
     fates = []
     for p in range(n.size):

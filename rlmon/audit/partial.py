@@ -27,7 +27,7 @@ from rlmon.metrics.blocks import Dealt
 from rlmon.metrics.families.collision import equal_pairs, put_pairs, put_tallies
 from rlmon.metrics.families.group import put_silent
 from rlmon.metrics.groups import facts_of_groups
-from rlmon.statistics import codes_of, effective_number_of_each
+from rlmon.statistics import ByKey, codes_of, effective_number_of_each
 
 WORKING_BYTES = 24 << 20
 """Rows are read until they take this much memory, then counted."""
@@ -93,11 +93,7 @@ def merge(parts: Iterable[Partial]) -> Partial:
         whole.prompts |= part.prompts
         whole.samples += part.samples
         whole.rows += part.rows
-        whole.duplicates += part.duplicates
-        whole.damaged += part.damaged
-        _count_blank(whole, part)
-        whole.went_back += part.went_back
-        whole.unreadable |= part.unreadable
+        _count(whole, part)
     for kind, into in columns.items():
         getattr(whole, kind).update({name: np.concatenate(values) for name, values in into.items()})
     if "tallies" in whole.blocks:
@@ -119,6 +115,7 @@ def partial(shard: Shard, settings: Settings) -> Partial:
     waiting: list[pa.Table] = []
     facts = Partial()
     for batch in shard.read():
+        facts.rows += batch.rows.num_rows
         _count(facts, batch)
         if batch.rows.num_rows:
             waiting.append(batch.rows)
@@ -133,16 +130,11 @@ def partial(shard: Shard, settings: Settings) -> Partial:
     return result
 
 
-def _count(facts: Partial, batch: RowBatch) -> None:
-    facts.rows += batch.rows.num_rows
-    facts.duplicates += batch.duplicates
-    facts.damaged += batch.damaged
-    _count_blank(facts, batch)
-    facts.went_back += batch.went_back
-    facts.unreadable |= batch.unreadable
-
-
-def _count_blank(facts: Partial, more: Partial | RowBatch) -> None:
+def _count(facts: Partial, more: Partial | RowBatch) -> None:
+    facts.duplicates += more.duplicates
+    facts.damaged += more.damaged
+    facts.went_back += more.went_back
+    facts.unreadable |= more.unreadable
     facts.blank += more.blank
     facts.blank_from = min((step for step in (facts.blank_from, more.blank_from) if step is not None), default=None)
 
@@ -179,18 +171,17 @@ def _count_rows(table: pa.Table, settings: Settings) -> Partial:
 
 def _function_columns(rows: pa.Table, step: Ints, train: Bools) -> dict[str, dict[str, NDArray[Any]]]:
     found = {}
-    steps, at = np.unique(step[train], return_inverse=True)
-    for name, column_ in rewards_by_function(rows).items():
-        values = column_[train]
+    by_step = ByKey(step, train)
+    for name, values in rewards_by_function(rows).items():
         scored = np.abs(values) <= LARGEST
-        least, most = np.full(steps.size, np.inf), np.full(steps.size, -np.inf)
-        np.minimum.at(least, at[scored], values[scored])
-        np.maximum.at(most, at[scored], values[scored])
+        least, most = np.full(by_step.keys.size, np.inf), np.full(by_step.keys.size, -np.inf)
+        np.minimum.at(least, by_step.at[scored[train]], values[train & scored])
+        np.maximum.at(most, by_step.at[scored[train]], values[train & scored])
         found[str(name)[:80]] = {
-            "step": steps,
-            "rows": np.bincount(at, minlength=steps.size).astype(np.float64),
-            "scored": np.bincount(at, weights=scored, minlength=steps.size).astype(np.float64),
-            "sum": np.bincount(at[scored], weights=values[scored], minlength=steps.size).astype(np.float64),
+            "step": by_step.keys,
+            "rows": by_step.total(train),
+            "scored": by_step.total(scored),
+            "sum": by_step.total(np.where(scored, values, 0.0)),
             "min": least,
             "max": most,
         }

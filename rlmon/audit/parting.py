@@ -25,7 +25,7 @@ from rlmon.audit.contrast import LAST_SHARE, LAST_STEPS
 from rlmon.audit.features import Floats, Ints
 from rlmon.audit.result import Audit
 from rlmon.series import LEVEL, independent
-from rlmon.statistics import t_quantile, t_two_sided_p
+from rlmon.statistics import t_quantile, t_two_sided_p, trailing_mean
 
 SMOOTHING_STEPS = 5
 EARLY_SHARE = 0.1
@@ -209,10 +209,7 @@ def departure(steps: Ints, gap: Floats) -> int | None:
     long_run = spread * math.sqrt((1.0 + correlation) / (1.0 - correlation))
     middle = float(gap[:early].mean())
     band = BAND * max(1.0, ENOUGH_STEPS / count) * long_run * math.sqrt(1.0 / SMOOTHING_STEPS + 1.0 / early)
-    sums = np.concatenate([[0.0], np.cumsum(gap - middle)])
-    ends = np.arange(1, count + 1)
-    begins = np.maximum(0, ends - SMOOTHING_STEPS)
-    smooth = (sums[ends] - sums[begins]) / (ends - begins)
+    smooth = trailing_mean(gap - middle, SMOOTHING_STEPS)
     # Equal runs have a gap of zero and a band of zero: rounding is no departure.
     band = max(band, 1e-12 * max(1.0, float(np.abs(gap).max())))
     side = np.where(smooth > band, 1, np.where(smooth < -band, -1, 0))

@@ -11,10 +11,9 @@ import numpy as np
 
 import rlmon.detectors as detectors
 from rlmon.audit.case import Fold, Live
-from rlmon.audit.features import Floats
 from rlmon.audit.partial import Partial
 from rlmon.audit.run import OpenedRun
-from rlmon.audit.timeline import SHARE, Timeline, rewards_by_function
+from rlmon.audit.timeline import SHARE, Timeline, rewards_by_function, spread
 from rlmon.detectors import DetectorState
 from rlmon.errors import ConfigError
 from rlmon.metrics.formats import BUILT_IN_MODES, ModeSet
@@ -61,7 +60,7 @@ def replay(run: OpenedRun, counted: Partial, mode_names: Sequence[str]) -> tuple
         steps.append(record.step)
         shed = record.shed_rows
     at = np.array(steps, dtype=np.int64)
-    logged = {name: _column(values, at.size) for name, values in series.items()}
+    logged = {name: spread(list(values.values()), list(values), at.size) for name, values in series.items()}
     line = Timeline(steps=at, series=rewards_by_function(counted, at) | logged)
     live = log.findings
     differences = [] if anew else _finding_differences(live, findings)
@@ -115,12 +114,6 @@ def _started(header: RunHeader, anew: list[str]) -> DetectorState:
             total_steps=header.total_steps,
             group_size=header.group_size,
         )
-
-
-def _column(values: Mapping[int, float], size: int) -> Floats:
-    column = np.full(size, np.nan)
-    column[list(values)] = list(values.values())
-    return column
 
 
 def _finding_differences(live: Sequence[Finding], replayed: Sequence[Finding]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +17,6 @@ from rlmon.audit.checks import Judged
 from rlmon.audit.clauses import clause
 from rlmon.audit.events import events
 from rlmon.audit.examples import Samples
-from rlmon.audit.features import Ints
 from rlmon.audit.heat import heat
 from rlmon.audit.mode_stories import mode_stories
 from rlmon.audit.result import (
@@ -30,6 +28,7 @@ from rlmon.audit.result import (
     RunFacts,
     Verdict,
 )
+from rlmon.audit.timeline import spread
 from rlmon.metrics.catalog import METRICS
 
 TOLD_IN_HEADLINE = 2
@@ -43,13 +42,12 @@ def tell(case: Case, judged: Judged, source: str, timing: Mapping[str, float]) -
     covered = verdict.coverage(checks, outputs=case.counted.rows > 0, lacks=case.run.lacks)
     reached = verdict.reached(checks, covered)
     steps = case.line.steps
-    series = {name: values_of(values) for name, values in sorted(case.line.series.items())}
+    columns = dict(sorted(case.line.series.items()))
     if judged.wording is not None:
         at = np.searchsorted(steps, judged.wording.steps)
-        for name, values in judged.wording.series.items():
-            column = np.full(steps.size, np.nan)
-            column[at] = values
-            series[name] = values_of(column)
+        columns |= {name: spread(values, at, steps.size) for name, values in judged.wording.series.items()}
+    case = dataclasses.replace(case, line=dataclasses.replace(case.line, series=columns))
+    series = {name: values_of(values) for name, values in columns.items()}
     metrics = {name: _summary(case, name, values) for name, values in series.items()}
     return Audit(
         run=_facts(case, judged, source),
@@ -180,21 +178,11 @@ def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _summary(case: Case, name: str, values: Sequence[float | None]) -> MetricSummary:
     known = [value for value in values if value is not None]
-    column = np.array([math.nan if value is None else value for value in values])
-
-    def mean(steps: Ints | None) -> float | None:
-        if steps is None:
-            return None
-        mine = column[np.isin(case.line.steps, steps)]
-        mine = mine[np.isfinite(mine)]
-        return float(mine.mean()) if mine.size else None
-
-    ends = case.windows
     return MetricSummary(
         unit=_UNITS.get(name, ""),
-        base=case.base_mean(name) if case.base_line is not None else mean(None if ends is None else ends.base),
+        base=case.base_mean(name),
         first=known[0] if known else None,
-        last=mean(None if ends is None else ends.last),
+        last=case.last_mean(name),
         min=min(known, default=None),
         max=max(known, default=None),
     )

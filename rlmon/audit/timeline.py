@@ -18,10 +18,10 @@ from rlmon.keys import source_key
 from rlmon.metrics.collision import PAIRS
 from rlmon.metrics.families import OF_ROWS
 from rlmon.metrics.family import Sums
-from rlmon.metrics.ledger import CREDIBILITY, HARD_SOLVE_RATE, PRIOR_ATTEMPTS
+from rlmon.metrics.ledger import PRIOR_ATTEMPTS, hard
 from rlmon.metrics.step import Families
 from rlmon.records import Block, StepRecord
-from rlmon.statistics import ByKey, beta_cdf, codes_of, effective_number
+from rlmon.statistics import ByKey, codes_of, effective_number
 
 SMOOTHING_STEPS = 5
 SHARE = "rlmon/format/share/"
@@ -57,7 +57,7 @@ def timeline(
     logged = sorted({step for values in scalars.values() for step, _ in values})
     steps = np.union1d(row_steps, np.array(logged, dtype=np.int64))
     at = np.searchsorted(steps, row_steps)
-    series = {name: _spread(values, at, steps.size) for name, values in series.items()}
+    series = {name: spread(values, at, steps.size) for name, values in series.items()}
     for name, values in scalars.items():
         told = int(np.isfinite(series[name]).sum()) if name in series else 0
         if told and not stand_ins.better(len(values), told):
@@ -69,7 +69,8 @@ def timeline(
     return Timeline(steps=steps, series=series)
 
 
-def _spread(values: Floats, at: Ints, steps: int) -> Floats:
+def spread(values: Floats | list[float], at: Ints | list[int], steps: int) -> Floats:
+    """Values at some places of so many steps, NaN at the others [S]."""
     column = np.full(steps, np.nan)
     column[at] = values
     return column
@@ -87,7 +88,7 @@ def _of_rows(partial: Partial, modes: Sequence[str], base_steps: int) -> tuple[I
     if partial.steps:
         parsed = ByKey(partial.steps["step"])
         distinct = parsed.ratio(partial.steps["distinct_texts"], partial.steps["texts"])
-        series["exact duplicate share"] = _spread(1.0 - distinct, np.searchsorted(steps, parsed.keys), steps.size)
+        series["exact duplicate share"] = spread(1.0 - distinct, np.searchsorted(steps, parsed.keys), steps.size)
     series |= rewards_by_function(partial, steps)
     return steps, {
         name: values
@@ -166,7 +167,7 @@ def rewards_by_function(partial: Partial, steps: Ints) -> dict[str, Floats]:
     for name, parts in partial.functions.items():
         found = ByKey(parts["step"], np.isin(parts["step"], steps))
         means = found.ratio(parts["sum"], parts["scored"])
-        series[f"rewards/{name}"] = _spread(means, np.searchsorted(steps, found.keys), steps.size)
+        series[f"rewards/{name}"] = spread(means, np.searchsorted(steps, found.keys), steps.size)
     return series
 
 
@@ -183,9 +184,9 @@ def _of_hard_prompts(groups: Mapping[str, NDArray[Any]]) -> Bools:
     before_n, before_k = _before(prompt, step, n), _before(prompt, step, k)
     mean = (_before(source, step, k) - before_k + 1.0) / (_before(source, step, n) - before_n + 2.0)
     a, b = PRIOR_ATTEMPTS * mean + before_k, PRIOR_ATTEMPTS * (1.0 - mean) + before_n - before_k
-    hard = (before_n > 0) & groups["lone"]
-    hard[hard] = beta_cdf(HARD_SOLVE_RATE, a[hard], b[hard]) >= CREDIBILITY
-    return np.asarray(hard)
+    tried = (before_n > 0) & groups["lone"]
+    tried[tried] = hard(a[tried], b[tried])
+    return np.asarray(tried)
 
 
 def _before(key: Ints, step: Ints, values: Floats) -> Floats:

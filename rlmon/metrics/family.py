@@ -288,6 +288,8 @@ class StepSums:
     known: Circumstances
     base: Mapping[str, Floats] | None = None
     """Sums over the rounds of the baseline of this family's fields in ``base``; ``None`` before there are any."""
+    why: bool = True
+    """Whether it is told why something was not measured: of one step. Sums of several cannot be asked with ``if``."""
 
     @cached_property
     def rows(self) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rlmon.keys import KEY_MASK, content_key, recorded_source_key, source_key, source_label
 from rlmon.metrics.groups import column
-from rlmon.statistics import beta_cdf
+from rlmon.statistics import Bools, Floats, beta_cdf
 
 HARD_SOLVE_RATE = 0.125
 """A prompt is (nearly) impossible when its solve rate is credibly below 1/8."""
@@ -22,6 +22,11 @@ PRIOR_ATTEMPTS = 2.0
 MAX_PRIOR_ATTEMPTS = 32.0
 STATE_BYTES_PER_PROMPT = 22
 """Bytes a prompt takes in a saved ledger before base64 (8 key, 4 attempts, 4 successes, 4 last step, 2 source)."""
+
+
+def hard(a: Floats, b: Floats) -> Bools:
+    """Whether a solve rate with a Beta posterior of these parameters is credibly below ``HARD_SOLVE_RATE``."""
+    return np.asarray(beta_cdf(HARD_SOLVE_RATE, a, b) >= CREDIBILITY)
 
 
 class SolveLedger:

@@ -235,7 +235,7 @@ class Families:
         out = Columns("rlmon/")
         for family in self._families:
             of_base = {name: base[f"{family.name}/{name}"] for name in family.base}
-            step = StepSums(sums=sums, modes=self.modes, known=Circumstances(), base=of_base)
+            step = StepSums(sums=sums, modes=self.modes, known=Circumstances(), base=of_base, why=False)
             family.finish(out, sums[family.name], step)
         return out.columns
 

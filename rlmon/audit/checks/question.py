@@ -23,7 +23,7 @@ from rlmon.audit.strata import Strata
 from rlmon.audit.wording import Wording
 from rlmon.errors import ConfigError
 from rlmon.records import WORST_FIRST
-from rlmon.statistics import ratio
+from rlmon.statistics import ByKey
 
 Need = Lack | Literal["successes", "keys"]
 """What a check cannot do without. ``successes``: rewards, and that it is known which of them are a success. ``keys``:
@@ -95,12 +95,9 @@ class Ends:
         """The steps of training with groups [S], and the ratio of two sums over the groups of each [S]."""
         train = ~self.case.counted.groups["eval"]
         # Groups of another run that is the base come first.
-        top, bottom = (values[-train.size :][train] for values in (top_G, bottom_G))
-        steps, at = np.unique(self.case.counted.groups["step"][train], return_inverse=True)
-        return steps, ratio(
-            np.bincount(at, weights=top, minlength=steps.size).astype(np.float64),
-            np.bincount(at, weights=bottom, minlength=steps.size).astype(np.float64),
-        )
+        top, bottom = (values[-train.size :] for values in (top_G, bottom_G))
+        by_step = ByKey(self.case.counted.groups["step"], train)
+        return by_step.keys, by_step.ratio(top, bottom)
 
     def move_of(self, values: Floats, *, relative: bool, looks: int = 1) -> Move | None:
         """The ends of these values, whose error is shared out over so many looks."""

@@ -13,7 +13,7 @@ from rlmon.audit.features import Floats
 from rlmon.audit.result import Check
 from rlmon.audit.timeline import SMOOTHING_STEPS
 from rlmon.records import Status
-from rlmon.statistics import ratio, trailing_mean
+from rlmon.statistics import ByKey, trailing_mean
 
 LOST_WARN = 0.3
 LOST_FAIL = 0.6
@@ -180,17 +180,13 @@ def reward_missing(ask: Question, ends: Ends) -> Check:
     lacking = groups["missing"] + np.where(groups["missing"] > 0, 0.0, groups["non_finite"])
     # A group that is left out as a whole was left out on purpose; a hole in a group never is.
     holes = np.where((lacking > 0) & (lacking < groups["rows"]), lacking, 0.0)
-    steps, at = np.unique(groups["step"][train], return_inverse=True)
-
-    def total(values: Any) -> Floats:
-        return np.bincount(at, weights=values[train], minlength=steps.size).astype(np.float64)
-
-    share = ratio(total(holes), total(groups["rows"]))
+    by_step = ByKey(groups["step"], train)
+    share = by_step.ratio(holes, groups["rows"])
     whole = float((lacking - holes)[train].sum() / groups["rows"][train].sum())
     overall = float(holes[train].sum() / groups["rows"][train].sum())
     worst = float(np.nanmax(trailing_mean(share, SMOOTHING_STEPS)))
     began = np.flatnonzero(share > 0)
-    start = int(steps[began[0]]) if began.size else None
+    start = int(by_step.keys[began[0]]) if began.size else None
     status: Status = "fail" if worst > 0.5 else "warn" if overall > 0.001 else "pass"
     left_out = f"; {whole:.1%} more are of groups that were left out as a whole" if whole else ""
     return ask.says(

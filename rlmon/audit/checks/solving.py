@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 import rlmon.audit.aliases as aliases
 from rlmon.audit.case import Case
@@ -13,9 +14,9 @@ from rlmon.audit.checks.question import Ends, Question, between, question, sizes
 from rlmon.audit.features import Floats
 from rlmon.audit.result import Check
 from rlmon.audit.timeline import SMOOTHING_STEPS
-from rlmon.metrics.ledger import CREDIBILITY, HARD_SOLVE_RATE
+from rlmon.metrics.ledger import CREDIBILITY, hard
 from rlmon.records import Status
-from rlmon.statistics import beta_cdf, ratio, t_quantile, trailing_mean
+from rlmon.statistics import ByKey, beta_cdf, t_quantile, trailing_mean
 
 MIN_VISITS = 4
 MIN_PROMPTS = 20
@@ -121,16 +122,13 @@ def _top_answer(ends: Ends) -> tuple[float, float, float, int] | None:
     answers: Any = None
     for end, source in (("last", ends.case.counted), ("base", ends.case.base or ends.case.counted)):
         window = ends.case.windows.last if end == "last" else ends.case.windows.base
-        answer = np.concatenate([part["answer_key"].to_numpy() for part in source.samples])
-        prompt = np.concatenate([part["prompt_key"].to_numpy() for part in source.samples])
-        step = np.concatenate([part["step"].to_numpy() for part in source.samples])
-        rank = np.concatenate([part["rank"].to_numpy() for part in source.samples])
+        rows = pa.concat_tables(source.samples)
+        answer, prompt, step, rank = (rows[name].to_numpy() for name in ("answer_key", "prompt_key", "step", "rank"))
         mine = (answer >= 0) & (rank >= 0)
         if not (end == "base" and ends.case.base is not None):
             mine &= np.isin(step, window)
         if not ends.same_data and ends.strata is not None:
-            named = np.concatenate([np.array(part["source"].to_pylist(), dtype=object) for part in source.samples])
-            mine &= np.isin(named, list(ends.strata.names))
+            mine &= np.isin(np.array(rows["source"].to_pylist(), dtype=object), list(ends.strata.names))
         answer, prompt = answer[mine], prompt[mine]
         prompts = np.unique(prompt)
         if prompts.size < 30:
@@ -218,7 +216,7 @@ def impossible_prompts(ask: Question, ends: Ends) -> Check:
             f"only {int(tried.sum())} prompts have 16 attempts ({MIN_PROMPTS} are needed): with "
             "fewer, a hard prompt cannot be told from an impossible one",
         )  # fmt: skip
-    below = beta_cdf(HARD_SOLVE_RATE, k[tried] + 1.0, n[tried] - k[tried] + 1.0) >= CREDIBILITY
+    below = hard(k[tried] + 1.0, n[tried] - k[tried] + 1.0)
     count, total = int(below.sum()), int(tried.sum())
     assert ends.contrast is not None
     low, high = wilson(count, total, ends.contrast.z)
@@ -288,10 +286,6 @@ def _eval_rewards(case: Case) -> list[tuple[int, float]]:
     groups = case.counted.groups
     if not groups or not groups["eval"].any():
         return []
-    mine = groups["eval"]
-    steps, at = np.unique(groups["step"][mine], return_inverse=True)
-    means = ratio(
-        np.bincount(at, weights=groups["reward"][mine], minlength=steps.size).astype(np.float64),
-        np.bincount(at, weights=groups["scored"][mine], minlength=steps.size).astype(np.float64),
-    )
-    return [(int(s), float(v)) for s, v in zip(steps, means, strict=True) if math.isfinite(v)]
+    by_step = ByKey(groups["step"], groups["eval"])
+    means = by_step.ratio(groups["reward"], groups["scored"]).tolist()
+    return [(step, mean) for step, mean in zip(by_step.keys.tolist(), means, strict=True) if math.isfinite(mean)]

@@ -129,12 +129,12 @@ class Collision(MetricFamily):
         for kernel, (*_, compared) in _MEANING.items():
             for kind, where in (("across", "different prompts"), ("within", "one prompt")):
                 reason = f"no pair of {compared} of {where} to compare"
-                if kernel == "moves" and np.all(step.of("moves", "tokens") <= 0):
+                if step.why and kernel == "moves" and step.of("moves", "tokens") <= 0:
                     reason = NEEDS_IDS
                 pairs = sums[kernel]
                 name = f"collision/{kernel}_{kind}"
                 value = out.ratio(name, pairs[f"{kind}_sum"], pairs[f"{kind}_pairs"], reason)
-                if value is not None and np.all(value <= 0.0):
+                if step.why and value is not None and value <= 0.0:
                     reason = "no pair agreed: the effective number is beyond what this many completions show"
                 out.ratio(f"{name}_effective", 1.0, value, reason)
 

@@ -144,7 +144,7 @@ class Group(MetricFamily):
     def finish(self, out: Numbers, sums: Sums, step: StepSums) -> None:
         judged, classified = sums["judged"], sums["classified"]
         reason = "no whole group has two finite rewards"
-        unjudged = np.all(judged <= 0)
+        unjudged = step.why and judged <= 0
         unclassified = reason if unjudged else "of no group is the success of every completion known"
         out.ratio("group/all_good", sums["all_good"], classified, unclassified)
         out.ratio("group/all_bad", sums["all_bad"], classified, unclassified)
@@ -155,14 +155,14 @@ class Group(MetricFamily):
         weightless = reason if unjudged else "no advantages were captured, or all of them are 0"
         out.ratio("group/lone_weight", sums["weight_lone"], sums["weight"], weightless)
         unread = "no ledger of earlier rounds"
-        unknown = weightless if np.any(sums["ledger_rows"] > 0) else unread
+        unknown = weightless if step.why and sums["ledger_rows"] > 0 else unread
         out.ratio("group/lone_success_weight", sums["weight_lone_hard"], sums["weight_known"], unknown)
         out.ratio("group/hard_share", sums["hard_rows"], sums["ledger_rows"], unread)
         no_lone = "no group with a single success"
         winners, others = sums["winner_rows"], sums["other_rows"]
         winner, other = ratio(sums["winner_tokens"], winners), ratio(sums["other_tokens"], others)
         lengthless = "completion lengths were not captured, or the other completions are empty"
-        out.ratio("group/lone_length_ratio", winner, other, no_lone if np.all(winners <= 0) else lengthless)
+        out.ratio("group/lone_length_ratio", winner, other, no_lone if step.why and winners <= 0 else lengthless)
         excess = ratio(sums["winner_repetition"], winners) - ratio(sums["other_repetition"], others)
         out.put("group/lone_repetition_excess", excess, no_lone, known=(winners > 0) & (others > 0))
         for percent in PERCENTS:
