@@ -101,6 +101,12 @@ def effective_number_of_each(value_N: Ints, owner_N: Ints, owners: int) -> Float
     return np.where(rows >= 2, np.exp(entropy), np.nan)
 
 
+def distinct_of_each(value_N: Ints, owner_N: Ints, owners: int) -> Ints:
+    """How many different values each owner has [owners]."""
+    values, code = np.unique(value_N, return_inverse=True)
+    return np.bincount(np.unique(owner_N * len(values) + code) // max(1, len(values)), minlength=owners)
+
+
 def js_distance(p_counts: ArrayLike, q_counts: ArrayLike) -> Any:
     """Jensen-Shannon distance of histograms over the last axis: the square root of the divergence in bits, in [0, 1];
     NaN where either is empty."""
@@ -240,6 +246,20 @@ def codes_of(*keys: NDArray[Any]) -> Ints:
     codes = np.empty(order.size, dtype=np.int64)
     codes[order] = np.cumsum(change)
     return codes
+
+
+def place_in_run(*keys: NDArray[Any], order_by: NDArray[Any] | None = None) -> Ints:
+    """Place from 0 of each row among those with its keys, in the order of the rows or of ``order_by``."""
+    order = np.lexsort(keys if order_by is None else (order_by, *keys))
+    fresh = np.zeros(order.size, dtype=bool)
+    fresh[:1] = True
+    for key in keys:
+        ordered = key[order]
+        fresh[1:] |= ordered[1:] != ordered[:-1]
+    start = np.maximum.accumulate(np.where(fresh, np.arange(order.size), 0))
+    place = np.empty(order.size, dtype=np.int64)
+    place[order] = np.arange(order.size) - start
+    return place
 
 
 # -- hashes of integers ------------------------------------------------------------------------------------------------

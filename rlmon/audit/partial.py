@@ -27,7 +27,7 @@ from rlmon.metrics.blocks import Dealt
 from rlmon.metrics.families.collision import equal_pairs, put_pairs, put_tallies
 from rlmon.metrics.families.group import put_silent
 from rlmon.metrics.groups import facts_of_groups
-from rlmon.statistics import ByKey, codes_of, effective_number_of_each
+from rlmon.statistics import ByKey, codes_of, distinct_of_each, effective_number_of_each
 
 WORKING_BYTES = 24 << 20
 """Rows are read until they take this much memory, then counted."""
@@ -196,10 +196,15 @@ def _group_columns(rows: Rows, modes: int) -> dict[str, NDArray[Any]]:
     scored = np.isfinite(reward)
     success = outcome == 1.0
 
-    def total(values: NDArray[Any], keep: Bools | None = None) -> Floats:
-        if keep is None:
-            return np.bincount(group, weights=values, minlength=count).astype(np.float64)
+    def total(values: NDArray[Any], keep: Bools | slice = slice(None)) -> Floats:
         return np.bincount(group[keep], weights=values[keep], minlength=count).astype(np.float64)
+
+    def by_mode(keep: Bools, weights: Floats | None = None) -> NDArray[Any]:
+        code, weights = group[keep] * modes + read.mode[keep], None if weights is None else weights[keep]
+        return np.bincount(code, weights=weights, minlength=count * modes).reshape(count, modes)
+
+    def effective(value: Ints, keep: Bools) -> Floats:
+        return effective_number_of_each(value[keep], group[keep], count)
 
     facts = facts_of_groups(group, reward, outcome, count)
     # As live: what was only sampled tells of formats and solve rates; silent groups and lone successes are of what was
@@ -209,11 +214,8 @@ def _group_columns(rows: Rows, modes: int) -> dict[str, NDArray[Any]]:
     advantage = np.abs(floats(rows.table, "advantage"))
     weighed = advantage <= LARGEST
     known = read.mode >= 0
-    by_mode = group[known] * modes + read.mode[known]
-    right = known & success
-    by_mode_right = group[right] * modes + read.mode[right]
-    paid = known & scored
-    by_mode_paid = group[paid] * modes + read.mode[paid]
+    answered, parsed, stored = read.answer >= 0, read.template >= 0, read.text >= 0
+    texts = distinct_of_each(read.text[stored], group[stored], count)
     tokens, truncated = floats(rows.table, "completion_tokens"), floats(rows.table, "truncated")
     characters = read.characters
     return {
@@ -222,7 +224,7 @@ def _group_columns(rows: Rows, modes: int) -> dict[str, NDArray[Any]]:
         "prompt": rows.prompt[first],
         "source": rows.source[first],
         "grouped": rows.grouped[first],
-        "prompts": np.bincount(np.unique(np.stack([group, rows.prompt]), axis=1)[0], minlength=count),
+        "prompts": distinct_of_each(rows.prompt, group, count),
         "rows": total(np.ones(group.size)),
         "scored": facts.size_P.astype(np.float64),
         "missing": total(rows.missing),
@@ -239,18 +241,16 @@ def _group_columns(rows: Rows, modes: int) -> dict[str, NDArray[Any]]:
         "lone": lone,
         "weight": np.where(total(weighed) > 0, total(advantage, weighed), np.nan),
         "weight_lone": total(advantage, weighed & success & lone[group]),
-        "modes": np.bincount(by_mode, minlength=count * modes).reshape(count, modes).astype(np.int32),
-        "modes_correct": np.bincount(by_mode_right, minlength=count * modes).reshape(count, modes).astype(np.int32),
-        "modes_scored": np.bincount(by_mode_paid, minlength=count * modes).reshape(count, modes).astype(np.int32),
-        "modes_reward": np.bincount(by_mode_paid, weights=reward[paid], minlength=count * modes)
-        .reshape(count, modes)
-        .astype(np.float32),
-        "answered": total(read.answer >= 0),
-        "answers": _effective(read.answer, group, read.answer >= 0, count),
-        "answers_correct": _effective(read.answer, group, (read.answer >= 0) & success, count),
-        "templates": _effective(read.template, group, read.template >= 0, count),
-        "templates_correct": _effective(read.template, group, (read.template >= 0) & success, count),
-        "identical": _identical(read.text, group, count),
+        "modes": by_mode(known).astype(np.int32),
+        "modes_correct": by_mode(known & success).astype(np.int32),
+        "modes_scored": by_mode(known & scored).astype(np.int32),
+        "modes_reward": by_mode(known & scored, reward).astype(np.float32),
+        "answered": total(answered),
+        "answers": effective(read.answer, answered),
+        "answers_correct": effective(read.answer, answered & success),
+        "templates": effective(read.template, parsed),
+        "templates_correct": effective(read.template, parsed & success),
+        "identical": np.where(total(stored) >= 2, texts == 1, np.nan),
         "empty": total(read.empty == 1.0),
         "empty_known": total(np.isfinite(read.empty)),
         "characters": total(characters, np.isfinite(characters)),
@@ -262,30 +262,15 @@ def _group_columns(rows: Rows, modes: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def _identical(text: Ints, group: Ints, count: int) -> Floats:
-    """1 where all completions of a group are one text, 0 where not, NaN where fewer than two are known, [G]."""
-    known = text >= 0
-    rows = np.bincount(group[known], minlength=count)
-    distinct = np.unique(np.stack([group[known], text[known]]), axis=1)[0]
-    kinds = np.bincount(distinct, minlength=count)
-    return np.where(rows >= 2, (kinds == 1).astype(np.float64), np.nan)
-
-
-def _effective(value: Ints, group: Ints, keep: Bools, count: int) -> Floats:
-    return effective_number_of_each(value[keep], group[keep], count)
-
-
 def _step_columns(columns: Mapping[str, NDArray[Any]], text: Ints, step: Ints) -> dict[str, NDArray[Any]]:
     """Pairs of the completions of each step, and how many texts there are; all of training rows."""
-    steps, at = np.unique(step, return_inverse=True)
-    found: dict[str, NDArray[Any]] = {"step": steps}
-    pairs = equal_pairs(columns, codes_of(at, columns["prompt"]), at, steps.size)
-    found |= {PAIRS_OF + name: of_step for name, of_step in pairs.items()}
-    stored = text >= 0
-    distinct = np.unique(np.stack([at[stored], text[stored]]), axis=1)
-    found["distinct_texts"] = np.bincount(distinct[0], minlength=steps.size).astype(np.float64)
-    found["texts"] = np.bincount(at[stored], minlength=steps.size).astype(np.float64)
-    return found
+    by_step, stored = ByKey(step), text >= 0
+    pairs = equal_pairs(columns, codes_of(step, columns["prompt"]), by_step.at, by_step.keys.size)
+    return {
+        "step": by_step.keys,
+        "distinct_texts": distinct_of_each(text[stored], by_step.at[stored], by_step.keys.size).astype(np.float64),
+        "texts": by_step.total(stored),
+    } | {PAIRS_OF + name: of_step for name, of_step in pairs.items()}
 
 
 def _block_columns(

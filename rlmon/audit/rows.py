@@ -16,7 +16,7 @@ from rlmon.audit.features import UNKNOWN, Bools, Features, Floats, Ints, Reader,
 from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.prompts import template_name
 from rlmon.metrics.success import TOTAL, Success
-from rlmon.statistics import hashed
+from rlmon.statistics import hashed, place_in_run
 
 LISTED_PROMPT_CHARACTERS = 240
 """Of a prompt in the list of prompts, which may have many."""
@@ -121,10 +121,7 @@ def _keys_without_prompts(rows: pa.Table, step: Ints) -> Ints:
     """Rows of one group of a step have a key in common; without groups every row has its own."""
     group = column(rows, "group")
     if group is None:
-        order = np.argsort(step, kind="stable")
-        _, start, count = np.unique(step[order], return_index=True, return_counts=True)
-        own = np.empty(step.size, dtype=np.int64)
-        own[order] = np.arange(step.size) - np.repeat(start, count)
+        own = place_in_run(step)
     else:
         code, values = codes(group)
         own = np.append(key_of_each([str(value) for value in values]), UNKNOWN)[code]

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from rlmon.audit.features import Ints, column, floats
+from rlmon.audit.features import column, floats
 from rlmon.audit.rows import Rows, Settings
-from rlmon.statistics import hashed
+from rlmon.statistics import hashed, place_in_run
 
 PROMPT_CHARACTERS = 2_000
 """Of the prompt of a sampled completion."""
@@ -55,8 +54,8 @@ def sample(rows: Rows, settings: Settings) -> pa.Table:
     read, step, evaluation, prompt = rows.read, rows.step, rows.evaluation, rows.prompt
     identity = read.text.astype(np.uint64) ^ hashed(prompt.astype(np.uint64), 1)
     # Equal rows are drawn one by one: the first, the second, ... of them in its step has a place of its own.
-    again = _place_in_run(identity, step, evaluation)
-    rank = _place_in_run(step, evaluation, order_by=hashed(identity + again.astype(np.uint64), 3))
+    again = place_in_run(identity, step, evaluation)
+    rank = place_in_run(step, evaluation, order_by=hashed(identity + again.astype(np.uint64), 3))
     steps = max(1, np.unique(step).size)
     kept = rank < max(1, -(-settings.sample_rows // steps))
     ends = np.zeros(step.size, dtype=bool)
@@ -108,17 +107,3 @@ def spread(samples: Sequence[pa.Table], budget: int) -> list[pa.Table]:
     rank = table["rank"].to_numpy()
     steps = np.unique(table["step"].to_numpy()).size
     return [table.filter(pa.array(rank < max(1, -(-budget // max(1, steps)))))]
-
-
-def _place_in_run(*keys: NDArray[Any], order_by: NDArray[Any] | None = None) -> Ints:
-    """Place from 0 of each row among those with its keys, in the order of the rows or of ``order_by``."""
-    order = np.lexsort(keys if order_by is None else (order_by, *keys))
-    fresh = np.zeros(order.size, dtype=bool)
-    fresh[:1] = True
-    for key in keys:
-        ordered = key[order]
-        fresh[1:] |= ordered[1:] != ordered[:-1]
-    start = np.maximum.accumulate(np.where(fresh, np.arange(order.size), 0))
-    place = np.empty(order.size, dtype=np.int64)
-    place[order] = np.arange(order.size) - start
-    return place

@@ -27,6 +27,15 @@ SMOOTHING_STEPS = 5
 SHARE = "rlmon/format/share/"
 
 
+_SUMS: Mapping[str, str] = {
+    "mode_count": "modes", "mode_count_correct": "modes_correct", "mode_reward": "modes_reward",
+    "mode_rewarded": "modes_scored", "length": "tokens", "length_rows": "tokens_known",
+    "truncation_known": "truncated_known", "rewarded": "scored", "reward_missing": "missing",
+    "reward_non_finite": "non_finite",
+}  # fmt: skip
+"""Sums of the families that are a column of groups by another name; the others have its name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
     """One value per step: [S] float64 with NaN where it was not measured."""
@@ -105,45 +114,23 @@ def sums_of_steps(partial: Partial, families: Families) -> tuple[ByKey, Sums]:
     several = np.where(groups["modes"].sum(axis=1) >= 2, effective_number(groups["modes"]), np.nan)
     weighed = np.isfinite(groups["weight"]) & groups["classified"]
     weight, weight_lone = (np.where(weighed, groups[name], 0.0) for name in ("weight", "weight_lone"))
-    columns = {
-        "format": {
-            "mode_count": groups["modes"],
-            "mode_count_correct": groups["modes_correct"],
-            "mode_reward": groups["modes_reward"],
-            "mode_rewarded": groups["modes_scored"],
-            **_known("within", "within_prompts", several),
-        },
-        "group": {
-            **{name: groups[name] for name in ("judged", "classified", "silent", "all_good", "all_bad", "lone")},
-            **_known("std", "std_groups", groups["reward_std"]),
-            "weight": weight,
-            "weight_lone": weight_lone,
-            "weight_known": weight,
-            "weight_lone_hard": np.where(_of_hard_prompts(groups), weight_lone, 0.0),
-        },
-        "text": {
-            "answered": groups["answered"],
-            **_known("answers_within", "answers_within_prompts", groups["answers"]),
-            **_known("templates_within", "templates_within_prompts", groups["templates"]),
-            **_known("templates_correct_within", "templates_correct_within_prompts", groups["templates_correct"]),
-        },
-        "health": {
-            "rows": groups["rows"],
-            "length": groups["tokens"],
-            "length_rows": groups["tokens_known"],
-            "truncated": groups["truncated"],
-            "truncation_known": groups["truncated_known"],
-            "reward": groups["reward"],
-            "rewarded": groups["scored"],
-            "reward_missing": groups["missing"],
-            "reward_non_finite": groups["non_finite"],
-        },
+    columns: dict[str, NDArray[Any]] = {
+        **groups,
+        **{field: groups[column] for field, column in _SUMS.items()},
+        **_known("within", "within_prompts", several),
+        **_known("std", "std_groups", groups["reward_std"]),
+        "weight": weight,
+        "weight_lone": weight_lone,
+        "weight_known": weight,
+        "weight_lone_hard": np.where(_of_hard_prompts(groups), weight_lone, 0.0),
     }
+    for of in ("answers", "templates", "templates_correct"):
+        columns |= _known(f"{of}_within", f"{of}_within_prompts", groups[of])
     sums = np.empty(by_step.keys.size, dtype=families.layout)
     sums.view(np.float64)[:] = np.nan
-    for family, of_family in columns.items():
-        for name, values in of_family.items():
-            sums[family][name] = by_step.total(values)
+    for family in families.layout.names or ():
+        for name in columns.keys() & set(families.layout[family].names or ()):
+            sums[family][name] = by_step.total(columns[name])
     if not sums["health"]["rewarded"].any():
         sums["health"]["reward_missing"] = np.nan  # a run without rewards misses none
     if partial.steps:

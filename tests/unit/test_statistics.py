@@ -102,6 +102,9 @@ def test_the_effective_number_of_each_owner_is_that_of_its_counts(rows: list[tup
         own = value[owner == one]
         expected = stats.effective_number(np.bincount(own, minlength=5)) if own.size > 1 else math.nan
         assert found[one] == pytest.approx(expected, nan_ok=True)
+    assert stats.distinct_of_each(value, owner, 4).tolist() == [
+        len(set(value[owner == one].tolist())) for one in range(4)
+    ]
 
 
 def test_histogram_quantile_is_within_a_bin() -> None:
