@@ -16,7 +16,7 @@ import pytest
 from rlmon.errors import ConfigError
 from rlmon.lab.bases import BASE_DIR
 from rlmon.lab.task import split_questions
-from studies import real_pilot, real_runs, real_tables
+from studies import real_cell, real_pilot, real_runs, real_tables
 from studies.real_cell import TRAJECTORY, RealArm, RealCell, Sitting, reached, run_cell
 from studies.real_measures import KINDS, Row, effective_ways, equal_pairs, measured, pass_at, scores, with_two_right
 from studies.real_pilot import Timed, qualified, time_steps
@@ -256,6 +256,21 @@ def test_the_page_keeps_what_stands_around_its_tables(tmp_path: Path) -> None:
     page.write_text("no marks\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="once each"):
         real_tables.write_tables(page, tmp_path, [0])
+
+
+@pytest.mark.trl
+@pytest.mark.parametrize(
+    "arm", [arm for arm in real_runs.ARMS.values() if arm.name != "unprotected"], ids=lambda a: a.name
+)
+def test_every_arm_can_begin(arm: RealArm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr(real_cell, "judge", lambda task, dtype, adapter: {"accuracy": 1.0})
+    cell = RealCell(task=TINY, arm=arm, seed=0)
+    found = run_cell(cell, Sitting(steps=2, work=tmp_path / "work", results=tmp_path))
+    assert (found["steps"], found["faults"]) == (2, 0)
+    # What is asked of TRL or of rlmon is part of what decides the run.
+    assert (arm.policy is None) == (found["settings"]["policy"] is None)
+    assert cell.settings() != RealCell(task=TINY, arm=PLAIN, seed=0).settings()
 
 
 @pytest.mark.trl
