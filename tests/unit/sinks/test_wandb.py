@@ -353,9 +353,10 @@ def test_a_step_costs_about_a_millisecond(sink: Any, run: Any, step: MakeStep) -
         if number % 25 == 0:
             mirror.table(number, [text] * 32)
         (with_table if number % 25 == 0 else plain).append(time.thread_time() - began)
-    # Of the processor: 0.4 ms and 7 ms at rest; the promise is 1 and 10.
-    assert statistics.median(plain) < 0.003
-    assert statistics.median(with_table) < 0.030
+    # Of the processor: 0.4 ms and 7 ms at rest; the promise is 1 and 10. Other programs slow a processor down, most of
+    # the time on a busy machine, so the quick ones are looked at.
+    assert statistics.quantiles(plain, n=10)[0] < 0.002
+    assert min(with_table) < 0.020
 
 
 def staged(folder: Path) -> dict[str, dict[str, Path]]:
