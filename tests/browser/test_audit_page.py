@@ -343,8 +343,7 @@ def test_both_schemes_and_the_button(visit: Any, pages: dict[str, Path], scheme:
     assert page.evaluate(paper) == colours[scheme]
     assert page.evaluate(drawn) == before
     page.emulate_media(color_scheme="dark" if scheme == "light" else "light")
-    page.wait_for_timeout(100)
-    assert page.evaluate(drawn) != before
+    page.wait_for_function(f"(before) => {drawn} !== before", arg=before, timeout=10_000)
 
 
 def test_a_long_text_opens_and_closes(visit: Any, pages: dict[str, Path]) -> None:
@@ -388,8 +387,7 @@ def test_an_address_leads_to_a_check_or_a_step(visit: Any, pages: dict[str, Path
     page.locator(f"#check-{passed}").wait_for(state="visible")
     page.evaluate("location.hash = '#step-53'")
     now = page.locator("#charts .now").first
-    page.wait_for_timeout(100)
-    assert now.inner_text().startswith("step 53 ")
+    page.wait_for_function("now => now.innerText.startsWith('step 53 ')", arg=now.element_handle(), timeout=10_000)
     # It stays while the pointer comes and goes, and a click keeps another.
     figure = page.locator("#shares-drawing")
     figure.hover()
