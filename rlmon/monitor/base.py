@@ -13,6 +13,14 @@ from rlmon.metrics.step import Families
 from rlmon.restored import mapping
 from rlmon.statistics import Floats
 
+_VERSION_2 = {
+    "mode_count": ("format/mode_count",),
+    "openers": ("moves/openers",),
+    "opener_tokens": ("moves/tokens",),
+    "entropy": ("entropy/nats", "entropy/tokens"),
+}
+"""Names of sums before they were those of families."""
+
 
 class BaseSums:
     """What the baseline of the run was, as sums over all ranks; round 0 *is* the base."""
@@ -52,7 +60,7 @@ class BaseSums:
             saved = None if saved is None else _of_version_1(np.array(saved, dtype=np.float64), self._families.modes)
         taken: dict[str, Floats] | None = None
         if saved is not None:
-            given = mapping(saved)
+            given = _named(mapping(saved))
             taken = {}
             for name, zero in self._families.of_base(self._families.zeros()):
                 if name not in given and self._families.is_added(name):
@@ -66,6 +74,17 @@ class BaseSums:
         self.baseline, self.sums = counts, taken
 
 
+def _named(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Sums by their names of today."""
+    if not _VERSION_2.keys() <= saved.keys():
+        return saved
+    found: dict[str, Any] = {}
+    for old, names in _VERSION_2.items():
+        values = np.array(saved[old], dtype=np.float64)
+        found |= {names[0]: values} if len(names) == 1 and values.size > 1 else dict(zip(names, values, strict=True))
+    return found
+
+
 def _of_version_1(vector: Floats, modes: tuple[str, ...]) -> dict[str, Floats]:
     """What is read of the one vector that version 1 kept all sums in."""
     count, openers = len(modes), 4_096
@@ -73,9 +92,8 @@ def _of_version_1(vector: Floats, modes: tuple[str, ...]) -> dict[str, Floats]:
     lengths, advantages = 212, 161
     entropy = opened + openers + 1 + 12 + 2 + lengths + 2 + 2 + 2 + 20 + advantages
     return {
-        "format/mode_count": vector[2 : 2 + count],
-        "moves/openers": vector[opened : opened + openers],
-        "moves/tokens": vector[opened + openers],
-        "entropy/nats": vector[entropy],
-        "entropy/tokens": vector[entropy + 1],
+        "mode_count": vector[2 : 2 + count],
+        "openers": vector[opened : opened + openers],
+        "opener_tokens": vector[opened + openers : opened + openers + 1],
+        "entropy": vector[entropy : entropy + 2],
     }

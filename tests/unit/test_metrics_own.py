@@ -232,6 +232,27 @@ def test_a_checkpoint_goes_on_with_it_and_without_it(tmp_path: Path) -> None:
     assert step(joined, 4, TEXTS).metrics["digits/share"] == pytest.approx(1.75 / 4)
 
 
+def test_a_checkpoint_of_before_there_were_families_gives_back_the_same_baseline(tmp_path: Path) -> None:
+    """Version 2 kept four sums by names of their own, two of them as one, and numbers as lists of one."""
+    whole, cut = monitor(tmp_path / "whole"), monitor(tmp_path / "cut")
+    expected = [step(whole, number, TEXTS) for number in (1, 2)][1]
+    step(cut, 1, TEXTS)
+    shared = cut.shared_state()
+    sums = shared["base_sums"]
+    old = {
+        "mode_count": sums["format/mode_count"],
+        "openers": sums["moves/openers"],
+        "opener_tokens": [sums["moves/tokens"]],
+        "entropy": [sums["entropy/nats"], sums["entropy/tokens"]],
+    }
+    before = {"shared": shared | {"version": 2, "base_sums": old}, "rank": cut.rank_state()}
+    again = monitor(tmp_path / "again", DIGITS, resume=Resume(step=1, state=before))
+    assert again.shared_state()["base_sums"] == sums
+    assert step(again, 2, TEXTS).metrics | {"digits/share": None, "digits/share_ratio_to_base": None} == {
+        **expected.metrics, "digits/share": None, "digits/share_ratio_to_base": None,
+    }  # fmt: skip
+
+
 def test_all_ranks_hold_the_same(tmp_path: Path) -> None:
     names = ["a", "b"]
     rounds = [round_of(number, sources=names, prompts=8, group=4, narrow={}) for number in range(3)]
