@@ -435,7 +435,7 @@ def kept(policy: Policy, state: RulesState) -> tuple[dict[str, Any], dict[str, s
             **saved.to_json(replace(at, inner=None)),
             "condition": conditions.to_json(at.condition),
             "inner": inner,
-            "action": type(rule.action).__name__,
+            **_kind(rule),
         }
     plain = {_KEYS.get(name, name): value for name, value in saved.to_json(replace(state, rules={})).items()}
     return {"version": 1, **plain, "rules": rules}, lost
@@ -443,6 +443,11 @@ def kept(policy: Policy, state: RulesState) -> tuple[dict[str, Any], dict[str, s
 
 _KEYS = {"given": "knobs"}
 """Where a field of ``RulesState`` has another name in checkpoints."""
+
+
+def _kind(rule: Rule) -> dict[str, str]:
+    """What a state of the rule is one of."""
+    return {"action": type(rule.action).__name__, "remembers": rule.action.remembers}
 
 
 def _kept(rule: Rule, at: RuleState) -> tuple[Any, str | None]:
@@ -460,13 +465,14 @@ def from_json(policy: Policy, found: Mapping[str, Any]) -> RulesState:
     given = found[_KEYS["given"]]
     rules = dict(start(policy, given).rules)
     for rule in policy.rules:
-        was = found["rules"].get(rule.name)
-        if was is None or was["action"] != type(rule.action).__name__:
+        was, kind = found["rules"].get(rule.name), _kind(rule)
+        # What 0.1 wrote does not say what it remembers.
+        if was is None or {name: was.get(name, kind[name]) for name in kind} != kind:
             continue
         condition, inner = conditions.from_json(rule.when, was["condition"]), rules[rule.name].inner
         if was["inner"] is not None:
             inner = rule.action.load(was["inner"])
-        plain = {name: was[name] for name in was if name != "action"}
+        plain = {name: was[name] for name in was if name not in kind}
         rules[rule.name] = RuleState(**{**plain, "condition": condition, "inner": inner})
     known = {
         "rules": {},

@@ -157,6 +157,10 @@ class Hold(Intervention):
     def knob(self) -> str:
         return f"{self.name} ({'+'.join(self.weights)})" if self.weights else self.name
 
+    @property
+    def remembers(self) -> str:
+        return f"{self.join} of {dict(self.weights)}"
+
     def fresh(self) -> HoldState:
         return HoldState(pool=np.zeros(0, dtype=kernels.facts_type(self.reads)))
 

@@ -193,6 +193,11 @@ class Intervention:
         return self.name if self.knob_name is None else self.knob_name
 
     @property
+    def remembers(self) -> str:
+        """What its state is of: a rule that goes on from a checkpoint with a state of something else begins anew."""
+        return self.knob
+
+    @property
     def reads(self) -> Collection[Wide]:
         """The wide columns of a ``RoundTable`` that it looks at: they are ``None`` where no rule does."""
         return ()

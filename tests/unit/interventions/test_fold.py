@@ -265,6 +265,19 @@ def test_state_survives_json_in_the_middle_of_everything() -> None:
     assert len(every) > 10
 
 
+def test_a_rule_that_counts_other_modes_now_begins_anew() -> None:
+    by_format, by_opening = (
+        policy(modes={"when": "always", "do": {"action": "mode_marginal", "modes": modes}})
+        for modes in ("format", "opening")
+    )
+    state, *_ = fold.on_round(by_format, fold.start(by_format, {}), table(1), {})
+    kept = json.loads(json.dumps(fold.to_json(by_format, state)))
+    assert fold.from_json(by_format, kept) == state
+    assert fold.from_json(by_opening, kept).rules == fold.start(by_opening, {}).rules
+    del kept["rules"]["modes"]["remembers"]  # as 0.1 wrote it
+    assert fold.from_json(by_format, kept) == state
+
+
 def table(step: int, rows: int = 32, group_size: int = 8) -> RoundTable:
     rng = np.random.default_rng(step)
     modes = rng.choice(4, size=rows, p=[0.4, 0.3, 0.2, 0.1])

@@ -10,7 +10,7 @@ from held import known as known_by
 from round_tables import round_table
 
 from rlmon.baseline import Baseline
-from rlmon.interventions import hold
+from rlmon.interventions import fold, hold
 from rlmon.interventions.hold import Hold, HoldState, Mean, Seen
 from rlmon.interventions.intervention import Round, RuleState
 from rlmon.interventions.kernels import Facts, Floats
@@ -282,6 +282,22 @@ class TestRule:
             assert len(pool) == 8, "two prompts of four"
             assert set(np.unique(pool["prompt"], return_counts=True)[1]) == {4}
             assert (pool["prompt"] >= 10 * r).all()
+
+    @pytest.mark.parametrize("other", [{"format": 2.0}, {"template": 0.0}, {"join": "max"}])
+    def test_resumed_with_other_kernels_it_begins_anew(self, other):
+        """What was alike by format is no base for what is alike by template; other bounds change nothing of it."""
+
+        def policy(**given):
+            do = {"action": "hold", "format": 1.0, "template": 1.0, **given}
+            return Policy.from_dict({"rules": {"apart": {"when": "always", "do": do}}})
+
+        before = fold.start(policy(), {})
+        for r in range(3):
+            before, *_ = fold.on_round(policy(), before, group([A, A, A, B], prompt=[r] * 4), {})
+        kept = json.loads(json.dumps(fold.to_json(policy(), before)))
+        assert len(fold.from_json(policy(**other), kept).rules["apart"].inner.pool) == 0
+        again = fold.from_json(policy(at=2.0), kept).rules["apart"].inner
+        assert again.within == before.rules["apart"].inner.within
 
     def test_two_by_different_kernels_are_two_knobs(self):
         rules = {name: {"when": "always", "do": {"action": "hold", name: 1.0}} for name in ("format", "sketch")}
