@@ -104,6 +104,7 @@ def on_round(
             acting=acting,
             dry_run=rule.dry_run,
             scale=state.scale,
+            left_N=effect.on(table.advantage_N),
             known=known.get(rule.name),
         )
         try:

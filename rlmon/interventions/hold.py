@@ -171,7 +171,8 @@ class Hold(Intervention):
         state = after(state, seen)
         if not round.acting or round.dry_run:
             return state, NO_CHANGE
-        return state, RowChange(addition_N=addition(self, state, seen, round.table, round.level, round.scale))
+        left = round.table if round.left_N is None else replace(round.table, advantage_N=round.left_N)
+        return state, RowChange(addition_N=addition(self, state, seen, left, round.level, round.scale))
 
     def next_level(self, at: RuleState, run: RunSoFar) -> tuple[float | None, str | None]:
         if not at.met:

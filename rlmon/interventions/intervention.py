@@ -108,6 +108,8 @@ class Round:
     dry_run: bool
     scale: float
     """Root mean square of the advantages in groups with reward variance: the unit of an addition."""
+    left_N: NDArray[np.float64] | None = None
+    """The advantages as the rules before this one leave them; ``None``: as the trainer computed them."""
     known: Any = None
     """What ``Intervention.ask`` answered."""
 

@@ -299,6 +299,22 @@ class TestRule:
         again = fold.from_json(policy(at=2.0), kept).rules["apart"].inner
         assert again.within == before.rules["apart"].inner.within
 
+    def test_two_rules_together_bring_no_wrong_answer_above_a_right_one(self):
+        """Each may take .8 of the gap that is left, not of the one that was there."""
+        do = {"action": "hold", "across": 1.0, "bound": 10.0, "bounds": [8.0, 8.0], "kappa": 8.0}
+        names = ("format", "template")
+        policy = Policy.from_dict({"rules": {name: {"when": "always", "do": do | {name: 1.0}} for name in names}})
+        state = fold.start(policy, {})
+        state = replace(state, rules={name: replace(state.rules[name], level=8.0) for name in names})
+        table = round_table(
+            [1, 1, 1, 0, 1, 1, 1, 1], group_size=4, advantage=[0.5, 0.5, 0.5, -1.5, 0, 0, 0, 0],
+            modes={key: [A, B, 12, A, A, A, A, A] for key in names},
+        )  # fmt: skip
+        _, effect, _ = fold.on_round(policy, state, table, {})
+        trained = effect.on(table.advantage_N)
+        assert trained[1] == trained[2] > trained[0] > trained[3]
+        assert trained[:3].sum() == pytest.approx(1.5)
+
     def test_two_by_different_kernels_are_two_knobs(self):
         rules = {name: {"when": "always", "do": {"action": "hold", name: 1.0}} for name in ("format", "sketch")}
         policy = Policy.from_dict({"rules": rules})
