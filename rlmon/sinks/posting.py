@@ -175,15 +175,16 @@ class Outbox(Generic[Message]):
         self._thread: threading.Thread | None = None
         self._closing = False
         self._is_posting = False
-        self.why_not: str | None = None
-        """Why the first of those that were given up did not arrive; ``None``: none was."""
+        self.failed: str | None = None
+        """Why the first of those that were tried in vain did not arrive; ``None``: none was."""
+        self._is_crowded = False
 
     def put(self, message: Message) -> None:
         """Have the message posted. Of those that wait, the oldest is given up where there are too many."""
         with self._news:
             if len(self._waiting) == MOST_WAITING:
                 self._waiting.popleft()
-                self._give_up(f"more than {MOST_WAITING} were waiting")
+                self._is_crowded = True
             self._waiting.append(message)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
@@ -201,6 +202,11 @@ class Outbox(Generic[Message]):
         return self.left
 
     @property
+    def why_not(self) -> str | None:
+        """Why some did not arrive; ``None``: none was given up."""
+        return self.failed or (f"more than {MOST_WAITING} were waiting" if self._is_crowded else None)
+
+    @property
     def left(self) -> int:
         """How many are on their way."""
         with self._news:
@@ -216,9 +222,7 @@ class Outbox(Generic[Message]):
                     self._news.wait()
                 message, self._is_posting = self._waiting.popleft(), True
             why_not = self._delivered(message)
-            if why_not is not None:
-                with self._news:
-                    self._give_up(why_not)
+            self.failed = self.failed or why_not
 
     def _delivered(self, message: Message) -> str | None:
         """Try until it is taken, or there is no sense in it; why it was not taken."""
@@ -229,6 +233,3 @@ class Outbox(Generic[Message]):
             time.sleep(pause if answer.pause_seconds is None else answer.pause_seconds)
             answer = self._post(message)
         return answer.why_not
-
-    def _give_up(self, why_not: str) -> None:
-        self.why_not = self.why_not or why_not

@@ -23,12 +23,13 @@ from rlmon.records import Action, Finding, Histogram, RunHeader, StepRecord
 from rlmon.sinks import Sink
 from rlmon.sinks.alerts import LEVELS, Alerts
 from rlmon.sinks.numbers import numbers_of
-from rlmon.sinks.posting import Answer, Outbox
+from rlmon.sinks.posting import MOST_WAITING, Answer, Outbox
 from rlmon.sinks.tables import ACT_COLUMNS, FINDING_COLUMNS, MAX_ACTS, MAX_FINDINGS, NewestRows, Told, put_act
 from rlmon.sinks.wandb_tables import SUMMARIES, SampleTable
 
 SILENT_SECONDS = 20.0
 """That a table may be on its way before it is said."""
+THREAD = "rlmon-wandb-tables"
 CLOSE_SECONDS = 10.0
 """Longest that the end of training waits for tables that are on their way to a run on the server."""
 
@@ -48,7 +49,7 @@ class WandbSink(Sink):
         self._acts = NewestRows(ACT_COLUMNS, MAX_ACTS)
         self._findings = NewestRows(FINDING_COLUMNS, MAX_FINDINGS)
         self._samples = SampleTable()
-        self._outbox = Outbox(_done, "rlmon-wandb-tables")
+        self._outbox = Outbox(_done, THREAD)
         self._asked = (0.0, 0)
         """When the first of the tables that are on their way was due, by the clock and by the step."""
         self._late_said = False
@@ -75,8 +76,7 @@ class WandbSink(Sink):
         if is_new:
             self._meet(run, step.step)
         self._check_file(run)
-        if self._outbox.why_not is not None:
-            raise RuntimeError(f"a table could not be logged: {self._outbox.why_not}")
+        self._check_tables()
         row: dict[str, Any] = {AXIS: step.step}
         row |= {_metric_name(name): value for name, value in numbers_of(step, self._alerts.gravest).items()}
         for name, histogram in histograms.items():
@@ -96,8 +96,10 @@ class WandbSink(Sink):
         self._findings.put(finding.finding_id, Told(finding))
         alert = self._alerts.take(finding)
         wandb = sys.modules.get("wandb")
-        if alert is not None and wandb is not None and wandb.run is not None and wandb.run is self._run:
-            self._sum_up()
+        if wandb is None or wandb.run is None or wandb.run is not self._run:
+            return
+        self._sum_up()  # also of what people were told before a resume superseded it
+        if alert is not None:
             level = getattr(wandb.AlertLevel, LEVELS[alert.severity])
             self._run.alert(title=alert.title, text=alert.text, level=level, wait_duration=0)
 
@@ -129,6 +131,7 @@ class WandbSink(Sink):
                 left_out = log_artifact(wandb, self._run, self._log, what)
                 if left_out is not None:
                     self._say(left_out)
+            self._check_tables()
 
     @property
     def _kept(self) -> Mapping[str, NewestRows]:
@@ -146,11 +149,18 @@ class WandbSink(Sink):
         if run.offline:
             run.log(make())
             return
-        if not self._outbox.left:
+        left = self._outbox.left
+        if not left:
             self._asked = (time.monotonic(), self._step)
-        elif time.monotonic() - self._asked[0] > SILENT_SECONDS:
-            self._say_late(f"tables have not reached W&B since step {self._asked[1]}: is its server there? They wait")
+        elif left >= MOST_WAITING or time.monotonic() - self._asked[0] > SILENT_SECONDS:
+            since = f"tables have not reached W&B since step {self._asked[1]}"
+            self._say_late(f"{since}: is its server there? The newest {MOST_WAITING} wait")
         self._outbox.put(lambda: run.log(make()))
+
+    def _check_tables(self) -> None:
+        """Raise where the thread could not log one; those that made room for newer ones are no failure."""
+        if self._outbox.failed is not None:
+            raise RuntimeError(f"a table could not be logged: {self._outbox.failed}")
 
     def _say_late(self, text: str) -> None:
         if not self._late_said:
@@ -190,6 +200,9 @@ class WandbSink(Sink):
             self._alerts.tell_anew()
         self._run = run
         self._samples = SampleTable()
+        # Tables that are on their way belong to the run that is over, and so does what fails with them.
+        self._outbox.close(0.0)
+        self._outbox = Outbox(_done, THREAD)
         for kept in self._kept.values():
             kept.begin_anew()
         if self._alerts.gravest:

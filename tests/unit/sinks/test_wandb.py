@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import sys
@@ -17,7 +18,7 @@ from rlmon.config import RLMonConfig
 from rlmon.metrics.catalog import METRICS, lookup
 from rlmon.monitor import Monitor
 from rlmon.records import Action, Finding, Histogram, RolloutBatch, StepRecord
-from rlmon.runlog import open_run
+from rlmon.runlog import RunLogWriter, open_run
 from rlmon.sinks import wandb_artifact
 from rlmon.sinks.tables import (
     ACT_COLUMNS,
@@ -336,6 +337,27 @@ def test_another_run_is_given_the_verdict_so_far(
     assert read.summary["rlmon/first_alarm_step"] == 1
     assert read.alerts == []  # nothing changed
     assert [row["train/global_step"] for row in read.rows if "rlmon/findings/path" in row] == [2]
+
+
+def test_a_resumed_run_has_its_verdict_at_once_where_people_were_told_before(
+    run: Any, header: Any, tmp_path: Path, step: MakeStep, finding: MakeFinding
+) -> None:
+    log = tmp_path / "log"
+    for number, from_step in ((0, None), (1, 3)):
+        mine = dataclasses.replace(header(), attempt=number, run_id=f"r{number}")
+        writer = RunLogWriter.open(log, mine, resume=number > 0, from_step=from_step)
+        if number == 0:
+            writer.append_event("finding", finding(step=5))  # after the checkpoint of step 3
+        writer.close()
+    mirror = WandbSink(log)
+    mirror.open(writer.header)
+    mirror.record(step(4), {})
+    assert "rlmon/verdict" not in dict(run.summary)
+    mirror.record(step(5), {})
+    mirror.finding(finding(step=5))
+    assert (run.summary["rlmon/verdict"], run.summary["rlmon/first_alarm_step"]) == ("fail", 5)
+    run.finish()
+    assert read_run(tmp_path).alerts == []
 
 
 @pytest.mark.slow
