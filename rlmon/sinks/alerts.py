@@ -64,7 +64,7 @@ class Alerts:
         """Begin with a run. Of one that goes on, its findings so far; they were told, as were those that the resume
         superseded, which count no more."""
         self._rearm_records = header.detectors.get("parameters", {}).get("rearm_records", math.inf)
-        self._told, self._gravest, self.first_alarm_step = {}, {}, None
+        self._told, self._gravest, self.first_alarm_step, self.judged = {}, {}, None, False
         if header.attempt_kind != "resumed" or self._log is None:
             return ()
         run = open_run(self._log)

@@ -102,6 +102,7 @@ def test_somewhere_else_all_is_told_anew(header: RunHeader, finding: MakeFinding
     alerts.tell_anew()
     assert told(alerts, finding, [(3, "warn")]) == [(3, "warn")]
     assert alerts.first_alarm_step == 1
+    alerts.judged = True
     alerts.open(header)
     assert (alerts.verdict, alerts.first_alarm_step) == ("insufficient", None)  # another run
     assert alerts.ended(3) is None
