@@ -358,7 +358,9 @@ def _open_offline(files: Sequence[Path]) -> OpenedRun:
         if kind == "history":
             numbers, objects = history_row(record.history.item)
             take_call(history, numbers, objects, record.history.step.num, functools.partial(_stored, file, files, load))
-            own_word.at(history.step)
+            # Tables of an online run are logged by a thread, so that they can come after rows of later steps.
+            if any(key != history.step_key and not key.startswith("_") for key in numbers):
+                own_word.at(history.step)
         elif kind == "run":
             run_id = record.run.run_id or run_id
         _take_settings(config, record, kind)

@@ -119,6 +119,25 @@ def test_what_the_run_said_of_itself_less_what_a_later_attempt_superseded(tmp_pa
     assert wandb.open_run(tmp_path).own_word == OwnWord(verdict="fail", remarks=[again])
 
 
+def test_a_table_that_came_late_supersedes_nothing_that_the_run_said(tmp_path: Path) -> None:
+    from wandb.proto import wandb_internal_pb2 as pb
+
+    written = []
+    for step, key, value in ((1, "rlmon/entropy/mean", 1.0), (2, "rlmon/entropy/mean", 1.0), (1, "rlmon/samples", {})):
+        record = pb.Record()
+        record.history.item.add(nested_key=["train/global_step"], value_json=str(step))
+        record.history.item.add(nested_key=["_timestamp"], value_json="1.0")
+        record.history.item.add(nested_key=[key], value_json=json.dumps(value))
+        written.append(record)
+        if step == 2:
+            record = pb.Record()
+            record.alert.title, record.alert.text = "rlmon FAIL: kl-drift", "Step 2: it happened."
+            written.append(record)
+    (tmp_path / "run-made.wandb").write_bytes(framed([record.SerializeToString() for record in written]))
+    said = Remark(detector="kl-drift", severity="fail", step=2)
+    assert wandb.open_run(tmp_path).own_word == OwnWord(verdict="fail", remarks=[said])
+
+
 # --- the golden run: TRL and wandb wrote it, a recording reward function knows what was sampled
 
 
