@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from rlmon.monitor.setting import Ranks
 from rlmon.printable import one_line
 from rlmon.records import Action, Finding, Histogram, StepRecord
 from rlmon.runlog import RunLogWriter
-from rlmon.sinks.posting import webhook_of
+from rlmon.sinks.posting import Webhook
 
 if TYPE_CHECKING:
     from rlmon.sinks import Sink
@@ -25,15 +24,14 @@ if TYPE_CHECKING:
 class Journal:
     """One rank's voice. The console, sinks and subscribers are those of rank 0.
 
-    ``writer`` is the rank's log, once it is open. Raises ``ConfigError`` where the environment sets a webhook that
-    cannot be.
+    ``writer`` is the rank's log, once it is open; ``webhook`` is where alerts are posted.
     """
 
     writer: RunLogWriter
 
     def __init__(self, config: RLMonConfig, ranks: Ranks) -> None:
         self.config, self._ranks = config, ranks
-        self._webhook = webhook_of(os.environ)
+        self.webhook: Webhook | None = None
         self.faults = Faults(
             ranks,
             write=lambda fault: self.writer.append_event("fault", dataclasses.asdict(fault)),
@@ -62,10 +60,10 @@ class Journal:
             from rlmon.sinks.trackio import TrackioSink
 
             made.insert(0, TrackioSink(self.writer.path))
-        if self._webhook is not None:
+        if self.webhook is not None:
             from rlmon.sinks.webhook import WebhookSink
 
-            made.insert(0, WebhookSink(self._webhook, self.writer.path, self.remark))
+            made.insert(0, WebhookSink(self.webhook, self.writer.path, self.remark))
         if self.config.rlmon_wandb:
             from rlmon.sinks.wandb import WandbSink
 

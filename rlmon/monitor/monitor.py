@@ -103,6 +103,7 @@ class Monitor:
         self.faults.step = resume.step or 0
         watched = watched_alike(self.config, about, self.ranks, group_size, policy, extensions, self.guard)
         self.extensions, self.modes, self.families = watched.extensions, watched.modes, watched.families
+        self.journal.webhook = watched.webhook
         self.faults.places = (*PLACES, *self.families.places)
         self._observed = Observed(self.families)
         self._state = State(self.config, self.families, watched.judging, self.journal, self.ranks, policy)

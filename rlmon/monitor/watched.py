@@ -7,6 +7,7 @@ not the same.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from rlmon.metrics.step import Families, Guard
 from rlmon.monitor.judging import Judging
 from rlmon.monitor.setting import About, Ranks
 from rlmon.printable import one_line
+from rlmon.sinks.posting import Webhook, webhook_of
 
 if TYPE_CHECKING:
     from rlmon.interventions.policy import Policy
@@ -30,13 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Watched:
-    """The parts that follow from settings and extensions alone."""
+    """The parts that follow from settings, extensions and, of the webhook, the environment alone."""
 
     extensions: Extensions
     """Those given and those of installed packages."""
     modes: ModeSet
     families: Families
     judging: Judging
+    webhook: Webhook | None
+    """Of rank 0, which posts."""
 
 
 def watched_alike(
@@ -52,6 +56,7 @@ def watched_alike(
     with alike(ranks) as told:
         added = (extensions if extensions is not None else Extensions()).with_installed()
         modes = ModeSet.build(config.modes)
+        webhook = webhook_of(os.environ) if ranks.rank == 0 else None
         own = (*WATCHING, CRITIC) if about.critic else WATCHING
         families = Families(own, modes.names, added=added.metrics, guard=guard)
         judging = Judging(
@@ -68,7 +73,7 @@ def watched_alike(
         told["metrics"] = families.told
         told["detectors"] = "; ".join(f"{spec.id} {spec.to_json()}" for spec in added.detectors)
         told["policy"] = "" if policy is None else str(policy.to_dict())
-    return Watched(added, modes, families, judging)
+    return Watched(added, modes, families, judging, webhook)
 
 
 _PARTS = ("failure", "settings", "metrics", "detectors", "policy")

@@ -211,6 +211,17 @@ def test_ranks_that_watch_the_same_begin_and_one_that_cannot_is_told_to_the_othe
     assert not (tmp_path / "one").exists()
 
 
+def test_a_webhook_that_cannot_be_is_refused_by_rank_0_which_posts_and_told_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLMON_WEBHOOK_URL", "http://chat.example/SECRET")
+    zero, one = begun(tmp_path / "run", Extensions(), Extensions())
+    assert zero.startswith("RLMON_WEBHOOK_URL is an http address of another machine")
+    assert "differ in their failure. Rank 0: ConfigError: RLMON_WEBHOOK_URL is an http address" in one
+    assert "SECRET" not in zero + one
+    assert not (tmp_path / "run").exists()
+
+
 def test_each_broken_sink_is_named_once_and_counted(tmp_path: Path) -> None:
     class First(Sink):
         def open(self, header: RunHeader) -> None:

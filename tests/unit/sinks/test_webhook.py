@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from webhook_server import serving
 
+import rlmon
 from rlmon.config import RLMonConfig
 from rlmon.errors import ConfigError
 from rlmon.monitor.journal import Journal
@@ -220,11 +221,13 @@ def test_a_webhook_can_be_tried(format: Any) -> None:
 
 def test_rank_0_alone_posts(tmp_path: Path, header: Callable[..., RunHeader], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLMON_WEBHOOK_URL", SLACK)
+    config = RLMonConfig(rlmon_wandb=False, rlmon_trackio=False, rlmon_console=False)
+    monitor = rlmon.Monitor(config, directory=tmp_path / "log", group_size=4)
+    journal = Journal(config, Ranks(rank=1, world_size=2))
+    journal.writer, journal.webhook = SimpleNamespace(path=tmp_path, header=header()), monitor.journal.webhook
     opened = []
-    for rank in (0, 1):
-        config = RLMonConfig(rlmon_wandb=False, rlmon_trackio=False, rlmon_console=False)
-        journal = Journal(config, Ranks(rank=rank, world_size=2))
-        journal.writer = SimpleNamespace(path=tmp_path, header=header())
-        journal.open_sinks()
-        opened.append([type(sink) for sink in journal.sinks])
+    for one in (monitor.journal, journal):
+        one.open_sinks()
+        opened.append([type(sink) for sink in one.sinks])
+    monitor.close()
     assert opened == [[WebhookSink], []]
