@@ -428,7 +428,7 @@ def addition(settings: Hold, state: HoldState, seen: Looked, table: RoundTable, 
     """What comes to each row's advantage [N]. ``state`` is that after this round."""
     result_N = np.zeros(len(table))
     push_n = np.zeros(len(seen.row_n))
-    for part, spent in _spent(settings, state, kappa).items():
+    for part, spent in _spent(settings, state, kappa, table.group_size).items():
         push_n -= 2.0 * spent * seen.away[part]
     for centre in np.unique(seen.centre_n):
         of = seen.centre_n == centre
@@ -439,14 +439,15 @@ def addition(settings: Hold, state: HoldState, seen: Looked, table: RoundTable, 
     return result_N
 
 
-def _spent(settings: Hold, state: HoldState, kappa: float) -> Mapping[Part, float]:
+def _spent(settings: Hold, state: HoldState, kappa: float, group_size: int) -> Mapping[Part, float]:
     """By part, what of kappa goes to it: one that is ``FADE`` below its line needs none, and the other has all then.
-    The least of ``bounds`` is spent in any case."""
-    over = {part: excess(settings, state, part) for part in settings.parts}
+    The least of ``bounds`` is spent in any case, and in groups of one all of it across prompts."""
+    parts: Mapping[Part, float] = settings.parts if group_size > 1 else {"across": 1.0}
+    over = {part: excess(settings, state, part) for part in parts}
     needed = {part: 0.0 if e is None else min(1.0, max(0.0, 1.0 + e / FADE)) for part, e in over.items()}
-    asked = {part: share * needed[part] for part, share in settings.parts.items()}
+    asked = {part: share * needed[part] for part, share in parts.items()}
     if not any(asked.values()):
-        asked = dict(settings.parts)
+        asked = dict(parts)
     spent = max(kappa * max(needed.values()), min(kappa, settings.bounds[0]))
     return {part: spent * share / math.fsum(asked.values()) for part, share in asked.items()}
 

@@ -112,6 +112,12 @@ class TestPush:
         table = group([A, A, B, B], [1, 1, 1, 0], group_size=1)
         assert pushed(table, settings=settings) == pytest.approx([-0.5, -0.5, 1.0, 0.0])
 
+    def test_in_groups_of_one_all_is_spent_across_prompts(self):
+        """The same, before the base is known: nothing of the 1 that is always spent goes to what is within a prompt."""
+        settings = Hold(format=1.0, across=0.5, bounds=(1.0, 2.0), bound=10.0)
+        table = group([A, A, B, B], [1, 1, 1, 0], group_size=1)
+        assert pushed(table, settings=settings, state=settings.fresh()) == pytest.approx([-0.5, -0.5, 1.0, 0.0])
+
     def test_a_lone_right_answer_may_be_compared_with_the_run(self):
         """Prompts 1 and 2 have a right A each, 3 a right B, and wrong ones beside them. Each is compared with two
         others: k is 1/2, 1/2, 0. The run's C is .3: -2 * (.5 - .3) = -.4, and +.6. Where all are right, nothing."""
