@@ -208,13 +208,14 @@ class Hold(Intervention):
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def save(self, state: HoldState) -> Any:
-        plain = {name: saved.to_json(getattr(state, name)) for name in ("baseline", "within", "across")}
+        plain = {name: saved.to_json(getattr(state, name)) for name in ("baseline", "within", "across", "shown")}
         return {**plain, "pool": base64.b64encode(state.pool.tobytes()).decode("ascii")}
 
     def load(self, found: Mapping[str, Any]) -> HoldState:
         pool = np.frombuffer(base64.b64decode(found["pool"]), dtype=kernels.facts_type(self.reads)).copy()
         within, across = (saved.from_json(Seen, found[name]) for name in PARTS)
-        return HoldState(baseline=saved.from_json(Baseline, found["baseline"]), within=within, across=across, pool=pool)
+        baseline, shown = saved.from_json(Baseline, found["baseline"]), bool(found.get("shown", True))
+        return HoldState(baseline=baseline, within=within, across=across, pool=pool, shown=shown)
 
 
 # -- what is remembered ------------------------------------------------------------------------------------------------
@@ -268,6 +269,8 @@ class HoldState:
     across: Seen = field(default_factory=Seen)
     pool: Facts
     """The newest right answers, this round's first."""
+    shown: bool = True
+    """Whether the newest round showed how alike some are."""
 
     def of(self, part: Part) -> Seen:
         return self.within if part == "within" else self.across
@@ -370,7 +373,8 @@ def after(state: HoldState, seen: Looked) -> HoldState:
         parts[part] = replace(
             before, base=before.base.plus(value_n, 1.0) if in_base else before.base, now=now, best=best
         )
-    return replace(state, baseline=baseline, pool=seen.pool, within=parts["within"], across=parts["across"])
+    shown = any(len(value_n) for value_n in seen.collisions.values())
+    return replace(state, baseline=baseline, pool=seen.pool, shown=shown, **parts)
 
 
 # -- steering ----------------------------------------------------------------------------------------------------------
@@ -402,8 +406,10 @@ def excess(settings: Hold, state: HoldState, part: Part) -> float | None:
 
 def control(settings: Hold, state: HoldState, kappa: float) -> float | None:
     """The next kappa, ``None`` where it stays. It follows the worse of the two parts: up by ``rate`` times the log of C
-    over its line, down by the same once C is below; always within ``bounds``, whatever is known."""
-    known = [found for part in settings.parts if (found := excess(settings, state, part)) is not None]
+    over its line, down by the same once C is below, and stays where the round shows no C; always within ``bounds``,
+    whatever is known."""
+    parts = settings.parts if state.shown else ()
+    known = [found for part in parts if (found := excess(settings, state, part)) is not None]
     over, new = max(known, default=0.0), kappa
     if not -DEAD_BAND <= over <= 0.0:
         new += settings.rate * min(max(over, -MOST_LOG), MOST_LOG)

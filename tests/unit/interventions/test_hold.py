@@ -201,6 +201,17 @@ class TestSteering:
         assert hold.control(BY_FORMAT, known(now=1.0, best=0.2), 1.0) == pytest.approx(1.35), "by .7 at most"
         assert hold.control(BY_FORMAT, known(now=1.0, best=0.2), 1.9) == 2.0
 
+    def test_while_no_right_answer_shows_anything_kappa_stays(self):
+        """C is above its line; ten rounds without a right answer say no more of it. Bounds count all the same."""
+        state, wrong = known(now=0.5, best=0.2), group([A] * 4, [0.0] * 4)
+        for seen, expected in ((group([A] * 4), 0.85), (wrong, None), (wrong, None)):
+            state = hold.after(state, hold.look(BY_FORMAT, state.pool, seen))
+            steered = hold.control(BY_FORMAT, state, 0.5)
+            assert steered == (None if expected is None else pytest.approx(expected))
+            again = BY_FORMAT.load(json.loads(json.dumps(BY_FORMAT.save(state))))
+            assert hold.control(BY_FORMAT, again, 0.5) == steered
+        assert hold.control(BY_FORMAT, state, 3.0) == 2.0
+
     def test_near_the_line_it_stays(self):
         assert hold.control(BY_FORMAT, known(now=0.245, best=0.2), 1.0) is None
 
