@@ -86,8 +86,7 @@ class Journal:
             try:
                 yield
             except Exception as error:
-                if sink in self.sinks:
-                    self.sinks.remove(sink)
+                self._remove(sink)
                 self.note(f"{kind} is switched off from step {self.faults.step} on: {type(error).__name__}: {error}")
                 self.say(f"{kind} is switched off for the rest of the run; training and the log go on")
                 raise
@@ -95,9 +94,12 @@ class Journal:
     def close_sinks(self, kind: type[Sink]) -> None:
         """Close those of a kind before the others: what they write to is about to end."""
         for sink in [sink for sink in self.sinks if isinstance(sink, kind)]:
-            self.sinks.remove(sink)
+            self._remove(sink)
             with self._contained(sink):
                 sink.close()
+
+    def _remove(self, sink: Any) -> None:
+        self.sinks[:] = [other for other in self.sinks if other is not sink]
 
     def _tell(self, what: Callable[[Sink], None]) -> None:
         for sink in tuple(self.sinks):

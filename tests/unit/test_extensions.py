@@ -244,6 +244,27 @@ def test_each_broken_sink_is_named_once_and_counted(tmp_path: Path) -> None:
     assert faults == ["sinks:First", "sinks:Second"]
 
 
+def test_of_two_sinks_that_are_equal_the_broken_one_is_switched_off(tmp_path: Path) -> None:
+    @dataclasses.dataclass
+    class Named(Sink):
+        name: str = "mine"
+        broken: bool = dataclasses.field(default=False, compare=False)
+
+        def record(self, *_: Any) -> None:
+            if self.broken:
+                raise ValueError("down")
+
+    whole, broken = Named(), Named(broken=True)
+    monitor = rlmon.Monitor(
+        rlmon.RLMonConfig(rlmon_console=False, rlmon_wandb=False, rlmon_trackio=False), directory=tmp_path,
+        group_size=4, extensions=Extensions(sinks=[whole, broken]),
+    )  # fmt: skip
+    monitor.open_sinks()
+    monitor.end_step(1)
+    assert [one is whole for one in monitor.sinks] == [True]
+    monitor.close()
+
+
 def test_a_statistic_that_no_block_ever_had_is_said_once_at_the_end(tmp_path: Path) -> None:
     for folder, metrics in (("without", []), ("with", [DIGITS])):
         monitor = rlmon.Monitor(
