@@ -132,6 +132,8 @@ class WandbSink(Sink):
                 if left_out is not None:
                     self._say(left_out)
             self._check_tables()
+        else:
+            self._outbox.close(0.0)
 
     @property
     def _kept(self) -> Mapping[str, NewestRows]:

@@ -151,6 +151,19 @@ def test_a_silent_server_costs_the_oldest_tables_and_no_curve(
     assert server.tables() == [1, *range(6, MOST_WAITING + 6)]
 
 
+def test_no_thread_stays_behind_where_the_run_was_finished_before_the_end(
+    server: Server, sink: WandbSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.answers.set()
+    step(sink, 1)
+    thread = sink._outbox._thread
+    assert thread is not None
+    monkeypatch.setattr(wandb, "run", None)
+    sink.close()
+    thread.join(PATIENCE_SECONDS / 6)
+    assert not thread.is_alive()
+
+
 def test_what_fails_on_its_way_to_a_run_that_is_over_is_no_failure_of_the_next(server: Server, sink: WandbSink) -> None:
     step(sink, 1)
     first = sink._outbox
