@@ -72,8 +72,17 @@ def another_run(folder: Path, patch: pytest.MonkeyPatch, stack: contextlib.ExitS
     trackio.init(project="tests", name="other", embed=False, auto_log_cpu=False)
 
 
+def when_written(folder: Path) -> Path:
+    """The data base, which trackio's own thread makes: three steps can be over before."""
+    base = folder / "tests.db"
+    until = time.monotonic() + 60
+    while not base.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    return base
+
+
 def folder_deleted(folder: Path, patch: pytest.MonkeyPatch, stack: contextlib.ExitStack) -> None:
-    shutil.rmtree(folder)
+    shutil.rmtree(when_written(folder).parent)
 
 
 def disk_full(folder: Path, patch: pytest.MonkeyPatch, stack: contextlib.ExitStack) -> None:
@@ -86,7 +95,7 @@ def disk_full(folder: Path, patch: pytest.MonkeyPatch, stack: contextlib.ExitSta
 
 def base_locked(folder: Path, patch: pytest.MonkeyPatch, stack: contextlib.ExitStack) -> None:
     """By another program, until training is over."""
-    base = stack.enter_context(contextlib.closing(sqlite3.connect(folder / "tests.db", check_same_thread=False)))
+    base = stack.enter_context(contextlib.closing(sqlite3.connect(when_written(folder), check_same_thread=False)))
     base.execute("BEGIN EXCLUSIVE")
 
 
