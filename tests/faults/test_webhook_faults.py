@@ -108,7 +108,7 @@ def test_nobody_waits_for_a_server_that_is_silent_and_the_oldest_make_room() -> 
         assert json.loads(sink._outbox._waiting[0])["detector"] == "d6"
         began = time.monotonic()
         sink.close()
-        assert CLOSE_SECONDS - 0.1 < time.monotonic() - began < CLOSE_SECONDS + 2
+        assert CLOSE_SECONDS - 0.1 < time.monotonic() - began < CLOSE_SECONDS + 5
     said = f"an alert did not reach the webhook (json): more than {MOST_WAITING} were waiting"
     assert remarks == [f"{said}. Training goes on; this is said once"]
 
