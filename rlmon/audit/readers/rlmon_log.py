@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,7 +38,7 @@ class _Files:
     path: Path
     names: tuple[str, ...]
     bytes: int
-    rows_of: Callable[[str], pa.Table]
+    rows_of: Callable[[str], pa.Table] = field(compare=False)
 
     def read(self) -> Iterator[RowBatch]:
         for name in self.names:

@@ -13,6 +13,7 @@ import torch
 from audit_rows import audited, check, opened
 
 import rlmon
+import rlmon.detectors as detectors
 from rlmon.audit.engine import audit
 from rlmon.audit.result import Audit
 from rlmon.audit.run import OwnWord, Remark
@@ -76,6 +77,8 @@ def made(folder: Path, lost: bool) -> Sources:
             "grad_norm": 0.3 + 0.1 * draw.random(),
         }
         run.log({"train/global_step": step, **{f"train/{name}": value for name, value in trainers.items()}})
+        if detectors.judged(monitor.detector_state):
+            sink.judged()
         sink.record(record, {})
         for finding in monitor.findings[before:]:
             sink.finding(finding)
