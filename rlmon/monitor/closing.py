@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+import rlmon.detectors as detectors
 from rlmon.exchange import Exchange
 from rlmon.exchange import Step as OverRanks
 from rlmon.metrics.family import Circumstances
@@ -182,4 +183,10 @@ class Closing:
         if journal.sinks:
             with faults.guard("metrics.finish"):
                 histograms = state.families.histograms(whole.sums)
-        journal.record(record, findings, histograms, state.illustration.samples, judged=state.judging.judged)
+        journal.record(
+            record,
+            findings,
+            histograms,
+            state.illustration.samples,
+            judged=lambda: detectors.judged(state.judging.state),
+        )

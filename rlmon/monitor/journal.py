@@ -147,17 +147,20 @@ class Journal:
         histograms: Mapping[str, Histogram],
         samples: Sequence[Mapping[str, Any]],
         *,
-        judged: bool,
+        judged: Callable[[], bool],
     ) -> None:
-        """A step that is in the log, to sinks and subscribers. ``judged``: a detector that compares the run with its
-        base has spoken by now."""
+        """A step that is in the log, to sinks and subscribers. ``judged``: whether a detector that compares the run
+        with its base has spoken by now; it is asked until it has."""
         if self._ranks.rank != 0:
             return
         table_due = bool(samples) and self._table_due(record.step)
         if table_due:
             self._last_table_step = record.step
 
-        tell_judged, self._judged_told = judged and not self._judged_told, judged
+        tell_judged = False
+        if self.sinks and not self._judged_told:
+            with self.faults.guard("detectors"):
+                tell_judged = self._judged_told = judged()
 
         def show(sink: Sink) -> None:
             if tell_judged:

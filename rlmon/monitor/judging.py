@@ -42,8 +42,6 @@ class Judging:
         self.own = tuple(own)
         self.state = detectors.start(alpha=alpha, total_steps=total_steps, group_size=group_size, own=own)
         self.ledger = SolveLedger()
-        self.judged = False
-        """Whether a detector that compares the run with its base has spoken."""
         ignored = set(detectors.GROUP_BASELINE) if critic else set()
         self._read = set(self.state.roster.statistics) - ignored
 
@@ -80,5 +78,4 @@ class Judging:
     def findings(self, record: StepRecord) -> tuple[Finding, ...]:
         """What the detectors say of a record."""
         self.state, found = detectors.step(self.state, record)
-        self.judged = self.judged or detectors.judged(self.state)
         return found
