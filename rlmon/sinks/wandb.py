@@ -95,8 +95,8 @@ class WandbSink(Sink):
         """A row of the table of findings; an alert where it says something new."""
         self._findings.put(finding.finding_id, Told(finding))
         alert = self._alerts.take(finding)
-        wandb = sys.modules.get("wandb")
-        if wandb is None or wandb.run is None or wandb.run is not self._run:
+        wandb = self._met()
+        if wandb is None:
             return
         self._sum_up()  # also of what people were told before a resume superseded it
         if alert is not None:
@@ -109,17 +109,17 @@ class WandbSink(Sink):
 
     def table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """The rows, in one table with those of other steps."""
-        wandb = sys.modules.get("wandb")
-        if wandb is not None and wandb.run is not None and wandb.run is self._run:
+        wandb = self._met()
+        if wandb is not None:
             samples = self._samples
             self._log_tables(lambda: {AXIS: step, "rlmon/samples": samples.of(wandb, rows)})
 
     def close(self) -> None:
         """Write the last findings and acts, the verdict of a run that came to its end without a finding, and the
         artifact that was asked for."""
-        wandb = sys.modules.get("wandb")
+        wandb = self._met()
         # The trainer's integration may have finished the run before us.
-        if wandb is not None and wandb.run is not None and wandb.run is self._run:
+        if wandb is not None:
             self._sum_up()
             self._log_kept(wandb, [name for name, kept in self._kept.items() if kept.unsent])
             if left := self._outbox.close(CLOSE_SECONDS):
@@ -138,6 +138,11 @@ class WandbSink(Sink):
     @property
     def _kept(self) -> Mapping[str, NewestRows]:
         return {"rlmon/findings": self._findings, "rlmon/interventions": self._acts}
+
+    def _met(self) -> Any:
+        """wandb, where the run that was met is still the open one; else ``None``."""
+        wandb = sys.modules.get("wandb")
+        return wandb if wandb is not None and wandb.run is not None and wandb.run is self._run else None
 
     def _log_kept(self, wandb: Any, names: Sequence[str]) -> None:
         if names:

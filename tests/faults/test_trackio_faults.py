@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import tiny
 from local_trackio import keep_in, read
-from transformers import TrainerCallback
 
 from rlmon.sinks.trackio import TrackioSink
 from rlmon.trl import RLMon, RLMonConfig
@@ -28,17 +27,6 @@ trackio = pytest.importorskip("trackio")
 
 NAMED = "TrackioSink is switched off for the rest of the run"
 Wrong = Callable[[Path, pytest.MonkeyPatch, contextlib.ExitStack], None]
-
-
-class AtStep(TrainerCallback):
-    """Calls ``act`` when step 3 begins."""
-
-    def __init__(self, act: Callable[[], Any]) -> None:
-        self.act = act
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 3:
-            self.act()
 
 
 @pytest.fixture
@@ -147,7 +135,7 @@ def test_training_goes_on(
         trackio.init(project="tests", name="one", embed=False, auto_log_cpu=False)
         watched = tiny.trainer(tmp_path / "watched", policy=tiny.model(), max_steps=8)
         monitor = RLMon(watched, RLMonConfig(rlmon_base_kl_every=2, rlmon_table_every=1))
-        watched.add_callback(AtStep(lambda: goes_wrong(tmp_path / "trackio", monkeypatch, stack)))
+        watched.add_callback(tiny.AtStep(lambda: goes_wrong(tmp_path / "trackio", monkeypatch, stack)))
         watched.train()
     assert tiny.same_weights(tiny.weights(stock), tiny.weights(watched))
     faults = {place: count for place, count in monitor.monitor.faults.totals.items() if place.startswith("sinks")}
@@ -170,7 +158,7 @@ def test_what_is_logged_reaches_an_open_run_whatever_ends_training(
         warnings.simplefilter("ignore")
         watched = tiny.trainer(tmp_path / "run", max_steps=8, report_to="trackio", project="tests", run_name="one")
         RLMon(watched, RLMonConfig(rlmon_base_kl_every=2))
-        watched.add_callback(AtStep(interrupted))
+        watched.add_callback(tiny.AtStep(interrupted))
         with pytest.raises(KeyboardInterrupt):
             watched.train()
         trackio.finish()

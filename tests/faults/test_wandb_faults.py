@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import tiny
-from transformers import TrainerCallback
 
 from rlmon.sinks.wandb import WandbSink
 from rlmon.trl import RLMon, RLMonConfig
@@ -33,17 +32,6 @@ def _leave_no_run_open() -> Iterator[None]:
     if wandb.run is not None:
         wandb.finish()
     wandb.teardown()
-
-
-class AtStep(TrainerCallback):
-    """Calls ``act`` when step 3 begins."""
-
-    def __init__(self, act: Callable[[], Any]) -> None:
-        self.act = act
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 3:
-            self.act()
 
 
 def longest_calls(patch: pytest.MonkeyPatch) -> list[float]:
@@ -116,7 +104,7 @@ def test_training_goes_on(
     wandb.init(mode="offline", dir=str(tmp_path), project="rlmon-tests")
     watched = tiny.trainer(tmp_path / "watched", policy=tiny.model(), max_steps=8)
     monitor = RLMon(watched, RLMonConfig(rlmon_base_kl_every=2, rlmon_table_every=1))
-    watched.add_callback(AtStep(lambda: goes_wrong(tmp_path, monkeypatch)))
+    watched.add_callback(tiny.AtStep(lambda: goes_wrong(tmp_path, monkeypatch)))
     watched.train()
     assert tiny.same_weights(tiny.weights(stock), tiny.weights(watched))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rlmon: ")]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 MARKS = ["<pad>", "<eos>", "<unk>", "+", "=", ".", "\n", "(", ")", "{", "}", '"', ":"]
@@ -163,6 +163,17 @@ def weights(trained: Any) -> dict[str, torch.Tensor]:
 
 def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class AtStep(TrainerCallback):
+    """Calls ``act`` when step 3 begins."""
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self.act = act
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            self.act()
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
