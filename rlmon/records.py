@@ -29,6 +29,11 @@ WORST_FIRST: tuple[Status, ...] = ("fail", "warn", "error", "unsure", "note", "p
 """The order in which a person should read what checks say."""
 
 
+Verdict = Literal["pass", "warn", "fail", "insufficient"]
+VERDICT_WORDS: Mapping[Verdict, str] = {"pass": "PASS", "warn": "WARN", "fail": "FAIL", "insufficient": "UNSURE"}
+"""As people are told it."""
+
+
 def graver(one: Severity, other: Severity | None) -> Severity:
     """The graver of two; ``None``: nothing was said."""
     return one if other is None else max(one, other, key=SEVERITIES.index)

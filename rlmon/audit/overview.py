@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlmon.audit.incidents import incidents
-from rlmon.audit.result import Audit, Verdict
+from rlmon.audit.result import Audit
 from rlmon.audit.verdict import QUESTIONS
+from rlmon.records import Verdict
 
 WORST_FIRST: Sequence[Verdict] = ("fail", "warn", "insufficient", "pass")
 CURVES = (

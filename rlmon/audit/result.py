@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlmon.printable import one_line
-from rlmon.records import Severity, Status
+from rlmon.records import VERDICT_WORDS, Severity, Status, Verdict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,7 +24,6 @@ EXAMPLE_CHARACTERS = 4_000
 EXAMPLE_HEAD = 1_200
 """Of these from the beginning; the answer stands at the end."""
 
-Verdict = Literal["pass", "warn", "fail", "insufficient"]
 """``insufficient`` is *unsure* to people: nothing bad was seen, and too little to call it a pass."""
 Core = Literal["formats", "entropy", "reward", "groups", "length", "non-finite"]
 """The questions without which nobody can say that a run is well. ``formats``: of answers, or their templates; asked
@@ -267,11 +266,8 @@ class Audit:
     """Wall and processor time; the only part that differs between two audits of the same run."""
 
     def __repr__(self) -> str:
-        return f"<Audit of {one_line(repr(self.run.source), 200)}: {self._word}. {one_line(self.headline, 200)}>"
-
-    @property
-    def _word(self) -> str:
-        return "UNSURE" if self.verdict == "insufficient" else self.verdict.upper()
+        word = VERDICT_WORDS[self.verdict]
+        return f"<Audit of {one_line(repr(self.run.source), 200)}: {word}. {one_line(self.headline, 200)}>"
 
     def _repr_html_(self) -> str:
         spoken = [one for one in self.checks if one.status not in ("pass", "skip")]
@@ -280,7 +276,7 @@ class Audit:
             for cells in ((one.status.upper(), one.id, str(one.first_step or ""), one.message) for one in spoken)
         )
         table = f"<table><tr><th></th><th>check</th><th>since step</th><th></th></tr>{rows}</table>" if rows else ""
-        return f"<div><b>{self._word}</b>: {html.escape(one_line(self.headline))}{table}</div>"
+        return f"<div><b>{VERDICT_WORDS[self.verdict]}</b>: {html.escape(one_line(self.headline))}{table}</div>"
 
     def table(self) -> pa.Table:
         """Every curve, a row a step: ``step``, then ``series`` by name, null where nothing was measured."""

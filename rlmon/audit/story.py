@@ -26,10 +26,10 @@ from rlmon.audit.result import (
     MetricSummary,
     ModeStory,
     RunFacts,
-    Verdict,
 )
 from rlmon.audit.timeline import spread
 from rlmon.metrics.catalog import METRICS
+from rlmon.records import Verdict
 
 TOLD_IN_HEADLINE = 2
 

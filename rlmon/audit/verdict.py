@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from rlmon.audit.result import Check, Core, Coverage, Verdict
+from rlmon.audit.result import Check, Core, Coverage
 from rlmon.audit.run import Lack
-from rlmon.records import Status, verdict
+from rlmon.records import Status, Verdict, verdict
 
 QUESTIONS: Mapping[Core, str] = {
     "formats": "formats",

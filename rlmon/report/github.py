@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 import rlmon.report.markdown as markdown
 import rlmon.report.phrases as phrases
-from rlmon.audit.result import Audit, Check, Verdict
+from rlmon.audit.overview import WORST_FIRST
+from rlmon.audit.result import Audit, Check
 from rlmon.printable import one_line
 from rlmon.records import Status
 
@@ -21,7 +22,6 @@ LEVELS: Mapping[Status, str] = {
     "note": "notice",
 }
 VERDICT_LEVELS = {"fail": "error", "warn": "warning", "pass": "notice", "insufficient": "warning"}
-WORST_FIRST: tuple[Verdict, ...] = ("fail", "warn", "insufficient", "pass")
 SUMMARY_BYTES = 1024 * 1024
 """Most that GitHub takes as the summary of one step; a larger one is refused as a whole."""
 

@@ -12,6 +12,7 @@ from rich.text import Text
 import rlmon.report.phrases as phrases
 from rlmon.audit.overview import WORST_FIRST, Line
 from rlmon.printable import one_line
+from rlmon.records import VERDICT_WORDS
 from rlmon.report.screen import VERDICT_STYLES, sparkline
 
 WIDE = 120
@@ -47,7 +48,7 @@ def render(lines: Sequence[Line], *, width: int = 80) -> Group:
         if not wide:
             drawn.append(Text(f"  {_judged(line)}. {said}", style="dim", no_wrap=True, overflow="ellipsis"))
     counts = Counter(line.audit.verdict for line in lines)
-    tally = ", ".join(f"{counts[name]} {phrases.VERDICT_WORDS[name]}" for name in WORST_FIRST if counts[name])
+    tally = ", ".join(f"{counts[name]} {VERDICT_WORDS[name]}" for name in WORST_FIRST if counts[name])
     return Group(*drawn, Text(""), Text(f"{len(lines)} runs: {tally}. --verbose shows all of each."))
 
 
@@ -59,7 +60,7 @@ def _cells(line: Line, wide: bool) -> list[Cell]:
         name = _SHORT.get(line.metric, one_line(line.metric.split("/", 1)[-1], 24))
         numbers = f"{name} {phrases.number(line.values[0])} → {phrases.number(line.values[-1])}"
     return [
-        (phrases.VERDICT_WORDS[audit.verdict], VERDICT_STYLES.get(audit.verdict, "reverse")),
+        (VERDICT_WORDS[audit.verdict], VERDICT_STYLES.get(audit.verdict, "reverse")),
         (one_line(line.name, 200), "bold"),
         (f"{audit.run.steps:,} steps, {_judged(line)}" if wide else f"{audit.run.steps:,}", ""),
         (sparkline(line.values, 20 if wide else 12), "cyan"),

@@ -8,20 +8,14 @@ from typing import Any
 from rlmon.acts import Entry
 from rlmon.audit.clauses import GONE, short
 from rlmon.audit.incidents import Incident, listed
-from rlmon.audit.result import Audit, Check, Example, ModeStory, Verdict
+from rlmon.audit.result import Audit, Check, Example, ModeStory
 from rlmon.audit.verdict import QUESTIONS
 from rlmon.printable import one_line
-from rlmon.records import WORST_FIRST, Status
+from rlmon.records import VERDICT_WORDS, WORST_FIRST, Status
 
 NOT_MEASURED = "-"
 BAD: tuple[Status, ...] = ("fail", "warn", "error")
 """Statuses of what went wrong, worst first."""
-VERDICT_WORDS: Mapping[Verdict, str] = {
-    "pass": "PASS",
-    "warn": "WARN",
-    "fail": "FAIL",
-    "insufficient": "UNSURE",
-}
 OUTCOME_WORDS = {"applied": "APPLIED", "failed": "FAILED", "dry run": "WOULD", "decided": "DECIDED"}
 
 

@@ -15,7 +15,7 @@ from rlmon.audit.clauses import percent
 from rlmon.audit.incidents import Incident, incidents
 from rlmon.audit.result import Audit, Check, Example
 from rlmon.printable import one_line
-from rlmon.records import Status
+from rlmon.records import VERDICT_WORDS, Status
 from rlmon.report.screen import STATUS_STYLES, VERDICT_STYLES, WIDE, act_lines, columns, hanging, labelled
 
 FATE_STYLES = {"extinct": "red", "shrunk": "yellow", "grown": "cyan", "newborn": "cyan", "steady": "dim"}
@@ -53,7 +53,7 @@ def _parts(audit: Audit, width: int, page: str | None) -> Iterator[RenderableTyp
         yield from _acts(audit)
         yield blank
     # Last, where the eye is when the command has ended.
-    verdict = Text(f" {phrases.VERDICT_WORDS[audit.verdict]} ", style=VERDICT_STYLES.get(audit.verdict, "reverse"))
+    verdict = Text(f" {VERDICT_WORDS[audit.verdict]} ", style=VERDICT_STYLES.get(audit.verdict, "reverse"))
     for line in phrases.missing(audit):
         yield hanging("  ", Text(line))
     yield labelled([(verdict, Text(one_line(audit.headline), style="bold"))])

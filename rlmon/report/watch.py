@@ -20,7 +20,7 @@ from rlmon.acts import entries
 from rlmon.audit.clauses import percent
 from rlmon.metrics.catalog import METRICS
 from rlmon.printable import one_line
-from rlmon.records import SEVERITIES, verdict
+from rlmon.records import SEVERITIES, VERDICT_WORDS, verdict
 from rlmon.report.live import HEADLINE, PIECE_BYTES, SHARE, View, finite
 from rlmon.report.phrases import number
 from rlmon.report.screen import STATUS_STYLES, VERDICT_STYLES, WIDE, act_lines, columns, sparkline
@@ -149,7 +149,7 @@ def _verdict(view: View) -> Text:
     word = verdict(name for name, _ in counts).upper()
     told = ", ".join(f"{count} {name.upper()}" for name, count in counts) or "no detector has spoken"
     if word == "PASS" and (view.detectors is None or not detectors.judged(view.detectors)):
-        word, told = "UNSURE", "nothing is compared with the base yet"
+        word, told = VERDICT_WORDS["insufficient"], "nothing is compared with the base yet"
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(f" {word} ", style=VERDICT_STYLES.get(word.lower(), "reverse"))
     return text.append(f"  {'at the end' if view.ended else 'so far'}: {told}")

@@ -9,11 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rlmon.console import one_thing, what_happened
 from rlmon.printable import one_line, several
-from rlmon.records import Finding, RunHeader, Severity, graver, verdict
+from rlmon.records import Finding, RunHeader, Severity, Verdict, graver, verdict
 from rlmon.runlog import open_run
 
 LEVELS: Mapping[Severity, str] = {"note": "INFO", "warn": "WARN", "fail": "ERROR"}
@@ -145,12 +144,7 @@ class Alerts:
         return [f"{severity.upper()} {name}" for name, severity in self._gravest.items() if severity != "note"]
 
     @property
-    def verdict(self) -> Literal["pass", "warn", "fail", "insufficient"]:
+    def verdict(self) -> Verdict:
         """What the findings come to; ``insufficient`` where none is no pass yet."""
         came_to = verdict(self._gravest.values())
         return came_to if came_to != "pass" or self.judged else "insufficient"
-
-    @property
-    def verdict_word(self) -> str:
-        """The same for people, as the other screens say it."""
-        return "UNSURE" if self.verdict == "insufficient" else self.verdict.upper()

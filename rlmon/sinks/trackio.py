@@ -17,7 +17,7 @@ from typing import Any
 
 from rlmon.console import say
 from rlmon.dashboard.story import AXIS
-from rlmon.records import SEVERITIES, Action, Finding, Histogram, RunHeader, StepRecord
+from rlmon.records import SEVERITIES, VERDICT_WORDS, Action, Finding, Histogram, RunHeader, StepRecord
 from rlmon.sinks import Sink
 from rlmon.sinks.alerts import LEVELS, Alerts
 from rlmon.sinks.numbers import numbers_of
@@ -158,7 +158,7 @@ class TrackioSink(Sink):
     def _report(self, trackio: Any, step: int) -> None:
         """The verdict, and what each detector said that is part of it; the gravest first."""
         alerts = self._alerts
-        lines = [f"# rlmon: {alerts.verdict_word}", ""]
+        lines = [f"# rlmon: {VERDICT_WORDS[alerts.verdict]}", ""]
         alarm = alerts.first_alarm_step
         none = "No detector said WARN or FAIL."
         if alerts.verdict == "insufficient":

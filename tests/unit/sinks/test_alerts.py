@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlmon import detectors
-from rlmon.records import Finding, RunHeader
+from rlmon.records import VERDICT_WORDS, Finding, RunHeader
 from rlmon.runlog import RunLogWriter
 from rlmon.sinks.alerts import Alert, Alerts
 
@@ -65,9 +65,9 @@ def test_a_note_is_told_once_and_is_no_alarm(header: RunHeader, finding: MakeFin
     alerts = Alerts()
     alerts.open(header)
     assert told(alerts, finding, [(1, "note"), (90, "note")]) == [(1, "note")]
-    assert (alerts.verdict, alerts.verdict_word, alerts.first_alarm_step) == ("insufficient", "UNSURE", None)
+    assert (alerts.verdict, VERDICT_WORDS[alerts.verdict], alerts.first_alarm_step) == ("insufficient", "UNSURE", None)
     alerts.judged = True
-    assert (alerts.verdict, alerts.verdict_word) == ("pass", "PASS")
+    assert (alerts.verdict, VERDICT_WORDS[alerts.verdict]) == ("pass", "PASS")
     assert alerts.ended(90) is None
 
 
