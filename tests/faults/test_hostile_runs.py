@@ -544,9 +544,9 @@ def test_parquet_that_claims_a_billion_rows(audit: Audit, tmp_path: Path) -> Non
 
 
 def test_parquet_whose_dictionary_is_a_bomb(audit: Audit, tmp_path: Path) -> None:
-    # One string of a megabyte, 20,000 times: 20 GB from a few kilobytes.
-    text = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), pa.array(["a" * 1_000_000]))
-    columns = {"step": [1] * 20_000, "prompt": ["p"] * 20_000, "completion": text, "reward": [1.0] * 20_000}
+    # One string of four megabytes, 5,000 times: 20 GB from a few kilobytes.
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 5_000, pa.int32()), pa.array(["a" * 4_000_000]))
+    columns = {"step": [1] * 5_000, "prompt": ["p"] * 5_000, "completion": text, "reward": [1.0] * 5_000}
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     assert (tmp_path / "rows.parquet").stat().st_size < 1_000_000
     audit(tmp_path / "rows.parquet", "--format", "json")

@@ -22,6 +22,8 @@ JSON_BYTES = 128 << 20
 EXPANSION = 100
 """A compressed file that gives more than this times its size, and more than ``FREE_BYTES``, is not read on."""
 FREE_BYTES = 64 << 20
+FREE_LINES = 2 << 20
+"""Nor is one with more lines than this and than it has bytes: a line costs time however little stands in it."""
 
 
 def blocks(part: Part, packed: str, size: int) -> Iterator[tuple[bytes, int]]:
@@ -69,8 +71,8 @@ def _chunks(part: Part, packed: str, size: int) -> Iterator[bytes | ReadError]:
                 left -= len(chunk)
                 yield chunk
         return
-    limit = max(FREE_BYTES, EXPANSION * part.bytes)
-    total = 0
+    limit, lines_limit = max(FREE_BYTES, EXPANSION * part.bytes), max(FREE_LINES, part.bytes)
+    total = lines = 0
     with pa.input_stream(part.path, compression=COMPRESSION[packed]) as stream:
         while True:
             pieces: list[bytes] = []
@@ -88,6 +90,7 @@ def _chunks(part: Part, packed: str, size: int) -> Iterator[bytes | ReadError]:
                 pieces.append(piece)
                 held += len(piece)
             total += held
+            lines += sum(piece.count(b"\n") for piece in pieces)
             if pieces:
                 yield b"".join(pieces)
             if problem is not None:
@@ -95,13 +98,11 @@ def _chunks(part: Part, packed: str, size: int) -> Iterator[bytes | ReadError]:
                 return
             if held < size:
                 return
-            if total > limit:
-                yield ReadError(_expands(part, limit))
+            if total > limit or lines > lines_limit:
+                beyond = f"{limit >> 20} MiB" if total > limit else f"{lines_limit} lines"
+                advice = "decompress it if that is what it should do"
+                yield ReadError(f"expands to more than {beyond} from {part.bytes} bytes; {advice}")
                 return
-
-
-def _expands(part: Part, limit: int) -> str:
-    return f"expands to more than {limit >> 20} MiB from {part.bytes} bytes; decompress it if that is what it should do"
 
 
 def record_of(line: bytes) -> dict[str, Any] | None:
