@@ -137,7 +137,7 @@ SUM_PART = "problem: (.*) ="
 FORMS = RealTask(
     name="forms", generator="chain_sum", settings=ONE_DIGIT, part=SUM_PART, **SHORT, rotated=True,
     shown=(("4 + 2?", '{"answer": 6}'), ("2 + 3?", "2 + 3 = 5"), ("9 - 1?", "The answer is 8.")),
-    entropy_target_nats=0.8, about="the same sums after three turns of conversation that show three forms",
+    entropy_target_nats=0.67, about="the same sums after three turns of conversation that show three forms",
 )  # fmt: skip
 
 TASKS: Mapping[str, RealTask] = {task.name: task for task in (ARITHMETIC, FORMS)}
