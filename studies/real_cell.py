@@ -233,7 +233,9 @@ def training_settings(task: RealTask) -> dict[str, Any]:
     """Of ``GRPOConfig``, the same for every arm."""
     return {
         "max_steps": LONGEST_STEPS,
-        "per_device_train_batch_size": task.prompts_per_step * task.group_size,
+        # A prompt at a time: a step at once holds 12 GB of activations.
+        "per_device_train_batch_size": task.group_size,
+        "gradient_accumulation_steps": task.prompts_per_step,
         "num_generations": task.group_size,
         "max_completion_length": task.most_tokens,
         "temperature": task.temperature,
