@@ -18,6 +18,9 @@ and this is the only signal, in the same units. A prompt with one right answer g
 from. So while few are right there is little that it can do, and what wins is decided then; ``centre: run`` compares
 such answers with those of the run.
 
+Where right answers of one format all open alike there is nothing below the formats to hold: with ``wordings`` the rule
+rests unless the base's right answers of one format open in so many ways, and says in the log which of the two it is.
+
 Kappa is 0 while C is below its line, ``at`` times the reference; it grows while C is above, and shrinks again below.
 The reference is the smallest C that right answers have credibly shown: at the base, where they may be few, or later in
 the run. So a base that babbles is no target, only what of it was right. More than ``enough`` effective kinds are never
@@ -59,6 +62,8 @@ USUAL: Mapping[Kernel, float] = {"opening": 1.0, "sketch": 1.0}
 """Weights where a policy gives none."""
 MEMORY_GROUPS = 16.0
 """Groups after which what was measured of them weighs 1/e."""
+LEAST_PAIRS = 24
+"""Pairs of right answers of one format without which it is not known in how many ways they open."""
 LEAST_GROUPS = 4.0
 """Groups without which it is not known how alike right answers are now."""
 BEST_GROUPS = 8.0
@@ -118,6 +123,12 @@ class Hold(Intervention):
         0.8, "and most as a share of the least distance between a right and a wrong answer to its prompt",
         low=0.0, high=0.95,
     )  # fmt: skip
+    wordings: float = setting(
+        1.0,
+        "rests unless the base's right answers of one format open in at least this many ways, as an effective number: "
+        "where the format says it all, another rule holds formats",
+        low=1.0,
+    )
     memory_completions: int = setting(
         128, "right answers, of this round and the last ones, that those to other prompts are compared with",
         low=8, high=1024,
@@ -165,14 +176,26 @@ class Hold(Intervention):
         return HoldState(pool=np.zeros(0, dtype=kernels.facts_type(self.reads)))
 
     def on_round(self, state: HoldState, round: Round) -> tuple[HoldState, RowChange]:
+        if self.rests(state) and state.baseline.complete:
+            return state, NO_CHANGE
         now = state.across.now
         usual = now.mean if self.centre == "run" and now.groups >= LEAST_GROUPS else None
         seen = look(self, state.pool, round.table, usual)
         state = after(state, seen)
-        if not round.acting or round.dry_run:
+        if not round.acting or round.dry_run or self.rests(state):
             return state, NO_CHANGE
         left = round.table if round.left_N is None else replace(round.table, advantage_N=round.left_N)
         return state, RowChange(addition_N=addition(self, state, seen, left, round.level, round.scale))
+
+    def rests(self, state: HoldState) -> bool:
+        """Whether the base's right answers have their variety in their formats alone."""
+        return state.wordings is not None and state.wordings < self.wordings
+
+    def suspends(self, at: RuleState, run: RunSoFar) -> tuple[bool, str | None]:
+        rests = self.rests(at.inner)
+        if rests == at.suspended or at.level == run.rest:
+            return rests and at.level > run.rest, None
+        return rests, f"right answers: {_opening(at.inner)}, {'fewer than' if rests else 'at least'} {self.wordings:g}"
 
     def next_level(self, at: RuleState, run: RunSoFar) -> tuple[float | None, str | None]:
         if not at.met:
@@ -182,7 +205,8 @@ class Hold(Intervention):
 
     def measures(self, at: RuleState, step: int, *, dry_run: bool) -> Mapping[str, float | None]:
         found = [found for part in self.parts if (found := ratio(self, at.inner, part)) is not None]
-        return {"hold_kappa": at.level, "hold_ratio": min(found, default=None)}
+        ratio_now = None if at.suspended else min(found, default=None)
+        return {"hold_kappa": 0.0 if at.suspended else at.level, "hold_ratio": ratio_now}
 
     # -- validation ------------------------------------------------------------------------------------------------
 
@@ -208,14 +232,21 @@ class Hold(Intervention):
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def save(self, state: HoldState) -> Any:
-        plain = {name: saved.to_json(getattr(state, name)) for name in ("baseline", "within", "across", "shown")}
+        names = ("baseline", "within", "across", "shown", "wordings")
+        plain = {name: saved.to_json(getattr(state, name)) for name in names}
         return {**plain, "pool": base64.b64encode(state.pool.tobytes()).decode("ascii")}
 
     def load(self, found: Mapping[str, Any]) -> HoldState:
         pool = np.frombuffer(base64.b64decode(found["pool"]), dtype=kernels.facts_type(self.reads)).copy()
         within, across = (saved.from_json(Seen, found[name]) for name in PARTS)
-        baseline, shown = saved.from_json(Baseline, found["baseline"]), bool(found.get("shown", True))
-        return HoldState(baseline=baseline, within=within, across=across, pool=pool, shown=shown)
+        return HoldState(
+            baseline=saved.from_json(Baseline, found["baseline"]),
+            within=within,
+            across=across,
+            pool=pool,
+            shown=bool(found.get("shown", True)),
+            wordings=found.get("wordings"),
+        )
 
 
 # -- what is remembered ------------------------------------------------------------------------------------------------
@@ -271,6 +302,8 @@ class HoldState:
     """The newest right answers, this round's first."""
     shown: bool = True
     """Whether the newest round showed how alike some are."""
+    wordings: float | None = None
+    """In how many ways right answers of one format open at the base, an effective number; ``None``: not yet known."""
 
     def of(self, part: Part) -> Seen:
         return self.within if part == "within" else self.across
@@ -374,7 +407,17 @@ def after(state: HoldState, seen: Looked) -> HoldState:
             before, base=before.base.plus(value_n, 1.0) if in_base else before.base, now=now, best=best
         )
     shown = any(len(value_n) for value_n in seen.collisions.values())
-    return replace(state, baseline=baseline, pool=seen.pool, shown=shown, **parts)
+    wordings = wordings_of(seen.pool) if in_base else state.wordings
+    return replace(state, baseline=baseline, pool=seen.pool, shown=shown, wordings=wordings, **parts)
+
+
+def wordings_of(pool: Facts) -> float | None:
+    """1 / (chance that two answers of one format open alike); ``None`` for fewer than ``LEAST_PAIRS`` pairs."""
+    both_nn = np.triu(kernels.alike("format", pool, pool), 1)
+    pairs = float(both_nn.sum())
+    if pairs < LEAST_PAIRS:
+        return None
+    return pairs / max(1.0, float((both_nn * kernels.alike("opening", pool, pool)).sum()))
 
 
 # -- steering ----------------------------------------------------------------------------------------------------------
@@ -427,7 +470,12 @@ def describe(settings: Hold, state: HoldState) -> str:
         if lowest is not None and found is not None:
             to = "one prompt" if part == "within" else "different prompts"
             said.append(f"{lowest / found:.3g} to {to} (line {min(1.0, lowest * settings.at):.3g})")
-    return f"how alike right answers are, 0 to 1: {', '.join(said)}" if said else "too few right answers yet"
+    alike = f"how alike right answers are, 0 to 1: {', '.join(said)}" if said else "too few right answers yet"
+    return f"{alike}; {_opening(state)}" if settings.wordings > 1.0 and state.wordings is not None else alike
+
+
+def _opening(state: HoldState) -> str:
+    return f"at the base those of one format open in {state.wordings:.2g} ways"
 
 
 def addition(settings: Hold, state: HoldState, seen: Looked, table: RoundTable, kappa: float, scale: float) -> Floats:

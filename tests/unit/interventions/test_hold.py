@@ -12,7 +12,7 @@ from round_tables import round_table
 from rlmon.baseline import Baseline
 from rlmon.interventions import fold, hold
 from rlmon.interventions.hold import Hold, HoldState, Mean, Seen
-from rlmon.interventions.intervention import Round, RuleState
+from rlmon.interventions.intervention import Round, RuleState, RunSoFar
 from rlmon.interventions.kernels import Facts, Floats
 from rlmon.interventions.policy import Policy
 from rlmon.interventions.setting import MetricFacts, Setting
@@ -262,6 +262,63 @@ class TestSteering:
         assert BY_FORMAT.next_level(RuleState(condition=None, level=1.0, inner=at.inner), None) == (0.0, None)
         measured = BY_FORMAT.measures(at, 1, dry_run=False)
         assert measured == {"hold_kappa": 0.0, "hold_ratio": pytest.approx(0.4)}
+
+
+class TestWordings:
+    """Whether there is anything to hold below the formats is seen at the base."""
+
+    def rule(self):
+        do = {"action": "hold", "opening": 1.0, "across": 0.0, "bounds": [1.0, 8.0], "kappa": 1.0, "wordings": 2.0}
+        return Policy.from_dict({"rules": {"words": {"when": "always", "do": do}}})
+
+    def round(self, openings, formats=None, **given):
+        modes = {"format": [A] * len(openings) if formats is None else formats, "opening": openings}
+        return round_table([1.0] * len(openings), group_size=len(openings), modes=modes, **given)
+
+    def test_counted_among_answers_of_one_format(self):
+        """Eight of A: four open with 1, four with 2: 6 + 6 of 28 pairs are alike: 28/12. The four of B, alike, are 6
+        more: 34/18."""
+        settings = Hold(opening=1.0)
+        pool = hold.look(settings, settings.fresh().pool, self.round([1, 1, 1, 1, 2, 2, 2, 2])).pool
+        assert hold.wordings_of(pool) == pytest.approx(28 / 12)
+        table = self.round([1, 1, 1, 1, 2, 2, 2, 2, 1, 1, 1, 1], [A] * 8 + [B] * 4)
+        assert hold.wordings_of(hold.look(settings, pool[:0], table).pool) == pytest.approx(34 / 18)
+        assert hold.wordings_of(pool[:7]) is None, "21 pairs are too few"
+
+    def test_formats_that_each_open_in_one_way_are_left_to_another_rule(self):
+        """From the first round on, so that the run is as without this rule; and the log says it."""
+        policy, rests = self.rule(), [1] * 6 + [2] * 6
+        state = fold.start(policy, {})
+        state = replace(state, rules={"words": replace(state.rules["words"], met=True, level=1.0)})
+        state, effect, _ = fold.on_round(policy, state, self.round(rests, [A] * 6 + [B] * 6), {})
+        assert not effect.addition_n.any()
+        at = state.rules["words"]
+        assert at.inner.wordings == 1.0
+        settings, run = policy.rules[0].action, RunSoFar(rest=0.0, given={})
+        held, why = settings.suspends(at, run)
+        assert held
+        assert why == "right answers: at the base those of one format open in 1 ways, fewer than 2"
+        suspended = replace(at, suspended=True)
+        assert settings.suspends(suspended, run) == (True, None)
+        assert settings.measures(suspended, 1, dry_run=False)["hold_kappa"] == 0.0
+        kept = json.loads(json.dumps(fold.to_json(policy, state)))
+        assert fold.from_json(policy, kept).rules["words"].inner.wordings == 1.0
+
+    def test_words_that_differ_are_held_and_the_base_decides_it_once(self):
+        policy = self.rule()
+        state = fold.start(policy, {})
+        state = replace(state, rules={"words": replace(state.rules["words"], met=True, level=1.0)})
+        state, effect, _ = fold.on_round(policy, state, self.round([1, 1, 1, 2, 3, 4, 5, 6]), {})
+        assert effect.addition_n[0] < 0.0 < effect.addition_n[-1]
+        while not state.rules["words"].inner.baseline.complete:
+            state, *_ = fold.on_round(policy, state, self.round([1, 1, 1, 2, 3, 4, 5, 6]), {})
+        wide = state.rules["words"].inner.wordings
+        assert wide > 2.0
+        for _ in range(20):
+            state, effect, _ = fold.on_round(policy, state, self.round([1, 1, 1, 1, 1, 1, 1, 2]), {})
+        assert state.rules["words"].inner.wordings == wide
+        assert effect.addition_n.any()
+        assert "those of one format open in" in hold.describe(policy.rules[0].action, state.rules["words"].inner)
 
 
 class TestRule:
