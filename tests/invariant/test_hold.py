@@ -76,3 +76,24 @@ def test_a_killed_run_goes_on_with_what_it_remembers(tmp_path: Path) -> None:
     assert acts[0] == acts[1]
     log = rlmon.open_run(tmp_path / "torn" / "rlmon")
     assert [record.metrics["rlmon/intervention/hold_ratio"] for record in log.step_records()][-1] is not None
+
+
+def test_where_there_is_nothing_to_hold_it_rests_and_the_run_is_as_without_it(tmp_path: Path) -> None:
+    """With a line of 1,000 ways no base has enough; with the one that every base has, it acts."""
+    settings = LONG | {"max_steps": 8, "train": tiny.dataset(48)}
+
+    def weights(name: str, wordings: float | None) -> Any:
+        do = APART | {"wordings": wordings}
+        policy = None if wordings is None else {"rules": {"words": {"when": "always", "do": do}}}
+        return tiny.weights(steered.trained(tmp_path / name, policy, **settings))
+
+    assert tiny.same_weights(weights("rests", 1000.0), weights("without", None))
+    assert not tiny.same_weights(weights("acts", 1.0), weights("again", None))
+    acts = [action for action in steered.actions(tmp_path / "rests") if action.phase == "decided"]
+    assert [(act.old, act.new) for act in acts] == [(0.0, 0.5), (0.5, 0.0)]
+    assert "fewer than 1000" in acts[1].reason
+    kappa = [
+        record.metrics["rlmon/intervention/hold_kappa"]
+        for record in rlmon.open_run(tmp_path / "rests" / "rlmon").step_records()
+    ]
+    assert kappa[2:] == [0.0] * 6, "what is spent, not what would be"
