@@ -246,11 +246,14 @@ def _price(detector: str, rung: str) -> Mapping[str, Any] | None:
     return found
 
 
-_WIDEN = (
-    "Raise beta (kl_coef in PPO; start at 0.05 to 0.1; 0 means that nothing holds the model near its base), or set "
-    "use_adaptive_entropy=True with entropy_target near the base entropy; entropy_coef is the constant form. "
-    "A lower learning_rate buys time."
+_HOLD = (
+    'Train again with rlmon_policy="protect" (in TRL; elsewhere with beta or kl_coef at 0.1 and temperature at 1), '
+    "from the start or from a checkpoint before this began: only what is still there can be held."
 )
+_SLOW = "A beta of 0.1 alone (kl_coef in PPO) slows the loss and may not hold it"
+WIDEN = f"{_HOLD} {_SLOW}; a lower learning_rate buys time."
+"""Against every kind of narrowing, what was measured to hold first (docs/interventions.md): the first sentence is all
+that a console or the headline of a page says of it."""
 
 GROUP_BASELINE = ("all_bad", "all_good", "lone_success_weight")
 """Statistics that mean damage only where the group's mean is the baseline of advantages: under a critic a group without
@@ -276,7 +279,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
             "the answers to one prompt used {base} formats, now {now}",
         ),
         meaning="The answers converge on fewer parsed formats, across prompts or inside each prompt.",
-        advice=_WIDEN,
+        advice=WIDEN,
     ),
     DetectorSpec(
         id="template-collapse",
@@ -296,7 +299,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
             "the completions of one prompt followed {base} templates, now {now}",
         ),
         meaning="Completions become equal once numbers, names and quoted spans are masked, whatever the prompt is.",
-        advice=_WIDEN + " Intervene only while rewards still vary inside groups.",
+        advice=WIDEN + " Act while rewards still vary inside groups.",
     ),
     DetectorSpec(
         id="move-collapse",
@@ -316,7 +319,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
             "sentences about one prompt began in {base} ways, now in {now}",
         ),
         meaning="The sentences of the reasoning start in fewer ways: the chains make the same moves.",
-        advice=_WIDEN + " For long chains also look at epsilon_high (0.28) and top_entropy_quantile (0.2).",
+        advice=WIDEN + " For long chains also look at epsilon_high (0.28) and top_entropy_quantile (0.2).",
     ),
     DetectorSpec(
         id="entropy-collapse",
@@ -331,8 +334,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         told=("token entropy was {base} nats per token, now {now}",),
         meaning="Token entropy is far below the base. Alone it may be benign sharpening, so FAIL needs a second "
         "signal: format-, template-, move-collapse or answer-concentration has at least warned.",
-        advice="Set use_adaptive_entropy=True with entropy_target near half the base entropy, or entropy_coef=0.001 to "
-        "0.01, or raise beta; raise temperature if it is below 1.",
+        advice=WIDEN + " use_adaptive_entropy and entropy_coef did not hold it where they were measured.",
     ),
     DetectorSpec(
         id="entropy-explosion",
@@ -432,8 +434,8 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         per_source="only",
         told=("different prompts got {base} different answers, now {now}",),
         meaning="Different prompts of one source get the same final answer more often: the trace of a shortcut.",
-        advice="Look at that source's prompts with `rlmon show`; drop them or fix their verifier (return None as "
-        "their reward), raise beta.",
+        advice=f"{_HOLD} {_SLOW}. Look at that source's prompts with `rlmon show`: drop them, or fix their verifier "
+        "(return None as their reward).",
     ),
     DetectorSpec(
         id="length-collapse",

@@ -26,6 +26,7 @@ from rlmon.audit.result import (
     RunFacts,
     Verdict,
 )
+from rlmon.detectors.catalog import WIDEN
 from rlmon.records import Status
 
 HOSTILE = (
@@ -457,10 +458,6 @@ def _mode_at(shares: Mapping[str, Sequence[float | None]], step: int, rng: rando
 def _checks(
     series: Mapping[str, Sequence[float | None]], onset: int, alarm: int, steps: int, rng: random.Random, collapse: bool
 ) -> list[Check]:
-    widen = (
-        "Raise beta (start at 0.05 to 0.1; 0 means that nothing holds the policy near its base), or set "
-        "use_adaptive_entropy=True with entropy_target near the base entropy."
-    )
     effective = series["rlmon/format/effective"]
     last = effective[-1]
     shown = [_example(1, "prose", rng, label="base"), _example(steps, "python", rng, label="last")]
@@ -551,7 +548,7 @@ def _checks(
                 "prompts": 32,
             },
             examples=shown,
-            advice=widen,
+            advice=WIDEN,
         ),
         check(
             "mode-extinction",
@@ -566,7 +563,7 @@ def _checks(
             first_step=alarm,
             evidence={"extinct": ["prose", "boxed", "steps", "xml"], "p_value": 1.2e-7},
             examples=shown[:1],
-            advice=widen,
+            advice=WIDEN,
         ),
         check(
             "silent-groups",
@@ -612,7 +609,7 @@ def _findings(onset: int, alarm: int) -> list[dict[str, Any]]:
         "baseline_kind": "early_rounds",
         "baseline_prompts": 32,
         "benign_sharpening": False,
-        "advice": "Raise beta (start at 0.05 to 0.1).",
+        "advice": WIDEN,
         "evidence": {},
     }
     return [

@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlmon.audit.incidents import first_choice
 from rlmon.baseline import Baseline
+from rlmon.config import RLMonConfig
+from rlmon.console import one_thing
 from rlmon.detectors import (
     DETECTORS,
     DetectorSpec,
@@ -35,6 +38,7 @@ from rlmon.detectors import (
 )
 from rlmon.detectors.catalog import VERSION
 from rlmon.errors import ConfigError
+from rlmon.interventions import policy_file
 from rlmon.records import Block, Finding, StepRecord, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -308,7 +312,7 @@ def test_entropy_fails_only_with_a_second_signal():
     _, said = run(state, [record(t, blocks_of(**both)) for t in range(9, 100)])
     fail = next(f for f in said if f.detector == "entropy-collapse" and f.severity == "fail")
     assert fail.evidence["second_signals"] == ["format-collapse"]
-    assert "entropy_target" in fail.advice
+    assert "use_adaptive_entropy" in fail.advice
 
 
 def test_entropy_explosion():
@@ -669,12 +673,32 @@ def test_advice_names_keys_that_trl_has():
         "num_generations", "max_completion_length", "mask_truncated_completions", "scale_rewards", "loss_type",
         "sync_ref_model", "temperature", "num_iterations",
     }  # fmt: skip
-    advice = " ".join(spec.advice for spec in DETECTORS)
+    advice = " ".join(spec.advice for spec in DETECTORS).replace('rlmon_policy="protect"', "")
     named = set(re.findall(r"\b(?:[a-z]+_[a-z_]+|beta|temperature|bf16|fp16)\b", advice))
     ours = (ROOT / "rlmon" / "trl" / "ppo" / "config.py").read_text(encoding="utf-8")
     assert re.search(r"^    kl_coef: ", ours, re.MULTILINE)
     assert named <= words | inherited | {"reward_funcs", "dr_grpo", "kl_coef"}
     assert all(re.search(rf"^    {word}: ", source, re.MULTILINE) for word in named & words)
+
+
+NARROWING = ("format-collapse", "template-collapse", "move-collapse", "entropy-collapse", "answer-concentration")
+
+
+@pytest.mark.parametrize("detector", NARROWING)
+def test_advice_against_narrowing_names_first_what_was_measured_to_hold(detector):
+    (spec,) = (spec for spec in DETECTORS if spec.id == detector)
+    # What a console shows of it, at the end of a run, names it too.
+    assert one_thing(spec.advice) == 'Train again with rlmon_policy="protect"'
+    assert RLMonConfig(rlmon_policy="protect").rlmon_policy in policy_file.preset_names()
+    assert "from the start or from a checkpoint before" in spec.advice
+    # Whose trainer is another one is told its own remedy in the same breath, and a page shows no more than that.
+    assert "elsewhere with beta" in first_choice(spec.advice)
+    assert "temperature" in first_choice(spec.advice)
+    assert re.search(r"beta of 0\.1 alone[^.;]* slows", spec.advice)
+    assert len(re.findall(r"[.] |[.]$", spec.advice)) <= 3
+    # TRL's controller of the entropy, and a bonus, are never what to do.
+    for told in re.split(r"(?<=[.]) ", spec.advice):
+        assert not re.search("adaptive_entropy|entropy_(coef|target)", told) or "did not hold" in told
 
 
 def test_measured_price_keeps_the_promise():

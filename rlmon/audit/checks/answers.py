@@ -10,6 +10,7 @@ from rlmon.audit.checks.question import Ends, Question, between, question, sizes
 from rlmon.audit.checks.signal import silence
 from rlmon.audit.curves import LEAST_POINTS, last_points, smooth_since
 from rlmon.audit.result import Check
+from rlmon.detectors.catalog import WIDEN
 from rlmon.records import Status
 
 
@@ -109,5 +110,5 @@ def identical_completions(ask: Question, ends: Ends) -> Check:
         message=f"{said}, from the first step on: they are sampled without chance, so that no group can teach"
         if always else f"{said} ({first:.0%} at the start): a group has nothing left to compare",
         advice="Sample with temperature=1.0 (0 or do_sample=False gives one text), and look at top_k and top_p."
-        if always else "Raise temperature or beta; use_adaptive_entropy=True keeps some chance in sampling.", **facts,
+        if always else WIDEN, **facts,
     )  # fmt: skip

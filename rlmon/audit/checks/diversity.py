@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from rlmon.audit.checks.question import WIDEN, Ends, Question, between, question, sizes
+from rlmon.audit.checks.question import Ends, Question, between, question, sizes
 from rlmon.audit.contrast import Difference
 from rlmon.audit.result import Check
+from rlmon.detectors.catalog import WIDEN
 from rlmon.records import Status
 
 
@@ -28,7 +29,7 @@ def correct_diversity(ask: Question, ends: Ends) -> Check:
         return ask.skip("too few prompts have two rewarded completions at both ends of the run")
     return narrowing(
         ask, "rlmon/text/effective_templates_within_correct", "templates", found, 0.6, 0.4,
-        "Diversity among correct completions is what later training can still choose from. " + WIDEN,
+        WIDEN + " Later training can only choose among right answers that are still given.",
     )  # fmt: skip
 
 
@@ -49,8 +50,7 @@ def answer_diversity(ask: Question, ends: Ends) -> Check:
     right = ends.contrast.mean(ends.groups["answers_correct"])
     check = narrowing(
         ask, "rlmon/text/effective_answers_within", "answers", found, 0.6, None,
-        "The model agrees with itself without being right more often: look at `rlmon show`, raise beta or "
-        "temperature.",
+        WIDEN + " It agrees with itself without being right more often: look at answers with `rlmon show`.",
         {"reward_change": None if reward is None else reward.change,
          "correct_only_base": None if right is None else right.base,
          "correct_only_last": None if right is None else right.last},

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from rlmon.audit.case import Case
-from rlmon.audit.checks.question import WIDEN, Ends, Question, between, question
+from rlmon.audit.checks.question import Ends, Question, between, question
 from rlmon.audit.clauses import GONE, percent
 from rlmon.audit.result import Check
 from rlmon.audit.timeline import SMOOTHING_STEPS
+from rlmon.detectors.catalog import WIDEN
 from rlmon.records import Status
 from rlmon.statistics import trailing_mean
 
@@ -145,7 +146,7 @@ def format_winner(ask: Question, ends: Ends) -> Check:
         message=f"{name} grew from {share.base:.2f} to {share.last:.2f}; at the base {best} earned {gap:+.3f} against "
         f"it (interval {low:+.3f} to {high:+.3f})",
         evidence={"winner": name, "reward_by_mode": table},
-        advice="The loop amplified a worse format. " + WIDEN,
+        advice=WIDEN + " What won was the worse format.",
     )
 
 

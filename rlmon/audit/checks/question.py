@@ -36,10 +36,6 @@ STALE_STRIDES = 3
 STALE_SHARE, STALE_STEPS = 0.1, 5
 """Of the run's steps, and steps: so much of a run without a value is a part of it that nobody saw, whatever the usual
 distance."""
-WIDEN = (
-    "Raise beta (kl_coef in PPO; 0.05 to 0.1), or use_adaptive_entropy=True with entropy_target near the base "
-    "entropy; a lower learning_rate buys time."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
