@@ -22,6 +22,7 @@ from rlmon.metrics.blocks import Dealt
 from rlmon.metrics.collision import sampled_pairs
 from rlmon.metrics.features import RowFeatures
 from rlmon.metrics.groups import GroupStats, column
+from rlmon.metrics.rows import OpenerEntries, opener_entries
 from rlmon.metrics.tokens import KLSample, TokenSums
 from rlmon.records import RolloutBatch
 from rlmon.statistics import Floats, codes_of, effective_number, histogram_quantile, ratio
@@ -169,6 +170,11 @@ class RoundRows:
     @cached_property
     def prompt_B(self) -> NDArray[np.int64]:
         return codes_of(self.rows["prompt"].astype(np.int64))
+
+    @cached_property
+    def openers(self) -> OpenerEntries:
+        """Unpacked once for all that compare them."""
+        return opener_entries(self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,7 @@ others. Keys are 48-bit integers, which a float64 holds exactly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,8 +114,7 @@ def _packed(table: Openers, count: int) -> NDArray[np.float64]:
     return (entry[:, 0::2] | entry[:, 1::2] << _ENTRY_BITS).astype(np.float64)
 
 
-@dataclass(frozen=True)
-class OpenerEntries:
+class OpenerEntries(NamedTuple):
     """Opener histograms as sparse entries: row, bucket, and share of the row's openers."""
 
     row_N: NDArray[np.int64]

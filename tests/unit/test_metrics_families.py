@@ -85,6 +85,44 @@ def test_formats_on_paper() -> None:
     assert metrics["group/lone_success"] == 1.0
 
 
+def test_openings_templates_and_moves_among_right_answers_on_paper() -> None:
+    # One opening of eight words and two templates, and an answer of another kind.
+    first, second, other = "We add the two numbers first of all: 7.", "We add the two numbers first of all.", "It is 7."
+    texts, rewards = [first, second, other, first, other, first], [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+    metrics, _, _ = measured(make(texts, group_size=3, rewards=rewards))
+    # Right: (first, second) of one prompt, (first, other) of another. Within: 1 of 2 pairs opens alike, and across
+    # first-first and second-first of 4.
+    assert metrics["collision/opening_correct_within"] == metrics["collision/opening_correct_across"] == 0.5
+    assert metrics["collision/opening_correct_within_effective"] == 2.0
+    # As a whole only first-first is one text.
+    assert metrics["collision/template_correct_within"] == 0.0
+    assert metrics["collision/template_correct_within_effective"] is None
+    assert metrics["collision/template_correct_across_effective"] == 4.0
+    # Of all completions: 2 of 6 pairs within open alike.
+    assert metrics["collision/opening_within_effective"] == pytest.approx(3.0)
+    right = [text for text, reward in zip(texts, rewards, strict=True) if reward]
+    alone, _, _ = measured(make(right))
+    for side in ("across", "within"):
+        assert metrics[f"moves/effective_{side}_correct"] == pytest.approx(alone[f"moves/effective_{side}"])
+        assert metrics[f"moves/effective_{side}_correct"] != pytest.approx(metrics[f"moves/effective_{side}"])
+
+
+def test_without_a_right_answer_nothing_is_said_of_right_answers() -> None:
+    metrics, missing, _ = measured(make(list(TEXTS), rewards=[0.0] * 5 + [1.0]))
+    # One right answer is no pair.
+    for name in (
+        "collision/opening_correct_within",
+        "collision/template_correct_across",
+        "collision/mode_correct_across",
+    ):
+        assert metrics[name] is metrics[f"{name}_effective"] is None
+        assert missing[f"rlmon/{name}"].startswith("no pair of rewarded completions")
+    assert metrics["moves/effective_within_correct"] is None
+    assert missing["rlmon/moves/effective_within_correct"] == (
+        "no pair of rewarded completions of one prompt with openers"
+    )
+
+
 def test_a_change_against_the_base_is_measured() -> None:
     _, _, base = measured(make(list(TEXTS) * 10))
     metrics, _, _ = measured(make([TEXTS[2]] * 60), base)

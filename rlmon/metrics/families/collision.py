@@ -23,17 +23,27 @@ from rlmon.metrics.family import (
     Sums,
     add_to,
 )
-from rlmon.metrics.rows import opener_entries
 from rlmon.statistics import Bools, Ints
 
 LEINSTER = "Leinster and Cobbold 2012, order 2"
 NEEDS_IDS = "moves need token ids and a vocabulary"
+_MODE, _TEMPLATE, _OPENING = (
+    "same parsed mode", "same text after masking numbers, names and quotes", "same first 8 masked tokens",
+)  # fmt: skip
+
+
+def _among_right(meaning: str) -> tuple[str, str, Kind, str]:
+    return f"{meaning}, among rewarded completions", "rewards", "exact", "rewarded completions"
+
+
 _MEANING: Mapping[str, tuple[str, str, Kind, str]] = {
-    "mode": ("same parsed mode", "completions", "exact", "completions"),
-    "mode_correct": ("same parsed mode, among rewarded completions", "rewards", "exact", "rewarded completions"),
-    "template": ("same text after masking numbers, names and quotes", "completions", "exact", "completions"),
+    "mode": (_MODE, "completions", "exact", "completions"),
+    "mode_correct": _among_right(_MODE),
+    "template": (_TEMPLATE, "completions", "exact", "completions"),
+    "template_correct": _among_right(_TEMPLATE),
     "answer": ("same final answer, among completions with one", "completions", "exact", "completions with an answer"),
-    "opening": ("same first 8 masked tokens", "completions", "exact", "completions"),
+    "opening": (_OPENING, "completions", "exact", "completions"),
+    "opening_correct": _among_right(_OPENING),
     "moves": (
         "sum_b min(h(b), h'(b)) of opener histograms, the 64 heaviest of each completion", "token ids, vocabulary",
         "sketch", "completions",
@@ -44,7 +54,10 @@ _MEANING: Mapping[str, tuple[str, str, Kind, str]] = {
     ),
 }  # fmt: skip
 """Of a kernel: k, what it needs, how exact it is, and which completions it compares."""
-_BLOCK_NAMES = {"mode_correct": "mode_collision_correct", "moves": "move_collision"}
+_CORRECT = "_correct"
+"""After the name of a kernel: among rewarded completions."""
+_EQUAL = ("mode", "mode_correct", "template", "template_correct", "answer", "opening", "opening_correct")
+"""Kernels that are 1 where a column of the rows has one value."""
 TALLIED = ("mode", "template", "answer")
 """Kernels whose baseline is taken from tallies."""
 
@@ -55,7 +68,7 @@ def _entries() -> Iterator[Metric]:
         for side, pairs in (("across", "different prompts"), ("within", "one prompt")):
             near = f"collision/template_{side}" if kind == "local" else ""
             formula = f"mean of k over pairs of completions of {pairs}; k: {meaning}"
-            of = kernel == "mode_correct"
+            of = kernel.endswith(_CORRECT)
             yield entry(f"{kernel}_{side}", "share", 0, 1, "up", formula, instead=near, of_successes=of)
             near = near and f"{near}_effective"
             yield entry(
@@ -68,14 +81,13 @@ def equal_values(rows: Any) -> dict[str, tuple[Ints, Bools]]:
     there are."""
     names = rows.dtype.names if isinstance(rows, np.ndarray) else rows
     found = {}
-    for kernel in ("mode", "mode_correct", "template", "answer", "opening"):
-        column = "mode" if kernel == "mode_correct" else kernel
+    for kernel in _EQUAL:
+        column = kernel.removesuffix(_CORRECT)
         if column in names:
             # A change in how often an answer can be read must not look like concentration: only rows that have one.
             value_B = np.asarray(rows[column]).astype(np.int64, copy=False)
-            found[kernel] = value_B, value_B >= 0
-    value_B, known_B = found["mode"]
-    found["mode_correct"] = value_B, known_B & (rows["success"] > 0)
+            taking_part = value_B >= 0
+            found[kernel] = value_B, taking_part if column == kernel else taking_part & (rows["success"] > 0)
     return found
 
 
@@ -87,9 +99,9 @@ def equal_pairs(rows: Any, prompt_B: Ints, block_B: Ints, blocks: int) -> dict[s
     }
 
 
-def _moves(rows: Any, prompt_B: Ints, block_B: Ints, blocks: int) -> PairSums:
-    table = opener_entries(rows)
-    return overlap_pairs(table.row_N, table.bucket_N, table.weight_N, prompt_B, block_B, blocks, moves.OPENER_BUCKETS)
+def _moves(seen: RoundRows, prompt_B: Ints, block_B: Ints, blocks: int) -> PairSums:
+    row_N, bucket_N, weight_N = seen.openers
+    return overlap_pairs(row_N, bucket_N, weight_N, prompt_B, block_B, blocks, moves.OPENER_BUCKETS)
 
 
 class Collision(MetricFamily):
@@ -113,14 +125,14 @@ class Collision(MetricFamily):
         one = np.zeros(len(seen.rows), dtype=np.int64), 1
         for kernel, pairs in equal_pairs(seen.rows, seen.prompt_B, *one).items():
             add_to(sums[kernel], pairs)
-        add_to(sums["moves"], _moves(seen.rows, seen.prompt_B, *one))
+        add_to(sums["moves"], _moves(seen, seen.prompt_B, *one))
 
     def put_round(self, into: Dealt, seen: RoundRows) -> None:
         """The pair means of every kernel: ``mode_collision``, ``template_collision``, ``answer_collision``,
         ``opening_collision``, ``move_collision`` over pairs of different prompts, ``*_within`` over pairs of one
-        prompt, ``mode_collision_correct`` over rewarded completions; and their tallies."""
+        prompt, ``*_correct`` and ``*_correct_within`` over rewarded completions; and their tallies."""
         dealt = into.prompt_B, into.block_B, into.count
-        found = equal_pairs(seen.rows, *dealt) | {"moves": _moves(seen.rows, *dealt)}
+        found = equal_pairs(seen.rows, *dealt) | {"moves": _moves(seen, *dealt)}
         for kernel, pairs in found.items():
             put_pairs(into, kernel, pairs)
         put_tallies(into, seen.rows)
@@ -141,7 +153,8 @@ class Collision(MetricFamily):
 
 def put_pairs(into: Dealt, kernel: str, pairs: PairSums) -> None:
     """The statistics of blocks of one kernel."""
-    name = _BLOCK_NAMES.get(kernel, f"{kernel}_collision")
+    of = kernel.removesuffix(_CORRECT)
+    name = ("move" if of == "moves" else of) + "_collision" + kernel[len(of) :]
     into.put(name, pairs["across_sum"], pairs["across_pairs"])
     into.put(f"{name}_within", pairs["within_sum"], pairs["within_pairs"])
 

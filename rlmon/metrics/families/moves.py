@@ -10,7 +10,18 @@ import rlmon.metrics.moves as moves
 from rlmon.metrics.collision import PAIRS, overlap_pairs
 from rlmon.metrics.families.collision import LEINSTER, NEEDS_IDS
 from rlmon.metrics.families.format import HILL
-from rlmon.metrics.family import Entries, Metric, MetricFamily, Numbers, RankRows, Shape, StepSums, Sums, add_to
+from rlmon.metrics.family import (
+    Entries,
+    Metric,
+    MetricFamily,
+    Numbers,
+    RankRows,
+    RoundRows,
+    Shape,
+    StepSums,
+    Sums,
+    add_to,
+)
 
 _entry = Entries(family="moves", needs="token ids, vocabulary", source=LEINSTER, kind="sketch")
 
@@ -19,6 +30,10 @@ def _entries() -> Iterator[Metric]:
     for side, pairs in (("across", "different prompts"), ("within", "one prompt")):
         formula = f"1 / mean over pairs of {pairs} of sum_b min(h(b), h'(b))"
         yield _entry(f"effective_{side}", "moves", 1, None, "down", formula)
+        yield _entry(
+            f"effective_{side}_correct", "moves", 1, None, "down", "the same over rewarded completions",
+            needs="token ids, vocabulary, rewards", of_successes=True,
+        )  # fmt: skip
         for tenth in range(1, moves.DECILES + 1):
             yield _entry(
                 f"effective_{side}_decile_{tenth}", "moves", 1, None, "down",
@@ -44,7 +59,12 @@ class Moves(MetricFamily):
     entries = tuple(_entries())
 
     def fields(self, modes: Sequence[str]) -> Mapping[str, Shape]:
-        return {"deciles": np.dtype((PAIRS, (moves.DECILES,))), "openers": (moves.OPENER_BUCKETS,), "tokens": ()}
+        return {
+            "deciles": np.dtype((PAIRS, (moves.DECILES,))),
+            "openers": (moves.OPENER_BUCKETS,),
+            "tokens": (),
+            "correct": PAIRS,
+        }
 
     def add_rows(self, sums: Sums, seen: RankRows) -> None:
         table = seen.features.moves
@@ -65,16 +85,27 @@ class Moves(MetricFamily):
         if seen.features.tokens is not None:
             sums["tokens"] += seen.features.tokens.sum()
 
+    def add_round(self, sums: Sums, seen: RoundRows) -> None:
+        row_N, bucket_N, weight_N = seen.openers
+        right_N = seen.rows["success"][row_N] > 0
+        one = np.zeros(len(seen.rows), dtype=np.int64), 1
+        pairs = overlap_pairs(
+            row_N[right_N], bucket_N[right_N], weight_N[right_N], seen.prompt_B, *one, moves.OPENER_BUCKETS
+        )
+        add_to(sums["correct"], pairs)
+
     def finish(self, out: Numbers, sums: Sums, step: StepSums) -> None:
         tokens = float(sums["tokens"])
         for kind, where in (("across", "different prompts"), ("within", "one prompt")):
             tenths = sums["deciles"]
             for name, of in (
                 (f"moves/effective_{kind}", step.sums["collision"]["moves"]),
+                (f"moves/effective_{kind}_correct", sums["correct"]),
                 *((f"moves/effective_{kind}_decile_{at + 1}", tenths[at]) for at in range(moves.DECILES)),
             ):
                 total, pairs = of[f"{kind}_sum"], of[f"{kind}_pairs"]
-                none = "no pair shares an opener" if pairs > 0 else f"no pair of completions of {where} with openers"
+                compared = "rewarded completions" if name.endswith("_correct") else "completions"
+                none = "no pair shares an opener" if pairs > 0 else f"no pair of {compared} of {where} with openers"
                 out.put(name, pairs / total if total > 0 else None, NEEDS_IDS if tokens <= 0 else none)
         no_opener = NEEDS_IDS if tokens <= 0 else "no completion has an opener"
         out.effective("moves/effective_openers", sums["openers"], no_opener)

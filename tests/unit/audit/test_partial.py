@@ -262,7 +262,7 @@ def test_pair_sums_of_a_step_are_the_live_ones() -> None:
     for at, step in enumerate(range(1, 5)):
         batch = as_batch(rows, step)
         pairs = one_round.sums(batch, featurizer.features(batch))["collision"]
-        for kernel in ("mode", "mode_correct", "template", "answer"):
+        for kernel in ("mode", "mode_correct", "template", "template_correct", "answer"):
             assert steps[f"pairs_{kernel}"][at].item() == pytest.approx(pairs[kernel].item())
 
 
