@@ -353,6 +353,11 @@ class MetricFamily:
     def add_round(self, sums: Sums, seen: RoundRows) -> None:
         """From the rows of all ranks together: pairs and groups."""
 
+    def add_trained(self, sums: Sums, rows: Any) -> None:
+        """From the rows of all ranks that a step trained on for the first time: columns of ``rlmon.metrics.rows.ROW``,
+        with ``trained_tokens`` and ``entropy_nats`` beside what is known of them since they were sampled, in this step
+        or before."""
+
     def add_tokens(self, sums: Sums, tokens: TokenSums, mode_code_B: NDArray[np.int64]) -> None:
         """From the token sums of one micro-batch; ``mode_code_B`` is the mode of each row (-1: unknown)."""
 

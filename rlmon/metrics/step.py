@@ -135,6 +135,10 @@ class Families:
         """From the rows of a round of all ranks."""
         self.add(into, lambda family, sums: family.add_round(sums, seen))
 
+    def add_trained(self, into: Sums, rows: NDArray[Any]) -> None:
+        """From the rows of all ranks that a step trained on for the first time."""
+        self.add(into, lambda family, sums: family.add_trained(sums, rows))
+
     def measure(self, into: Sums, rows: NDArray[Any], batch: RolloutBatch) -> None:
         """Put the numbers per row of the families that have some into the rows of ``batch``; NaN where one fails, which
         its sums say."""

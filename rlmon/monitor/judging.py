@@ -59,6 +59,9 @@ class Judging:
             found += families.blocks_of_round(seen, want)
             scored = np.where(np.isfinite(part["reward"]), part["success"], np.nan)
             self.ledger.update(prompts, sources, scored, step=step)
+        trained = rows[rows["trained_tokens"] > 0]
+        trained["success"] = successes.known(trained)
+        families.add_trained(sums, trained)
         found += families.blocks_of_tokens(rows)
         read = self._read | set(families.columns)
         return [

@@ -115,6 +115,15 @@ class Successes:
         rows["success"] = success
         return np.asarray(rows["mode"][won], dtype=np.int64)
 
+    def known(self, rows: Rows) -> Floats:
+        """Success of rows of any round: where no rank knew it of its own, by what the ranks have decided since."""
+        success: Floats = rows["success"].copy()
+        late_N = np.isnan(success)
+        reward, name = rows["reward"][late_N], self.deciding.called(rows["scorer"][late_N], self._scorers)
+        if name is not None:
+            success[late_N] = self.definition.of(reward, {name: reward} if name else {})
+        return success
+
     def opinion(self) -> Opinion:
         """What a success is to this rank, to be compared with the others'."""
         state = {"deciding": self.deciding.to_json(), "folds": self._folds, "newest_late": self._newest_late}

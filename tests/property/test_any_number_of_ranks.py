@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import steered
+import torch
 from simulated_ranks import Collectives, Run, round_of
 
 import rlmon
@@ -190,6 +191,46 @@ def test_a_step_may_train_on_a_part_of_its_round(tmp_path: Path) -> None:
         assert kinds
         rollout_blocks = [[block for block in one.blocks if "mode_collision" in block.stats] for one in (mine, other)]
         assert rollout_blocks[0] == rollout_blocks[1]
+
+
+def test_entropy_of_right_answers_is_that_of_the_rows_whatever_step_trains_on_them(tmp_path: Path) -> None:
+    """A round of 16 rows over two steps. On two ranks neither knows at first what a success is: both decide by what
+    they exchanged."""
+    rng = np.random.default_rng(0)
+    reward, nats = (rng.random(16) < 0.5).astype(float), rng.random((16, 4))
+    columns = {
+        "round": 0, "split": "train", "step": 1, "group_size": 4, "source": ["s"] * 16, "prompts": ["q"] * 16,
+        "prompt_id": [f"p{row // 4}" for row in range(16)], "completions": [f"a {row}" for row in range(16)],
+        "reward": reward.tolist(), "global_row": list(range(16)),
+    }  # fmt: skip
+
+    def one(collectives: Collectives | None, rank: int, world: int) -> list[StepRecord]:
+        monitor = rlmon.Monitor(
+            rlmon.RLMonConfig(rlmon_console=False), directory=tmp_path / str(world), group_size=4,
+            ranks=Ranks(rank=rank, world_size=world, **({} if collectives is None else collectives.of(rank))),
+        )  # fmt: skip
+        mine, count = slice(rank * 16 // world, (rank + 1) * 16 // world), 16 // world
+        monitor.observe(RolloutBatch(**{k: v[mine] if isinstance(v, list) else v for k, v in columns.items()}))
+        records = []
+        for step, rows in enumerate(np.split(np.arange(count), 2)):
+            entropies = torch.tensor(nats[mine][rows])
+            monitor.observe_tokens(
+                split="train", rows_B2=[[0, int(row)] for row in rows], logps_BT=None, entropies_BT=entropies,
+                mask_BT=torch.ones_like(entropies),
+            )  # fmt: skip
+            records.append(monitor.end_step(step + 1))
+        monitor.close()
+        return records
+
+    collectives = Collectives(2)
+    with ThreadPoolExecutor(2) as pool:
+        both = [done.result() for done in [pool.submit(one, collectives, rank, 2) for rank in range(2)]]
+    trained_on = {1: ([*range(8)], [*range(8, 16)]), 2: ([*range(4), *range(8, 12)], [*range(4, 8), *range(12, 16)])}
+    for world, records in ((1, one(None, 0, 1)), (2, both[0]), (2, both[1])):
+        for record, rows in zip(records, trained_on[world], strict=True):
+            right = [row for row in rows if reward[row]]
+            assert record.metrics["rlmon/entropy/mean_correct"] == pytest.approx(nats[right].mean())
+            assert record.metrics["rlmon/entropy/mean"] == pytest.approx(nats[rows].mean())
 
 
 def test_more_rows_than_enter_are_chosen_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

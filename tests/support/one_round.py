@@ -60,6 +60,15 @@ def tokens(token_sums: Any, mode_code_B: Any) -> Any:
     return into
 
 
+def trained(rows: Any) -> Any:
+    """The sums of rows that a step trained on, with as many tokens as they say."""
+    into = FAMILIES.zeros()
+    into["entropy"]["tokens"] = rows["trained_tokens"].sum()
+    into["entropy"]["nats"] = rows["entropy_nats"].sum()
+    FAMILIES.add_trained(into, rows)
+    return into
+
+
 def flat(of: Any) -> Mapping[str, Any]:
     """Sums by their path, ``format/mode_count`` or ``collision/mode/across_sum``."""
     names = of.dtype.names

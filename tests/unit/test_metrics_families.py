@@ -14,9 +14,10 @@ import scipy.spatial
 import scipy.stats
 import torch
 from kl_reference import kl_estimators
-from one_round import FAMILIES, MODES, blocks, finished, flat, sums, tokens
+from one_round import FAMILIES, MODES, blocks, finished, flat, sums, tokens, trained
 
 from rlmon.metrics import catalog
+from rlmon.metrics.families.entropy import NO_TOKENS
 from rlmon.metrics.family import add_to
 from rlmon.metrics.features import Featurizer
 from rlmon.metrics.formats import ModeSet
@@ -268,6 +269,19 @@ def test_entropy_metrics_against_the_tokens() -> None:
     assert metrics["rlmon/entropy/mode/python"] == pytest.approx(python, abs=1e-9)
     assert "rlmon/entropy/mode/json" in missing
     assert metrics["rlmon/format/effective"] is None
+
+
+def test_entropy_of_right_answers_on_paper() -> None:
+    rows = rows_of(make(list(TEXTS[:4]), group_size=2))
+    rows["success"] = [1.0, 0.0, 1.0, np.nan]
+    rows["trained_tokens"], rows["entropy_nats"] = [10.0, 30.0, 40.0, 5.0], [20.0, 90.0, 5.0, 5.0]
+    # 25 nats over the 50 tokens of the two right ones.
+    assert finished(trained(rows))[0]["rlmon/entropy/mean_correct"] == 0.5
+    rows["success"] = 0.0
+    metrics, missing = finished(trained(rows))
+    assert metrics["rlmon/entropy/mean_correct"] is None
+    assert missing["rlmon/entropy/mean_correct"] == "no rewarded completion was trained on for the first time"
+    assert finished(FAMILIES.zeros())[1]["rlmon/entropy/mean_correct"] == NO_TOKENS
 
 
 def test_kl_metrics_are_those_of_the_estimators() -> None:

@@ -31,6 +31,11 @@ class Entropy(MetricFamily):
             "mean", "nats", 0, None, "both",
             "entropy of softmax(logits / T), mean over all completion tokens of the step and all ranks", source=_ECHO,
         ),
+        _entry(
+            "mean_correct", "nats", 0, None, "both",
+            "the same over rewarded completions, in the step that first trains on each",
+            source=_ECHO, needs="token entropies, rewards", of_successes=True,
+        ),
         *(
             _entry(
                 f"p{percent}", "nats", 0, 16, "both",
@@ -55,7 +60,16 @@ class Entropy(MetricFamily):
     histograms = (Drawn("token_entropy_nats", "histogram", ENTROPY_EDGES_NATS),)
 
     def fields(self, modes: Sequence[str]) -> Mapping[str, Shape]:
-        names = ("nats", "tokens", "first_nats", "first_tokens", "logp", "logp_tokens")
+        names = (
+            "nats",
+            "tokens",
+            "nats_correct",
+            "tokens_correct",
+            "first_nats",
+            "first_tokens",
+            "logp",
+            "logp_tokens",
+        )
         return {
             **dict.fromkeys(names, ()),
             "histogram": (ENTROPY_BINS,),
@@ -84,12 +98,20 @@ class Entropy(MetricFamily):
         sums["mode_nats"] += np.bincount(code, weights=tokens.entropy_sum_B[known], minlength=modes)
         sums["mode_tokens"] += np.bincount(code, weights=tokens.tokens_B[known], minlength=modes)
 
+    def add_trained(self, sums: Sums, rows: Any) -> None:
+        # Ranks may decide only together which completions are right, after the tokens of all of them were seen.
+        right = rows["success"] > 0
+        sums["nats_correct"] += rows["entropy_nats"][right].sum()
+        sums["tokens_correct"] += rows["trained_tokens"][right].sum()
+
     def put_trained(self, into: Dealt, rows: Any) -> None:
         """``entropy_nats``, token-weighted."""
         into.put("entropy_nats", into.by_block(rows["entropy_nats"]), into.by_block(rows["trained_tokens"]))
 
     def finish(self, out: Numbers, sums: Sums, step: StepSums) -> None:
         mean = out.ratio("entropy/mean", sums["nats"], sums["tokens"], NO_TOKENS)
+        none_right = NO_TOKENS if mean is None else "no rewarded completion was trained on for the first time"
+        out.ratio("entropy/mean_correct", sums["nats_correct"], sums["tokens_correct"], none_right)
         for percent in PERCENTS:
             out.quantile(f"entropy/p{percent}", sums["histogram"], ENTROPY_EDGES_NATS, percent, NO_TOKENS)
         out.ratio("entropy/first_5_tokens", sums["first_nats"], sums["first_tokens"], NO_TOKENS)
