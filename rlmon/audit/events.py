@@ -30,7 +30,7 @@ def events(case: Case, checks: Sequence[Check]) -> list[Event]:
                     kind="onset",
                     severity=check.status,
                     check=check.id,
-                    text=f"{check.id} begins",
+                    text=f"{check.id} began by then" if check.at_latest else f"{check.id} begins",
                 )
             )
     if case.fold.live is not None:

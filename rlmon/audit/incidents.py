@@ -44,6 +44,8 @@ class Incident:
     """All that saw it, the one that leads first."""
     began: int | None
     """Earliest onset among them."""
+    at_latest: bool
+    """It may have begun before ``began``."""
     confirmed: int | None
     """Earliest step at which the evidence sufficed for ``severity``."""
     sentence: str
@@ -139,6 +141,7 @@ def _incident(
 
     ordered = sorted(checks, key=place)
     began, severity = _began(checks), _severity([*checks, *with_it])
+    at_latest = began is not None and all(check.at_latest for check in checks if check.first_step == began)
     alarms = [c.alarm_step for c in checks if c.alarm_step is not None and c.status == _severity(checks)]
     advised = next((check.advice for check in ordered if check.advice), "")
     return Incident(
@@ -146,8 +149,9 @@ def _incident(
         severity=severity,
         checks=[*ordered, *with_it],
         began=began,
+        at_latest=at_latest,
         confirmed=min(alarms, default=None),
-        sentence=_sentence(kind, ordered, with_it, began, modes, metrics),
+        sentence=_sentence(kind, ordered, with_it, began, modes, metrics, at_latest=at_latest),
         setting=first_choice(advised),
     )
 
@@ -159,6 +163,8 @@ def _sentence(
     began: int | None,
     modes: Sequence[ModeStory],
     metrics: Mapping[str, MetricSummary],
+    *,
+    at_latest: bool,
 ) -> str:
     replaced = _replaced(checks, modes) if kind == "narrowing" else None
     parts = [replaced or clause(checks[0])]
@@ -169,7 +175,7 @@ def _sentence(
     told = "; ".join(parts).rstrip(".") + "."
     if began is None:
         return f"{told[:1].upper()}{told[1:]}"
-    return f"From step {began} {told}" if replaced else f"From step {began}: {told}"
+    return f"{'By' if at_latest else 'From'} step {began}{'' if replaced else ':'} {told}"
 
 
 def _replaced(checks: Sequence[Check], modes: Sequence[ModeStory]) -> str | None:

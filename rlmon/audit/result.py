@@ -64,6 +64,8 @@ class Check:
     """Confidence interval of ``value`` (or of its difference to the baseline; ``message`` says which)."""
     first_step: int | None = None
     """Onset: the first step from which the metric stays past where damage begins; ``None`` where it never does."""
+    at_latest: bool = False
+    """It may have begun before ``first_step``: until then the metric lay within the error of its base."""
     alarm_step: int | None = None
     """Step at which the evidence sufficed for ``status``, for detectors."""
     source: str | None = None
@@ -79,7 +81,7 @@ class Check:
     what failed."""
 
     def __repr__(self) -> str:
-        since = "" if self.first_step is None else f" since step {self.first_step}"
+        since = "" if self.first_step is None else f" {'by' if self.at_latest else 'since'} step {self.first_step}"
         said = self.reason if self.status in ("skip", "error") and self.reason else self.message
         return f"<Check {one_line(self.id, 60)}: {self.status.upper()}{since}, {one_line(said, 120)}>"
 

@@ -176,6 +176,7 @@ def _incidents(audit: Audit, texts: _Texts) -> list[dict[str, Any]]:
             "severity": incident.severity,
             "sentence": _line(incident.sentence),
             "began": incident.began,
+            "at_latest": incident.at_latest,
             "confirmed": incident.confirmed,
             "setting": _line(incident.setting),
             "checks": [place[id(check)] for check in incident.checks],

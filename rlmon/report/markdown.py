@@ -119,7 +119,7 @@ def _row(check: Check) -> list[str]:
         escape(check.id, 60),
         escape(phrases.base_to_now(check)),
         "" if check.threshold is None else phrases.number(check.threshold),
-        phrases.step(check.first_step),
+        phrases.began(check),
         escape(phrases.said(check), 200),
     ]
 

@@ -66,6 +66,11 @@ def step(value: int | None) -> str:
     return "" if value is None else str(value)
 
 
+def began(check: Check) -> str:
+    """Since when: ``66``, ``by 66``, or nothing."""
+    return "" if check.first_step is None else f"{'by ' if check.at_latest else ''}{check.first_step}"
+
+
 def run_line(audit: Audit) -> str:
     """What was read, in one line: completions, prompts, group size, steps, reader."""
     run = audit.run
@@ -158,7 +163,7 @@ def where(check: Check) -> str:
     """``began at step 66, confirmed at step 88, in source 'sums'``; empty where nothing is known."""
     parts = []
     if check.first_step is not None:
-        parts.append(f"began at step {check.first_step}")
+        parts.append(f"began {'by' if check.at_latest else 'at'} step {check.first_step}")
     if check.alarm_step is not None:
         parts.append(f"confirmed at step {check.alarm_step}")
     if check.source is not None:
@@ -168,7 +173,7 @@ def where(check: Check) -> str:
 
 def seen_by(incident: Incident) -> str:
     """``began at step 46, confirmed at step 70, seen by format-collapse and template-collapse``."""
-    parts = [] if incident.began is None else [f"began at step {incident.began}"]
+    parts = [] if incident.began is None else [f"began {'by' if incident.at_latest else 'at'} step {incident.began}"]
     parts += [] if incident.confirmed is None else [f"confirmed at step {incident.confirmed}"]
     parts.append(f"seen by {listed([one_line(check.id, 60) for check in incident.checks], len(incident.checks))}")
     return ", ".join(parts)

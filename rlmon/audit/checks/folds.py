@@ -12,7 +12,7 @@ import numpy as np
 
 from rlmon.audit.case import Case
 from rlmon.audit.checks.detectors import falls, named_unit, said, statistic_of
-from rlmon.audit.checks.onset import onset
+from rlmon.audit.checks.onset import Onset, onset
 from rlmon.audit.checks.question import Ends, Question
 from rlmon.audit.checks.second_look import is_looked_at_twice, second_look
 from rlmon.audit.checks.signal import MOST_STEPS, nothing_ever_differed
@@ -140,14 +140,15 @@ def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, An
     now = next((r for r in row["sources"] if r["metric"] == shown.metric and shown.source in (None, r["source"])), None)
     value = shown.value if now is None or now["now"] is None else _unit(spec, now["now"])
     recovered = row["status"] == "ok" if spec.rule != "immediate" else only_at_the_start(case)
-    if spec.id == "kl-drift" and (began := _began_there(ends, spec, shown)) is not None:
+    if spec.id == "kl-drift" and (there := _began_there(ends, spec, shown)) is not None:
         return ask.says(
-            status="note", metric=shown.metric, unit=named_unit(case, spec), value=began.last, baseline=began.base,
-            message=f"the model was {said(began.base)} nats from its reference at the first steps already, and is "
-            f"{said(began.last)} now: the run began at this distance and did not move away from there",
+            status="note", metric=shown.metric, unit=named_unit(case, spec), value=there.last, baseline=there.base,
+            message=f"the model was {said(there.base)} nats from its reference at the first steps already, and is "
+            f"{said(there.last)} now: the run began at this distance and did not move away from there",
             advice="Where that is not meant: the reference is another model than the one that training began from (an "
             "adapter of an earlier stage that the reference lacks, or another checkpoint).",
         )  # fmt: skip
+    began = Onset(first.step, at_latest=False) if spec.rule == "immediate" else onset(case, spec, shown)
     found = ask.says(
         status=status,
         metric=shown.metric,
@@ -155,7 +156,8 @@ def _alarmed(ask: Question, ends: Ends, spec: DetectorSpec, row: Mapping[str, An
         value=value,
         baseline=shown.baseline,
         threshold=shown.threshold,
-        first_step=first.step if spec.rule == "immediate" else onset(case, spec, shown),
+        first_step=None if began is None else began.step,
+        at_latest=began is not None and began.at_latest,
         alarm_step=first.step,
         source=shown.source,
         message=shown.message.removeprefix(spec.id + ": "),

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from rlmon.audit.case import Case
 from rlmon.audit.checks.detectors import statistic_of, told_by
 from rlmon.audit.contrast import BASE_STEPS
-from rlmon.audit.features import Floats
+from rlmon.audit.features import Bools, Floats, Ints
 from rlmon.audit.timeline import SMOOTHING_STEPS
 from rlmon.detectors import DetectorSpec
 from rlmon.records import Finding
 from rlmon.statistics import trailing_mean
 
 ONSET_NOISE = 3.0
-"""Standard errors of the smoothed base that a change must exceed: a base of very diverse outputs is mostly noise."""
+"""Standard errors of the smoothed value and of its base that a change must exceed: a base of very
+diverse outputs is mostly noise."""
 
 
-def onset(case: Case, spec: DetectorSpec, finding: Finding) -> int | None:
+class Onset(NamedTuple):
+    """When something began."""
+
+    step: int
+    at_latest: bool
+    """It may have begun before: until then what was read lay within the error of its base."""
+
+
+def onset(case: Case, spec: DetectorSpec, finding: Finding) -> Onset | None:
     """First step from which the 5-step mean of what the detector reads stays past where damage begins and beyond the
-    noise of its base; where it comes back in the end, the start of the stay that the alarm fell in.
+    error of its base; where it comes back in the end, the start of the stay that the alarm fell in.
 
     ``None`` where the run has no such series. Effective numbers are smoothed as collisions, whose mean is unbiased.
     """
@@ -33,18 +43,28 @@ def onset(case: Case, spec: DetectorSpec, finding: Finding) -> int | None:
         return None
     smooth = trailing_mean(values[at], SMOOTHING_STEPS)
     steps = case.line.steps[at]
-    line = _onset_line(case, spec, finding, values)
-    if line is None:
+    lines = _lines(spec, finding, values)
+    if lines is None:
         return None
-    past = smooth > line if spec.direction == "up" else smooth < line
+    dated, sure = (_stays(smooth > line if spec.direction == "up" else smooth < line, steps, finding) for line in lines)
+    if dated is None:
+        return None
+    # The evidence sufficed at the alarm, whatever the mean of five steps says.
+    if sure is None or dated < finding.step < sure:
+        sure = finding.step
+    # A mean of five steps is late by as many: less between the two is no news.
+    late = sure - dated > SMOOTHING_STEPS
+    return Onset(sure if late else dated, at_latest=late)
+
+
+def _stays(past: Bools, steps: Ints, finding: Finding) -> int | None:
+    """The last run of steps past the line that began before the alarm, or the first one after it."""
     if not past.any():
         return None
-    # The last run of steps past the line that began before the alarm (or the first one after it).
     starts = np.flatnonzero(past & ~np.concatenate([[False], past[:-1]]))
     before = starts[steps[starts] <= finding.step]
     start = int(before[-1]) if before.size else int(starts[0])
-    stays = bool(past[start:].all())
-    if not stays:
+    if not past[start:].all():
         # Noise may lift single steps over the line: the stay began where most of the steps since are past it.
         for candidate in before.tolist():
             if past[candidate:].mean() >= 0.9:
@@ -69,14 +89,15 @@ def _course(case: Case, spec: DetectorSpec, metric: str) -> Floats | None:
         return 1.0 / told
 
 
-def _onset_line(case: Case, spec: DetectorSpec, finding: Finding, values: Floats) -> float | None:
-    """Where damage begins in ``values``, without the floors that hold an alarm back, or as far as the base's noise
-    reaches."""
+def _lines(spec: DetectorSpec, finding: Finding, values: Floats) -> tuple[float, float] | None:
+    """Where damage begins in means of ``values``, without the floors that hold an alarm back, or as far as their noise
+    reaches; and the same with the error of the base."""
     level = spec.began
     if level is None:
         return None
     if spec.rule == "absolute":
-        return finding.threshold if spec.warn is None else spec.absolute_level(statistic_of(spec, finding), level)
+        absolute = finding.threshold if spec.warn is None else spec.absolute_level(statistic_of(spec, finding), level)
+        return None if absolute is None else (absolute, absolute)
     base = finding.baseline if spec.rule != "effective" or not finding.baseline else 1.0 / finding.baseline
     first = values[: min(BASE_STEPS, values.size)]
     first = first[np.isfinite(first)]
@@ -87,4 +108,9 @@ def _onset_line(case: Case, spec: DetectorSpec, finding: Finding, values: Floats
     line = base / level if spec.rule == "effective" else base * level
     # From differences of neighbours: a trend inside the base is no noise.
     noise = float(np.std(np.diff(first))) / math.sqrt(2.0 * SMOOTHING_STEPS) if first.size >= 3 else 0.0
-    return max(line, base + ONSET_NOISE * noise) if spec.direction == "up" else min(line, base - ONSET_NOISE * noise)
+    reaches = (ONSET_NOISE * error for error in (noise, math.hypot(noise, finding.evidence.get("baseline_se") or 0.0)))
+    if spec.direction == "up":
+        dated, sure = (max(line, base + reach) for reach in reaches)
+    else:
+        dated, sure = (min(line, base - reach) for reach in reaches)
+    return dated, sure

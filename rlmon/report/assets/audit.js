@@ -142,7 +142,7 @@
   function checkCard(check) {
     const meta = [];
     const item = (name, value) => meta.push(el("li", {}, `${name} `, el("b", {}, value)));
-    if (check.first_step !== null) item("began at step", stepLink(check.first_step));
+    if (check.first_step !== null) item(check.at_latest ? "began by step" : "began at step", stepLink(check.first_step));
     if (check.alarm_step !== null) item("confirmed at step", stepLink(check.alarm_step));
     if (check.source !== null) item("mostly in source", line(check.source, 60));
     if (check.interval !== null) item("interval", `${number(check.interval[0])} to ${number(check.interval[1])}`);
@@ -171,7 +171,7 @@
   function incidentCard(one, place) {
     const checks = one.checks.map((index) => indexed[index]);
     const facts = [];
-    if (one.began !== null) facts.push(el("li", {}, "began at step ", el("b", {}, stepLink(one.began))));
+    if (one.began !== null) facts.push(el("li", {}, one.at_latest ? "began by step " : "began at step ", el("b", {}, stepLink(one.began))));
     if (one.confirmed !== null) facts.push(el("li", {}, "confirmed at step ", el("b", {}, stepLink(one.confirmed))));
     const same = one.pair.length === 2 && one.pair[0].prompt_id === one.pair[1].prompt_id;
     const side = { base: "Before: a completion of the base", now: same ? "Now: the same prompt" : "Now: a completion of the end" };

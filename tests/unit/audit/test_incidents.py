@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from as_asked import answer
 from hypothesis import given
 from hypothesis import strategies as st
 
+import rlmon.report.phrases as phrases
 from rlmon.audit.clauses import clause, effective, percent
 from rlmon.audit.incidents import Incident, among, first_choice, listed
 from rlmon.audit.result import Check, Example, MetricSummary, ModeStory
@@ -75,6 +77,20 @@ def test_a_collapse_is_told_once() -> None:
         "format-collapse", "template-collapse", "mode-extinction", "entropy-collapse", "near-duplicates", "kl-drift",
     ]  # fmt: skip
     assert one.setting == "Raise beta (kl_coef in PPO; 0.05)."
+
+
+def test_what_may_have_begun_before_is_told_so() -> None:
+    first = min(one.first_step for one in COLLAPSE if one.first_step is not None)
+    late = [dataclasses.replace(one, at_latest=one.first_step == first) for one in COLLAPSE]
+    (one,) = told(late)
+    assert one.at_latest
+    assert one.sentence.startswith("By step 46 python replaced prose")
+    assert phrases.seen_by(one).startswith("began by step 46, confirmed at step 70")
+    assert [phrases.began(check) for check in late if check.first_step == first] == ["by 46"]
+    # Where another one saw it in that step for certain, that is when it began.
+    certain = found("move-collapse", "fail", first)
+    (one,) = told([*late, certain])
+    assert one.sentence.startswith("From step 46 ")
 
 
 @given(st.permutations(COLLAPSE))
