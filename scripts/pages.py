@@ -88,8 +88,9 @@ signal in the measured runs. So `entropy-collapse` reaches FAIL only when format
 answer-concentration has at least warned; until then it stays at WARN. The collision detectors need no second signal:
 what they measure is the narrowness itself, each across prompts and within a prompt. `kl-drift` needs both its
 statistics, per token and per sequence: distance is not damage, and per sequence alone it would grow with length.
-`benign_sharpening` stands on every finding: reward up by 2 SE of its base and correct-only formats still at .8 of
-theirs.
+`benign_sharpening` stands on every finding: reward up by 2 SE of its base, and right answers still in as many formats
+as .8 of the base's, and to one prompt in as many openings and templates. Of these two each that was measured is asked,
+and 20 of either are enough: a base of one format keeps it while its wording dies.
 
 Sources: Shin, Ramdas and Rinaldo, *E-detectors*, arXiv:2203.03532 (there the run length is bounded, here the run's
 false-alarm probability); Waudby-Smith and Ramdas, betting, arXiv:2010.09686.

@@ -38,7 +38,8 @@ BLOCK_STATISTICS = np.dtype(
         (name, "f8")
         for name in (
             *("mode_collision", "mode_collision_within", "mode_collision_correct", "template_collision"),
-            *("template_collision_within", "answer_collision", "completion_tokens", "reward", "all_good", "all_bad"),
+            *("template_collision_within", "template_collision_correct_within", "answer_collision"),
+            *("completion_tokens", "reward", "all_good", "all_bad"),
         )
     ]
 )

@@ -26,6 +26,8 @@ _OF_DETECTORS: Mapping[str, tuple[str, bool]] = {
 } | {
     "reward": ("rlmon/health/reward_mean", False),
     "mode_collision_correct": ("rlmon/collision/mode_correct_across_effective", True),
+    "opening_collision_correct_within": ("rlmon/collision/opening_correct_within_effective", True),
+    "template_collision_correct_within": ("rlmon/collision/template_correct_within_effective", True),
 }
 """Statistic of a block to the metric that tells it, and whether that is its inverse."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,10 @@ MOST_OWN = 100
 MOST_LAMBDAS = 100
 _KINDS = ("early_rounds", "base_sample", "first_logged", "given", "none")
 _BETTING = tuple(spec for spec in DETECTORS if spec.rule != "immediate")
-_OF_MESSAGES = ("reward", "mode_collision_correct")
+WORDING = ("opening_collision_correct_within", "template_collision_correct_within")
+"""How alike right answers to one prompt are worded: each tells where the other cannot, since the base may have one
+opening, or texts that are never the same."""
+_OF_MESSAGES = ("reward", "mode_collision_correct", *WORDING)
 """Statistics that no detector judges, and that say whether an alarm may be benign."""
 
 
@@ -72,8 +75,16 @@ class Roster:
     @cached_property
     def statistics(self) -> tuple[str, ...]:
         """The statistics of blocks that are read, as ``Q`` of the arrays counts them: those of own detectors last."""
+        return self._statistics(_OF_MESSAGES)
+
+    @property
+    def statistics_without_wording(self) -> tuple[str, ...]:
+        """Those of a checkpoint that does not name its own: it was written before wording was read."""
+        return self._statistics([name for name in _OF_MESSAGES if name not in WORDING])
+
+    def _statistics(self, of_messages: Sequence[str]) -> tuple[str, ...]:
         built_in, own = ([name for spec in specs for name in spec.statistics] for specs in (_BETTING, self.own))
-        return tuple(dict.fromkeys([*built_in, *_OF_MESSAGES, *own]))
+        return tuple(dict.fromkeys([*built_in, *of_messages, *own]))
 
     @cached_property
     def at(self) -> Mapping[str, int]:

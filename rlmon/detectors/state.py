@@ -18,6 +18,8 @@ from rlmon.errors import ConfigError
 from rlmon.keys import recorded_source_key
 
 POOL = "(other sources)"
+_BY_STATISTIC = ("sums", "done", "base", "se", "reach", "smooth")
+"""Arrays whose third axis is the statistic."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def state_to_json(state: DetectorState) -> dict[str, Any]:
         "sources": list(state.sources),
         "names": dict(state.names),
         "tallies": plain(state.tallies),
+        "statistics": list(state.roster.statistics),
         "arrays": {f.name: _encode(getattr(state.arrays, f.name)) for f in dataclasses.fields(ev.Arrays)},
         "immediate_calm": list(state.immediate_calm),
         "fired": state.fired,
@@ -165,12 +168,18 @@ def state_from_json(data: Mapping[str, Any]) -> DetectorState:
     # Before sources were kept by key, they were kept by name.
     known = {source: source if source == POOL else recorded_source_key(source) for source in data.get("sources", ())}
     by_name = {key: source for source, key in known.items() if key != source}
+    told = data.get("statistics", fresh.roster.statistics_without_wording)
     try:
         for f in dataclasses.fields(ev.Arrays):
             like: np.ndarray[Any, Any] = getattr(fresh.arrays, f.name)
             arrays[f.name] = np.array(_decode(data["arrays"][f.name]), dtype=like.dtype)
+            if f.name in _BY_STATISTIC and arrays[f.name].shape[2:3] == (len(told),):
+                arrays[f.name] = _placed(arrays[f.name], told, like, fresh.roster.statistics)
             if arrays[f.name].shape[2:] != like.shape[2:]:
                 raise ConfigError(f"The saved detector state does not fit these detectors: {f.name} has another shape.")
+        # What was not read before has no base here any more: the run has moved since.
+        unread = [name not in told for name in fresh.roster.statistics]
+        arrays["done"][:, : len(known), unread] = True
         return dataclasses.replace(
             fresh,
             records=int(data["records"]),
@@ -183,6 +192,15 @@ def state_from_json(data: Mapping[str, Any]) -> DetectorState:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"The saved detector state is incomplete: {error}.") from error
+
+
+def _placed(array: Any, told: Sequence[str], like: Any, statistics: Sequence[str]) -> Any:
+    """The array of a checkpoint whose statistics are ``told``, with those that are read now in their places."""
+    placed = np.repeat(like[:, :1], array.shape[1], axis=1)
+    for place, name in enumerate(statistics):
+        if name in told:
+            placed[:, :, place] = array[:, :, told.index(name)]
+    return placed
 
 
 def with_own(state: DetectorState, own: Sequence[DetectorSpec]) -> DetectorState:
@@ -210,7 +228,7 @@ def with_own(state: DetectorState, own: Sequence[DetectorSpec]) -> DetectorState
     old, new = state.roster, fresh.roster
     processes = old.processes(state.parameters), new.processes(fresh.parameters)
     arrays = ev.Arrays(
-        **moved(("sums", "done", "base", "se", "reach", "smooth"), old.statistics, new.statistics, axis=2),
+        **moved(_BY_STATISTIC, old.statistics, new.statistics, axis=2),
         **moved(("wealth", "spent", "excess", "bets"), *processes, axis=2),
         **moved(("raised", "calm"), old.betting, new.betting, axis=1),
     )

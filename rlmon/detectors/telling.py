@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 
 import rlmon.detectors.evidence as ev
-from rlmon.detectors.catalog import GROUP_BASELINE, DetectorSpec
+from rlmon.detectors.catalog import GROUP_BASELINE, HEALTHY_SHARE, DetectorSpec
+from rlmon.detectors.roster import WORDING
 from rlmon.detectors.state import DetectorState
 from rlmon.records import Finding, Severity, StepRecord
+
+_WIDE = 0.05
+"""Of a collision: 20 wordings in use are many, whatever the base had. Where no two answers of the base were alike, one
+pair that is would otherwise be the end of them."""
 
 
 def judged(state: DetectorState) -> bool:
@@ -225,23 +230,24 @@ def _missing_prompts(state: DetectorState, plan: ev.Plan, spec: DetectorSpec, ro
 
 
 def _benign(state: DetectorState, source: str) -> bool | None:
-    """Reward up by 2 SE of its base, and correct-only formats still at .8 of their base; None when not measured."""
+    """Reward up by 2 SE of its base, and right answers still in as many formats, and to one prompt in as many wordings,
+    as .8 of the base. None where reward or formats were not measured; wording is asked where it was."""
     s = state.sources.index(source)
-    arrays, reward, correct = state.arrays, state.roster.at["reward"], state.roster.at["mode_collision_correct"]
-    values = [
-        float(array[0, s, q])
-        for array, q in (
-            (arrays.base, reward),
-            (arrays.se, reward),
-            (arrays.smooth, reward),
-            (arrays.base, correct),
-            (arrays.smooth, correct),
-        )
-    ]
-    if not all(math.isfinite(v) for v in values):
+
+    def measured(array: ev.Floats, statistic: str) -> float:
+        return float(array[0, s, state.roster.at[statistic]])
+
+    arrays, formats = state.arrays, "mode_collision_correct"
+    base, se, now = (measured(array, "reward") for array in (arrays.base, arrays.se, arrays.smooth))
+    alike_base, alike_now = measured(arrays.base, formats), measured(arrays.smooth, formats)
+    if not all(math.isfinite(v) for v in (base, se, now, alike_base, alike_now)):
         return None
-    reward_base, reward_se, reward_now, correct_base, correct_now = values
-    return bool(reward_now > reward_base + 2.0 * reward_se and correct_now <= correct_base / 0.8)
+    kept = alike_now <= alike_base / HEALTHY_SHARE
+    for statistic in WORDING:
+        alike_base, alike_now = measured(arrays.base, statistic), measured(arrays.smooth, statistic)
+        if math.isfinite(alike_base) and math.isfinite(alike_now):
+            kept &= alike_now <= max(alike_base / HEALTHY_SHARE, _WIDE)
+    return bool(now > base + 2.0 * se and kept)
 
 
 def immediate_finding(state: DetectorState, record: StepRecord, spec: DetectorSpec, value: float | None) -> Finding:

@@ -545,6 +545,75 @@ def test_benign_sharpening(reward_now, correct_now, expected):
     assert said[0].benign_sharpening is expected
 
 
+WORDING = ("opening_collision_correct_within", "template_collision_correct_within")
+
+
+def sharpened(before, now, **wording):
+    """Whether entropy that falls, with more reward and right answers in one format throughout, is benign; by how alike
+    right answers to one prompt are, at the base and now."""
+    base = {"entropy_nats": 0.2, "reward": 0.5, "mode_collision_correct": 1.0} | before
+    later = {"entropy_nats": 0.02, "reward": 0.9, "mode_collision_correct": 1.0} | now
+    state, _ = run(fresh(), [record(t, blocks_of(wiggle=0.05, **base)) for t in range(1, 9)])
+    _, said = run(state, [record(t, blocks_of(**later)) for t in range(9, 60)])
+    assert said[0].detector == "entropy-collapse"
+    return said[0].benign_sharpening
+
+
+@pytest.mark.parametrize("name", WORDING)
+@pytest.mark.parametrize(
+    ("base", "now", "expected"),
+    [
+        # at .8 of its effective number: .25 / .8 = .3125
+        (0.25, 0.31, True),
+        (0.25, 0.33, False),
+        # one wording is left
+        (0.1, 1.0, False),
+        # twenty in use are many, also where no two right answers of the base were alike
+        (0.01, 0.04, True),
+        (0.0, 0.04, True),
+        (0.0, 0.2, False),
+        # not measured any more, or not at the base: formats alone are asked, as before
+        (0.25, None, True),
+        (None, 1.0, True),
+    ],
+)
+def test_sharpening_of_one_format_is_benign_while_right_answers_are_worded_in_many_ways(name, base, now, expected):
+    before, later = ({} if value is None else {name: value} for value in (base, now))
+    assert sharpened(before, later) is expected
+
+
+def test_openings_and_templates_of_right_answers_are_each_asked():
+    opening, template = WORDING
+    # one opening has always been there: templates tell
+    assert sharpened({opening: 1.0, template: 0.1}, {opening: 1.0, template: 0.9}) is False
+    assert sharpened({opening: 1.0, template: 0.1}, {opening: 1.0, template: 0.1}) is True
+
+
+def test_a_checkpoint_that_did_not_know_of_wording_is_judged_as_it_was():
+    known = {"entropy_nats": 0.2, "reward": 0.5, "mode_collision_correct": 1.0, "shouting": 0.1}
+    state = start(alpha=0.01, total_steps=200, group_size=8, own=[SHOUTING])
+    state, _ = run(state, [record(t, blocks_of(wiggle=0.05, **known)) for t in range(1, 9)])
+    saved = json.loads(json.dumps(state_to_json(state)))
+    names = saved.pop("statistics")
+    assert names[-1] == "shouting"  # those of own detectors are last, behind what was put in
+    for name in ("sums", "done", "base", "se", "reach", "smooth"):
+        for of_source in saved["arrays"][name][0]:
+            of_source[:] = [value for which, value in zip(names, of_source, strict=True) if which not in WORDING]
+    again = state_from_json(saved)
+    assert again.roster.statistics == state.roster.statistics
+    now = {"entropy_nats": 0.02, "reward": 0.9, "mode_collision_correct": 1.0, "shouting": 0.9}
+    later = [record(t, blocks_of(**now)) for t in range(9, 60)]
+    assert run(again, later)[1] == run(state, later)[1]
+    # What comes after it is no base to compare with.
+    between = [record(t, blocks_of(**known, **dict.fromkeys(WORDING, 0.1))) for t in range(9, 20)]
+    later = [record(t, blocks_of(**now, **dict.fromkeys(WORDING, 1.0))) for t in range(20, 60)]
+    said = run(again, between + later)[1]
+    assert said
+    assert all(found.benign_sharpening for found in said)
+    with pytest.raises(ConfigError, match="another shape"):
+        state_from_json({**saved, "statistics": names})
+
+
 # --- faults, state, catalogue -----------------------------------------------------------------------------------
 
 

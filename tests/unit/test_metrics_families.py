@@ -95,6 +95,9 @@ def test_openings_templates_and_moves_among_right_answers_on_paper() -> None:
     # first-first and second-first of 4.
     assert metrics["collision/opening_correct_within"] == metrics["collision/opening_correct_across"] == 0.5
     assert metrics["collision/opening_correct_within_effective"] == 2.0
+    found = blocks(make(texts, group_size=3, rewards=rewards), Featurizer(MODES, b"s").features(make(texts)))
+    assert found[0].stats["opening_collision_correct"] == found[0].stats["opening_collision_correct_within"] == 0.5
+    assert found[0].stats["template_collision_correct_within"] == 0.0
     # As a whole only first-first is one text.
     assert metrics["collision/template_correct_within"] == 0.0
     assert metrics["collision/template_correct_within_effective"] is None

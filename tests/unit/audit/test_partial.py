@@ -236,7 +236,8 @@ def as_batch(rows: pa.Table, step: int, source: str = "all") -> RolloutBatch:
 
 
 LIVE = ("mode_collision", "mode_collision_within", "mode_collision_correct", "template_collision",
-        "template_collision_within", "answer_collision", "reward", "all_good", "all_bad")  # fmt: skip
+        "template_collision_within", "template_collision_correct_within", "answer_collision", "reward", "all_good",
+        "all_bad")  # fmt: skip
 
 
 def test_a_block_is_the_live_block() -> None:
