@@ -144,6 +144,17 @@ class ModeStory:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OpeningStory:
+    """What became of one way to open an answer, in a sample of the texts."""
+
+    opening: str
+    """The first words with numbers as ``#``, at most 60 characters. Hostile text: renderers must escape it."""
+    fate: Literal["gone", "nearly gone", "took over"]
+    base_share: float
+    last_share: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class HeatRow:
     """One prompt's solve rate over the bins of the strip."""
 
@@ -260,6 +271,8 @@ class Audit:
     """Metric name to one value per step; ``None``: not measured."""
     mode_shares: Mapping[str, Sequence[float | None]]
     modes: Sequence[ModeStory]
+    openings: Sequence[OpeningStory] = ()
+    """Where the outputs narrowed and their texts were stored: which openings died out, and which took over."""
     heat: Heat | None
     samples: Sequence[Example]
     """For the sample browser: spread over time, at most 500."""
@@ -309,6 +322,7 @@ class Audit:
                 {key: value for key, value in dataclasses.asdict(mode).items() if key != "examples"}
                 for mode in self.modes
             ],
+            "openings": [dataclasses.asdict(story) for story in self.openings],
             "findings": [dict(finding) for finding in self.findings],
             "actions": [dict(action) for action in self.actions],
             "correction": self.correction,

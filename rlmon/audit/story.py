@@ -63,6 +63,7 @@ def tell(case: Case, judged: Judged, source: str, timing: Mapping[str, float]) -
         series=series,
         mode_shares={mode: values_of(values) for mode, values in case.line.mode_shares.items()},
         modes=stories,
+        openings=judged.openings,
         heat=heat(case),
         samples=samples.browser(),
         events=events(case, checks),

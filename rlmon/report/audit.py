@@ -178,6 +178,7 @@ def _incidents(audit: Audit, texts: _Texts) -> list[dict[str, Any]]:
             "began": incident.began,
             "at_latest": incident.at_latest,
             "confirmed": incident.confirmed,
+            "openings": phrases.openings(incident, audit),
             "setting": _line(incident.setting),
             "checks": [place[id(check)] for check in incident.checks],
             "pair": [texts.example(example) for example in incident.pair],

@@ -41,7 +41,7 @@ def fence(example: Example) -> str:
 
 def _one(audit: Audit) -> str:
     parts = [_summary(audit)]
-    parts += [_incident(incident) for incident in incidents(audit)]
+    parts += [_incident(incident, audit) for incident in incidents(audit)]
     told = ("error", "note") if audit.verdict == "fail" else ("error", "unsure", "note")
     parts += [_detail(check) for check in audit.checks if check.status in told]
     if audit.actions:
@@ -57,10 +57,12 @@ def _one(audit: Audit) -> str:
     return "\n".join(parts)
 
 
-def _incident(incident: Incident) -> str:
+def _incident(incident: Incident, audit: Audit) -> str:
     """One event: who saw it and since when, the setting to change, and how answers looked before and look now."""
     sign = STATUS_SIGNS[incident.severity]
     lines = [f"{sign}: **{escape(incident.sentence)}**  ", f"{escape(phrases.seen_by(incident))}  "]
+    if openings := phrases.openings(incident, audit):
+        lines.append(f"{escape(openings)}  ")
     if incident.setting:
         lines.append(f"Change first: {escape(incident.setting)}")
     if incident.pair:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlmon.acts import Entry
-from rlmon.audit.clauses import GONE, short
+from rlmon.audit.clauses import GONE, percent, short
 from rlmon.audit.incidents import Incident, listed
-from rlmon.audit.result import Audit, Check, Example, ModeStory
+from rlmon.audit.result import Audit, Check, Example, ModeStory, OpeningStory
 from rlmon.audit.verdict import QUESTIONS
 from rlmon.printable import one_line
 from rlmon.records import VERDICT_WORDS, WORST_FIRST, Status
@@ -16,6 +16,8 @@ from rlmon.records import VERDICT_WORDS, WORST_FIRST, Status
 NOT_MEASURED = "-"
 BAD: tuple[Status, ...] = ("fail", "warn", "error")
 """Statuses of what went wrong, worst first."""
+MOST_OPENING_CHARACTERS = 80
+"""Of an opening as it is printed: escapes take more room than what they stand for."""
 OUTCOME_WORDS = {"applied": "APPLIED", "failed": "FAILED", "dry run": "WOULD", "decided": "DECIDED"}
 
 
@@ -184,6 +186,30 @@ def fate(mode: ModeStory) -> str:
     if mode.fate == "extinct" or (mode.fate == "shrunk" and mode.last_share < GONE):
         return "gone" if mode.last_share < GONE else "nearly gone"
     return {"shrunk": "fewer", "grown": "more", "newborn": "new"}.get(mode.fate, "as before")
+
+
+def openings(incident: Incident, audit: Audit) -> str:
+    """What it says of openings: `Sure, let's` (12 % of the base's answers) is gone; `# + # = #` has 94 % (was 3 %).
+    Empty where the event is no narrowing, and where nothing is known."""
+    stories: Sequence[OpeningStory] = audit.openings if incident.kind == "narrowing" else ()
+    parts = []
+    for fate in ("gone", "nearly gone"):
+        lost = [story for story in stories if story.fate == fate]
+        of = " of the base's answers"
+        named = [f"{_quoted(one.opening)} ({percent(one.base_share)}{'' if at else of})" for at, one in enumerate(lost)]
+        if named:
+            parts.append(f"{listed(named)} {'is' if len(named) == 1 else 'are'} {fate}")
+    parts += [
+        f"{_quoted(one.opening)} has {percent(one.last_share)} (was {percent(one.base_share)})"
+        for one in stories
+        if one.fate == "took over"
+    ]
+    return f"openings: {'; '.join(parts)}" if parts else ""
+
+
+def _quoted(text: str) -> str:
+    shown = one_line(text, MOST_OPENING_CHARACTERS).replace("`", "'")
+    return f"`{shown}`"
 
 
 def left_out(characters: int) -> str:

@@ -21,7 +21,7 @@ def still(audit: Audit) -> str:
     parts = [f"<h1>{_text(phrases.verdict(audit))}: {_text(audit.headline)}</h1>"]
     parts += [f"<p>{_text(line)}</p>" for line in (*phrases.missing(audit), phrases.run_line(audit))]
     parts.append(_shares(audit))
-    parts += [_incident(incident) for incident in incidents(audit)]
+    parts += [_incident(incident, audit) for incident in incidents(audit)]
     parts.append(_checks(audit))
     parts += [f"<p>{_text(note)}</p>" for note in audit.run.notes]
     return "".join(parts)
@@ -45,8 +45,10 @@ def _shares(audit: Audit) -> str:
     )
 
 
-def _incident(incident: Incident) -> str:
+def _incident(incident: Incident, audit: Audit) -> str:
     parts = [f"<h2>{_text(incident.sentence)}</h2><p>{_text(phrases.seen_by(incident))}</p>"]
+    if openings := phrases.openings(incident, audit):
+        parts.append(f"<p>{_text(openings)}</p>")
     if incident.setting:
         parts.append(f"<p>Change first: {_text(incident.setting)}</p>")
     parts += [_example(example) for example in incident.pair]

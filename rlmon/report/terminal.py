@@ -105,6 +105,8 @@ def _incident(incident: Incident, audit: Audit, width: int) -> Iterator[Renderab
     yield hanging("  ", Text(phrases.seen_by(incident), style="dim"))
     if incident.kind == "narrowing" and (modes := _modes(audit)):
         yield hanging("  ", modes)
+    if openings := phrases.openings(incident, audit):
+        yield hanging("  ", Text(openings))
     for example in incident.pair:
         yield from _example(example, max(width - 4, 20))
     if incident.setting:

@@ -23,6 +23,7 @@ from rlmon.audit.result import (
     HeatRow,
     MetricSummary,
     ModeStory,
+    OpeningStory,
     RunFacts,
     Verdict,
 )
@@ -264,6 +265,7 @@ def hostile() -> Audit:
             for story in audit.modes
         ],
         heat=dataclasses.replace(audit.heat, rows=heat_rows, note=HOSTILE),
+        openings=[dataclasses.replace(story, opening=HOSTILE[:60]) for story in audit.openings],
         samples=spoil_all(audit.samples),
         events=[dataclasses.replace(event, text=HOSTILE, check=event.check and HOSTILE) for event in audit.events],
         timing_seconds={"__proto__": 1.0, HOSTILE: 2.0, "wall": 3.0},
@@ -332,6 +334,12 @@ def _run(steps: int, *, collapse: bool) -> Audit:
         steps=numbers,
         series=series,
         mode_shares=shares,
+        openings=[
+            OpeningStory(opening="Let us see", fate="gone", base_share=0.12, last_share=0.0),
+            OpeningStory(opening="total = #", fate="took over", base_share=0.03, last_share=0.94),
+        ]
+        if collapse
+        else [],
         modes=_modes(shares, onset, steps, rng, collapse),
         heat=_heat(steps, rng, collapse),
         samples=[

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import rlmon.audit.openings as openings
 from rlmon.audit.case import Case
 from rlmon.audit.checks.answers import empty_answers, identical_completions
 from rlmon.audit.checks.diversity import (
@@ -34,7 +35,7 @@ from rlmon.audit.checks.second_look import SECOND_LOOKS
 from rlmon.audit.checks.signal import gradient, reward_signal
 from rlmon.audit.checks.solving import eval_gap, forgotten_prompts, impossible_prompts, pass_at_k, shortcut
 from rlmon.audit.contrast import Contrast
-from rlmon.audit.result import Check
+from rlmon.audit.result import Check, OpeningStory
 from rlmon.audit.strata import strata
 from rlmon.audit.wording import Wording, usable, wording
 from rlmon.errors import ConfigError
@@ -82,6 +83,7 @@ class Judged:
 
     checks: Sequence[Check]
     wording: Wording | None
+    openings: Sequence[OpeningStory]
     correction: str
 
 
@@ -124,10 +126,9 @@ def judge(case: Case, more: Sequence[object] = ()) -> Judged:
         mixture = strata(groups, case.sources, is_base, is_last)
         contrast = Contrast(groups["prompt"], is_base, is_last, alpha, mixture.weight_G)
     texts = usable(case.counted.samples)
-    words = None
+    words, base = None, usable(case.base.samples) if case.base is not None else None
+    sources = mixture.names if mixture is not None and mixture.moved else None
     if texts is not None:
-        base = usable(case.base.samples) if case.base is not None else None
-        sources = mixture.names if mixture is not None and mixture.moved else None
         words = wording(texts, base, case.line.steps, case.windows, alpha, sources)
     ends = Ends(case=case, groups=groups, contrast=contrast, wording=words, strata=mixture, alpha=alpha)
     found = [one.ask(ends) for one in asked]
@@ -135,7 +136,9 @@ def judge(case: Case, more: Sequence[object] = ()) -> Judged:
         found.append(own)
     # Where numbers are not numbers, that comes first: what follows from it is no finding of its own.
     found.sort(key=lambda check: (WORST_FIRST.index(check.status), check.id != "non-finite"))
-    return Judged(checks=found, wording=words, correction=_correction(case, looks))
+    narrowed = any(check.about == "narrowing" and check.status in ("warn", "fail") for check in found)
+    opened = openings.stories(texts, base, case.windows, sources) if narrowed else ()
+    return Judged(checks=found, wording=words, openings=opened, correction=_correction(case, looks))
 
 
 def _correction(case: Case, looks: int) -> str:

@@ -184,6 +184,7 @@
       // The headline says it already where nothing else happened.
       data.incidents.length > 1 ? el("div", { class: "check-head" }, badge(one.severity), el("h3", {}, prose(one.sentence, 900))) : "",
       facts.length ? el("ul", { class: "meta" }, ...facts) : "",
+      one.openings ? el("p", {}, line(one.openings, 900)) : "",
       picture,
       pair.length ? el("div", { class: "side" }, ...pair) : "",
       one.setting ? el("p", { class: "advice" }, el("b", {}, "Change first"), line(one.setting, 900)) : "",
