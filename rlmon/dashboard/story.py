@@ -112,6 +112,10 @@ STORY: Sequence[Part] = (
             Lines("Near-duplicates", ("rlmon/text/near_duplicate_across", "rlmon/text/near_duplicate_within")),
             Lines("Templates in use", ("rlmon/collision/template_across_effective",)),
             Lines("Ways to begin a sentence", ("rlmon/moves/effective_across",)),
+            Lines(
+                "Ways to word right answers to one prompt",
+                ("rlmon/collision/opening_correct_within_effective", "rlmon/moves/effective_within_correct"),
+            ),
             Media("Completions, new and dying formats first", ("rlmon/samples",)),
         ),
     ),
