@@ -22,6 +22,8 @@ DECILES = 10
 SKETCH_SIZE = 128
 NGRAM = 4
 STORED_OPENERS = 64
+NOT_SEEN = "(not seen here)"
+"""In the place of an opener's words, on a rank that never saw it."""
 _ASCII_DIGIT = re.compile("[0-9]")
 _SORT_MOST = 1_024
 _PAD = np.uint32(0xFFFFFFFF)
@@ -342,7 +344,7 @@ def changed_openers(
     order = np.argsort(-np.abs(now_rate - base_rate), kind="stable")[:top]
     return tuple(
         OpenerChange(
-            opener=words[b] or "(not seen here)",
+            opener=words[b] or NOT_SEEN,
             base_per_1000_tokens=float(base_rate[b]),
             now_per_1000_tokens=float(now_rate[b]),
         )

@@ -13,6 +13,7 @@ from rlmon.exchange import Exchange
 from rlmon.exchange import Step as OverRanks
 from rlmon.metrics.family import Circumstances
 from rlmon.metrics.rows import Rows
+from rlmon.monitor.illustration import IN_WORDS, in_words
 from rlmon.monitor.journal import Journal
 from rlmon.monitor.observed import Observed, Share
 from rlmon.monitor.setting import Ranks
@@ -169,12 +170,15 @@ class Closing:
         self.findings = (self.findings + list(findings))[-1000:]
         with faults.guard("runlog.steps"):
             journal.writer.append_step(record)
+        words: dict[str, str] = {}
         for finding in findings:
             journal.event("finding", dataclasses.asdict(finding))
             with faults.guard("metrics.finish"):
                 shown = state.illustration.of(finding.finding_id, state.base.sums, opener_words)
                 if shown is not None:
                     journal.event("examples", shown)
+                if finding.detector in IN_WORDS:
+                    words[finding.finding_id] = in_words(shown)
         if state.controller is not None:
             with faults.guard("interventions"):
                 state.controller.step(record, findings, whole.votes)
@@ -188,5 +192,6 @@ class Closing:
             findings,
             histograms,
             state.illustration.samples,
+            words=words,
             judged=lambda: detectors.judged(state.judging.state),
         )

@@ -1,4 +1,4 @@
-"""What a finding looks like: formats that lost and won most since the baseline, with an example of each."""
+"""What a finding looks like: formats that lost and won most since the baseline, by an example of each and in words."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import rlmon.metrics.moves as moves
 from rlmon.metrics.family import Sums
+from rlmon.printable import one_line
 from rlmon.restored import mapping
 from rlmon.statistics import Floats
 
@@ -23,6 +24,13 @@ ILLUSTRATED = (("format", "mode_count"), ("moves", "openers"), ("moves", "tokens
 """Family and field of the sums that a finding is illustrated by."""
 RECENT_STEPS = 8
 """Steps whose counts are pooled as "now" when a finding is illustrated."""
+IN_WORDS = ("format-collapse", "template-collapse", "move-collapse")
+"""Findings that are also told in words."""
+WORDS_CHARACTERS = 300
+FORMAT_MOVED = 0.05
+"""Less of a share is not worth a word; nor are openers that did not change by this factor:"""
+OPENER_MOVED = 2.0
+OPENERS_TOLD = 3
 
 
 class Illustration:
@@ -129,6 +137,33 @@ class Illustration:
             "gainers": [entry(index) for index in order[::-1][:3] if change[index] > 0],
             "openers": [dataclasses.asdict(opener) for opener in openers],
         }
+
+
+def in_words(shown: Mapping[str, Any] | None) -> str:
+    """What ``Illustration.of`` found, as one printable line: formats that lost and won, and where the run keeps its
+    texts how sentences begin. Empty where nothing moved much."""
+    if shown is None:
+        return ""
+    moved = [entry for entry in shown["losers"] if entry["base_share"] - entry["now_share"] >= FORMAT_MOVED]
+    moved += [entry for entry in shown["gainers"][:1] if entry["now_share"] - entry["base_share"] >= FORMAT_MOVED]
+    told = [f"{one_line(one['mode'], 24)} {one['base_share']:.0%} to {one['now_share']:.0%}" for one in moved]
+    parts = [f"formats: {', '.join(told)}"] if told else []
+    openers = [
+        f"`{_quoted(one['opener'])}` {one['base_per_1000_tokens']:.0f} to {one['now_per_1000_tokens']:.0f}"
+        for one in shown["openers"]
+        if one["opener"] != moves.NOT_SEEN and _apart(one["base_per_1000_tokens"], one["now_per_1000_tokens"])
+    ]
+    if openers:
+        parts.append(f"sentences begin, per 1,000 tokens: {', '.join(openers[:OPENERS_TOLD])}")
+    return one_line(" · ".join(parts), WORDS_CHARACTERS)
+
+
+def _apart(base: float, now: float) -> bool:
+    return max(base, now) >= OPENER_MOVED * min(base, now) and max(base, now) >= 1.0
+
+
+def _quoted(text: str) -> str:
+    return one_line(" ".join(text.split()), 40).replace("`", "'")
 
 
 def _spread(indices: NDArray[np.int64], most: int) -> NDArray[np.int64]:

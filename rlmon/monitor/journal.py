@@ -147,10 +147,12 @@ class Journal:
         histograms: Mapping[str, Histogram],
         samples: Sequence[Mapping[str, Any]],
         *,
+        words: Mapping[str, str],
         judged: Callable[[], bool],
     ) -> None:
-        """A step that is in the log, to sinks and subscribers. ``judged``: whether a detector that compares the run
-        with its base has spoken by now; it is asked until it has."""
+        """A step that is in the log, to sinks and subscribers. ``words``: what narrowed, by the id of the finding.
+        ``judged``: whether a detector that compares the run with its base has spoken by now; it is asked until it
+        has."""
         if self._ranks.rank != 0:
             return
         table_due = bool(samples) and self._table_due(record.step)
@@ -168,6 +170,8 @@ class Journal:
             sink.record(record, histograms)
             for finding in findings:
                 sink.finding(finding)
+                if told := words.get(finding.finding_id):
+                    sink.words(finding, told)
             if table_due:
                 sink.table(record.step, samples)
 

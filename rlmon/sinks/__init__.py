@@ -17,7 +17,8 @@ from rlmon.records import Action, Finding, Histogram, RunHeader, StepRecord
 class Sink:
     """What the monitor calls, after what it hands over is in the run log; here all of it is passed over.
 
-    In one step: ``record`` once, ``finding`` for each finding of it, and ``table`` when one is due.
+    In one step: ``record`` once, ``finding`` for each finding of it, with ``words`` where something narrowed, and
+    ``table`` when one is due.
     """
 
     def open(self, header: RunHeader) -> None:
@@ -32,6 +33,10 @@ class Sink:
 
     def finding(self, finding: Finding) -> None:
         """Show what a detector states, after the ``record`` of its step."""
+
+    def words(self, finding: Finding, words: str) -> None:
+        """Show what narrowed in one line, after the ``finding``: formats that lost and won, and how sentences begin,
+        which is text of the run and told only where it stores its text in full."""
 
     def action(self, action: Action) -> None:
         """Take one phase of an act of the policy; those of a step come before or after its ``record``."""

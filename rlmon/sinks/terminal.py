@@ -53,6 +53,10 @@ class TerminalSink(Sink):
         advice = f" -> {first(finding.advice)}" if finding.advice else ""
         self._say(finding.severity, f"step {finding.step} {sentence(finding)}{advice}")
 
+    def words(self, finding: Finding, words: str) -> None:
+        """One line below the finding."""
+        self._say(finding.severity, f"step {finding.step} {words}")
+
     def action(self, action: Action) -> None:
         """One line for what was decided, for what failed, and for an effect that harmed."""
         turned = change(action.knob, action.old, action.new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from rlmon.metrics.families import CRITIC
 from rlmon.metrics.family import dtype_of
 from rlmon.metrics.step import Families
 from rlmon.monitor import About, Monitor, Ranks, Resume, StrictError, opening
-from rlmon.records import Action, Histogram, RolloutBatch, StepRecord
+from rlmon.records import Action, Finding, Histogram, RolloutBatch, StepRecord
 from rlmon.report.live import View
 from rlmon.report.watch import frame
 from rlmon.sinks import Sink
@@ -194,6 +195,33 @@ def test_tables_are_due_every_so_many_steps_and_no_text_leaves_unasked(
     monitor.close()
     assert list(sink.tables) == tables
     assert all(len(rows) for rows in sink.tables.values())
+
+
+@pytest.mark.parametrize("text", ["full", "hash", "off"])
+def test_a_sink_is_told_what_narrowed_in_words(tmp_path: Path, text: str) -> None:
+    class Heard(Sink):
+        def __init__(self) -> None:
+            self.heard: list[tuple[str, str]] = []
+
+        def finding(self, finding: Finding) -> None:
+            self.heard.append((finding.detector, ""))
+
+        def words(self, finding: Finding, words: str) -> None:
+            self.heard.append((finding.detector, words))
+
+    config = rlmon.RLMonConfig(rlmon_console=False, rlmon_store_text=text)
+    monitor = rlmon.Monitor(config, directory=tmp_path, group_size=4)
+    monitor.sinks.append(sink := Heard())
+    for step in range(1, 31):
+        monitor.observe(batch(step) if step < 10 else batch(step, completions=["print(7+9)"] * 8))
+        monitor.end_step(step)
+    monitor.close()
+    assert not [event for event in rlmon.open_run(tmp_path).events if event.kind == "fault"]
+    at = sink.heard.index(("format-collapse", ""))
+    # Formats are counts, which are kept whatever becomes of the texts; without token ids nothing is known of openers.
+    assert sink.heard[at + 1][0] == "format-collapse"
+    assert re.fullmatch(r"formats: (boxed|bare|json) 25% to \d+%, .*, python 25% to \d+%", sink.heard[at + 1][1])
+    assert sum(words != "" for _, words in sink.heard) >= 1
 
 
 def test_a_sink_hears_once_from_where_on_no_finding_is_a_pass(tmp_path: Path) -> None:

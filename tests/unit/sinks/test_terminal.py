@@ -32,6 +32,12 @@ def test_a_finding_is_one_line_with_step_detector_message_and_advice(step: MakeS
     )
 
 
+def test_what_narrowed_is_a_line_below_the_finding(finding: MakeFinding) -> None:
+    stream = io.StringIO()
+    TerminalSink(stream).words(finding(), "formats: prose 60% to 2%, \x1b[2J bare 0% to 60%")
+    assert stream.getvalue() == "rlmon FAIL step 47 formats: prose 60% to 2%, \\x1b[2J bare 0% to 60%\n"
+
+
 def test_a_fault_is_left_to_the_rank_it_happens_on(step: MakeStep) -> None:
     stream = io.StringIO()
     TerminalSink(stream).record(step(1, faults={"metrics.formats": 2}), {})
