@@ -52,7 +52,12 @@ def test_kl_says_why_on_steps_with_and_without_a_comparison(tmp_path: Path) -> N
         if fresh:
             assert NO_ROUND not in record.missing.values()
         assert record.metrics["rlmon/entropy/ratio_to_base"] is not None
-        assert reasons(record, "entropy/") == {"no token of this mode was trained in this step"}
+        assert reasons(record, "entropy/mode/") == {"no token of this mode was trained in this step"}
+        # Right answers are counted in the first of their two steps.
+        assert (record.metrics["rlmon/entropy/mean_correct"] is not None) == fresh
+        if not fresh:
+            why = "no rewarded completion was trained on for the first time"
+            assert record.missing["rlmon/entropy/mean_correct"] == why
 
 
 def test_one_prompt_has_no_standard_error(tmp_path: Path) -> None:
@@ -63,7 +68,10 @@ def test_one_prompt_has_no_standard_error(tmp_path: Path) -> None:
             "one prompt in the sample: no standard error"
         }
         assert reasons(record, "collision/mode_across") == {"no pair of completions of different prompts to compare"}
-        assert reasons(record, "moves/effective_across") == {"no pair of completions of different prompts with openers"}
+        assert reasons(record, "moves/effective_across") == {
+            f"no pair of {compared} of different prompts with openers"
+            for compared in ("completions", "rewarded completions")
+        }
 
 
 def test_a_comparison_that_failed_is_no_step_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
