@@ -246,12 +246,12 @@ def _price(detector: str, rung: str) -> Mapping[str, Any] | None:
     return found
 
 
-_HOLD = (
+HOLD = (
     'Train again with rlmon_policy="protect" (in TRL; elsewhere with beta or kl_coef at 0.1 and temperature at 1), '
     "from the start or from a checkpoint before this began: only what is still there can be held."
 )
 _SLOW = "A beta of 0.1 alone (kl_coef in PPO) slows the loss and may not hold it"
-WIDEN = f"{_HOLD} {_SLOW}; a lower learning_rate buys time."
+WIDEN = f"{HOLD} {_SLOW}; a lower learning_rate buys time."
 """Against every kind of narrowing, what was measured to hold first (docs/interventions.md): the first sentence is all
 that a console or the headline of a page says of it."""
 
@@ -434,7 +434,7 @@ DETECTORS: tuple[DetectorSpec, ...] = (
         per_source="only",
         told=("different prompts got {base} different answers, now {now}",),
         meaning="Different prompts of one source get the same final answer more often: the trace of a shortcut.",
-        advice=f"{_HOLD} {_SLOW}. Look at that source's prompts with `rlmon show`: drop them, or fix their verifier "
+        advice=f"{HOLD} {_SLOW}. Look at that source's prompts with `rlmon show`: drop them, or fix their verifier "
         "(return None as their reward).",
     ),
     DetectorSpec(

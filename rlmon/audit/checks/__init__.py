@@ -15,6 +15,7 @@ import numpy as np
 
 import rlmon.audit.openings as openings
 from rlmon.audit.case import Case
+from rlmon.audit.checks.advice import as_run
 from rlmon.audit.checks.answers import empty_answers, identical_completions
 from rlmon.audit.checks.diversity import (
     answer_diversity,
@@ -131,7 +132,7 @@ def judge(case: Case, more: Sequence[object] = ()) -> Judged:
     if texts is not None:
         words = wording(texts, base, case.line.steps, case.windows, alpha, sources)
     ends = Ends(case=case, groups=groups, contrast=contrast, wording=words, strata=mixture, alpha=alpha)
-    found = [one.ask(ends) for one in asked]
+    found = [as_run(one.ask(ends), case) for one in asked]
     if (own := agreement(case, found)) is not None:
         found.append(own)
     # Where numbers are not numbers, that comes first: what follows from it is no finding of its own.
