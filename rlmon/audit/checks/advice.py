@@ -12,8 +12,8 @@ from rlmon.detectors.catalog import HOLD
 HOLDING = ("mode_marginal", "hold")
 """Actions that are to keep outputs from narrowing."""
 GAVE_WAY = (
-    "Train again with a larger kappa (in a policy file that says extends: protect), from the start or from a checkpoint "
-    "before this began: the policy of this run acted and did not hold it."
+    "Train again with a larger kappa (in a policy file that says extends: protect), from the start or from a "
+    "checkpoint before this began: the policy of this run acted and did not hold it."
 )
 
 

@@ -228,6 +228,7 @@ def _refuse_other_types(found: Check) -> None:
         (("metric", "unit", "reason", "source"), (str, NoneType)),
         (("value", "baseline", "threshold"), (Real, NoneType)),
         (("first_step", "alarm_step"), (Integral, NoneType)),
+        (("at_latest",), (bool,)),
         (("evidence",), (Mapping,)),
     ):
         for name in names:

@@ -241,13 +241,26 @@ def test_a_check_that_fails_is_an_error_of_its_author() -> None:
     number = Question(
         id="number", title="A number?", judge=lambda ask, ends: ask.says(status="warn", message="", value="7")
     )
+    late = Question(
+        id="late", title="By when?", judge=lambda ask, ends: ask.says(status="warn", message="", at_latest="no")
+    )
     word = Question(id="word", title="A status?", judge=lambda ask, ends: ask.says(status="meh", message=""))
-    found = audited(draw(1), checks=[bad, none, twice, number, word, "text", np.zeros(3), politeness])
+    found = audited(draw(1), checks=[bad, none, twice, number, late, word, "text", np.zeros(3), politeness])
     errors = {one.id: one.reason or "" for one in found.checks if one.status == "error"}
-    assert errors.keys() == {"bad", "none", "shortcut-again", "number", "word", "not-a-check", "not-a-check-again"}
+    assert errors.keys() == {
+        "bad",
+        "none",
+        "shortcut-again",
+        "number",
+        "late",
+        "word",
+        "not-a-check",
+        "not-a-check-again",
+    }
     assert f"KeyError: \"'mood'\". This is a defect of {__name__}" in errors["bad"]
     assert "the answer was None" in errors["none"]
     assert "value is '7'" in errors["number"]
+    assert "at_latest is 'no'" in errors["late"]
     assert "status is 'meh'; it must be one of fail, warn" in errors["word"]
     assert "'text' was given as a check" in errors["not-a-check"]
     assert check(found, "politeness").status == "warn"
