@@ -250,7 +250,7 @@ HOLD = (
     'Train again with rlmon_policy="protect" (in TRL; elsewhere with beta or kl_coef at 0.1 and temperature at 1), '
     "from the start or from a checkpoint before this began: only what is still there can be held."
 )
-_SLOW = "A beta of 0.1 alone (kl_coef in PPO) slows the loss and may not hold it"
+_SLOW = "A beta of 0.1 alone (kl_coef in PPO) slows the narrowing and may not stop it"
 WIDEN = f"{HOLD} {_SLOW}; a lower learning_rate buys time."
 """Against every kind of narrowing, what was measured to hold first (docs/interventions.md): the first sentence is all
 that a console or the headline of a page says of it."""

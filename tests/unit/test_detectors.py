@@ -763,7 +763,7 @@ def test_advice_against_narrowing_names_first_what_was_measured_to_hold(detector
     # Whose trainer is another one is told its own remedy in the same breath, and a page shows no more than that.
     assert "elsewhere with beta" in first_choice(spec.advice)
     assert "temperature" in first_choice(spec.advice)
-    assert re.search(r"beta of 0\.1 alone[^.;]* slows", spec.advice)
+    assert re.search(r"beta of 0\.1 alone[^.;]* slows the narrowing", spec.advice)
     assert len(re.findall(r"[.] |[.]$", spec.advice)) <= 3
     # TRL's controller of the entropy, and a bonus, are never what to do.
     for told in re.split(r"(?<=[.]) ", spec.advice):
