@@ -177,7 +177,7 @@ class Hold(Intervention):
 
     def on_round(self, state: HoldState, round: Round) -> tuple[HoldState, RowChange]:
         if self.rests(state) and state.baseline.complete:
-            return state, NO_CHANGE
+            return replace(state, pool=state.pool[:0]), NO_CHANGE
         now = state.across.now
         usual = now.mean if self.centre == "run" and now.groups >= LEAST_GROUPS else None
         seen = look(self, state.pool, round.table, usual)
@@ -407,7 +407,8 @@ def after(state: HoldState, seen: Looked) -> HoldState:
             before, base=before.base.plus(value_n, 1.0) if in_base else before.base, now=now, best=best
         )
     shown = any(len(value_n) for value_n in seen.collisions.values())
-    wordings = wordings_of(seen.pool) if in_base else state.wordings
+    # A base that was rarely right shows it later, by the first right answers there are.
+    wordings = wordings_of(seen.pool) if in_base or state.wordings is None else state.wordings
     return replace(state, baseline=baseline, pool=seen.pool, shown=shown, wordings=wordings, **parts)
 
 

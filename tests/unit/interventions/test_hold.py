@@ -320,6 +320,24 @@ class TestWordings:
         assert effect.addition_n.any()
         assert "those of one format open in" in hold.describe(policy.rules[0].action, state.rules["words"].inner)
 
+    def test_where_the_base_was_rarely_right_its_first_right_answers_decide_it(self):
+        """A baseline of 8 rounds without a pair; then 8 alike, 28 pairs: one way. What comes later changes nothing."""
+        policy = self.rule()
+        state = fold.start(policy, {})
+        state = replace(state, rules={"words": replace(state.rules["words"], met=True, level=1.0)})
+        wrong = round_table([0.0] * 8, group_size=8, modes={"format": [A] * 8, "opening": [1] * 8})
+        for _ in range(8):
+            state, *_ = fold.on_round(policy, state, wrong, {})
+        assert state.rules["words"].inner.baseline.complete
+        assert state.rules["words"].inner.wordings is None
+        state, effect, _ = fold.on_round(policy, state, self.round([1] * 7 + [2]), {})
+        assert state.rules["words"].inner.wordings == pytest.approx(28 / 21)
+        assert not effect.addition_n.any()
+        state, effect, _ = fold.on_round(policy, state, self.round([1, 2, 3, 4, 5, 6, 7, 7]), {})
+        assert state.rules["words"].inner.wordings == pytest.approx(28 / 21)
+        assert not effect.addition_n.any()
+        assert not len(state.rules["words"].inner.pool), "what nothing is compared with is in no checkpoint"
+
 
 class TestRule:
     def test_a_dry_run_and_a_rule_at_rest_look_and_add_nothing(self):
