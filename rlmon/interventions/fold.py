@@ -226,8 +226,14 @@ def on_step(
         except Exception as error:
             at = _failed(at, error)
         state = replace(state, rules={**state.rules, rule.name: at})
-        if action is not None:
-            decided.append(action)
+        if action is None:
+            continue
+        decided.append(action)
+        if at.suspended:
+            # What moves while the rule is held at 0 is not of its doing.
+            measured = (*measured, *unmeasured(state, record.step, "the rule was suspended meanwhile", {rule.name}))
+            state = _awaiting_none_of(state, {rule.name})
+        else:
             state = _await_effect(policy, state, action, record.step, findings)
     state = replace(
         state,
@@ -296,12 +302,13 @@ def give_up(state: RulesState, names: Collection[str], reason: str) -> RulesStat
         name: replace(at, failed=reason, level=0.0, began_step=None) if name in names else at
         for name, at in state.rules.items()
     }
-    return replace(
-        state,
-        rules=rules,
-        waiting=tuple(action for action in state.waiting if action.rule not in names),
-        pending=tuple(pending for pending in state.pending if pending.action.rule not in names),
-    )
+    waiting = tuple(action for action in state.waiting if action.rule not in names)
+    return replace(_awaiting_none_of(state, names), rules=rules, waiting=waiting)
+
+
+def _awaiting_none_of(state: RulesState, names: Collection[str]) -> RulesState:
+    """The state in which no effect of the named rules is waited for."""
+    return replace(state, pending=tuple(pending for pending in state.pending if pending.action.rule not in names))
 
 
 def compared_anew(state: RulesState) -> RulesState:

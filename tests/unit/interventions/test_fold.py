@@ -164,6 +164,27 @@ def test_what_happens_once_happens_once(action: str) -> None:
     assert actions[0].finding_id == "f3"
 
 
+def test_a_rule_that_is_suspended_has_no_effect_to_be_measured_until_it_is_back() -> None:
+    """The penalty acts from step 1, all groups are silent from step 11: KL rises since nothing holds it. That is no
+    harm done by the rule, neither by what it did before nor by its rest."""
+    always = {"when": "always", "do": {"action": "kl_penalty", "bounds": [0.0, 0.02]}, "measure_after_steps": 8}
+    silent = [(0.0, 0.0)] * 10 + [(0.6, 0.4)] * 20
+    records = [
+        record(i, kl=(0.1 if i <= 16 else 0.6) + UNEVEN[i % 8], good=good, bad=bad)
+        for i, (good, bad) in enumerate(silent, start=1)
+    ]
+    state, actions = run(policy(always=always), records)
+    (began, _, _), (rested, _, off) = moves(actions)
+    assert (began, off) == (1, 0.0)
+    assert state.pending == ()
+    assert [a for a in actions if a.phase == "measured" and a.action_id.endswith(f"-{rested}")] == []
+    always["measure_after_steps"] = 40
+    _, actions = run(policy(always=always), records)
+    (effect,) = [a for a in actions if a.phase == "measured"]
+    assert (effect.step, effect.effect) == (rested, "not_measured")
+    assert effect.effect_reason == "the rule was suspended meanwhile"
+
+
 MEASURED = BUDGET | {"cool_off_steps": 100, "measure_after_steps": 8}
 UNEVEN = [0.01, -0.01, 0.02, -0.02, -0.01, 0.01, -0.02, 0.02]
 
