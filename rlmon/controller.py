@@ -12,7 +12,7 @@ import contextlib
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -216,6 +216,14 @@ class Controller:
     def holds_state(self) -> bool:
         """Whether a checkpoint in the middle of a round would lose something: some rule is more than a dry run."""
         return self.off is None and any(not rule.dry_run for rule in self.policy.rules)
+
+    def acts(self, names: Collection[str]) -> bool:
+        """Whether a rule with one of these actions acts now, and is more than a dry run."""
+        if self.off is not None:
+            return False
+        rules = [rule for rule in self.policy.rules if rule.action.name in names and not rule.dry_run]
+        states = [self._rules.rules[rule.name] for rule in rules]
+        return any(at.failed is None and at.began_step is not None and not at.suspended for at in states)
 
     def anchoring(self, step: int) -> tuple[tuple[int, ...], float]:
         """Modes that are dying, most lost first, and the weight of the supervised loss on them at this step."""

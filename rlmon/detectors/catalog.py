@@ -254,6 +254,18 @@ _SLOW = "A beta of 0.1 alone (kl_coef in PPO) slows the narrowing and may not st
 WIDEN = f"{HOLD} {_SLOW}; a lower learning_rate buys time."
 """Against every kind of narrowing, what was measured to hold first (docs/interventions.md): the first sentence is all
 that a console or the headline of a page says of it."""
+HOLDING = ("mode_marginal", "hold")
+"""Actions that are to keep outputs from narrowing."""
+GAVE_WAY = (
+    "Train again with a larger kappa (in a policy file that says extends: protect), from the start or from a "
+    "checkpoint before this began: the policy of this run acted and did not hold it."
+)
+
+
+def where_held(advice: str) -> str:
+    """The advice in a run in which one of ``HOLDING`` acted: not to begin with one."""
+    return GAVE_WAY + advice.removeprefix(HOLD) if advice.startswith(HOLD) else advice
+
 
 GROUP_BASELINE = ("all_bad", "all_good", "lone_success_weight")
 """Statistics that mean damage only where the group's mean is the baseline of advantages: under a critic a group without

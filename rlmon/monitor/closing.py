@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 import rlmon.detectors as detectors
+from rlmon.detectors.catalog import HOLDING, where_held
 from rlmon.exchange import Exchange
 from rlmon.exchange import Step as OverRanks
 from rlmon.metrics.family import Circumstances
@@ -167,6 +168,9 @@ class Closing:
         findings: tuple[Finding, ...] = ()
         with faults.guard("detectors"):
             findings = state.judging.findings(record)
+            if state.controller is not None and state.controller.acts(HOLDING):
+                # The replay of a log compares no advice.
+                findings = tuple(dataclasses.replace(one, advice=where_held(one.advice)) for one in findings)
         self.findings = (self.findings + list(findings))[-1000:]
         with faults.guard("runlog.steps"):
             journal.writer.append_step(record)

@@ -18,6 +18,7 @@ from rich.console import Console
 import rlmon
 import rlmon.detectors as detectors
 from rlmon.audit.readers import open_source
+from rlmon.console import one_thing
 from rlmon.controller import load_policy
 from rlmon.errors import RunLogError
 from rlmon.metrics.catalog import METRICS
@@ -222,6 +223,24 @@ def test_a_sink_is_told_what_narrowed_in_words(tmp_path: Path, text: str) -> Non
     assert sink.heard[at + 1][0] == "format-collapse"
     assert re.fullmatch(r"formats: (boxed|bare|json) 25% to \d+%, .*, python 25% to \d+%", sink.heard[at + 1][1])
     assert sum(words != "" for _, words in sink.heard) >= 1
+
+
+@pytest.mark.parametrize(("dry_run", "first"), [(False, "a larger kappa"), (True, 'rlmon_policy="protect"')])
+def test_a_run_that_a_policy_holds_is_not_advised_to_take_one(tmp_path: Path, dry_run: bool, first: str) -> None:
+    does = {"action": "mode_marginal", "modes": "format"}
+    policy = load_policy({"rules": {"hold-formats": {"when": "always", "do": does, "dry_run": dry_run}}})
+    config = rlmon.RLMonConfig(rlmon_console=False)
+    monitor = rlmon.Monitor(config, directory=tmp_path, group_size=4, policy=policy)
+    for step in range(1, 31):
+        monitor.observe(batch(step) if step < 10 else batch(step, completions=["print(7+9)"] * 8))
+        monitor.end_step(step)
+    monitor.close()
+    advice = {found.advice for found in monitor.findings if found.detector == "format-collapse"}
+    assert {one_thing(said) for said in advice} == {f"Train again with {first}"}
+    assert all("slows the narrowing" in said for said in advice)
+    assert {
+        found.advice for found in rlmon.open_run(tmp_path).findings if found.detector == "format-collapse"
+    } == advice
 
 
 def test_a_sink_hears_once_from_where_on_no_finding_is_a_pass(tmp_path: Path) -> None:

@@ -7,21 +7,13 @@ from collections.abc import Mapping
 
 from rlmon.audit.case import Case
 from rlmon.audit.result import Check
-from rlmon.detectors.catalog import HOLD
-
-HOLDING = ("mode_marginal", "hold")
-"""Actions that are to keep outputs from narrowing."""
-GAVE_WAY = (
-    "Train again with a larger kappa (in a policy file that says extends: protect), from the start or from a "
-    "checkpoint before this began: the policy of this run acted and did not hold it."
-)
+from rlmon.detectors.catalog import HOLDING, where_held
 
 
 def as_run(check: Check, case: Case) -> Check:
     """The check; where a policy of the run was to hold what narrowed, its advice is not to begin with one."""
-    if not check.advice.startswith(HOLD) or not _held(case):
-        return check
-    return dataclasses.replace(check, advice=GAVE_WAY + check.advice.removeprefix(HOLD))
+    advice = where_held(check.advice)
+    return check if advice == check.advice or not _held(case) else dataclasses.replace(check, advice=advice)
 
 
 def _held(case: Case) -> bool:

@@ -11,9 +11,9 @@ from as_asked import answer
 from made_records import made_action
 
 from rlmon.audit.case import Case
-from rlmon.audit.checks.advice import GAVE_WAY, as_run
+from rlmon.audit.checks.advice import as_run
 from rlmon.audit.incidents import first_choice
-from rlmon.detectors.catalog import HOLD, WIDEN
+from rlmon.detectors.catalog import GAVE_WAY, HOLD, WIDEN
 
 
 def run(action: str = "mode_marginal", *, live: bool = True, **act: Any) -> Case:
