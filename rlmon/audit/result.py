@@ -80,6 +80,11 @@ class Check:
     """For SKIP: what is missing and how to log it next time. For UNSURE: why the evidence does not suffice. For ERROR:
     what failed."""
 
+    @property
+    def began(self) -> str:
+        """Since when: ``66``, ``by 66``, or nothing."""
+        return "" if self.first_step is None else f"{'by ' if self.at_latest else ''}{self.first_step}"
+
     def __repr__(self) -> str:
         since = "" if self.first_step is None else f" {'by' if self.at_latest else 'since'} step {self.first_step}"
         said = self.reason if self.status in ("skip", "error") and self.reason else self.message
@@ -288,9 +293,9 @@ class Audit:
         spoken = [one for one in self.checks if one.status not in ("pass", "skip")]
         rows = "".join(
             f"<tr>{''.join(f'<td>{html.escape(one_line(cell, 300))}</td>' for cell in cells)}</tr>"
-            for cells in ((one.status.upper(), one.id, str(one.first_step or ""), one.message) for one in spoken)
+            for cells in ((one.status.upper(), one.id, one.began, one.message) for one in spoken)
         )
-        table = f"<table><tr><th></th><th>check</th><th>since step</th><th></th></tr>{rows}</table>" if rows else ""
+        table = f"<table><tr><th></th><th>check</th><th>began</th><th></th></tr>{rows}</table>" if rows else ""
         return f"<div><b>{VERDICT_WORDS[self.verdict]}</b>: {html.escape(one_line(self.headline))}{table}</div>"
 
     def table(self) -> pa.Table:

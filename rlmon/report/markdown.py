@@ -121,7 +121,7 @@ def _row(check: Check) -> list[str]:
         escape(check.id, 60),
         escape(phrases.base_to_now(check)),
         "" if check.threshold is None else phrases.number(check.threshold),
-        phrases.began(check),
+        check.began,
         escape(phrases.said(check), 200),
     ]
 

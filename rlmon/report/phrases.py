@@ -68,11 +68,6 @@ def step(value: int | None) -> str:
     return "" if value is None else str(value)
 
 
-def began(check: Check) -> str:
-    """Since when: ``66``, ``by 66``, or nothing."""
-    return "" if check.first_step is None else f"{'by ' if check.at_latest else ''}{check.first_step}"
-
-
 def run_line(audit: Audit) -> str:
     """What was read, in one line: completions, prompts, group size, steps, reader."""
     run = audit.run

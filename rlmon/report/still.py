@@ -71,6 +71,6 @@ def _checks(audit: Audit) -> str:
 
 def _row(check: Check) -> str:
     line = "" if check.threshold is None else phrases.number(check.threshold)
-    cells = (check.status.upper(), check.id, phrases.base_to_now(check), line, phrases.began(check),
+    cells = (check.status.upper(), check.id, phrases.base_to_now(check), line, check.began,
              phrases.said(check))  # fmt: skip
     return f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>"

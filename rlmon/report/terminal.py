@@ -86,7 +86,7 @@ def _row(check: Check, unit_characters: int) -> list[Text]:
         Text(base),
         Text(f"→ {now}" if base else f"  {now}"),
         Text("" if check.threshold is None else phrases.number(check.threshold), style="dim"),
-        Text(phrases.began(check)),
+        Text(check.began),
     ]
 
 

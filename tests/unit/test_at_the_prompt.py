@@ -32,6 +32,16 @@ def test_the_package_audits(found: Audit) -> None:
     assert "audit" in dir(rlmon)
 
 
+def test_a_notebook_says_by_when_it_began_where_that_is_all_that_is_known() -> None:
+    audit = make_audit.healthy()
+    late = dataclasses.replace(audit.checks[0], status="fail", first_step=40, at_latest=True)
+    early = dataclasses.replace(late, first_step=0, at_latest=False)
+    page = dataclasses.replace(audit, checks=[late, early])._repr_html_()
+    assert "<th>began</th>" in page
+    assert "<td>by 40</td>" in page
+    assert "<td>0</td>" in page
+
+
 def test_an_audit_is_a_line_and_its_checks_too(found: Audit) -> None:
     assert repr(found).startswith(f"<Audit of {str(GOLDEN / 'runlog-schema-2')!r}: ")
     assert repr(make_audit.one_step()).startswith("<Audit of 'out/grpo-arith': UNSURE. One step is too little")
