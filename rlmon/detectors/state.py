@@ -177,9 +177,6 @@ def state_from_json(data: Mapping[str, Any]) -> DetectorState:
                 arrays[f.name] = _placed(arrays[f.name], told, like, fresh.roster.statistics)
             if arrays[f.name].shape[2:] != like.shape[2:]:
                 raise ConfigError(f"The saved detector state does not fit these detectors: {f.name} has another shape.")
-        # What was not read before has no base here any more: the run has moved since.
-        unread = [name not in told for name in fresh.roster.statistics]
-        arrays["done"][:, : len(known), unread] = True
         return dataclasses.replace(
             fresh,
             records=int(data["records"]),
@@ -195,7 +192,8 @@ def state_from_json(data: Mapping[str, Any]) -> DetectorState:
 
 
 def _placed(array: Any, told: Sequence[str], like: Any, statistics: Sequence[str]) -> Any:
-    """The array of a checkpoint whose statistics are ``told``, with those that are read now in their places."""
+    """The array of a checkpoint whose statistics are ``told``, with those that are read now in their places. What was
+    not read then has a base of its own from here on, as in a replay of the log, which knows of no checkpoint."""
     placed = np.repeat(like[:, :1], array.shape[1], axis=1)
     for place, name in enumerate(statistics):
         if name in told:
