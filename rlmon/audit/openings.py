@@ -30,7 +30,7 @@ LOST_BASE_SHARE, LOST = 0.05, 0.1
 TOOK_OVER = 0.2
 """By how much the share of one that took over grew."""
 LEAST_EXPECTED = 5.0
-"""Completions that there would be at the end if nothing had changed: of fewer, none may be there by chance."""
+"""Completions that there would be at the other end if nothing had changed: of fewer, none may be there by chance."""
 LEAST_PROMPTS = 3
 """One prompt may be asked so that it is answered in a way of its own."""
 SAME = 0.8
@@ -122,7 +122,8 @@ def _lost(before: _Ends, after: _Ends) -> Iterator[OpeningStory]:
 
 
 def _grown(before: _Ends, after: _Ends) -> Iterator[OpeningStory]:
-    found = (key for key in after.common(TOOK_OVER) if after.share(key) - before.share(key) >= TOOK_OVER)
+    least = max(TOOK_OVER, LEAST_EXPECTED / before.rows)
+    found = (key for key in after.common(least) if after.share(key) - before.share(key) >= least)
     for key in itertools.islice(_apart(found), MOST):
         longest = after.longest(key)
         yield OpeningStory(

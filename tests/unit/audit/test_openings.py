@@ -89,6 +89,8 @@ def test_an_answer_of_one_word_is_an_opening_too() -> None:
 def test_few_completions_say_nothing() -> None:
     # 5 % of 20 at the end is one: that it is not there is chance.
     assert told(sample([(5, SURE), (95, EQUATION)], [(20, EQUATION)])) == []
+    # A fifth of 8 at the base is one or two.
+    assert told(sample([(8, SURE)], [(140, SURE), (60, EQUATION)])) == []
     # One prompt is asked in its own way.
     assert told(sample([(50, SURE), (50, EQUATION)], [(100, EQUATION)], prompt_key=1)) == []
     assert told(None) == []
