@@ -471,7 +471,8 @@ def describe(settings: Hold, state: HoldState) -> str:
         if lowest is not None and found is not None:
             to = "one prompt" if part == "within" else "different prompts"
             said.append(f"{lowest / found:.3g} to {to} (line {min(1.0, lowest * settings.at):.3g})")
-    alike = f"how alike right answers are, 0 to 1: {', '.join(said)}" if said else "too few right answers yet"
+    unknown = "too few right answers yet" if state.baseline.complete else "the base is not complete yet"
+    alike = f"how alike right answers are, 0 to 1: {', '.join(said)}" if said else unknown
     return f"{alike}; {_opening(state)}" if settings.wordings > 1.0 and state.wordings is not None else alike
 
 

@@ -53,10 +53,10 @@ ROW = np.dtype(
     ]
 )
 """One completion. ``present`` is 1; ``scorer`` is ``metrics.success.scorer`` of its batch; ``fresh``: 1 where it was
-sampled for this step, and only then the fields up to ``openers`` mean something. Keys and the mode are -1 and numbers
-NaN where they are not known. The last five are sums over its tokens in this step: those of its first pass, and of a
-comparison with the base that it is part of (weighted; 0 where the row was not drawn for it) with its completion
-tokens."""
+sampled for this step; of one sampled before, the fields up to ``openers`` are what was known of it then. Keys and the
+mode are -1 and numbers NaN where they are not known. The last five are sums over its tokens in this step: those of its
+first pass, and of a comparison with the base that it is part of (weighted; 0 where the row was not drawn for it) with
+its completion tokens."""
 OF_ONE_STEP = ("fresh", "trained_tokens", "entropy_nats", "kl_nats", "kl_tokens", "kl_completion_tokens")
 """Fields that each step begins anew."""
 

@@ -252,7 +252,10 @@ class TestSteering:
             "how alike right answers are, 0 to 1: 0.5 to one prompt (line 0.25), 0.5 to different prompts (line 0.25)"
         )
         assert hold.describe(BY_FORMAT, known(now=0.5, best=0.2)).endswith("0.5 to one prompt (line 0.25)")
-        assert hold.describe(BY_FORMAT, BY_FORMAT.fresh()) == "too few right answers yet"
+        begun = BY_FORMAT.fresh()
+        assert hold.describe(BY_FORMAT, begun) == "the base is not complete yet"
+        shown = replace(begun, baseline=Baseline(32.0, 256.0, 4.0))
+        assert hold.describe(BY_FORMAT, shown) == "too few right answers yet"
 
     def test_the_rule_takes_its_level_from_it(self):
         at = RuleState(condition=None, met=True, level=0.0, inner=known(now=0.5, best=0.2))
