@@ -63,7 +63,8 @@ USUAL: Mapping[Kernel, float] = {"opening": 1.0, "sketch": 1.0}
 MEMORY_GROUPS = 16.0
 """Groups after which what was measured of them weighs 1/e."""
 LEAST_PAIRS = 24
-"""Pairs of right answers of one format without which it is not known in how many ways they open."""
+"""Pairs of right answers of one format, to different prompts, without which it is not known in how many ways they
+open."""
 LEAST_GROUPS = 4.0
 """Groups without which it is not known how alike right answers are now."""
 BEST_GROUPS = 8.0
@@ -413,8 +414,10 @@ def after(state: HoldState, seen: Looked) -> HoldState:
 
 
 def wordings_of(pool: Facts) -> float | None:
-    """1 / (chance that two answers of one format open alike); ``None`` for fewer than ``LEAST_PAIRS`` pairs."""
-    both_nn = np.triu(kernels.alike("format", pool, pool), 1)
+    """1 / (chance that two answers of one format, to different prompts, open alike); ``None`` for fewer than
+    ``LEAST_PAIRS`` pairs. Answers to one prompt take its words up, and at first there may be one that is solved."""
+    apart_nn = pool["prompt"][:, None] != pool["prompt"][None, :]
+    both_nn = np.triu(apart_nn * kernels.alike("format", pool, pool), 1)
     pairs = float(both_nn.sum())
     if pairs < LEAST_PAIRS:
         return None

@@ -274,26 +274,33 @@ class TestWordings:
         do = {"action": "hold", "opening": 1.0, "across": 0.0, "bounds": [1.0, 8.0], "kappa": 1.0, "wordings": 2.0}
         return Policy.from_dict({"rules": {"words": {"when": "always", "do": do}}})
 
-    def round(self, openings, formats=None, **given):
-        modes = {"format": [A] * len(openings) if formats is None else formats, "opening": openings}
-        return round_table([1.0] * len(openings), group_size=len(openings), modes=modes, **given)
+    def round(self, openings, formats=None, prompts=2):
+        """So many prompts whose answers, all right, open like that."""
+        formats = [A] * len(openings) if formats is None else formats
+        modes = {"format": formats * prompts, "opening": openings * prompts}
+        return round_table([1.0] * len(openings) * prompts, group_size=len(openings), modes=modes)
+
+    def seen(self, *given, **more):
+        settings = Hold(opening=1.0)
+        return hold.wordings_of(hold.look(settings, settings.fresh().pool, self.round(*given, **more)).pool)
 
     def test_counted_among_answers_of_one_format(self):
-        """Eight of A: four open with 1, four with 2: 6 + 6 of 28 pairs are alike: 28/12. The four of B, alike, are 6
-        more: 34/18."""
-        settings = Hold(opening=1.0)
-        pool = hold.look(settings, settings.fresh().pool, self.round([1, 1, 1, 1, 2, 2, 2, 2])).pool
-        assert hold.wordings_of(pool) == pytest.approx(28 / 12)
-        table = self.round([1, 1, 1, 1, 2, 2, 2, 2, 1, 1, 1, 1], [A] * 8 + [B] * 4)
-        assert hold.wordings_of(hold.look(settings, pool[:0], table).pool) == pytest.approx(34 / 18)
-        assert hold.wordings_of(pool[:7]) is None, "21 pairs are too few"
+        """Three prompts of four: of 16 pairs of each two, 2 x 2 open with 1 and 2 x 2 with 2: 48/24. Four of A A A B,
+        six pairs of prompts: 9 pairs of A with 5 alike, and one of B, alike: 60/36."""
+        assert self.seen([1, 1, 2, 2], prompts=3) == pytest.approx(48 / 24)
+        assert self.seen([1, 1, 2, 9], [A, A, A, B], prompts=4) == pytest.approx(60 / 36)
+        assert self.seen([1, 1, 2, 2], prompts=2) is None, "16 pairs are too few"
+
+    def test_answers_to_one_prompt_alone_say_nothing_of_the_run(self):
+        """Sixteen right answers to the one prompt that is solved take its words up: 120 pairs, none of two prompts."""
+        assert self.seen([1] * 16, prompts=1) is None
 
     def test_formats_that_each_open_in_one_way_are_left_to_another_rule(self):
         """From the first round on, so that the run is as without this rule; and the log says it."""
-        policy, rests = self.rule(), [1] * 6 + [2] * 6
+        policy, rests = self.rule(), [1] * 4 + [2] * 4
         state = fold.start(policy, {})
         state = replace(state, rules={"words": replace(state.rules["words"], met=True, level=1.0)})
-        state, effect, _ = fold.on_round(policy, state, self.round(rests, [A] * 6 + [B] * 6), {})
+        state, effect, _ = fold.on_round(policy, state, self.round(rests, [A] * 4 + [B] * 4), {})
         assert not effect.addition_n.any()
         at = state.rules["words"]
         assert at.inner.wordings == 1.0
@@ -324,7 +331,8 @@ class TestWordings:
         assert "those of one format open in" in hold.describe(policy.rules[0].action, state.rules["words"].inner)
 
     def test_where_the_base_was_rarely_right_its_first_right_answers_decide_it(self):
-        """A baseline of 8 rounds without a pair; then 8 alike, 28 pairs: one way. What comes later changes nothing."""
+        """A baseline of 8 rounds without a pair; then 64 pairs, 7 x 7 and one of which open alike. What comes later
+        changes nothing."""
         policy = self.rule()
         state = fold.start(policy, {})
         state = replace(state, rules={"words": replace(state.rules["words"], met=True, level=1.0)})
@@ -334,10 +342,10 @@ class TestWordings:
         assert state.rules["words"].inner.baseline.complete
         assert state.rules["words"].inner.wordings is None
         state, effect, _ = fold.on_round(policy, state, self.round([1] * 7 + [2]), {})
-        assert state.rules["words"].inner.wordings == pytest.approx(28 / 21)
+        assert state.rules["words"].inner.wordings == pytest.approx(64 / 50)
         assert not effect.addition_n.any()
         state, effect, _ = fold.on_round(policy, state, self.round([1, 2, 3, 4, 5, 6, 7, 7]), {})
-        assert state.rules["words"].inner.wordings == pytest.approx(28 / 21)
+        assert state.rules["words"].inner.wordings == pytest.approx(64 / 50)
         assert not effect.addition_n.any()
         assert not len(state.rules["words"].inner.pool), "what nothing is compared with is in no checkpoint"
 
