@@ -86,7 +86,7 @@ def test_what_may_have_begun_before_is_told_so() -> None:
     assert one.at_latest
     assert one.sentence.startswith("By step 46 python replaced prose")
     assert phrases.seen_by(one).startswith("began by step 46, confirmed at step 70")
-    assert [phrases.began(check) for check in late if check.first_step == first] == ["by 46"]
+    assert [check.began for check in late if check.first_step == first] == ["by 46"]
     # Where another one saw it in that step for certain, that is when it began.
     certain = found("move-collapse", "fail", first)
     (one,) = told([*late, certain])
