@@ -480,7 +480,9 @@ def describe(settings: Hold, state: HoldState) -> str:
 
 
 def _opening(state: HoldState) -> str:
-    return f"at the base those of one format open in {state.wordings:.2g} ways"
+    # Down, so that what falls short of the line does not read as if it reached it.
+    shown = "?" if state.wordings is None else f"{math.floor(100.0 * state.wordings) / 100.0:.3g}"
+    return f"at the base those of one format open in {shown} ways"
 
 
 def addition(settings: Hold, state: HoldState, seen: Looked, table: RoundTable, kappa: float, scale: float) -> Floats:

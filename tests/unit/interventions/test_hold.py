@@ -314,6 +314,14 @@ class TestWordings:
         kept = json.loads(json.dumps(fold.to_json(policy, state)))
         assert fold.from_json(policy, kept).rules["words"].inner.wordings == 1.0
 
+    def test_what_falls_short_of_the_line_is_not_rounded_up_to_it(self):
+        settings, run = replace(BY_FORMAT, wordings=4.0), RunSoFar(rest=0.0, given={})
+        at = RuleState(condition=None, met=True, level=1.0, inner=replace(known(), wordings=3.999))
+        assert (
+            settings.suspends(at, run)[1]
+            == "right answers: at the base those of one format open in 3.99 ways, fewer than 4"
+        )
+
     def test_words_that_differ_are_held_and_the_base_decides_it_once(self):
         policy = self.rule()
         state = fold.start(policy, {})
