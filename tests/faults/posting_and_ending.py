@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ from rlmon.sinks.webhook import WebhookSink
 
 
 def main(how: str) -> None:
+    # A process that is started in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     webhook = webhook_of(os.environ)
     assert webhook is not None
     sink = WebhookSink(webhook)
