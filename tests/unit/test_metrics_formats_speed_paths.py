@@ -135,7 +135,7 @@ def test_a_stored_sequence_folds_to_the_state_it_always_did() -> None:
     assert said == 10
     # Ten digits: the last ones of a logarithm are the processor's own.
     stored = json.dumps(rounded(state_to_json(state)), sort_keys=True, allow_nan=False)
-    assert hashlib.blake2b(stored.encode(), digest_size=16).hexdigest() == "abb4015659a1ddf3d05999daee0e5803"
+    assert hashlib.blake2b(stored.encode(), digest_size=16).hexdigest() == "348ce2e2c4a72772e2da95004682cc0c"
 
 
 def rounded(value: Any) -> Any:
