@@ -26,6 +26,12 @@ def one_line(text: str, limit: int = MAX_LINE_CHARACTERS) -> str:
     return shown
 
 
+def quoted(text: str, characters: int) -> str:
+    """One line of somebody's text between backticks, which stand for nothing inside it."""
+    shown = one_line(text, characters).replace("`", "'")
+    return f"`{shown}`"
+
+
 def several(items: Sequence[str], most: int, between: str = ", ") -> str:
     """``a, b and 3 more``: the first of some items, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""

@@ -30,6 +30,7 @@ WORST_FIRST: tuple[Status, ...] = ("fail", "warn", "error", "unsure", "note", "p
 
 
 Verdict = Literal["pass", "warn", "fail", "insufficient"]
+"""``insufficient`` is *unsure* to people: nothing bad was seen, and too little to call it a pass."""
 VERDICT_WORDS: Mapping[Verdict, str] = {"pass": "PASS", "warn": "WARN", "fail": "FAIL", "insufficient": "UNSURE"}
 """As people are told it."""
 

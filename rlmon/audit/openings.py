@@ -18,8 +18,8 @@ import pyarrow as pa
 from rlmon.audit.clauses import GONE
 from rlmon.audit.contrast import Windows
 from rlmon.audit.result import OpeningStory
+from rlmon.metrics.formats import NUMBER, OPENING_TOKEN, OPENING_TOKENS
 
-TOKENS = 8
 LEAST_TOKENS = 2
 """One word opens too many different answers (``The``); an answer of one word is whole, and its end counts."""
 OPENING_CHARACTERS = 60
@@ -36,8 +36,7 @@ LEAST_PROMPTS = 3
 SAME = 0.8
 """A longer opening that as many of the answers share says more."""
 _BEGINNING = 400
-_TOKEN = re.compile(r"\w+|[^\w\s]")
-_NUMBER = re.compile(r"\d(?:[\d.,]*\d)?")
+_NAME = re.compile(r"\b[^\W\d_a-z]\w*")
 _END = ""
 """Stands after the last token of an answer that is no longer than an opening."""
 
@@ -90,7 +89,7 @@ class _Ends:
 
     def longest(self, key: tuple[str, ...]) -> tuple[str, ...]:
         """The longest opening that most of the answers which open like that share."""
-        while len(key) < TOKENS:
+        while len(key) < OPENING_TOKENS:
             longer = Counter(one.key[: len(key) + 1] for one in self._opened if one.key[: len(key)] == key)
             best, count = longer.most_common(1)[0]
             if len(best) == len(key) or count < SAME * self.count[key]:
@@ -155,17 +154,14 @@ def _opened(table: pa.Table, steps: np.ndarray | None, sources: frozenset[str] |
 
 
 def _opening(text: str, prompt: int) -> _Opened | None:
-    plain = _NUMBER.sub("#", " ".join(text[:_BEGINNING].split()))
-    found = list(itertools.islice(_TOKEN.finditer(plain), TOKENS + 1))
+    plain = NUMBER.sub("#", " ".join(text[:_BEGINNING].split()))
+    found = list(itertools.islice(OPENING_TOKEN.finditer(plain), OPENING_TOKENS + 1))
     if not found:
         return None
-    key = [_named(token.group()) for token in found[:TOKENS]]
-    if len(found) < TOKENS:
+    key = [_named(token.group()) for token in found[:OPENING_TOKENS]]
+    if len(found) < OPENING_TOKENS:
         key.append(_END)
-    return _Opened(tuple(key), tuple(plain[: token.end()] for token in found[:TOKENS]), prompt)
-
-
-_NAME = re.compile(r"\b[^\W\d_a-z]\w*")
+    return _Opened(tuple(key), tuple(plain[: token.end()] for token in found[:OPENING_TOKENS]), prompt)
 
 
 def _named(text: str) -> str:

@@ -24,7 +24,6 @@ EXAMPLE_CHARACTERS = 4_000
 EXAMPLE_HEAD = 1_200
 """Of these from the beginning; the answer stands at the end."""
 
-"""``insufficient`` is *unsure* to people: nothing bad was seen, and too little to call it a pass."""
 Core = Literal["formats", "entropy", "reward", "groups", "length", "non-finite"]
 """The questions without which nobody can say that a run is well. ``formats``: of answers, or their templates; asked
 where completions were read. ``groups``: the spread of reward inside groups, or the share of silent ones. ``length``:

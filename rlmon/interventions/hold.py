@@ -205,9 +205,10 @@ class Hold(Intervention):
         return None if steered is None else tidy(steered), describe(self, at.inner)
 
     def measures(self, at: RuleState, step: int, *, dry_run: bool) -> Mapping[str, float | None]:
+        if at.suspended:
+            return {"hold_kappa": 0.0, "hold_ratio": None}
         found = [found for part in self.parts if (found := ratio(self, at.inner, part)) is not None]
-        ratio_now = None if at.suspended else min(found, default=None)
-        return {"hold_kappa": 0.0 if at.suspended else at.level, "hold_ratio": ratio_now}
+        return {"hold_kappa": at.level, "hold_ratio": min(found, default=None)}
 
     # -- validation ------------------------------------------------------------------------------------------------
 

@@ -97,7 +97,7 @@ def _after_channel(rest: str) -> str:
 _QUOTED = re.compile(r"\"[^\"\n]{0,200}\"")
 _SINGLE_QUOTED = re.compile(r"'(?<!\w')[^'\n]{1,120}'(?!\w)")
 _CURLY_QUOTED = re.compile("“[^”\n]{0,200}”|«[^»\n]{0,200}»|「[^」\n]{0,200}」")
-_NUMBER = re.compile(r"\d(?:[\d.,]*\d)?")
+NUMBER = re.compile(r"\d(?:[\d.,]*\d)?")
 _NAME = re.compile("[A-ZÀ-ÖØ-ÞΑ-ΩА-Я]\\w*")
 _ASCII_NUMBER = re.compile(r"\d(?:[\d.,]*\d)?", re.ASCII)
 _ASCII_NAME = re.compile(r"[A-Z]\w*", re.ASCII)
@@ -118,7 +118,7 @@ def mask_template(text: str) -> str:
         masked = _SINGLE_QUOTED.sub("«", masked)
     if not masked.isascii():
         masked = _CURLY_QUOTED.sub("«", masked)
-        masked = _NAME.sub("N", _NUMBER.sub("#", masked))
+        masked = _NAME.sub("N", NUMBER.sub("#", masked))
     else:
         masked = _mask_ascii(masked)
     if "  " in masked or "\t" in masked:
@@ -142,8 +142,8 @@ def _mask_ascii(text: str) -> str:
     return _MARKED_NAME.sub(b"N", _MARKED_NUMBER.sub(b"#", data.translate(_MARKED))).decode("ascii")
 
 
-_OPENING_TOKEN = re.compile(r"\w+|[^\w\s]")
-_OPENING_TOKENS = 8
+OPENING_TOKEN = re.compile(r"\w+|[^\w\s]")
+OPENING_TOKENS = 8
 
 
 def opening_tokens(text: str) -> tuple[str, ...]:
@@ -152,7 +152,7 @@ def opening_tokens(text: str) -> tuple[str, ...]:
 
 
 def opening_of_masked(masked: str) -> tuple[str, ...]:
-    found = itertools.islice(_OPENING_TOKEN.finditer(masked[:200]), _OPENING_TOKENS)
+    found = itertools.islice(OPENING_TOKEN.finditer(masked[:200]), OPENING_TOKENS)
     return tuple(token.group() for token in found)
 
 

@@ -168,7 +168,7 @@ class Closing:
         findings: tuple[Finding, ...] = ()
         with faults.guard("detectors"):
             findings = state.judging.findings(record)
-            if state.controller is not None and state.controller.acts(HOLDING):
+            if findings and state.controller is not None and state.controller.acts(HOLDING):
                 # The replay of a log compares no advice.
                 findings = tuple(dataclasses.replace(one, advice=where_held(one.advice)) for one in findings)
         self.findings = (self.findings + list(findings))[-1000:]

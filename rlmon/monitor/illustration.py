@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import rlmon.metrics.moves as moves
 from rlmon.metrics.family import Sums
-from rlmon.printable import one_line
+from rlmon.printable import one_line, quoted
 from rlmon.restored import mapping
 from rlmon.statistics import Floats
 
@@ -149,7 +149,8 @@ def in_words(shown: Mapping[str, Any] | None) -> str:
     told = [f"{one_line(one['mode'], 24)} {one['base_share']:.0%} to {one['now_share']:.0%}" for one in moved]
     parts = [f"formats: {', '.join(told)}"] if told else []
     openers = [
-        f"`{_quoted(one['opener'])}` {one['base_per_1000_tokens']:.0f} to {one['now_per_1000_tokens']:.0f}"
+        f"{quoted(' '.join(one['opener'].split()), 40)} "
+        f"{one['base_per_1000_tokens']:.0f} to {one['now_per_1000_tokens']:.0f}"
         for one in shown["openers"]
         if one["opener"] != moves.NOT_SEEN and _apart(one["base_per_1000_tokens"], one["now_per_1000_tokens"])
     ]
@@ -160,10 +161,6 @@ def in_words(shown: Mapping[str, Any] | None) -> str:
 
 def _apart(base: float, now: float) -> bool:
     return max(base, now) >= OPENER_MOVED * min(base, now) and max(base, now) >= 1.0
-
-
-def _quoted(text: str) -> str:
-    return one_line(" ".join(text.split()), 40).replace("`", "'")
 
 
 def _spread(indices: NDArray[np.int64], most: int) -> NDArray[np.int64]:

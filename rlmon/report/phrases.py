@@ -10,7 +10,7 @@ from rlmon.audit.clauses import GONE, percent, short
 from rlmon.audit.incidents import Incident, listed
 from rlmon.audit.result import Audit, Check, Example, ModeStory, OpeningStory
 from rlmon.audit.verdict import QUESTIONS
-from rlmon.printable import one_line
+from rlmon.printable import one_line, quoted
 from rlmon.records import VERDICT_WORDS, WORST_FIRST, Status
 
 NOT_MEASURED = "-"
@@ -191,20 +191,18 @@ def openings(incident: Incident, audit: Audit) -> str:
     for fate in ("gone", "nearly gone"):
         lost = [story for story in stories if story.fate == fate]
         of = " of the base's answers"
-        named = [f"{_quoted(one.opening)} ({percent(one.base_share)}{'' if at else of})" for at, one in enumerate(lost)]
+        named = [
+            f"{quoted(one.opening, MOST_OPENING_CHARACTERS)} ({percent(one.base_share)}{'' if at else of})"
+            for at, one in enumerate(lost)
+        ]
         if named:
             parts.append(f"{listed(named)} {'is' if len(named) == 1 else 'are'} {fate}")
     parts += [
-        f"{_quoted(one.opening)} has {percent(one.last_share)} (was {percent(one.base_share)})"
+        f"{quoted(one.opening, MOST_OPENING_CHARACTERS)} has {percent(one.last_share)} (was {percent(one.base_share)})"
         for one in stories
         if one.fate == "took over"
     ]
     return f"openings: {'; '.join(parts)}" if parts else ""
-
-
-def _quoted(text: str) -> str:
-    shown = one_line(text, MOST_OPENING_CHARACTERS).replace("`", "'")
-    return f"`{shown}`"
 
 
 def left_out(characters: int) -> str:
