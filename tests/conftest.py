@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 
+from hypothesis import HealthCheck, settings
+
 for name, value in {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -15,6 +17,13 @@ for name, value in {
     "WANDB_SILENT": "true",
 }.items():
     os.environ.setdefault(name, value)
+
+
+# A busy machine is slow, and what is drawn at random is now and then large: neither is a fault of what is tested.
+settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.load_profile("any-machine")
 
 
 def pytest_collection_finish() -> None:

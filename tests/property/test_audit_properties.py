@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from audit_rows import audited, draw, opened, table, told
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from rlmon.audit import counting
@@ -20,7 +20,7 @@ from rlmon.metrics.formats import ModeSet
 
 # A seed says all there is to say: nothing is gained by looking for a smaller one.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
-FEW = settings(max_examples=12, deadline=None, phases=PHASES, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=12, phases=PHASES)
 STEPS = 10
 
 
@@ -145,7 +145,7 @@ any_row = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(st.lists(any_row, min_size=1, max_size=14), st.integers(0, 14))
 def test_any_rows_are_audited_and_the_result_is_json(rows: list[dict[str, Any]], cut: int) -> None:
     whole = table(rows)

@@ -85,7 +85,7 @@ def jumpy_run(seed, looks=60, sources=("a", "b")):
     return out
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(records(anything), max_size=12))
 def test_any_record_folds_and_the_state_stays_json(items):
     first, said = run(fresh(), items)
@@ -98,7 +98,7 @@ def test_any_record_folds_and_the_state_stays_json(items):
     assert json.dumps(state_to_json(state_from_json(json.loads(text))), allow_nan=False) == text
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), cut=st.integers(0, 60))
 def test_resumed_from_json_anywhere_says_the_same(seed, cut):
     items = jumpy_run(seed)
@@ -112,7 +112,7 @@ def test_resumed_from_json_anywhere_says_the_same(seed, cut):
     assert any(f.detector == "non-finite" for f in said)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(records(unit_interval), min_size=1, max_size=10))
 def test_evidence_never_falls_below_the_weight_left_and_old_states_stay(items):
     state = fresh()

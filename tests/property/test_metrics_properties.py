@@ -10,7 +10,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_round import FAMILIES, MODES, blocks, finished, flat, sums, tokens
 
@@ -30,12 +30,12 @@ PIECES = [
     "\\boxed{16}", "1. a\n", "2. b\n", "- c\n", "<think>", "</think>", "####", "\x00", "\ud800", "9" * 30, "((((", "}}",
     "\x1b[31m", "The answer is ", "don't 'quote' ", "安有十六个。", "\n\n", "$x^2$", "#", "def f(", "é", "\u202e",
 ]  # fmt: skip
-rounds = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+rounds = settings(max_examples=20)
 any_text = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=12).map("".join),
     st.text(st.characters(), max_size=200),
 )
-relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(max_examples=60)
 
 
 @relaxed

@@ -48,7 +48,7 @@ def runs(draw):
     return rounds
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(runs(), st.floats(0, 1), st.floats(0, 4))
 def test_any_run_is_finite_bounded_centred_and_resumable(rounds, within, kappa):
     of = ModeMarginal(within=within)
@@ -72,7 +72,7 @@ def test_any_run_is_finite_bounded_centred_and_resumable(rounds, within, kappa):
         assert steered is None or of.bounds[0] <= steered <= of.bounds[1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 2**62))
 def test_names_of_modes_and_order_of_groups_do_not_matter(seed, factor):
     rng = np.random.default_rng(seed)

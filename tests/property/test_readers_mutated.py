@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_rows import SHAPES
 
@@ -105,14 +105,14 @@ def check(original: Path, choice: int, changes: list[Mutation], mapping: dict[st
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(choice=st.integers(0, 40), changes=st.lists(mutations, min_size=1, max_size=3))
 def test_damaged_runs(name: str, choice: int, changes: list[Mutation]) -> None:
     check(GOLDEN / "foreign" / name, choice, changes)
 
 
 @pytest.mark.parametrize("name", CURVES)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(choice=st.integers(0, 40), changes=st.lists(mutations, min_size=1, max_size=3))
 def test_damaged_curves(name: str, choice: int, changes: list[Mutation]) -> None:
     check(GOLDEN / "cases" / name, choice, changes)
@@ -125,14 +125,14 @@ def test_damaged_curves(name: str, choice: int, changes: list[Mutation]) -> None
         ("rows.parquet", {"prompt": "chat", "completion": "written", "reward": "marks.total", "step": "update"}),
     ],
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(changes=st.lists(mutations, min_size=1, max_size=3))
 def test_damaged_files(name: str, mapping: dict[str, str], changes: list[Mutation]) -> None:
     check(GOLDEN / "foreign" / "plain" / name, 0, changes, mapping)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(shape=st.sampled_from(sorted(SHAPES)), changes=st.lists(mutations, max_size=3))
 def test_damaged_shapes(suffix: str, shape: str, changes: list[Mutation]) -> None:
     with tempfile.TemporaryDirectory() as scratch:

@@ -8,14 +8,14 @@ from typing import Any
 
 import make_runlog as made
 import pyarrow as pa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlmon.records import Rollout
 from rlmon.runlog import RunLogWriter, as_stored, compact, layout, lines, open_run, restore_text, schema
 from rlmon.runlog.text import MARK, stored_text
 
-patient = settings(deadline=None, max_examples=60)
+patient = settings(max_examples=60)
 
 any_text = st.text(
     st.one_of(st.characters(), st.characters(categories=["Cs"]), st.sampled_from(["\\", "u", "d", MARK, "\0", "\n"]))
@@ -121,7 +121,7 @@ attempts = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(history=attempts)
 def test_shown_steps_are_those_of_one_uninterrupted_run(
     tmp_path_factory: Any, history: list[tuple[bool, int, int]]

@@ -24,7 +24,7 @@ pieces = st.sampled_from(
 )  # fmt: skip
 ascii_texts = st.text(st.characters(codec="ascii"), max_size=60)
 texts = st.one_of(st.text(max_size=60), ascii_texts, st.lists(st.one_of(pieces, ascii_texts), max_size=12).map("".join))
-MANY = settings(max_examples=300, deadline=None)
+MANY = settings(max_examples=300)
 
 
 @MANY

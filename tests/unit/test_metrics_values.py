@@ -228,7 +228,7 @@ NUMBERS = st.floats(min_value=-1e5, max_value=1e5, allow_nan=False, width=32)
 ROWS = st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS, st.booleans()), min_size=1, max_size=40)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(rows=ROWS, cut=st.integers(0, 40))
 def test_ranks_add_up_and_agree_with_numpy_on_all_tokens(
     rows: list[tuple[float, float, float, bool]], cut: int

@@ -65,7 +65,7 @@ def test_a_row_without_tokens_of_its_own_has_nothing() -> None:
     assert returns[1].tolist() == [3.0, 2.0, 1.0]  # undiscounted: rewards of 1 until the end
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 4),
     tokens=st.integers(1, 12),

@@ -50,7 +50,7 @@ def test_closed_forms_of_beta(x: float, a: float, b: float, expected: float) -> 
     assert float(stats.beta_cdf(x, a, b)) == pytest.approx(expected, abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.floats(0.05, 30), st.floats(0.05, 30))
 def test_beta_rises_from_0_to_1_and_mirrors(a: float, b: float) -> None:
     grid = np.linspace(0, 1, 41)

@@ -133,7 +133,7 @@ rounds_of_rewards = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rounds_of_rewards, st.randoms(use_true_random=False))
 def test_the_order_of_rows_decides_nothing(rounds: list[list[tuple[Any, Any]]], random: Any) -> None:
     def columns(rows: list[tuple[Any, Any]]) -> Columns:

@@ -287,7 +287,7 @@ def test_the_engine_takes_characters_only_where_nothing_counts_tokens() -> None:
     assert not engine._case(opened(rows, scalars={"completions/mean_length": tokens}), None, 1, None).characters
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_step_values_lie_in_their_ranges(seed: int) -> None:
     rng = np.random.default_rng(seed)
