@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import math
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlmon.lab.claims import TOP_SHARE_LINE
+from studies.drawing import DIM, FAIL, INK, STYLE, WARN, Lines, band, percent, save
 from studies.ppo_arms import CLAIMED, CURVE_EVERY_ROUNDS, MARGIN
 from studies.ppo_results import Study, by_seed
 
@@ -23,11 +23,7 @@ COLOURS: Mapping[str, str] = {
     "ppo-protect": "#7a8b3c",
 }
 LABELS: Mapping[str, str] = {"grpo": "GRPO", "ppo": "PPO"}
-INK, DIM, GRID, WARN, FAIL = "#1b1f24", "#5b6470", "#dfe3e8", "#9a6a00", "#c0271a"
 SMOOTH_ROUNDS = 10
-
-Lines = list[tuple[list[float], list[float]]]
-"""(rounds, values) of each seed."""
 
 
 def draw(study: Study, out: Path) -> dict[str, str]:
@@ -38,16 +34,8 @@ def draw(study: Study, out: Path) -> dict[str, str]:
         return {}
     if not all(study.of(arm) for arm in CLAIMED):
         return {}
-    style: dict[Any, Any] = {
-        "font.size": 10.5, "text.color": INK, "axes.edgecolor": GRID, "axes.labelcolor": DIM, "axes.titlecolor": INK,
-        "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 12.0,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.grid": True,
-        "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": GRID, "xtick.color": DIM, "ytick.color": DIM,
-        "xtick.labelcolor": DIM, "ytick.labelcolor": DIM, "ytick.major.size": 0, "legend.frameon": False,
-        "figure.facecolor": "white", "savefig.dpi": 160, "lines.solid_capstyle": "round",
-    }  # fmt: skip
     matplotlib.use("agg")
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         _draw_curves(study, out / "curves.png")
         _draw_collapse(study, out / "collapse.png")
         critic = _draw_critic(study, out / "critic.png")
@@ -81,32 +69,7 @@ def _series(
     return lines
 
 
-def _band(
-    axis: Any,
-    lines: Lines,
-    colour: str,
-    label: str,
-    middle: Callable[[Sequence[float]], float] = statistics.fmean,
-    **line: Any,
-) -> None:
-    """``middle`` over the seeds that were measured at a round, and the band from the lowest to the highest of them."""
-    found: dict[float, list[float]] = {}
-    for rounds, values in lines:
-        for x, value in zip(rounds, values, strict=True):
-            found.setdefault(x, []).append(value)
-    at = sorted(found)
-    # No line across rounds without a measurement.
-    breaks = [before + 0.5 for before, after in itertools.pairwise(at) if after - before > CURVE_EVERY_ROUNDS]
-    at = sorted([*at, *breaks])
-    columns = [found.get(x, [math.nan]) for x in at]
-    axis.fill_between(at, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.16, linewidth=0)
-    axis.plot(at, [middle(c) for c in columns], color=colour, linewidth=2.2, label=label, **line)
-
-
-def _percent(axis: Any, decimals: int = 0) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=decimals))
+_rounds = functools.partial(band, most_apart=CURVE_EVERY_ROUNDS)
 
 
 def _draw_curves(study: Study, path: Path) -> None:
@@ -117,15 +80,15 @@ def _draw_curves(study: Study, path: Path) -> None:
     )
     base = study.base["evaluation"]["accuracy"]
     for arm in CLAIMED:
-        _band(reward, _series(study.of(arm), "reward"), COLOURS[arm], LABELS[arm])
+        _rounds(reward, _series(study.of(arm), "reward"), COLOURS[arm], LABELS[arm])
         points: Lines = [
             ([p["round"] for p in r["curve"]], [p["accuracy"] for p in r["curve"]]) for r in study.of(arm) if r["curve"]
         ]
-        _band(held_out, points, COLOURS[arm], LABELS[arm], marker="o", markersize=4.2)
+        _rounds(held_out, points, COLOURS[arm], LABELS[arm], marker="o", markersize=4.2)
     for axis, title in ((reward, "Training reward"), (held_out, "Held-out accuracy")):
         axis.set(title=title, xlabel="round of 64 completions", xlim=(0, study.plan.rounds))
         axis.margins(x=0)
-        _percent(axis)
+        percent(axis)
     held_out.legend(loc="lower right", bbox_to_anchor=(1.0, 0.04))
     reward.axhline(base, color=DIM, linewidth=1, linestyle=(0, (4, 3)))
     reward.annotate("base, held out", (1.0, base), (0, -4), xycoords=("axes fraction", "data"), ha="right", va="top",
@@ -150,7 +113,7 @@ def _draw_curves(study: Study, path: Path) -> None:
     paired.set_xlabel("seed", x=0.4)
     bottom, top = paired.get_ylim()
     paired.set_ylim(min(bottom, -100 * MARGIN - 0.4), max(top, 0.4))
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_collapse(study: Study, path: Path) -> None:
@@ -189,13 +152,13 @@ def _draw_collapse(study: Study, path: Path) -> None:
             else:
                 axis.axhline(TOP_SHARE_LINE, color=DIM, linewidth=1, linestyle=(0, (4, 3)))
                 axis.set(xlabel="round of 64 completions", ylim=(0.2, 1.03), xlim=(0, study.plan.rounds))
-                _percent(axis)
+                percent(axis)
     handles = [
         Line2D([], [], marker=shape, color=colour, linestyle="", markersize=size, markeredgecolor="white", label=label)
         for _, colour, shape, size, label in marks
     ]
     axes[0][1].legend(handles=handles, loc="lower right", bbox_to_anchor=(1.02, 1.0), ncols=2)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_critic(study: Study, path: Path) -> bool:
@@ -208,8 +171,8 @@ def _draw_critic(study: Study, path: Path) -> bool:
     for arm in arms:
         label = LABELS.get(arm, arm)
         lines = _series(study.of(arm), "explained_variance", statistics.median)
-        _band(explained, lines, COLOURS[arm], label, statistics.median)
-        _band(loss, _series(study.of(arm), "value_loss"), COLOURS[arm], label)
+        _rounds(explained, lines, COLOURS[arm], label, statistics.median)
+        _rounds(loss, _series(study.of(arm), "value_loss"), COLOURS[arm], label)
     explained.axhline(0.0, color=DIM, linewidth=1)
     explained.set(title="Explained variance of the returns", ylim=(-0.2, 0.4))
     loss.set(title="Value loss, half a squared error")
@@ -219,12 +182,5 @@ def _draw_critic(study: Study, path: Path) -> bool:
         axis.minorticks_off()
         axis.set(xlabel="round of 64 completions", xlim=(0, study.plan.rounds))
     loss.legend(loc="lower left", fontsize=9.5)
-    _save(figure, path)
+    save(figure, path)
     return True
-
-
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
-    figure.savefig(path, metadata={"Software": None})
-    pyplot.close(figure)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rlmon.errors import ConfigError
 from rlmon.report.markup import escape
 from studies.cells import Result
+from studies.real_figures import draw
 from studies.real_measures import KINDS, scores, with_two_right
 from studies.tables import interval, markdown, mean_of
 
@@ -47,18 +50,26 @@ def write_tables(page: Path, results: Path, seeds: Sequence[int]) -> None:
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
-    parts = [BEGIN, *sections(read, seeds), END]
+    pictures = {}
+    for task in dict.fromkeys(cell["task"] for cell in read if cell.get("seed") in seeds):
+        picture = results / f"{task}.png"
+        shows = draw([cell for cell in read if cell["task"] == task and cell.get("seed") in seeds], picture)
+        if shows is not None:
+            pictures[task] = f"![{shows}]({quote(os.path.relpath(picture, page.parent))})\n\n{shows}."
+    parts = [BEGIN, *sections(read, seeds, pictures), END]
     page.write_text(before + "\n\n".join(parts) + after, encoding="utf-8")
 
 
-def sections(read: Sequence[Result], seeds: Sequence[int]) -> list[str]:
-    """Markdown, a part at a time. Seeds that are not in ``seeds`` only show what training was like."""
+def sections(read: Sequence[Result], seeds: Sequence[int], pictures: Mapping[str, str] = {}) -> list[str]:
+    """Markdown, a part at a time; ``pictures`` by task. Seeds that are not in ``seeds`` only show what training was
+    like."""
     cells = [result for result in read if "arm" in result]
     parts = []
     for task in dict.fromkeys(result["task"] for result in read):
         mine = [cell for cell in cells if cell["task"] == task]
         bases = [result["evaluation"] for result in read if result["task"] == task and "evaluation" in result]
         parts.append(f"## The task {task}")
+        parts += [pictures[task]] if task in pictures else []
         reported = [cell for cell in mine if cell["seed"] in seeds]
         steps = sorted({int(step) for cell in reported for step in cell["evaluations"]})
         if not reported or not steps:

@@ -123,7 +123,7 @@ def side_labels(result: Comparison) -> tuple[str, str]:
 
 
 def status_words(statuses: Sequence[str], onsets: Sequence[int | None]) -> list[tuple[str, str]]:
-    """``[("fail", "2 FAIL at 53, 62"), ("pass", "1 PASS")]``, worst first; no counts for one run."""
+    """``[("fail", "2 FAIL by 53, 62"), ("pass", "1 PASS")]``, worst first; no counts for one run."""
     found = []
     for status in STATUSES:
         here = [at for at, one in enumerate(statuses) if one == status]
@@ -132,7 +132,7 @@ def status_words(statuses: Sequence[str], onsets: Sequence[int | None]) -> list[
         known = sorted(step for at in here if (step := onsets[at]) is not None)
         words = f"{len(here)} {status.upper()}" if len(statuses) > 1 else status.upper()
         shown = ", ".join(str(step) for step in known[:RUNS_SHOWN]) + (", ..." if len(known) > RUNS_SHOWN else "")
-        found.append((status, f"{words} at {shown}" if known else words))
+        found.append((status, f"{words} by {shown}" if known else words))
     return found
 
 

@@ -160,7 +160,7 @@ def where(check: Check) -> str:
     """``began at step 66, confirmed at step 88, in source 'sums'``; empty where nothing is known."""
     parts = []
     if check.first_step is not None:
-        parts.append(f"began {'by' if check.at_latest else 'at'} step {check.first_step}")
+        parts.append(began(check.first_step, at_latest=check.at_latest))
     if check.alarm_step is not None:
         parts.append(f"confirmed at step {check.alarm_step}")
     if check.source is not None:
@@ -168,9 +168,14 @@ def where(check: Check) -> str:
     return ", ".join(parts)
 
 
+def began(step: int, *, at_latest: bool) -> str:
+    """``began at step 66``, or ``began by step 66`` where it may have begun before."""
+    return f"began {'by' if at_latest else 'at'} step {step}"
+
+
 def seen_by(incident: Incident) -> str:
     """``began at step 46, confirmed at step 70, seen by format-collapse and template-collapse``."""
-    parts = [] if incident.began is None else [f"began {'by' if incident.at_latest else 'at'} step {incident.began}"]
+    parts = [] if incident.began is None else [began(incident.began, at_latest=incident.at_latest)]
     parts += [] if incident.confirmed is None else [f"confirmed at step {incident.confirmed}"]
     parts.append(f"seen by {listed([one_line(check.id, 60) for check in incident.checks], len(incident.checks))}")
     return ", ".join(parts)

@@ -111,8 +111,8 @@ def test_a_difference_has_the_digits_that_its_interval_allows(
 
 def test_statuses_are_counted_worst_first_with_their_onsets() -> None:
     found = compare_words.status_words(["pass", "fail", "warn", "fail"], [None, 62, None, 53])
-    assert found == [("fail", "2 FAIL at 53, 62"), ("warn", "1 WARN"), ("pass", "1 PASS")]
-    assert compare_words.status_words(["fail"], [7]) == [("fail", "FAIL at 7")]
+    assert found == [("fail", "2 FAIL by 53, 62"), ("warn", "1 WARN"), ("pass", "1 PASS")]
+    assert compare_words.status_words(["fail"], [7]) == [("fail", "FAIL by 7")]
     assert compare_words.status_words(["absent"], [None]) == [("absent", "ABSENT")]
 
 
@@ -195,11 +195,11 @@ def test_a_note_on_one_side_stands_between_what_went_wrong_and_what_passed() -> 
     row = next(check for check in noted().checks if check.id == "silent-groups-good")
     assert (row.a, row.b) == (["note"], ["absent"])
     assert noted().checks[0] is row
-    assert "NOTE at 71" in screen(noted(), 120)
-    assert "🔵 NOTE at 71" in compare_markdown.render(noted())
+    assert "NOTE by 71" in screen(noted(), 120)
+    assert "🔵 NOTE by 71" in compare_markdown.render(noted())
     # Of three seeds a side: worst first, the note after the error.
     assert compare_words.status_words(["pass", "note", "error", "fail"], [None, 71, None, 5]) == [
-        ("fail", "1 FAIL at 5"), ("error", "1 ERROR"), ("note", "1 NOTE at 71"), ("pass", "1 PASS"),
+        ("fail", "1 FAIL by 5"), ("error", "1 ERROR"), ("note", "1 NOTE by 71"), ("pass", "1 PASS"),
     ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import pytest
 from rlmon.errors import ConfigError
 from rlmon.lab.bases import BASE_DIR
 from rlmon.lab.task import split_questions
-from studies import real_cell, real_pilot, real_runs, real_tables
+from studies import real_cell, real_figures, real_pilot, real_runs, real_tables
 from studies.real_cell import TRAJECTORY, RealArm, RealCell, Sitting, reached, run_cell
 from studies.real_measures import KINDS, Row, effective_ways, equal_pairs, measured, pass_at, scores, with_two_right
 from studies.real_pilot import Timed, qualified, time_steps
@@ -256,6 +256,29 @@ def test_the_page_keeps_what_stands_around_its_tables(tmp_path: Path) -> None:
     page.write_text("no marks\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="once each"):
         real_tables.write_tables(page, tmp_path, [0])
+
+
+def test_the_picture_shows_trailing_means_of_what_was_measured_and_is_on_the_page(tmp_path: Path) -> None:
+    # Steps 1, 3 and 7 were measured; of the five up to step 7 only 3 and 7: (1 + 4) / 2.
+    assert real_figures.smoothed([3.0, None, 1.0, None, None, None, 4.0]) == ([1.0, 3.0, 7.0], [3.0, 2.0, 2.5])
+    page, results = tmp_path / "page.md", tmp_path / "of runs"
+    page.write_text(f"{real_tables.BEGIN}\n{real_tables.END}\n", encoding="utf-8")
+    trajectory = {name: [1.0, 2.0, None if name == "kl_nats" else 3.0] for name in TRAJECTORY}
+    results.mkdir()
+    for seed in (0, 1, 100):
+        cell = {"task": "t", "arm": "hold", "seed": seed, "steps": 3, "findings": [[2, "fail", "move-collapse"]],
+                "trajectory": trajectory, "evaluations": {}}  # fmt: skip
+        (results / f"{seed}.json").write_text(json.dumps(cell), encoding="utf-8")
+    real_tables.write_tables(page, results, [0, 1])
+    assert "](of%20runs/t.png)" in page.read_text(encoding="utf-8")
+    first = (results / "t.png").read_bytes()
+    real_tables.write_tables(page, results, [0, 1])
+    assert (results / "t.png").read_bytes() == first
+    real_tables.write_tables(page, results, [1])
+    first = (results / "t.png").read_bytes()
+    (results / "1.json").write_text(json.dumps(cell | {"seed": 1, "findings": []}), encoding="utf-8")
+    real_tables.write_tables(page, results, [1])
+    assert (results / "t.png").read_bytes() != first  # no cross
 
 
 @pytest.mark.trl
