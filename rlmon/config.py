@@ -80,6 +80,11 @@ class RLMonConfig:
         "What counts as a success: a threshold on the total reward (0.5), a reward function's name (its "
         "top value), or both (accuracy_reward>0.9). Default: decided once from the first rewards, and said.",
     )
+    rlmon_base_sample: int = option(
+        0,
+        "Sample this many completions of the base before the first update (256 is a good number; rounded up to whole "
+        "rounds), score them, and compare the run with these. Default: 0, the first training rounds are the baseline.",
+    )
     rlmon_base_kl: str = option(
         "auto",
         "Where the initial base model comes from for KL-to-base. auto picks the cheapest that passes its "
@@ -148,6 +153,7 @@ class RLMonConfig:
                     f"{setting.name} is {value!r}; it must be {one_of(allowed)}.{nearest(value, allowed)}"
                 )
         for name, least in (
+            ("rlmon_base_sample", 0),
             ("rlmon_base_kl_every", 1),
             ("rlmon_base_kl_tokens", 1),
             ("rlmon_table_every", 0),

@@ -17,7 +17,8 @@ from typing import Any, Literal
 SCHEMA_VERSION = 2
 """Version of everything a run directory holds. Readers migrate older versions, writers write only this one."""
 
-Split = Literal["train", "eval"]
+Split = Literal["train", "eval", "base"]
+"""``base``: a sample of the base before the first update (``rlmon_base_sample``), which nothing is trained on."""
 Severity = Literal["note", "warn", "fail"]
 """``note``: what costs compute and not capability. It is said once and is never part of a verdict."""
 Status = Literal["pass", "note", "warn", "fail", "unsure", "skip", "error"]
@@ -88,14 +89,14 @@ class Rollout:
 
     attempt: int
     round: int
-    """Our own counter of generations (train and eval count apart), continued on resume."""
+    """Our own counter of generations (train, eval and base count apart), continued on resume."""
     split: Split
     global_row: int
     """Row in the generation over all ranks, before any shuffling."""
     group: int
     """``global_row // group_size``: completions of one draw of one prompt."""
     step: int
-    """``global_step`` after the update that first trains this round; for eval the step it was made at."""
+    """``global_step`` after the update that first trains this round; for eval the step it was made at; 0 for base."""
     prompt_id: str
     """Hash of the canonical prompt."""
     source: str
@@ -174,6 +175,16 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BaseSample:
+    """What was sampled of the base before the first update (``rlmon_base_sample``), over all ranks."""
+
+    prompts: int
+    completions: int
+    blocks: Sequence[Block]
+    """Detectors compare later blocks with these."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepRecord:
     """What one optimizer step showed; one line of ``steps.jsonl``."""
 
@@ -204,6 +215,8 @@ class StepRecord:
     """Time spent in the monitor during this step on rank 0 (CPU time of this thread), base forward apart."""
     base_forward_seconds: float | None = None
     """Time spent in forwards of the base model and the exact KL on rank 0; ``None`` on steps without one."""
+    base: BaseSample | None = None
+    """In the first record of a run that sampled its base: what comes before anything that this record says."""
 
 
 @dataclass(frozen=True, slots=True)

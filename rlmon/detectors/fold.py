@@ -18,7 +18,7 @@ from rlmon.detectors.state import POOL, DetectorState
 from rlmon.detectors.tallies import TALLIED, Tallies, over_all_pairs, with_tallies
 from rlmon.detectors.telling import finding, immediate_finding
 from rlmon.keys import recorded_source_key
-from rlmon.records import Block, Finding, StepRecord
+from rlmon.records import BaseSample, Block, Finding, StepRecord
 
 MAX_SOURCES = 65
 """64 strata and one pool for the rest."""
@@ -34,7 +34,10 @@ def step(state: DetectorState, record: StepRecord) -> tuple[DetectorState, tuple
     steps do no harm. Cost: O(blocks x detectors), independent of the length of the run.
     """
     plan = state.plan
-    state, blocks = _columns(_named(state, record.sources), record.blocks)
+    state = _named(state, record.sources)
+    if record.base is not None and not state.records:
+        state = _with_sample(state, record.base)
+    state, blocks = _columns(state, record.blocks)
     records = state.records + 1
     fire = np.zeros((1, len(state.roster.betting), 2), dtype=np.bool_)
     arrays = state.arrays
@@ -74,6 +77,16 @@ def seed_baseline(state: DetectorState, blocks: tuple[Block, ...]) -> DetectorSt
     arrays, _ = ev.observe(plan, state.arrays, columns, 0.0, pairs=_pairs(state), only_baseline=True)
     state = dataclasses.replace(state, arrays=arrays)
     return dataclasses.replace(state, tallies=_still_open(state))
+
+
+def _with_sample(state: DetectorState, sample: BaseSample) -> DetectorState:
+    """The state whose baselines are those of a sample of the base, of what it measured: the rest of them, and those of
+    sources of which it had less than four blocks, go on with the first records."""
+    state = seed_baseline(state, tuple(sample.blocks))
+    done_SQ, names = state.arrays.done[0], state.roster.statistics
+    found = {s: tuple(names[q] for q in np.flatnonzero(done_SQ[at])) for at, s in enumerate(state.sources)}
+    sampled = {source: statistics for source, statistics in found.items() if statistics}
+    return dataclasses.replace(state, base_completions=sample.completions, sampled=sampled)
 
 
 def open_tallies(state: DetectorState, source: str) -> frozenset[str]:

@@ -49,6 +49,15 @@ class DetectorState:
     """The detectors."""
     plan: ev.Plan = field(repr=False, compare=False)
     """The lines and bets as arrays, derived from ``alpha``, ``parameters`` and ``roster``; never stored."""
+    base_completions: int = 0
+    """Completions of the sample of the base that baselines were taken from; 0: there was none."""
+    sampled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By source, the statistics whose baseline is that sample; those of all others are early rounds."""
+
+    def baseline_kind(self, source: str, statistic: str) -> str:
+        """Where the baseline of a statistic of a source is from."""
+        kind: str = self.parameters["baseline_kind"]
+        return "base_sample" if statistic in self.sampled.get(source, ()) else kind
 
 
 def start(
@@ -150,6 +159,11 @@ def state_to_json(state: DetectorState) -> dict[str, Any]:
         "arrays": {f.name: _encode(getattr(state.arrays, f.name)) for f in dataclasses.fields(ev.Arrays)},
         "immediate_calm": list(state.immediate_calm),
         "fired": state.fired,
+        **(
+            {"base_sample": {"completions": state.base_completions, "statistics": plain(state.sampled)}}
+            if state.base_completions
+            else {}
+        ),
     }
 
 
@@ -169,6 +183,7 @@ def state_from_json(data: Mapping[str, Any]) -> DetectorState:
     known = {source: source if source == POOL else recorded_source_key(source) for source in data.get("sources", ())}
     by_name = {key: source for source, key in known.items() if key != source}
     told = data.get("statistics", fresh.roster.statistics_without_wording)
+    sampled = data.get("base_sample", {"completions": 0, "statistics": {}})
     try:
         for f in dataclasses.fields(ev.Arrays):
             like: np.ndarray[Any, Any] = getattr(fresh.arrays, f.name)
@@ -186,6 +201,8 @@ def state_from_json(data: Mapping[str, Any]) -> DetectorState:
             arrays=ev.Arrays(**arrays),
             immediate_calm=tuple(int(v) for v in data["immediate_calm"]),
             fired=int(data["fired"]),
+            base_completions=int(sampled["completions"]),
+            sampled={str(source): tuple(names) for source, names in sampled["statistics"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"The saved detector state is incomplete: {error}.") from error

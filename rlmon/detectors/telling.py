@@ -110,6 +110,7 @@ def _source_rows(state: DetectorState, plan: ev.Plan, spec: DetectorSpec, d: int
                     "metric": metric,
                     "baseline": None if absolute else _value(state.arrays.base[0, s, q]),
                     "baseline_se": None if absolute else _value(state.arrays.se[0, s, q]),
+                    "baseline_kind": "none" if absolute else state.baseline_kind(source, statistic),
                     "baseline_done": absolute or bool(state.arrays.done[0, s, q]),
                     "baseline_prompts": 0 if absolute else int(sums[ev.PROMPTS]),
                     "now": _value(now),
@@ -139,6 +140,8 @@ def finding(state: DetectorState, record: StepRecord, d: int, rung: int) -> Find
             f" The baseline of {worst['baseline_prompts']} prompts is too small for the nominal line: "
             f"{missing} more prompts are missing, until then the line stands where the base's error reaches."
         )
+    if worst["baseline_kind"] == "base_sample" and state.base_completions:
+        message += f" Its base is a sample of {state.base_completions} completions."
     if spec.agreement:
         seconds = [
             other.id
@@ -162,6 +165,8 @@ def finding(state: DetectorState, record: StepRecord, d: int, rung: int) -> Find
     }
     if seconds:
         found["second_signals"] = seconds
+    if worst["baseline_kind"] == "base_sample" and state.base_completions:
+        found["base_completions"] = state.base_completions
     return Finding(
         finding_id=f"{spec.id}-{severity}-{record.attempt}-{record.step}-{state.records}",
         detector=spec.id,
@@ -174,7 +179,7 @@ def finding(state: DetectorState, record: StepRecord, d: int, rung: int) -> Find
         source=source,
         message=message,
         advice=spec.advice,
-        baseline_kind="none" if spec.rule == "absolute" else state.parameters["baseline_kind"],
+        baseline_kind=worst["baseline_kind"],
         baseline_prompts=worst["baseline_prompts"],
         benign_sharpening=_benign(state, worst["key"]),
         evidence=found,

@@ -39,6 +39,7 @@ class Anchor(Intervention):
     needs_success = True
     measured_by = ("rlmon/format/effective", "up")
     holds: ClassVar[Mapping[str, float | None]] = {"anchor_weight": 0.0}
+    folds_base = True
 
     modes: ModeKind = setting("format", "what counts as a mode")
     weight: float = setting(0.05, "weight of the supervised loss when it begins", low=0.0, high=1.0)

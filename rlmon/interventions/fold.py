@@ -127,6 +127,32 @@ def on_round(
     return state, effect, tuple(actions)
 
 
+def on_base(policy: Policy, state: RulesState, table: RoundTable) -> RulesState:
+    """Fold a sample of the base, all of it as one round that nothing acts on: for interventions that compare the run
+    with its base (``folds_base``). One that raises has failed, as in ``on_round``."""
+    rules = dict(state.rules)
+    for rule in policy.rules:
+        if not rule.action.folds_base:
+            continue
+        at = rules[rule.name]
+        round = Round(
+            table=table,
+            level=0.0,
+            acting=False,
+            dry_run=rule.dry_run,
+            scale=state.scale,
+            left_N=table.advantage_N,
+            known=None,
+        )
+        try:
+            inner, _ = answers.change_of_rows(rule.action.on_round(at.inner, round), len(table))
+        except Exception as error:
+            rules[rule.name] = _failed(at, error)
+            continue
+        rules[rule.name] = replace(at, inner=inner)
+    return replace(state, rules=rules)
+
+
 def _with(effect: RowEffect, change: RowChange) -> RowEffect:
     """The effect with one rule's change beside it. Raises ``ValueError`` where together they are out of all bounds."""
     factor_n, limit, addition_n = effect.factor_n, effect.limit, effect.addition_n

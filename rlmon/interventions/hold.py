@@ -90,6 +90,7 @@ class Hold(Intervention):
     measured_by = ("rlmon/intervention/hold_ratio", "up")
     starts_at = "kappa"
     holds: ClassVar[Mapping[str, float | None]] = {"hold_kappa": 0.0, "hold_ratio": None}
+    folds_base = True
     moves_when_dry = True
 
     format: float = setting(

@@ -186,6 +186,9 @@ class Intervention:
     holds: ClassVar[Mapping[str, float | None]] = {}
     """Metrics ``rlmon/intervention/*`` that are null without a rule of this kind, and the most that each is while none
     acts; ``None``: unbounded."""
+    folds_base: ClassVar[bool] = False
+    """Whether a sample of the base (``rlmon_base_sample``) goes through ``on_round`` as well, once, before the first
+    round and without acting: for one that compares the run with its base."""
     moves_when_dry: ClassVar[bool] = False
     """Whether a dry run moves its metrics too."""
 

@@ -86,6 +86,7 @@ class ModeMarginal(Intervention):
     measured_by = ("rlmon/format/effective_correct", "up")
     starts_at = "kappa"
     holds: ClassVar[Mapping[str, float | None]] = {"kappa": 0.0, "mode_ratio": None}
+    folds_base = True
     moves_when_dry = True
 
     modes: ModeKind = setting("format", "what counts as a mode")

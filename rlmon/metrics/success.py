@@ -288,24 +288,23 @@ class Deciding:
         ``round_rewards``. Where those are not handed in, several ranks can only decide from rows that they exchange
         (``only_function``).
         """
-        rows = len(batch)
-        whole: tuple[Column | None, Mapping[str, Column]] | None = None
-        if batch.round_rewards is not None or batch.round_reward is not None:
-            whole = batch.round_reward, batch.round_rewards or {}
-        elif world_size == 1:
-            whole = batch.reward, batch.rewards
+        whole = _of_all_ranks(batch, world_size)
         after = self
-        if batch.split == "train":
+        if batch.split != "eval":
             if whole is not None:
                 prompts = _rows(*whole) / max(1, batch.group_size)
                 after = self.with_round(*whole, prompts=prompts, weights=batch.reward_weights)
             elif not self.decided and only_function(batch, world_size) is None:
                 after = dataclasses.replace(self, definition=Success(reason=ON_ONE_RANK))
-        definition = after.definition
+        return after, after.of_batch(batch, world_size)
+
+    def of_batch(self, batch: RolloutBatch, world_size: int) -> RowSuccess:
+        """What is known of the rows of a generation by what is decided now."""
+        whole = _of_all_ranks(batch, world_size)
         if whole is None or (batch.round_rewards is None and batch.round_reward is None):
-            return after, RowSuccess(definition.of(batch.reward, batch.rewards, rows), None)
-        round_N = definition.of(*whole, _rows(*whole))
-        return after, RowSuccess(round_N[np.asarray(batch.global_row, dtype=np.int64)], round_N)
+            return RowSuccess(self.definition.of(batch.reward, batch.rewards, len(batch)), None)
+        round_N = self.definition.of(*whole, _rows(*whole))
+        return RowSuccess(round_N[np.asarray(batch.global_row, dtype=np.int64)], round_N)
 
     def _columns(
         self, reward: Column | None, rewards: Mapping[str, Column], weights: Mapping[str, float]
@@ -353,6 +352,13 @@ class Deciding:
             decided=bool(data["decided"]),
             definition=Success.from_json(data["definition"]),
         )
+
+
+def _of_all_ranks(batch: RolloutBatch, world_size: int) -> tuple[Column | None, Mapping[str, Column]] | None:
+    """Total and rewards of every row of the round; ``None`` where several ranks know their own alone."""
+    if batch.round_rewards is not None or batch.round_reward is not None:
+        return batch.round_reward, batch.round_rewards or {}
+    return (batch.reward, batch.rewards) if world_size == 1 else None
 
 
 def only_function(batch: RolloutBatch, world_size: int) -> str | None:

@@ -30,23 +30,44 @@ class BaseSums:
         self.sums: dict[str, Floats] | None = None
         """``Families.of_base`` by name; ``None`` before the first completions."""
         self._families = families
+        self._sampled: frozenset[str] = frozenset()
+        """Names of the sums that a sample of the base completed; the others grow by the first rounds, as"""
+        self._late = Baseline()
+        """counts."""
+
+    def take_sample(self, sums: Sums, *, prompts: float, completions: float) -> None:
+        """Add a sample of the base, before the first step. Where it is a whole baseline of what it measured, only what
+        it could not measure (token entropies) grows by the first rounds."""
+        self.grow(sums, prompts=prompts, completions=completions)
+        if self.baseline.complete and self.sums is not None:
+            self._sampled = frozenset(name for name, value in self.sums.items() if np.any(value))
 
     def grow(self, sums: Sums, *, prompts: float, completions: float) -> None:
         """Add a step while the baseline is still growing."""
-        if self.baseline.complete or not completions:
+        late = self.baseline.complete
+        if not completions or (late and (not self._sampled or self._late.complete)):
             return
         # A family that joined while it grows has what came since; one that failed in a round, the others.
         grown = dict(self.sums or {})
         for name, value in self._families.of_base(sums):
-            grown[name] = np.asarray(value + grown.get(name, 0.0))
+            if not late or name not in self._sampled:
+                grown[name] = np.asarray(value + grown.get(name, 0.0))
         self.sums = grown
-        self.baseline = self.baseline.with_round(prompts=prompts, completions=completions)
+        if late:
+            self._late = self._late.with_round(prompts=prompts, completions=completions)
+        else:
+            self.baseline = self.baseline.with_round(prompts=prompts, completions=completions)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, as JSON types."""
         return {
             "baseline": self.baseline.to_json(),
             "base_sums": None if self.sums is None else {name: value.tolist() for name, value in self.sums.items()},
+            **(
+                {"base_sampled": {"sums": sorted(self._sampled), "others": self._late.to_json()}}
+                if self._sampled
+                else {}
+            ),
         }
 
     def load(self, shared: Mapping[str, Any]) -> None:
@@ -71,7 +92,11 @@ class BaseSums:
                 if value.shape != zero.shape:
                     raise ValueError(f"{name} has shape {value.shape}, not {zero.shape}")
                 taken[name] = value
-        self.baseline, self.sums = counts, taken
+        sampled, late = frozenset[str](), Baseline()
+        if "base_sampled" in shared:
+            told = mapping(shared["base_sampled"])
+            sampled, late = frozenset(map(str, told["sums"])), Baseline.from_json(mapping(told["others"]))
+        self.baseline, self.sums, self._sampled, self._late = counts, taken, sampled, late
 
 
 def _named(saved: Mapping[str, Any]) -> Mapping[str, Any]:

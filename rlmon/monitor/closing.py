@@ -19,7 +19,7 @@ from rlmon.monitor.journal import Journal
 from rlmon.monitor.observed import Observed, Share
 from rlmon.monitor.setting import Ranks
 from rlmon.monitor.state import State
-from rlmon.records import Block, Finding, Histogram, StepRecord
+from rlmon.records import BaseSample, Block, Finding, Histogram, StepRecord
 from rlmon.runlog import as_stored
 
 OpenerWords = Callable[[], Sequence[str | None]]
@@ -35,6 +35,9 @@ class Closing:
         """Time spent in forwards of the base since the last step."""
         self.findings: list[Finding] = []
         """The newest 1,000 of this attempt."""
+        self.base: BaseSample | None = None
+        """A sample of the base, until the first record tells it."""
+        self._base_names: dict[str, str] = {}
 
     def step(self, step: int, opener_words: OpenerWords) -> StepRecord:
         """Add the ranks, make the record of a step, judge it and log it."""
@@ -73,15 +76,24 @@ class Closing:
             metrics=metrics,
             missing=missing,
             blocks=tuple(found),
-            sources=self._exchange.learn(whole.names),
+            sources=self._base_names | self._exchange.learn(whole.names),
+            base=self.base,
             faults=whole.faults,
             shed_rows=int(whole.head["shed"]),
             overhead_seconds=faults.take_own_seconds(),
             base_forward_seconds=base_seconds or None,
         )
+        self.base, self._base_names = None, {}
         record = as_stored(record)  # detectors see live what a replay will read
         self._judge(record, whole, opener_words)
         return record
+
+    def base_round(self, local: Share) -> OverRanks:
+        """What all ranks saw of one round of a sample of the base: a collective like that of a step."""
+        whole = self._over_ranks(local, lambda: np.concatenate(local.rows))
+        self._agree(whole)
+        self._base_names |= self._exchange.learn(whole.names)
+        return whole
 
     def evaluation(self, step: int, name: str) -> None:
         """Log what an evaluation showed, as an event of its own."""

@@ -85,6 +85,12 @@ class Illustration:
             if base is None:
                 self.base_examples = newest | self.base_examples
 
+    def keep_base(self, mode: Sequence[str], completions: Sequence[str]) -> None:
+        """Examples of a sample of the base."""
+        if self.keeps_text:
+            sampled = {of: text[:EXAMPLE_CHARACTERS] for of, text in zip(mode, completions, strict=True)}
+            self.base_examples = sampled | self.base_examples
+
     def _changes(self, mode: Sequence[str], base: Mapping[str, Floats]) -> NDArray[np.object_]:
         """``new``, ``dying`` (less than half of the share that it had) or nothing, for the format of each row."""
         then = dict(zip(self.modes, base["format/mode_count"] / max(1.0, base["format/mode_count"].sum()), strict=True))

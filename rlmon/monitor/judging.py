@@ -63,10 +63,23 @@ class Judging:
         trained["success"] = successes.known(trained)
         families.add_trained(sums, trained)
         found += families.blocks_of_tokens(rows)
+        return self._as_read(at_most(found, BLOCKS_A_STEP), families)
+
+    def base_blocks(self, rows: Rows, sums: Sums, families: Families, successes: Successes) -> list[Block]:
+        """The blocks of a sample of the base from the rows of all ranks, which are those of one round; its pairs and
+        groups go into ``sums``. The ledger counts training alone."""
+        successes.fill(rows, 0)
+        seen = RoundRows(rows, groups_of_round(rows, int(rows["group_size"][0]), None))
+        families.add_round(sums, seen)
+        want = functools.partial(detectors.open_tallies, self.state)
+        return self._as_read(families.blocks_of_round(seen, want), families)
+
+    def _as_read(self, blocks: Sequence[Block], families: Families) -> list[Block]:
+        """The blocks with the statistics that detectors look at, and those of the user's families."""
         read = self._read | set(families.columns)
         return [
             dataclasses.replace(block, stats={name: block.stats[name] for name in block.stats if name in read})
-            for block in at_most(found, BLOCKS_A_STEP)
+            for block in blocks
         ]
 
     def never_measured(self) -> str | None:

@@ -25,22 +25,23 @@ from rlmon.config import RLMonConfig
 from rlmon.errors import RLMonError
 from rlmon.exchange import Exchange
 from rlmon.extensions import Extensions
-from rlmon.metrics.family import CriticTokens, RankRows, RoundRows
+from rlmon.metrics.family import CriticTokens, RankRows, RoundRows, Sums
 from rlmon.metrics.features import Featurizer, RowFeatures
 from rlmon.metrics.groups import groups_of_batch
 from rlmon.metrics.rows import Rows, rows_of
 from rlmon.metrics.success import RowSuccess, scorer
 from rlmon.metrics.tokens import ExactKL, token_sums
+from rlmon.monitor import base_sample
 from rlmon.monitor.closing import Closing
 from rlmon.monitor.columns import rollout_columns
 from rlmon.monitor.faults import PLACES
 from rlmon.monitor.journal import Journal
-from rlmon.monitor.observed import Observed
+from rlmon.monitor.observed import Observed, Share
 from rlmon.monitor.opening import open_log
 from rlmon.monitor.setting import About, Ranks, Resume
 from rlmon.monitor.state import State
 from rlmon.monitor.watched import watched_alike
-from rlmon.records import Finding, RolloutBatch, Split, StepRecord
+from rlmon.records import BaseSample, Finding, RolloutBatch, Split, StepRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -216,7 +217,7 @@ class Monitor:
         rows: Rows | None = None
         if features is not None:
             with self.guard("metrics.rollouts"):
-                rows = self._measure(batch, features, success)
+                rows = self._measure(batch, features, success, self._observed.share[batch.split].sums)
                 if batch.split == "train" and self.ranks.rank == 0 and columns is not None:
                     base = self._state.base.sums if self._state.base.baseline.complete else None
                     self._state.illustration.keep(columns, features.mode, batch.completions, base=base)
@@ -226,11 +227,10 @@ class Monitor:
             self._exchange.meet(batch.source)
         self._observed.remember(batch, rows)
 
-    def _measure(self, batch: RolloutBatch, features: RowFeatures, success: RowSuccess) -> Rows:
-        """The rows of the batch; its sums are added to this rank's share."""
+    def _measure(self, batch: RolloutBatch, features: RowFeatures, success: RowSuccess, into: Sums) -> Rows:
+        """The rows of the batch; its sums are added to ``into``."""
         groups = groups_of_batch(batch, success.success_B, success.round_N)
         rows = rows_of(batch, features, groups.success_B, self.families.row)
-        into = self._observed.share[batch.split].sums
         self.families.measure(into, rows, batch)
         if len(batch):
             self.families.add_rows(into, RankRows(batch, features, groups, rows))
@@ -238,6 +238,53 @@ class Monitor:
             if batch.split == "eval":
                 self.families.add_round(into, RoundRows(rows, groups))
         return rows
+
+    def observe_base(self, batches: Sequence[RolloutBatch], *, rounds: int, rows: int) -> BaseSample | None:
+        """Take a sample of the base, before the first step: ``rounds`` generations of ``rows`` rows on each rank, of
+        split ``base``, which nothing is trained on. What they say of the base; ``None`` where it could not be
+        measured, and the first rounds are the baseline. Never raises.
+
+        Every rank calls this at most once, whatever failed on it before: it holds collectives.
+        """
+        sample = None
+        with self.guard(base_sample.PLACE):
+            measured: list[base_sample.Measured] = []
+            with self.guard(base_sample.PLACE):
+                measured = self._measured_of_base(batches)
+            sample = base_sample.fold(
+                measured,
+                rounds=rounds,
+                rows=rows,
+                state=self._state,
+                closing=self._closing,
+                journal=self.journal,
+                ranks=self.ranks,
+            )
+        return sample
+
+    def _measured_of_base(self, batches: Sequence[RolloutBatch]) -> list[base_sample.Measured]:
+        for batch in batches:  # all of them decide what a success is, before any is told by it
+            self._state.successes.observe(batch)
+        measured = []
+        for batch in batches:
+            before = self.journal.rows_come(len(batch))
+            try:
+                success, share = self._state.successes.of_base(batch), Share(sums=self.families.zeros())
+                features = self._featurizer.features(batch)
+                secret = None if self.config.rlmon_store_text == "full" else self.writer.secret
+                logged = base_sample.as_logged(batch)
+                self.writer.write_rollouts(rollout_columns(logged, features, attempt=self.attempt, secret=secret))
+                rows = self._measure(batch, features, success, share.sums)
+                rows["scorer"] = scorer(batch, self.ranks.world_size)
+                share.add_batch(batch, rows)
+                self._exchange.meet(batch.source)
+            finally:
+                self.journal.drain()
+                self.journal.rows_observed(len(batch), before)
+            measured.append(
+                base_sample.Measured(batch=batch, features=features, share=share, success_B=success.success_B)
+            )
+        return measured
 
     def steer(
         self, batch: RolloutBatch | None, rows: int, logp_base_n: NDArray[np.float64] | None = None

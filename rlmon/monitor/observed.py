@@ -33,6 +33,16 @@ class Share:
     tokens: float = 0.0
     passes: dict[str, list[Any]] = field(default_factory=dict)
 
+    def count(self, batch: RolloutBatch) -> None:
+        """A round of this rank."""
+        self.completions += len(batch)
+        self.prompts += sum(row % max(1, batch.group_size) == 0 for row in batch.global_row)
+
+    def add_batch(self, batch: RolloutBatch, rows: Rows) -> None:
+        """A round of this rank and its rows."""
+        self.count(batch)
+        self.rows.append(rows)
+
 
 @dataclass
 class Round:
@@ -67,8 +77,7 @@ class Observed:
         """Count a round of this rank."""
         into = self.share[batch.split]
         into.rounds.append(batch.round)
-        into.completions += len(batch)
-        into.prompts += sum(row % max(1, batch.group_size) == 0 for row in batch.global_row)
+        into.count(batch)
 
     def remember(self, batch: RolloutBatch, rows: Rows) -> None:
         """Its rows, for the tokens that come later; by split: an evaluation in mid-buffer is longer than the buffer."""

@@ -68,12 +68,16 @@ class Successes:
         before = self.deciding
         self.deciding, found = before.observe(batch, self._world_size)
         self._newest = batch.round, found.success_B
-        if batch.split == "train":
+        if batch.split != "eval":
             self.scorer = only_function(batch, self._world_size) or ""
             self._folds += self.deciding is not before
         if self.definition != before.definition:
             self._tell(batch.step, again=before.decided)
         return found
+
+    def of_base(self, batch: RolloutBatch) -> RowSuccess:
+        """Of the rows of a round of the base sample, once all of it was observed."""
+        return self.deciding.of_batch(batch, self._world_size)
 
     def unknown(self, batch: RolloutBatch) -> RowSuccess:
         """Nothing is known of the rows of this round: what holds where ``observe`` fails."""

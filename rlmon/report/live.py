@@ -349,8 +349,9 @@ def _sound(record: StepRecord) -> bool:
             and isinstance(block.stats, dict)
             and finite(block.prompts)
             and finite(block.completions)
-            for block in record.blocks
+            for block in (*record.blocks, *(() if record.base is None else record.base.blocks))
         )
+        and (record.base is None or type(record.base.completions) is int)
     )
 
 

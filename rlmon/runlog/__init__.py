@@ -19,7 +19,7 @@ Imports the standard library, ``rlmon.records``, ``rlmon.errors`` and pyarrow.
 from __future__ import annotations
 
 from rlmon.runlog.compaction import compact
-from rlmon.runlog.lines import as_stored
+from rlmon.runlog.lines import as_stored, as_stored_base
 from rlmon.runlog.reader import Event, Run, open_run
 from rlmon.runlog.text import restore_text
 from rlmon.runlog.writer import RunLogWriter, WriteFault, next_attempt, peek
@@ -30,6 +30,7 @@ __all__ = [
     "RunLogWriter",
     "WriteFault",
     "as_stored",
+    "as_stored_base",
     "compact",
     "next_attempt",
     "open_run",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlmon.errors import RunLogError
-from rlmon.records import Block, StepRecord
+from rlmon.records import BaseSample, Block, StepRecord
 from rlmon.runlog.text import MARK, restore_text, stored_text
 
 TORN = b"<torn>\n"
@@ -98,23 +98,32 @@ def as_stored(record: StepRecord) -> StepRecord:
         for name, value in record.metrics.items()
         if value is not None and metrics[name] is None
     }
-    blocks = tuple(
-        dataclasses.replace(
-            block,
-            source=str(block.source),
-            stats={name: number for name, value in block.stats.items() if (number := _number(value)) is not None},
-        )
-        for block in record.blocks
-    )
     return dataclasses.replace(
         record,
         rounds=tuple(int(r) for r in record.rounds),
         metrics=metrics,
         missing={**record.missing, **lost},
-        blocks=blocks,
+        blocks=_stored_blocks(record.blocks),
+        base=None if record.base is None else as_stored_base(record.base),
         sources={str(key): str(name) for key, name in record.sources.items()},
         faults=dict(record.faults),
         overhead_seconds=_number(record.overhead_seconds),
+    )
+
+
+def as_stored_base(sample: BaseSample) -> BaseSample:
+    """A sample of the base exactly as a reader will give it back, in the record that holds it."""
+    return dataclasses.replace(sample, blocks=_stored_blocks(sample.blocks))
+
+
+def _stored_blocks(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    return tuple(
+        dataclasses.replace(
+            block,
+            source=str(block.source),
+            stats={name: number for name, value in block.stats.items() if (number := _number(value)) is not None},
+        )
+        for block in blocks
     )
 
 
@@ -247,18 +256,28 @@ def _in_range(value: Any) -> bool:
 
 
 def build_step(values: Mapping[str, Any]) -> StepRecord:
-    """A ``StepRecord`` with its blocks; sequences are tuples."""
-    blocks, rounds = values.get("blocks") or (), values.get("rounds", ())
-    if not (isinstance(blocks, (list, tuple)) and all(isinstance(block, dict) for block in blocks)):
-        raise RunLogError(f"a StepRecord in the run log has blocks={blocks!r:.80}; rlmon did not write it.")
+    """A ``StepRecord`` with its blocks and those of a sample of the base; sequences are tuples."""
+    rounds, base = values.get("rounds", ()), values.get("base")
     if not isinstance(rounds, (list, tuple)):
         raise RunLogError(f"a StepRecord in the run log has rounds={rounds!r:.80}; rlmon did not write it.")
-    built = tuple(build(Block, block) for block in blocks)
-    return build(StepRecord, {**values, "rounds": tuple(rounds), "blocks": built})
+    if not isinstance(base, (dict, types.NoneType)):
+        raise RunLogError(f"a StepRecord in the run log has base={base!r:.80}; rlmon did not write it.")
+    sample = None if base is None else build(BaseSample, {**base, "blocks": _built_blocks(base.get("blocks"))})
+    built = _built_blocks(values.get("blocks"))
+    return build(StepRecord, {**values, "rounds": tuple(rounds), "blocks": built, "base": sample})
+
+
+def _built_blocks(blocks: Any) -> tuple[Block, ...]:
+    blocks = blocks or ()
+    if not (isinstance(blocks, (list, tuple)) and all(isinstance(block, dict) for block in blocks)):
+        raise RunLogError(f"a StepRecord in the run log has blocks={blocks!r:.80}; rlmon did not write it.")
+    return tuple(build(Block, block) for block in blocks)
 
 
 def checked_step(record: StepRecord) -> StepRecord:
-    """As ``checked``, its blocks too."""
-    for block in record.blocks:
+    """As ``checked``, its blocks and its sample of the base too."""
+    if record.base is not None:
+        checked(record.base)
+    for block in (*record.blocks, *(() if record.base is None else record.base.blocks)):
         checked(block)
     return checked(record)

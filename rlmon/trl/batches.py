@@ -34,7 +34,7 @@ def rollout_batch(trainer: Any, sources: SourceMap, seen: SeenRound, complain: C
     """The rows of a round. ``complain`` is told of rewards that fit no row."""
     split, calls, rows, drawn = seen.split, seen.calls, seen.rows, seen.drawn
     world_size, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
-    group_size = max(1, trainer.num_generations if split == "train" else trainer.num_generations_eval)
+    group_size = max(1, trainer.num_generations if split != "eval" else trainer.num_generations_eval)
     prompts = [prompt for call in calls for prompt in call.prompts]
     prompt_id = prompt_identities(prompts)
     sizes, at = [len(call) for call in calls], 0

@@ -27,6 +27,7 @@ from rlmon.sinks.posting import webhook_of
 from rlmon.trl.actuators import TrainerActuators
 from rlmon.trl.around_train import around_evaluation, before_use, go_on_once, on_failure
 from rlmon.trl.attaching import in_words, untouched_by_failure
+from rlmon.trl.base_sample import TOO_LATE
 from rlmon.trl.capture import Capture
 from rlmon.trl.facts import callers, resumed_from
 from rlmon.trl.header import about
@@ -214,6 +215,9 @@ class RLMon(TrainerCallback):
                 )
             self.attach(trainer)
         self._begin(state)
+        if self.config.rlmon_base_sample and state.global_step == 0 and self._capture is not None:
+            assert self.monitor is not None
+            self._capture.sample_base(self.monitor)
 
     def join_mid_round(
         self,
@@ -225,6 +229,8 @@ class RLMon(TrainerCallback):
         """Begin while a first round is being scored (``rlmon.trl.probe``), and take that round as it is."""
         assert isinstance(self._capture, Capture)
         self._begin(self._trainer.state)
+        if self.config.rlmon_base_sample and self.monitor is not None and self._trainer.state.global_step == 0:
+            self.monitor.journal.remark(TOO_LATE)
         self._capture.join_mid_round(prompts, completions, completion_ids, rows)
 
     def _begin(self, state: TrainerState) -> None:

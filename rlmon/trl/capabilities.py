@@ -13,6 +13,7 @@ from packaging.version import Version
 
 from rlmon.config import RLMonConfig
 from rlmon.errors import AttachError
+from rlmon.trl import base_sample
 from rlmon.trl.base import BaseModel
 from rlmon.trl.ppo.config import PPOConfig
 
@@ -83,6 +84,14 @@ def plan(
     else:
         source = base_kind or f"base model: {config.rlmon_base_kl}, settled when training starts"
         yes("kl", f"{source}; every {config.rlmon_base_kl_every} steps, at most {config.rlmon_base_kl_tokens} tokens")
+    if config.rlmon_base_sample and (reason := base_sample.blocked_by(args)) is not None:
+        skip("base sample", reason)
+    elif config.rlmon_base_sample:
+        yes(
+            "base sample",
+            f"{config.rlmon_base_sample} completions or a few more before the first update, scored by the reward "
+            "functions; token entropies and KL keep the first rounds as their baseline",
+        )
     if rloo:
         yes("advantages", "RLOO's contain its KL penalty; solve rates come from the raw rewards")
     if isinstance(args, PPOConfig):

@@ -9,11 +9,12 @@ is returned.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl import GRPOTrainer, RLOOTrainer
 
 from rlmon.config import RLMonConfig
+from rlmon.trl import base_sample
 from rlmon.trl.base import BaseModel
 from rlmon.trl.capabilities import plan_of_trainer, refuse
 from rlmon.trl.facts import reward_names
@@ -23,6 +24,9 @@ from rlmon.trl.mirror import add
 from rlmon.trl.ppo.config import PPO_SETTINGS
 from rlmon.trl.prompts import SourceMap
 from rlmon.trl.watched import Watched
+
+if TYPE_CHECKING:
+    from rlmon.monitor import Monitor
 
 
 class Capture(Watched):
@@ -42,6 +46,7 @@ class Capture(Watched):
     @staticmethod
     def refuse(trainer: Any, config: RLMonConfig) -> None:
         refuse(trainer)
+        base_sample.refuse(trainer, config)
         if config.success is not None:
             config.success.refuse_unknown(reward_names(trainer))
 
@@ -66,6 +71,9 @@ class Capture(Watched):
         for name, around in {**self._generation.hooks, **self._losses.hooks}.items():
             if callable(getattr(self.trainer, name, None)):
                 self.hook(name, around)
+
+    def sample_base(self, monitor: Monitor) -> None:
+        base_sample.take(self, self._generation, monitor)
 
     def step_begins(self, global_step: int) -> None:
         self._losses.step_begins(measures_base=global_step % self.config.rlmon_base_kl_every == 0)

@@ -7,7 +7,8 @@ TRL shuffles rows after scoring, so each row's identity travels with the tensors
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,6 +95,21 @@ class Generation:
                 call = Scored(inputs, prompts, completions, ids, rewards_NF)
                 monitor.journal.expect_rows(self._sampling.add_scored(call))
         return rewards_NF
+
+    # -- a sample of the base --------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def sampling_base(self) -> Iterator[Sampling]:
+        """What is sampled and scored inside is of the base: it is kept here, and handed to nobody."""
+        self._sampling = Sampling()
+        try:
+            yield self._sampling
+        finally:
+            self._sampling = None
+
+    def learn_sources(self, monitor: Monitor, inputs: Sequence[Mapping[str, Any]]) -> None:
+        """From the first rows that are sampled from. Holds a collective, on all ranks or on none."""
+        self._learn_sources(monitor, inputs)
 
     # -- a round ---------------------------------------------------------------------------------------------------
 

@@ -93,6 +93,10 @@ class Watched(ABC):
         while self._undo:
             self._undo.pop()()
 
+    def sample_base(self, monitor: Monitor) -> None:
+        """Sample and score the base, before the first update (``rlmon_base_sample``). Never raises."""
+        return None
+
     # -- while it trains: nothing, where a loop shows no such moment -------------------------------------------------
 
     def step_begins(self, global_step: int) -> None:

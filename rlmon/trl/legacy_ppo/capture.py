@@ -82,6 +82,11 @@ class LegacyPPOCapture(Watched):
                 "rlmon_policy cannot work with TRL's own PPOTrainer: its loop has nothing that a rule could turn, and "
                 "ignores should_training_stop. Use rlmon.trl.PPOTrainer or MonitoredPPOTrainer, or leave it out."
             )
+        if config.rlmon_base_sample:
+            raise AttachError(
+                "rlmon_base_sample cannot work with TRL's own PPOTrainer: it samples in the middle of its loop, in local "
+                "variables that nobody else can call. Use rlmon.trl.PPOTrainer or MonitoredPPOTrainer, or leave it out."
+            )
         if config.success is not None:
             config.success.refuse_unknown(["reward_model"])
 
