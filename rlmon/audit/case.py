@@ -37,6 +37,8 @@ class Live:
     """Where the replay does not give the live findings, or the rows not the live metrics; empty when all agree."""
     stored_text: str
     """``full | hash | off``."""
+    base_completions: int = 0
+    """Of the sample of the base that the run took before its first update; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class Case:
     """Lengths are in characters, since nothing says how many tokens there were."""
     baseline_kind: str
     base: Partial | None = None
-    """Counts of the base's own run, where another run was given."""
+    """Counts of the base's own rows, where another run was given, or the run had sampled its base."""
     base_line: Timeline | None = None
     """Metrics of that run at the steps of its base."""
 
@@ -89,17 +91,25 @@ class Case:
             table.filter(pa.array(np.isin(table["step"].to_numpy(), other.windows.base)))
             for table in other.counted.samples
         ]
-        # Sources are numbered as here, then those that only the other run has.
-        names = list(dict.fromkeys([*self.counted.sources, *other.counted.sources]))
-        number = np.array([names.index(name) for name in other.counted.sources], dtype=np.int64)
-        base.groups["source"] = number[base.groups["source"]]
-        base.sources = names
         first = np.isin(other.line.steps, other.windows.base)
         line = Timeline(
             steps=other.line.steps[first],
             series={name: values[first] for name, values in other.line.series.items()},
         )
-        return dataclasses.replace(self, base=base, base_line=line, fold=fold, baseline_kind="given")
+        alike = self._numbered_alike(base)
+        return dataclasses.replace(self, base=alike, base_line=line, fold=fold, baseline_kind="given")
+
+    def with_sample(self, sampled: Partial) -> Case:
+        """The case with a sample of the base, which the run took before its first update, as the base of what rows
+        tell; that of curves is still the first steps."""
+        return dataclasses.replace(self, base=self._numbered_alike(sampled), baseline_kind="base_sample")
+
+    def _numbered_alike(self, base: Partial) -> Partial:
+        """The counts of a base with its sources numbered as here, then those that it alone has."""
+        names = list(dict.fromkeys([*self.counted.sources, *base.sources]))
+        number = np.array([names.index(name) for name in base.sources], dtype=np.int64)
+        groups = {**base.groups, "source": number[base.groups["source"]]}
+        return dataclasses.replace(base, groups=groups, sources=names)
 
     @property
     def sources(self) -> Sequence[str]:

@@ -116,7 +116,7 @@ def _case(run: OpenedRun, criterion: Criterion | None, processes: int | None, pr
     characters = "rlmon/health/length_mean" not in line.series
     if fold is None:
         fold = _fold(counted, line, scalars, characters)
-    return Case(
+    case = Case(
         run=run,
         modes=modes.names,
         counted=counted,
@@ -128,6 +128,10 @@ def _case(run: OpenedRun, criterion: Criterion | None, processes: int | None, pr
         characters=characters and "completion characters" in line.series,
         baseline_kind="early_rounds" if watched else "first_logged",
     )
+    if fold.live is None or fold.live.base_completions == 0:
+        return case
+    sampled = count(rlmon_log.base_sample_of(run), modes, processes, None, success)
+    return case.with_sample(sampled) if sampled.groups else case
 
 
 def _windows(counted: Partial, line: Timeline) -> Windows | None:

@@ -81,6 +81,7 @@ def replay(run: OpenedRun, counted: Partial, mode_names: Sequence[str]) -> tuple
             judged_anew=anew[0] if anew else None,
             differences=differences[:MAX_DIFFERENCES],
             stored_text=str(log.header.config.get("rlmon_store_text", "full")),
+            base_completions=0 if state is None else state.base_completions,
         ),
     )
     return line, fold

@@ -133,7 +133,8 @@ def _facts(case: Case, judged: Judged, source: str) -> RunFacts:
         base |= {
             "prompts": int(np.unique(every["prompt"][is_base]).size),
             "completions": int(every["rows"][is_base].sum()),
-            "steps": np.unique(every["step"][is_base]).tolist(),
+            # A sample of the base comes before all steps.
+            "steps": [] if case.baseline_kind == "base_sample" else np.unique(every["step"][is_base]).tolist(),
         }
     elif case.windows is not None:
         base["steps"] = case.windows.base.tolist()

@@ -63,6 +63,8 @@ class Setting:
     """Step of the first checkpoint; ``None`` where it is not known."""
     lacks: Mapping[str, str] = field(default_factory=dict)
     """By what an intervention turns (``Intervention.turns``), why this trainer cannot, and what to change."""
+    base_sample: int = 0
+    """Completions of the base that are sampled before the first update; 0: the first rounds are the baseline."""
     penalised: bool = False
     """``beta`` is above 0, or a rule may raise it: there is a reference."""
 
@@ -74,7 +76,7 @@ class Setting:
     @property
     def within_baseline(self) -> bool:
         """Whether the run ends before anything could be compared with its baseline."""
-        return self.rounds is not None and self.rounds <= self.baseline_records
+        return not self.base_sample and self.rounds is not None and self.rounds <= self.baseline_records
 
     @property
     def baseline_records(self) -> int:

@@ -15,7 +15,8 @@ from rlmon.printable import one_line
 from rlmon.records import Fault
 
 PLACES = (
-    "capture.rollouts", "capture.tokens", "capture.vocabulary", "capture.logs", "base.tap", "base.forward", "base.sample",
+    "capture.rollouts", "capture.tokens", "capture.vocabulary", "capture.logs", "base.tap", "base.forward",
+    "base.sample",
     *(f"metrics.{stage}" for stage in STAGES), "runlog.rollouts", "runlog.passes", "runlog.steps", "runlog.events",
     "runlog.directory", "runlog.compact", "detectors", "interventions", "sinks", "subscribers", "mirror", "checkpoint",
     "collective", "elsewhere",

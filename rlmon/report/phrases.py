@@ -87,7 +87,8 @@ def run_line(audit: Audit) -> str:
 
 
 def baseline_line(audit: Audit) -> str:
-    """``early rounds: 32 prompts, 256 completions, steps 1 to 4``; of curves alone only the steps."""
+    """``early rounds: 32 prompts, 256 completions, steps 1 to 4``; of curves alone only the steps. Of a sample of the
+    base: ``base sample: 32 prompts, 256 completions; what only training shows: early rounds``."""
     baseline = dict(audit.run.baseline)
     kind = facts_key(baseline.pop("kind", "none"))
     steps = baseline.pop("steps", None)
@@ -96,7 +97,8 @@ def baseline_line(audit: Audit) -> str:
         parts.append(f"steps {facts_value(steps[0])} to {facts_value(steps[-1])}")
     elif steps:
         parts.append(f"step {facts_value(steps)}")
-    return f"{kind}: {', '.join(parts)}" if parts else kind
+    told = f"{kind}: {', '.join(parts)}" if parts else kind
+    return f"{told}; what only training shows: early rounds" if kind == "base sample" else told
 
 
 def coverage_line(audit: Audit) -> str:

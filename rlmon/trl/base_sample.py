@@ -86,9 +86,8 @@ def blocked(trainer: Any) -> str | None:
     several = trainer.accelerator.num_processes > 1
     for name in ("_generate", "_calculate_rewards") if several else ():
         if not _of_trl(trainer, name):
-            return (
-                f"{type(trainer).__name__} has a {name} of its own, and what ranks tell each other in it is not known"
-            )
+            kind = type(trainer).__name__
+            return f"{kind} has a {name} of its own, and what several ranks tell each other in it is not known"
     return None
 
 
@@ -228,7 +227,7 @@ def take(watched: Watched, generation: Generation, monitor: Monitor) -> None:
     )
     monitor.journal.say(
         f"sampled the base before the first update: {sample.completions} completions of {sample.prompts} prompts in "
-        f"{seconds:.0f} s"
+        f"{seconds:.2g} s"
     )
 
 

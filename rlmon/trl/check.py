@@ -246,6 +246,9 @@ def _rows(setting: Setting, plan: Sequence[Mapping[str, str]], trainer: str) -> 
     if setting.within_baseline:
         short = f"max_steps: {setting.steps} ends within the baseline ({setting.rounds} rounds)"
         rows.append(("baseline", "skip", short))
+    elif setting.base_sample:
+        sampled = f"{setting.base_sample} completions of the base, sampled before the first update"
+        rows.append(("baseline", "yes", f"{sampled}; of what only training shows, the first {size}"))
     else:
         rows.append(("baseline", "yes", f"the first {size}"))
     for detector in (*DETECTORS, *Extensions().with_installed().detectors):

@@ -60,6 +60,7 @@ def setting_of(
         moved=frozenset(moved),
         critic=ppo,
         group_size=group,
+        base_sample=config.rlmon_base_sample,
         round_completions=size,
         steps=steps,
         rounds=rounds,

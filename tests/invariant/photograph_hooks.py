@@ -78,11 +78,11 @@ def main(out: Path, lora: bool) -> None:
     photographs = Photographs(trained)
     photographs.take(Generation, "_observe_rollouts")
     photographs.take(Losses, "_observe_tokens")
-    photographs.take(Capture, "step_begins")
+    photographs.take(Capture, "step_begins", "sample_base")
     photographs.take(
         RLMon, "attach", "on_train_begin", "on_step_begin", "on_step_end", "on_log", "on_save", "on_train_end"
     )
-    RLMon(trained, RLMonConfig(rlmon_base_kl_every=1, rlmon_strict=True))
+    RLMon(trained, RLMonConfig(rlmon_base_kl_every=1, rlmon_base_sample=16, rlmon_strict=True))
     trained.train()
     print(photographs.told())
 

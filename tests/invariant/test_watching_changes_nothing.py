@@ -79,7 +79,8 @@ def test_every_hook_leaves_the_world_as_it_was(tmp_path: Path, lora: bool) -> No
     assert done.returncode == 0, done.stderr[-2000:]
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["changed"] == []
-    assert {"_observe_rollouts", "_observe_tokens", "on_step_end", "on_save", "attach"} <= set(seen["calls"])
+    hooks = {"_observe_rollouts", "_observe_tokens", "on_step_end", "on_save", "attach", "sample_base"}
+    assert hooks <= set(seen["calls"])
     assert seen["noticed"] == ["python", "numpy", "torch", "training", "requires_grad"], "the photographs can see"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,12 +39,14 @@ class _Files:
     names: tuple[str, ...]
     bytes: int
     rows_of: Callable[[str], pa.Table] = field(compare=False)
+    of_base: bool = False
+    """Whether the rows are those of a sample of the base, and no others; else all others."""
 
     def read(self) -> Iterator[RowBatch]:
         for name in self.names:
             try:
                 _own_file(self.path, self.path / "rollouts" / name)
-                table = self.rows_of(name)
+                table = _rows(self.rows_of(name), self.of_base)
             except (OSError, pa.ArrowException, RLMonError) as error:
                 reason = f"{type(error).__name__}: {error}"
                 yield RowBatch(rows=pa.table({"step": pa.array([], pa.int64())}), unreadable={name: reason})
@@ -54,6 +56,23 @@ class _Files:
                 *(pc.cast(table[part], pa.string()) for part in ("attempt", "round", "group")), "-"
             )
             yield RowBatch(rows=table.drop_columns(["attempt", "round", "group"]).append_column("group", group))
+
+
+def _rows(table: pa.Table, of_base: bool) -> pa.Table:
+    """Rows of training and evaluations, or those of a sample of the base, which are read as those of a run."""
+    sampled = pc.equal(table["split"], "base")
+    if not of_base:
+        return table.filter(pc.invert(sampled)) if pc.any(sampled).as_py() else table
+    table = table.filter(sampled)
+    for name, value in (("split", pa.scalar("train")), ("trained", pa.scalar(True))):
+        table = table.set_column(table.column_names.index(name), name, pa.repeat(value, len(table)))
+    return table
+
+
+def base_sample_of(run: OpenedRun) -> OpenedRun:
+    """The rows of a sample of the base that a run took before its first update, as a run of their own."""
+    shards = [replace(shard, of_base=True) for shard in run.shards if isinstance(shard, _Files)]
+    return replace(run, shards=shards, notes=[])
 
 
 def open_run(path: Path) -> OpenedRun:

@@ -84,8 +84,8 @@ class LegacyPPOCapture(Watched):
             )
         if config.rlmon_base_sample:
             raise AttachError(
-                "rlmon_base_sample cannot work with TRL's own PPOTrainer: it samples in the middle of its loop, in local "
-                "variables that nobody else can call. Use rlmon.trl.PPOTrainer or MonitoredPPOTrainer, or leave it out."
+                "rlmon_base_sample cannot work with TRL's own PPOTrainer: it samples in the middle of its loop, where "
+                "nobody else can call it. Use rlmon.trl.PPOTrainer or MonitoredPPOTrainer, or leave it out."
             )
         if config.success is not None:
             config.success.refuse_unknown(["reward_model"])
