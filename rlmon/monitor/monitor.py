@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rlmon.detectors as detectors
+import rlmon.monitor.base_sample as base_sample
 from rlmon.config import RLMonConfig
 from rlmon.errors import RLMonError
 from rlmon.exchange import Exchange
@@ -31,7 +32,6 @@ from rlmon.metrics.groups import groups_of_batch
 from rlmon.metrics.rows import Rows, rows_of
 from rlmon.metrics.success import RowSuccess, scorer
 from rlmon.metrics.tokens import ExactKL, token_sums
-from rlmon.monitor import base_sample
 from rlmon.monitor.closing import Closing
 from rlmon.monitor.columns import rollout_columns
 from rlmon.monitor.faults import PLACES

@@ -31,6 +31,7 @@ from rlmon.printable import one_line
 from rlmon.records import RolloutBatch
 from rlmon.restored import describe
 from rlmon.trl.batches import SeenRound, rollout_batch
+from rlmon.trl.capabilities import unsampled
 from rlmon.trl.facts import reward_names, sharding
 from rlmon.trl.models import evaluation_mode
 from rlmon.trl.ranks import first_of_any_rank
@@ -58,18 +59,9 @@ TOO_LATE = (
 # -- before the run ----------------------------------------------------------------------------------------------------
 
 
-def blocked_by(args: Any) -> str | None:
-    """Why a trainer with these settings cannot be sampled before training; ``None`` where it can."""
-    if getattr(args, "use_vllm", False):
-        return "what vLLM draws depends on all that it drew before, so that the run would be another one"
-    if getattr(args, "use_transformers_continuous_batching", False) or getattr(args, "use_transformers_paged", False):
-        return "continuous batching of Transformers leaves the model and its random state in another state"
-    return None
-
-
 def blocked(trainer: Any) -> str | None:
     """Why this trainer cannot be sampled before training; ``None`` where it can."""
-    if (reason := blocked_by(trainer.args)) is not None:
+    if (reason := unsampled(trainer.args)) is not None:
         return reason
     if getattr(trainer, "rollout_func", None) is not None:
         return "completions come from rollout_func, and what that remembers cannot be put back"

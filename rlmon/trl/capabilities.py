@@ -13,7 +13,6 @@ from packaging.version import Version
 
 from rlmon.config import RLMonConfig
 from rlmon.errors import AttachError
-from rlmon.trl import base_sample
 from rlmon.trl.base import BaseModel
 from rlmon.trl.ppo.config import PPOConfig
 
@@ -29,6 +28,16 @@ def refuse(trainer: Any) -> None:
             f"use_liger_kernel=True with TRL {version} computes the loss in a kernel that shows no entropies. Set "
             "use_liger_kernel: false, or type: pip install -U 'trl>=1.14'"
         )
+
+
+def unsampled(args: Any) -> str | None:
+    """Why a trainer with these settings cannot sample its base before training (``rlmon_base_sample``); ``None`` where
+    it can."""
+    if getattr(args, "use_vllm", False):
+        return "what vLLM draws depends on all that it drew before, so that the run would be another one"
+    if getattr(args, "use_transformers_continuous_batching", False) or getattr(args, "use_transformers_paged", False):
+        return "continuous batching of Transformers leaves the model and its random state in another state"
+    return None
 
 
 def plan_of_trainer(trainer: Any, base: BaseModel, config: RLMonConfig) -> list[dict[str, str]]:
@@ -84,7 +93,7 @@ def plan(
     else:
         source = base_kind or f"base model: {config.rlmon_base_kl}, settled when training starts"
         yes("kl", f"{source}; every {config.rlmon_base_kl_every} steps, at most {config.rlmon_base_kl_tokens} tokens")
-    if config.rlmon_base_sample and (reason := base_sample.blocked_by(args)) is not None:
+    if config.rlmon_base_sample and (reason := unsampled(args)) is not None:
         skip("base sample", reason)
     elif config.rlmon_base_sample:
         yes(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from trl import GRPOTrainer, RLOOTrainer
 
+import rlmon.trl.base_sample as base_sample
 from rlmon.config import RLMonConfig
-from rlmon.trl import base_sample
 from rlmon.trl.base import BaseModel
 from rlmon.trl.capabilities import plan_of_trainer, refuse
 from rlmon.trl.facts import reward_names

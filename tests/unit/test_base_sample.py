@@ -286,9 +286,9 @@ def test_the_setting() -> None:
 
 @pytest.mark.trl
 def test_what_stands_in_the_way_is_said() -> None:
-    from rlmon.trl.base_sample import blocked_by
+    from rlmon.trl.capabilities import unsampled
 
     plain = SimpleNamespace(use_vllm=False, use_transformers_continuous_batching=False)
-    assert blocked_by(plain) is None
-    assert "vLLM" in (blocked_by(SimpleNamespace(use_vllm=True)) or "")
-    assert "batching" in (blocked_by(SimpleNamespace(use_transformers_paged=True)) or "")
+    assert unsampled(plain) is None
+    assert "vLLM" in (unsampled(SimpleNamespace(use_vllm=True)) or "")
+    assert "batching" in (unsampled(SimpleNamespace(use_transformers_paged=True)) or "")
