@@ -200,7 +200,6 @@ def take(watched: Watched, generation: Generation, monitor: Monitor) -> None:
             forked_randomness((SEED + seed) * 1_000_003 + rank, trainer.accelerator.device.type),
             uncounted(trainer),
             evaluation_mode(trainer.model),
-            torch.no_grad(),
         ):
             batches = _sampled(watched, generation, monitor, rounds=rounds, rows=rows)
         sample = monitor.observe_base(batches, rounds=rounds, rows=rows)
@@ -274,7 +273,7 @@ def _inputs(watched: Watched, *, rounds: int, rows: int) -> list[Inputs]:
     trainer = watched.trainer
     rank, world_size = trainer.accelerator.process_index, trainer.accelerator.num_processes
     dataset, group_size = trainer.train_dataset, watched.group_size
-    if trainer.args.remove_unused_columns:
+    if trainer.args.remove_unused_columns and hasattr(dataset, "column_names"):
         dataset = trainer._remove_unused_columns(dataset, description="base sample")
     prompts = rounds_of(rounds * rows * world_size, group_size)
     chosen = drawn(len(dataset), prompts, int(trainer.args.seed))

@@ -44,6 +44,23 @@ def test_parameters_of_the_methods_we_wrap(trainer: type, method: str) -> None:
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
+def test_generation_needs_prompts_alone(trainer: type) -> None:
+    """What samples the base calls it."""
+    parameters = list(inspect.signature(trainer._generate).parameters.values())  # type: ignore[attr-defined]
+    assert [parameter.name for parameter in parameters[:2]] == ["self", "prompts"]
+    assert all(parameter.default is not inspect.Parameter.empty for parameter in parameters[2:])
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_scoring_gathers_once_at_its_end(trainer: type) -> None:
+    """A rank whose reward function raised while the base is scored enters that one sum."""
+    gathered = [call for call in calls(trainer._calculate_rewards) if getattr(call.func, "id", "") == "gather"]  # type: ignore[attr-defined]
+    assert len(gathered) == 1
+    lines = textwrap.dedent(inspect.getsource(trainer._calculate_rewards)).strip().splitlines()  # type: ignore[attr-defined]
+    assert "gather(" in lines[-2]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
 def test_per_token_logps_take_the_model_first(trainer: type) -> None:
     # The tail of keywords differs between versions; we pass it through untouched.
     names = list(inspect.signature(trainer._get_per_token_logps_and_entropies).parameters)  # type: ignore[attr-defined]

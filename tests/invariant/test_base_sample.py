@@ -18,7 +18,7 @@ from rlmon.audit.replay import as_stored_finding
 from rlmon.detectors import status
 from rlmon.errors import ConfigError
 from rlmon.report import phrases
-from rlmon.trl import MonitoredGRPOTrainer, RLMon, RLMonConfig, base_sample
+from rlmon.trl import MonitoredGRPOTrainer, RLMon, RLMonConfig, base_sample, probe
 
 pytestmark = pytest.mark.trl
 
@@ -128,6 +128,18 @@ def test_reward_functions_log_nothing_of_it(tmp_path: Path) -> None:
         return told(trained), list(trained._logs["extra"]["first"])
 
     assert run("stock", False) == run("watched", True)
+
+
+def test_conversations_and_columns_that_nobody_uses(tmp_path: Path) -> None:
+    def run(name: str, watch: bool) -> Any:
+        trained = tiny.trainer(tmp_path / name, train=tiny.dataset(conversational=True), remove_unused_columns=True)
+        if watch:
+            RLMon(trained, CONFIG)
+        trained.train()
+        return tiny.weights(trained)
+
+    assert tiny.same_weights(run("stock", False), run("watched", True))
+    assert log_of(tmp_path / "watched").step_records()[0].base is not None
 
 
 # -- what it is for ----------------------------------------------------------------------------------------------------
@@ -281,6 +293,16 @@ def test_a_metric_that_fails_leaves_the_first_rounds(tmp_path: Path, monkeypatch
     assert watcher.monitor is not None
     assert watcher.monitor.faults.totals["base.sample"] == 1
     assert log_of(tmp_path / "watched").step_records()[0].base is None
+
+
+def test_attached_while_the_first_round_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLMON_BASE_SAMPLE", "64")
+    monkeypatch.setenv("RLMON_CONSOLE", "false")
+    watched = tiny.trainer(tmp_path / "watched", reward=[tiny.has_digit, probe], reward_weights=[1.0, 0.0])
+    watched.train()
+    log = log_of(tmp_path / "watched")
+    assert log.step_records()[0].base is None
+    assert base_sample.TOO_LATE in [event.payload["text"] for event in log.iter_events() if event.kind == "note"]
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
