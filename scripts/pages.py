@@ -39,8 +39,8 @@ run.
   ever compared with the baseline of its own source, so that neither a changed mixture nor a dataset sorted by task
   can look like collapse; blocks of a source without a finished baseline only feed it. Blocks are formed from the
   rows of all ranks together, min(8, P // 2) of the P prompts of a source in a round: the same on any number of
-  ranks. With `rlmon_base_sample` the baseline is a sample of the base, all of it as one record before the first,
-  where it holds four blocks of a source or more; what it cannot measure (token entropies, KL) keeps the first records.
+  ranks. With `rlmon_base_sample` a sample of the base is the first record of the baseline, and all of it where it
+  is large enough; what it cannot measure (token entropies, KL) has the first records of training.
 * **Line.** What is tolerated and where damage begins are two values. FAIL tolerates .8 of the base, WARN the
   base itself; since only an estimate of the base is known, the limit h of what is tolerated is taken from the
   far end of its confidence interval: C+ = base x exp(t SE / base), with Student's t at 1 - `rlmon_alpha` and

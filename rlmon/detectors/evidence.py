@@ -319,12 +319,13 @@ def observe(
     *,
     pairs: Pairs | None = None,
     only_baseline: bool = False,
+    given: bool = False,
 ) -> tuple[Arrays, Bools]:
     """Fold the blocks of one record, in order.
 
     ``blocks``: (source index, statistics [N, Q] with NaN for missing, prompts, completions). ``weight_by_now``: what
-    ``restart_weight`` gives for this record. ``only_baseline``: the blocks are the whole baseline of their sources.
-    Returns the new arrays and which rungs alarm now, [N, D, 2].
+    ``restart_weight`` gives for this record. ``only_baseline``: nothing is bet. ``given``: the blocks are
+    the whole baseline of their sources. Returns the new arrays and which rungs alarm now, [N, D, 2].
     """
     copies: dict[str, Any] = {f.name: getattr(arrays, f.name).copy() for f in dataclasses.fields(arrays)}
     arrays = Arrays(**copies)
@@ -345,7 +346,7 @@ def observe(
         now.z_count[:, source] += seen_NQ
         now.sources.add(source)
     for source in now.sources:
-        _close_baseline(plan, arrays, source, now.z_count[:, source] > 0, pairs, given=only_baseline)
+        _close_baseline(plan, arrays, source, now.z_count[:, source] > 0, pairs, given=given)
     if only_baseline:
         return arrays, np.zeros_like(arrays.raised)
     _smooth(arrays.smooth, now.z_sum, now.z_count, plan.smoothing)

@@ -63,26 +63,27 @@ def step(state: DetectorState, record: StepRecord) -> tuple[DetectorState, tuple
     return dataclasses.replace(state, immediate_calm=tuple(calm), fired=state.fired + len(findings)), tuple(findings)
 
 
-def seed_baseline(state: DetectorState, blocks: tuple[Block, ...]) -> DetectorState:
+def seed_baseline(state: DetectorState, blocks: tuple[Block, ...], *, whole: bool = True) -> DetectorState:
     """The state after feeding blocks of the base to the baselines only; for ``base_sample`` and ``given``.
 
     Nothing is bet and no look is spent. Call it before the first ``step``. The blocks are the whole baseline of what
-    they measure, where there are four or more.
+    they measure, where there are four or more; without ``whole`` they are its first record, which completes it where
+    it is as large as a baseline has to be.
     """
     plan = state.plan
     state, columns = _columns(dataclasses.replace(state, records=-1), blocks)
     state = dataclasses.replace(state, records=0)
     if not columns:
         return state
-    arrays, _ = ev.observe(plan, state.arrays, columns, 0.0, pairs=_pairs(state), only_baseline=True)
+    arrays, _ = ev.observe(plan, state.arrays, columns, 0.0, pairs=_pairs(state), only_baseline=True, given=whole)
     state = dataclasses.replace(state, arrays=arrays)
     return dataclasses.replace(state, tallies=_still_open(state))
 
 
 def _with_sample(state: DetectorState, sample: BaseSample) -> DetectorState:
-    """The state whose baselines are those of a sample of the base, of what it measured: the rest of them, and those of
-    sources of which it had less than four blocks, go on with the first records."""
-    state = seed_baseline(state, tuple(sample.blocks))
+    """The state whose baselines begin with a sample of the base. Those that it completed by the run's one rule
+    (``rlmon.baseline``) are the sample's; what it did not measure, or of too few prompts, goes on with the records."""
+    state = seed_baseline(state, tuple(sample.blocks), whole=False)
     done_SQ, names = state.arrays.done[0], state.roster.statistics
     found = {s: tuple(names[q] for q in np.flatnonzero(done_SQ[at])) for at, s in enumerate(state.sources)}
     sampled = {source: statistics for source, statistics in found.items() if statistics}

@@ -52,7 +52,7 @@ class DetectorState:
     base_completions: int = 0
     """Completions of the sample of the base that baselines were taken from; 0: there was none."""
     sampled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By source, the statistics whose baseline is that sample; those of all others are early rounds."""
+    """By source, the statistics whose baseline is that sample; all others have early rounds in it."""
 
     def baseline_kind(self, source: str, statistic: str) -> str:
         """Where the baseline of a statistic of a source is from."""

@@ -163,8 +163,8 @@ def test_all_that_was_sampled_is_in_the_log_once(tmp_path: Path) -> None:
 
 
 def test_detectors_and_metrics_compare_with_it_from_the_first_step(tmp_path: Path) -> None:
-    trained = tiny.trainer(tmp_path / "run", max_steps=2)
-    watcher = RLMon(trained, RLMonConfig(rlmon_base_sample=128, rlmon_console=False, rlmon_strict=True))
+    trained = tiny.trainer(tmp_path / "run", max_steps=2, train=tiny.dataset(64))
+    watcher = RLMon(trained, RLMonConfig(rlmon_base_sample=256, rlmon_console=False, rlmon_strict=True))
     trained.train()
     monitor = watcher.monitor
     assert monitor is not None
@@ -185,8 +185,10 @@ def test_an_audit_of_the_log_says_the_same(tmp_path: Path) -> None:
         return [float(text.split()[:1] == ["7"]) + 0.01 * text.split().count("7") for text in completions]
 
     said: list[Any] = []
-    trained = tiny.trainer(tmp_path / "run", reward=collapses, max_steps=60, per_device_train_batch_size=32)
-    watcher = RLMon(trained, RLMonConfig(rlmon_base_sample=128, rlmon_console=False, rlmon_strict=True))
+    trained = tiny.trainer(
+        tmp_path / "run", reward=collapses, max_steps=60, per_device_train_batch_size=32, train=tiny.dataset(64)
+    )
+    watcher = RLMon(trained, RLMonConfig(rlmon_base_sample=256, rlmon_console=False, rlmon_strict=True))
     trained.add_callback(tiny.AtStep(lambda: watcher.monitor.on_record.append(lambda _, found: said.extend(found))))
     trained.train()
     assert said, "this run collapses"
@@ -196,9 +198,9 @@ def test_an_audit_of_the_log_says_the_same(tmp_path: Path) -> None:
     assert next(one for one in audit.checks if one.id == "replay").status == "pass"
     of_rows = [one for one in said if one.baseline_kind == "base_sample"]
     assert of_rows
-    assert all("Its base is a sample of 128 completions." in one.message for one in of_rows)
+    assert all("Its base is a sample of 256 completions." in one.message for one in of_rows)
     assert audit.run.baseline["kind"] == "base_sample"
-    assert audit.run.baseline["completions"] == 128
+    assert audit.run.baseline["completions"] == 256
     assert phrases.baseline_line(audit).startswith("base sample: ")
     assert audit.run.completions == 60 * 32
     assert not [one.id for one in audit.checks if one.status == "error"]
@@ -208,15 +210,15 @@ def test_rules_know_the_base_before_the_first_round(tmp_path: Path) -> None:
     apart = {"when": "always", "do": {"action": "hold", "opening": 1.0}}
     policy = {"rules": {"apart": apart, "formats": {"when": "always", "do": "mode_marginal"}}}
     trained = tiny.trainer(tmp_path / "run", max_steps=1)
-    watcher = RLMon(trained, RLMonConfig(rlmon_base_sample=128, rlmon_console=False, rlmon_policy=policy))
+    watcher = RLMon(trained, RLMonConfig(rlmon_base_sample=256, rlmon_console=False, rlmon_policy=policy))
     trained.train()
     rules = watcher.monitor.controller._rules.rules
     hold, formats = rules["apart"].inner, rules["formats"].inner
-    assert hold.baseline.completions == 128
+    assert hold.baseline.completions == 256
     assert hold.within.base.groups > 0
-    assert formats.base.total == 128
+    assert formats.base.total == 256
     assert formats.complete
-    assert formats.now.total > 128, "the first round came on top"
+    assert formats.now.total > 256, "the first round came on top"
     actions = [action for action in log_of(tmp_path / "run").actions if action.step == 0]
     assert not actions, "nothing is decided by a sample"
 
