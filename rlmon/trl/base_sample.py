@@ -128,11 +128,12 @@ def forked_randomness(seed: int, device_type: str) -> Iterator[None]:
     """Python's, numpy's and torch's random states, of the CPU and of every accelerator, begin at ``seed`` inside and
     are what they were after it."""
     python, numpy = random.getstate(), np.random.get_state()
+    apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        for kind in dict.fromkeys(("cuda", "mps", "xpu", device_type)):
+        for kind in dict.fromkeys(("cuda", "xpu", device_type)):
             module = getattr(torch, kind, None)
-            if kind != "cpu" and module is not None and module.is_available():
+            if kind not in ("cpu", "mps") and module is not None and module.is_available():
                 devices = range(module.device_count())
                 stack.enter_context(torch.random.fork_rng(devices=devices, device_type=kind))
         try:
@@ -143,6 +144,8 @@ def forked_randomness(seed: int, device_type: str) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+            if apple is not None:
+                torch.mps.set_rng_state(apple)
 
 
 @contextlib.contextmanager
@@ -189,15 +192,13 @@ def take(watched: Watched, generation: Generation, monitor: Monitor) -> None:
     """Sample and score the base, and hand it to the monitor. All ranks come here before the first update. Never raises:
     what fails is a fault, and the first rounds are the baseline."""
     trainer, began = watched.trainer, time.perf_counter()
-    rows = int(trainer._train_batch_size) * int(trainer.args.steps_per_generation)
-    per_round = rows * trainer.accelerator.num_processes
-    rounds = rounds_of(watched.config.rlmon_base_sample, per_round)
     sample, why = None, "see the faults of this run"
-    seed = int(trainer.args.seed)
-    rank = trainer.accelerator.process_index
     try:
+        rows = int(trainer._train_batch_size) * int(trainer.args.steps_per_generation)
+        rounds = rounds_of(watched.config.rlmon_base_sample, rows * trainer.accelerator.num_processes)
+        seed = (SEED + int(trainer.args.seed)) * 1_000_003 + trainer.accelerator.process_index
         with (
-            forked_randomness((SEED + seed) * 1_000_003 + rank, trainer.accelerator.device.type),
+            forked_randomness(seed, trainer.accelerator.device.type),
             uncounted(trainer),
             evaluation_mode(trainer.model),
         ):
@@ -218,7 +219,7 @@ def take(watched: Watched, generation: Generation, monitor: Monitor) -> None:
     )
     monitor.journal.say(
         f"sampled the base before the first update: {sample.completions} completions of {sample.prompts} prompts in "
-        f"{seconds:.2g} s"
+        f"{seconds:.1f} s"
     )
 
 

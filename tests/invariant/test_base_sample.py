@@ -325,6 +325,25 @@ def test_what_cannot_be_sampled_is_refused_before_the_first_step(tmp_path: Path)
         RLMonConfig(rlmon_base_sample=-1)
 
 
+# -- what is left as it was -------------------------------------------------------------------------------------------
+
+
+def test_random_states_are_forked() -> None:
+    def states() -> tuple[Any, ...]:
+        return np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    before, drawn = states(), []
+    for seed in (1, 1, 2):
+        with base_sample.forked_randomness(seed, "cpu"):
+            drawn.append((float(np.random.rand()), float(torch.rand(1))))
+        assert states() == before
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(RuntimeError, match="on purpose"), base_sample.forked_randomness(3, "cpu"):
+        torch.rand(1)
+        raise RuntimeError("on purpose")
+    assert states() == before
+
+
 # -- what is drawn -----------------------------------------------------------------------------------------------------
 
 
