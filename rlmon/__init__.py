@@ -8,6 +8,7 @@
     import rlmon
     rlmon.audit("outputs/grpo")          # what happened to any run, whoever logged it
     run = rlmon.open_run("out/rlmon")    # read a run log
+    rlmon.blend(base, trained, .3, out)  # weights between a base and what was trained from it
     rlmon.Monitor                        # any other training loop
 
 Importing this package is light: the names below are loaded at first use, and TRL and torch only by
@@ -20,18 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlmon.audit import audit
+    from rlmon.blending import blend
     from rlmon.config import RLMonConfig
     from rlmon.monitor import Monitor
     from rlmon.runlog import open_run
 
 __version__ = "0.1.0"
 
-__all__ = ["Monitor", "RLMonConfig", "__version__", "audit", "open_run"]
+__all__ = ["Monitor", "RLMonConfig", "__version__", "audit", "blend", "open_run"]
 
 _HOMES = {
     "Monitor": "rlmon.monitor",
     "RLMonConfig": "rlmon.config",
     "audit": "rlmon.audit",
+    "blend": "rlmon.blending",
     "open_run": "rlmon.runlog",
 }
 

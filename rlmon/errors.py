@@ -8,6 +8,7 @@
     ├── RunLogError            a run directory cannot be read or written (also OSError)
     │   └── SchemaError        it was written by another schema
     ├── ReadError              what was given to audit is no run that can be read (also OSError)
+    ├── WeightsError           weights cannot be read or written, or two models do not fit (also OSError)
     ├── TrackerError           a tracker's server cannot be reached, or refuses
     └── MissingExtraError      an optional dependency is not installed (also ImportError)
 
@@ -40,6 +41,10 @@ class SchemaError(RunLogError):
 
 class ReadError(RLMonError, OSError):
     """What was given to audit is not a run, or cannot be read."""
+
+
+class WeightsError(RLMonError, OSError):
+    """Weights of a model cannot be read or written, or those of two models do not fit together."""
 
 
 class TrackerError(RLMonError):

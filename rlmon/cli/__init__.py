@@ -16,6 +16,7 @@ import typer
 from rlmon import __version__
 from rlmon.cli.alerts import alerts
 from rlmon.cli.audits import ReadsRuns, audit, report
+from rlmon.cli.blending import blend
 from rlmon.cli.catalogues import detectors, metrics, policy
 from rlmon.cli.comparing import compare
 from rlmon.cli.dashboards import dashboard
@@ -55,6 +56,7 @@ app.command(short_help="What a policy would do.")(policy)
 app.command(short_help="What happened to a run: verdict, checks, advice.", cls=ReadsRuns)(audit)
 app.command(short_help="The same as one HTML page, with charts and completions.")(report)
 app.command(short_help="Whether two runs, or two sets of seeds, differ.")(compare)
+app.command(short_help="Weights between a base and what RL made of it.")(blend)
 app.command(short_help="A run as it trains, on one screen.")(watch)
 app.command(short_help="All runs below a folder in the browser, as they train.")(serve)
 app.add_typer(dashboard, name="dashboard", short_help="Views of runs where people already look: W&B.")

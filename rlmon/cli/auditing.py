@@ -57,7 +57,7 @@ def audited(path: Path, **how: Any) -> Audit:
 
     if _is_the_command():
         spare_pandas()
-    with _progress(str(path)) as progress:
+    with progress_bar(str(path)) as progress:
         return engine.audit(path, progress=progress, **how)
 
 
@@ -79,13 +79,14 @@ def columns_of(text: str | None) -> dict[str, str] | None:
 
 
 @contextlib.contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Something to call with bytes done and in all: a bar on stderr, where that is a terminal and it takes a while."""
+def progress_bar(name: str, *, of_bytes: bool = True) -> Iterator[Callable[[int, int], None] | None]:
+    """Something to call with bytes (or pieces) done and in all: a bar on stderr, where that is a terminal and it takes
+    a while."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     from rlmon.printable import one_line
@@ -93,7 +94,7 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(),
+        DownloadColumn() if of_bytes else MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,16 +45,17 @@ def draws(
     """``copies`` completions of each of ``prompts``, those of one prompt next to each other.
 
     They depend on ``sequences_per_batch`` and ``seed``. A prompt is read once for all its copies. Leaves the global
-    random state as it was when it is exhausted. The model should be in evaluation mode.
+    random state as it was when it is exhausted. The model should be in evaluation mode; what comes back is on its
+    device.
     """
     import torch
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         at_once = max(1, sequences_per_batch // max(1, copies))
         for start in range(0, len(prompts), at_once):
             batch = list(prompts[start : start + at_once])
-            inputs = dict(tokenizer(batch, return_tensors="pt", padding=True, padding_side="left"))
+            inputs = dict(tokenizer(batch, return_tensors="pt", padding=True, padding_side="left").to(model.device))
             with torch.no_grad():
                 read = {}
                 if copies > 1:
@@ -86,6 +87,25 @@ def draws(
                 texts=tokenizer.batch_decode(completion_BT, skip_special_tokens=True),
                 ended_B=ended_BT[:, -1] > 0,
             )
+
+
+def entropies(model: Callable[..., Any], drawn: Drawn, logits_at_once: int = 2**26) -> torch.Tensor:
+    """Entropy of the next-token distribution at each completion token [B, T] at the temperature of the draws, nats. As
+    many rows are read at once as have that many logits."""
+    import torch
+
+    found: list[torch.Tensor] = []
+    rows, at_once = len(drawn.texts), 1
+    with torch.no_grad():
+        while (start := sum(len(part) for part in found)) < rows:
+            part = slice(start, start + at_once)
+            logp = _log_probabilities(
+                model, replace(drawn, ids_BS=drawn.ids_BS[part], mask_BS=drawn.mask_BS[part], own_BT=drawn.own_BT[part])
+            )
+            at_once = max(1, logits_at_once // (drawn.ids_BS.shape[1] * logp.shape[-1]))
+            # Of a token that cannot come, p is 0 and log p may be -inf.
+            found.append(-torch.where(logp > -torch.inf, logp.exp() * logp, 0.0).sum(-1))
+    return torch.cat(found)
 
 
 def entropy_and_kl(

@@ -78,7 +78,8 @@ def test_the_check_of_time_can_fail() -> None:
     "module",
     ["rlmon.records", "rlmon.config", "rlmon.metrics.catalog", "rlmon.metrics.tokens", "rlmon.detectors",
      "rlmon.runlog", "rlmon.monitor", "rlmon.sinks.terminal", "rlmon.sinks.wandb", "rlmon.report", "rlmon.audit.engine",
-     "rlmon.report.terminal", "rlmon.report.watch", "rlmon.report.show", "rlmon.report.audit", "rlmon.cli"],
+     "rlmon.report.terminal", "rlmon.report.watch", "rlmon.report.show", "rlmon.report.audit", "rlmon.cli",
+     "rlmon.blending", "rlmon.blending.curve"],
 )  # fmt: skip
 def test_no_training_library_below_the_trl_room(module: str) -> None:
     assert loaded(f"import {module}", ("torch", "trl", "transformers", "datasets", "pandas", "wandb")) == []
@@ -87,7 +88,7 @@ def test_no_training_library_below_the_trl_room(module: str) -> None:
 def test_unknown_names_of_the_package_are_refused() -> None:
     import rlmon
 
-    with pytest.raises(AttributeError, match="'Monitr'; it has Monitor, RLMonConfig, audit, open_run"):
+    with pytest.raises(AttributeError, match="'Monitr'; it has Monitor, RLMonConfig, audit, blend, open_run"):
         rlmon.Monitr  # noqa: B018
     assert {"Monitor", "RLMonConfig", "open_run"} <= set(dir(rlmon))
     assert rlmon.RLMonConfig is __import__("rlmon.config", fromlist=["RLMonConfig"]).RLMonConfig

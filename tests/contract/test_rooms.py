@@ -62,6 +62,8 @@ ROOMS = {
     "report": Room(LANGUAGE | {"extensions", "runlog", "metrics", "detectors", "audit"}, {"numpy", "pyarrow", "rich"}),
     "serve": Room({"errors", "printable", "audit", "report", "version"}, {"starlette", "uvicorn"}),
     "asking": Room({"errors", "printable"}, STDLIB_ONLY),
+    # lab: how completions are drawn. torch and what loads models: in `curve`, which samples, and only in functions.
+    "blending": Room(LANGUAGE | {"metrics", "lab", "version"}, {"numpy", "torch", "transformers", "peft"}),
     "dashboard": Room({"errors", "printable", "asking"}, {"wandb", "wandb_workspaces"}),
     "lab": Room(
         BELOW_MONITOR | {"monitor", "controller", "sinks", "trl", "report"},
@@ -70,13 +72,13 @@ ROOMS = {
     "cli": Room(
         BELOW_MONITOR
         | {"extensions", "monitor", "controller", "sinks", "trl", "audit", "report", "serve", "asking", "dashboard"}
-        | {"lab", "version"},
+        | {"blending", "lab", "version"},
         {"typer", "rich", "pyarrow"},
     ),
     # What tests of recipes call: an audit and its words. pytest itself is there wherever the plugin is asked for.
     "testing": Room({"errors", "printable", "audit", "report"}, STDLIB_ONLY),
     "pytest_plugin": Room({"audit", "testing"}, {"pytest"}),
-    "__init__": Room({"audit", "config", "monitor", "runlog"}, STDLIB_ONLY),
+    "__init__": Room({"audit", "blending", "config", "monitor", "runlog"}, STDLIB_ONLY),
 }
 LAZY_TORCH = ("metrics/tokens.py", "monitor/monitor.py")
 """The only files below ``trl`` that may name torch, and only when a function runs or a type checker reads."""

@@ -1,0 +1,476 @@
+"""What blends answer: accuracy, formats and wording at several A, from completions that are sampled from each.
+
+The one part of blending that makes a model, by transformers (and PEFT), and that runs something of the user's: the
+reward function. One model is in memory, whose weights are set for each A.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import inspect
+import json
+import math
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import rlmon.blending.writing as writing
+from rlmon.blending.making import Pair, write
+from rlmon.errors import ConfigError, MissingExtraError, WeightsError
+from rlmon.lab.sampling import Drawn, draws, entropies
+from rlmon.metrics.families import WATCHING
+from rlmon.metrics.family import RankRows, RoundRows
+from rlmon.metrics.features import Featurizer
+from rlmon.metrics.formats import ModeSet, final_answer, normalise_answer
+from rlmon.metrics.groups import groups_of_batch
+from rlmon.metrics.prompts import prompt_identities, render_prompt
+from rlmon.metrics.rows import rows_of
+from rlmon.metrics.step import Families
+from rlmon.metrics.success import Deciding, Success
+from rlmon.metrics.tokens import TokenSums, token_sums
+from rlmon.printable import one_line, several
+from rlmon.records import RolloutBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+SHOWN = (
+    "rlmon/format/effective",
+    "rlmon/format/effective_within",
+    "rlmon/format/effective_correct",
+    "rlmon/format/top_share",
+    "rlmon/collision/template_within_effective",
+    "rlmon/collision/template_correct_within_effective",
+    "rlmon/entropy/mean",
+)
+"""Metrics of the catalogue that a point of a curve has."""
+FORMATS = "rlmon/format/effective"
+KEPT = 0.85
+"""Share of the base's formats in use that counts as kept, as in the studies."""
+BY_ANSWER = "answer"
+"""The column that is compared with the final answer of a completion, where there is no reward function."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts with their other columns, which reward functions read."""
+
+    prompts: list[Any]
+    """Text, or messages of a conversation."""
+    columns: Mapping[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What completions at one A show."""
+
+    alpha: float
+    completions: int
+    accuracy: float | None
+    """Share of successes."""
+    reward: float | None
+    """Mean reward."""
+    metrics: Mapping[str, float | None]
+    """Of the catalogue (``SHOWN``)."""
+    missing: Mapping[str, str]
+    """Why one of them is ``None``."""
+
+    @property
+    def score(self) -> float | None:
+        """What training was for: accuracy, or where it is not known what a success is, the reward."""
+        return self.reward if self.accuracy is None else self.accuracy
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points from the base to the checkpoint."""
+
+    points: tuple[Point, ...]
+    prompts: int
+    samples: int
+    max_new_tokens: int
+    seed: int
+    success: str | None
+    """What counts as a success, in words; ``None`` where that is not known."""
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Completions of one blend."""
+
+    texts: list[str]
+    ids: list[list[int]]
+    cut: list[bool]
+    tokens: list[TokenSums]
+    rewards: list[float | None] | None
+
+
+# -- what is asked ---------------------------------------------------------------------------------------------------
+
+
+def read_prompts(file: Path) -> Prompts:
+    """A text file with a prompt a line, or JSON Lines with ``prompt`` and other columns. Raises ``ConfigError``."""
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the prompts {one_line(str(file))}: {error}.") from error
+    if not lines:
+        raise ConfigError(f"{one_line(str(file))} has no prompts: one a line is needed.")
+    if not lines[0].lstrip().startswith("{"):
+        return Prompts([line.rstrip("\r") for line in lines])
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            prompt = row["prompt"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ConfigError(
+                f'{one_line(str(file))}: row {number} is no JSON object with "prompt": {one_line(line, 80)}'
+            ) from None
+        if not isinstance(prompt, str) and not _is_conversation(prompt):
+            raise ConfigError(
+                f"{one_line(str(file))}: the prompt of row {number} is neither text nor a list of messages with role "
+                "and content."
+            )
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
+    return Prompts([row["prompt"] for row in rows], {name: [row.get(name) for row in rows] for name in names})
+
+
+def _is_conversation(prompt: Any) -> bool:
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in prompt)
+    )
+
+
+def reward_function(name: str) -> Callable[..., Any]:
+    """The function ``pkg.mod:fn``, the working folder included. Importing it runs its code."""
+    module, separator, function = name.rpartition(":")
+    if not separator or not module or not function:
+        raise ConfigError(f"--reward has to be a module and a function of it, as in my_rewards:right, got {name!r}.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"There is no reward function {name!r} ({error}). Type pkg.mod:fn.") from error
+    return found
+
+
+# -- sampling --------------------------------------------------------------------------------------------------------
+
+
+def curve(
+    pair: Pair,
+    prompts: Prompts,
+    reward: Callable[..., Any] | None = None,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    samples: int = 8,
+    max_new_tokens: int = 256,
+    at_once: int = 64,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Curve:
+    """What is measured of ``samples`` completions of every prompt at temperature 1 from the blend at each of
+    ``alphas``, and at 0 and 1, with which they are compared.
+
+    The same draws for all: blends differ by their weights only. They depend on ``seed`` and ``at_once``, the
+    completions that are sampled together. ``progress`` is called with prompts done and in all, ``tell`` with a line
+    for each A.
+    """
+    needed = ("torch", "transformers", *(("peft",) if pair.kind == "adapter" else ()))
+    for package in needed:
+        if find_spec(package) is None:
+            raise MissingExtraError(
+                f"`rlmon blend --prompts` needs {package}, which is not installed. Type: pip install 'rlmon[trl]'"
+            )
+    asked = sorted({0.0, 1.0, *map(float, alphas)})
+    done, total = 0, len(asked) * len(prompts.prompts)
+    with _quiet():
+        tokenizer = _tokenizer(pair)
+        texts = [_as_text(tokenizer, prompt) for prompt in prompts.prompts]
+        found: dict[float, _Sample] = {}
+        for alpha, model in _models(pair, asked):
+            drawn = []
+            for batch in draws(
+                model,
+                tokenizer,
+                texts,
+                max_new_tokens=max_new_tokens,
+                sequences_per_batch=at_once,
+                seed=seed,
+                copies=samples,
+            ):
+                drawn.append(_read(batch, entropies(model, batch)))
+                done += len(batch.texts) // samples
+                if progress is not None:
+                    progress(done, total)
+            found[alpha] = _scored(_together(drawn), prompts, reward, samples)
+            tell(f"A = {alpha:g}: {len(found[alpha].texts)} completions sampled ({len(found)} of {len(asked)})")
+    return _measured(found, prompts, reward, samples, max_new_tokens, seed)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no advice of transformers; of warnings those that are for whoever calls it."""
+    import transformers
+
+    log = transformers.utils.logging
+    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            for kind in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", kind)
+            yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _loaded(load: Callable[..., Any], folder: Path, **how: Any) -> Any:
+    """What transformers or PEFT make of a folder: from this disk, without code that lies in it."""
+    try:
+        return load(folder, local_files_only=True, **how)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        said = one_line(str(error).strip().split("\n", 1)[0], 240)
+        raise WeightsError(f"cannot load {one_line(str(folder))} to sample from it: {said}") from error
+
+
+def _tokenizer(pair: Pair) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    home = pair.checkpoint if pair.checkpoint.tokenizer() else pair.base
+    tokenizer: PreTrainedTokenizerBase = _loaded(AutoTokenizer.from_pretrained, home.path, trust_remote_code=False)
+    if tokenizer.eos_token_id is None:
+        raise WeightsError(
+            f"The tokenizer of {home.role} has no end token: name one (eos_token) in tokenizer_config.json."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _as_text(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> str:
+    """The prompt as the model is to read it; a conversation by the chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program of the checkpoint's, in a sandbox
+        said = one_line(str(error), 160)
+        raise ConfigError(
+            f"a prompt is a conversation, and the tokenizer's chat template cannot take it: {said}"
+        ) from error
+    # The tokenizer adds its first token itself.
+    first = tokenizer.bos_token
+    return text.removeprefix(first) if first and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id] else text
+
+
+def _models(pair: Pair, alphas: Sequence[float]) -> Iterator[tuple[float, PreTrainedModel]]:
+    """Each A with a model that has its weights, the same one or its base: one is in memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    on_gpu = torch.cuda.is_available()
+    # A processor computes slowly, if at all, in half precision. What is set is rounded as it would be written.
+    how = {"dtype": "auto" if on_gpu else torch.float32, "use_safetensors": True, "trust_remote_code": False}
+    home = pair.checkpoint if pair.kind == "model" else pair.base
+    model = _loaded(AutoModelForCausalLM.from_pretrained, home.path, **how).to("cuda" if on_gpu else "cpu").eval()
+    if pair.kind == "model":
+        places = _places(pair, model)
+        with writing.Reader() as reader, torch.no_grad():
+            for alpha in alphas:
+                for name, place in places.items():
+                    _set(place, pair, name, alpha, reader)
+                yield alpha, model
+        return
+    from peft import PeftModel
+
+    def scaled(folder: Path, **how: Any) -> Any:
+        return PeftModel.from_pretrained(model, folder, **how)
+
+    for alpha in alphas:
+        with tempfile.TemporaryDirectory() as folder:
+            write(pair, alpha, Path(folder, "blend"))
+            with_adapter = _loaded(scaled, Path(folder, "blend")).eval()
+        yield alpha, with_adapter
+        model = with_adapter.unload()
+
+
+def _places(pair: Pair, model: PreTrainedModel) -> dict[str, Any]:
+    """Where in the model each tensor of the checkpoint's files is."""
+    state: dict[str, Any] = model.state_dict()
+    prefix = f"{model.base_model_prefix}."
+    places, strange = {}, []
+    for name, piece in pair.matched.pieces.items():
+        found = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in state), None)
+        if found is not None and tuple(state[found].shape) == piece.tensor.shape:
+            places[name] = state[found]
+        elif piece.tensor.is_float and not name.endswith((".inv_freq", ".masked_bias", ".attn.bias")):
+            strange.append(name)
+    held = {tensor.data_ptr() for tensor in places.values()}
+    strange += [name for name, tensor in model.named_parameters() if tensor.data_ptr() not in held]
+    if strange:
+        shown = several([one_line(name, 100) for name in strange], 3)
+        raise WeightsError(
+            f"transformers gives weights of this model other names when it loads them ({shown}), so that they cannot "
+            "be set in place. Write blends with --alpha and --out, and sample from those."
+        )
+    return places
+
+
+def _set(place: Any, pair: Pair, name: str, alpha: float, reader: writing.Reader) -> None:
+    import torch
+
+    piece = pair.matched.pieces[name]
+    data = bytearray().join(made for _, made in writing.stretches(piece, alpha, reader, set()))
+    if data:
+        stored = torch.frombuffer(data, dtype=getattr(torch, _TORCH[piece.tensor.dtype]))
+        place.copy_(stored.reshape(piece.tensor.shape))
+
+
+_TORCH = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16",
+    "U8": "uint8",
+}  # fmt: skip
+
+
+def _read(batch: Drawn, entropies_BT: Any) -> _Sample:
+    completion_BT = batch.ids_BS[:, batch.prompt_tokens :]
+    ids = [row[own].tolist() for row, own in zip(completion_BT, batch.own_BT, strict=True)]
+    cut = (~batch.ended_B).tolist()
+    return _Sample(batch.texts, ids, cut, [token_sums(entropies_BT, None, batch.own_BT, None)], None)
+
+
+def _together(parts: Sequence[_Sample]) -> _Sample:
+    return _Sample(
+        [text for part in parts for text in part.texts],
+        [ids for part in parts for ids in part.ids],
+        [cut for part in parts for cut in part.cut],
+        [sums for part in parts for sums in part.tokens],
+        None,
+    )
+
+
+# -- scoring and measuring -------------------------------------------------------------------------------------------
+
+
+def _scored(sample: _Sample, prompts: Prompts, reward: Callable[..., Any] | None, samples: int) -> _Sample:
+    """With a reward for each completion, where there is something to score them by."""
+    asked = [prompt for prompt in prompts.prompts for _ in range(samples)]
+    columns = {name: [value for value in values for _ in range(samples)] for name, values in prompts.columns.items()}
+    if reward is None:
+        if BY_ANSWER not in columns:
+            return sample
+        right = [normalise_answer(str(answer)) for answer in columns[BY_ANSWER]]
+        rewards: list[float | None] = [
+            float(final_answer(text) == answer) for text, answer in zip(sample.texts, right, strict=True)
+        ]
+    else:
+        completions = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(asked, sample.texts, strict=True)
+        ]
+        rewards = _called(reward, prompts=asked, completions=completions, completion_ids=sample.ids, **columns)
+    return _Sample(sample.texts, sample.ids, sample.cut, sample.tokens, rewards)
+
+
+def _called(reward: Callable[..., Any], **columns: Any) -> list[float | None]:
+    name = getattr(reward, "__name__", "the reward function")
+    try:
+        found = reward(**columns)
+        if inspect.iscoroutine(found):
+            found = asyncio.run(found)
+        values = [None if value is None else float(value) for value in found]
+    except Exception as error:  # the user's own code
+        raise ConfigError(f"{name} raised {type(error).__name__}: {one_line(str(error), 240)}") from error
+    if len(values) != len(columns["completions"]):
+        asked = len(columns["completions"])
+        raise ConfigError(f"{name} gave {len(values)} rewards for {asked} completions: one for each is needed.")
+    return [None if value is None or not math.isfinite(value) else value for value in values]
+
+
+def _measured(
+    found: Mapping[float, _Sample],
+    prompts: Prompts,
+    reward: Callable[..., Any] | None,
+    samples: int,
+    max_new_tokens: int,
+    seed: int,
+) -> Curve:
+    name = BY_ANSWER if reward is None else getattr(reward, "__name__", "reward")
+    scored = {alpha: sample.rewards for alpha, sample in found.items() if sample.rewards is not None}
+    # One meaning of a success for all of them, decided by the rewards of all.
+    deciding = Deciding.start(None)
+    for rewards in scored.values():
+        deciding = deciding.with_round(rewards, {name: rewards}, prompts=len(prompts.prompts))
+    success = deciding.settled().definition
+    points = tuple(_point(alpha, sample, prompts, samples, name, success) for alpha, sample in found.items())
+    said = None
+    if scored and (reward is None or success.known):
+        said = "the final answer is that of the column answer" if reward is None else str(success)
+    return Curve(points, len(prompts.prompts), samples, max_new_tokens, seed, said)
+
+
+def _point(alpha: float, sample: _Sample, prompts: Prompts, samples: int, name: str, success: Success) -> Point:
+    """The metrics of the catalogue, from sums as in a step of training."""
+    modes = ModeSet.build(None)
+    families = Families(WATCHING, modes.names)
+    asked = [prompt for prompt in prompts.prompts for _ in range(samples)]
+    batch = RolloutBatch(
+        round=0,
+        split="eval",
+        step=0,
+        group_size=samples,
+        global_row=range(len(asked)),
+        prompt_id=prompt_identities(asked),
+        source=["prompts"] * len(asked),
+        prompts=[render_prompt(prompt) for prompt in asked],
+        completions=sample.texts,
+        completion_ids=sample.ids,
+        rewards={} if sample.rewards is None else {name: sample.rewards},
+        reward=sample.rewards,
+        truncated=sample.cut,
+    )
+    success_B = success.of(batch.reward, batch.rewards, len(batch))
+    features = Featurizer(modes, b"rlmon blend").features(batch)
+    groups = groups_of_batch(batch, success_B)
+    rows = rows_of(batch, features, success_B)
+    sums = families.zeros()
+    families.add_rows(sums, RankRows(batch, features, groups, rows))
+    families.add_round(sums, RoundRows(rows, groups))
+    start = 0
+    for tokens in sample.tokens:
+        code_B = features.mode_code[start : start + len(tokens.tokens_B)]
+        start += len(tokens.tokens_B)
+        families.add(sums, lambda family, own, tokens=tokens, code_B=code_B: family.add_tokens(own, tokens, code_B))  # type: ignore[misc]
+    metrics, missing = families.finish(sums)
+    rewards = [value for value in sample.rewards or () if value is not None]
+    known_B = success_B[np.isfinite(success_B)]
+    return Point(
+        alpha=alpha,
+        completions=len(batch),
+        accuracy=float(known_B.mean()) if known_B.size else None,
+        reward=float(np.mean(rewards)) if rewards else None,
+        metrics={name: metrics[name] for name in SHOWN},
+        missing={name: missing[name] for name in SHOWN if name in missing},
+    )

@@ -1,0 +1,131 @@
+"""Which tensor of a base goes with which of its checkpoint; what has no counterpart is refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rlmon.blending.folders import Folder
+from rlmon.blending.tensors import Tensor, names
+from rlmon.errors import WeightsError
+from rlmon.printable import one_line, several
+
+_EMBEDDING = re.compile(r"(.*\.)?(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight\Z")
+_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output)\.weight\Z")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of a blend."""
+
+    tensor: Tensor
+    """The checkpoint's, whose name, type and shape it has."""
+    base: Tensor | None
+    """What it is blended with, value by value from the first on; values that the checkpoint has beyond it are copied.
+    ``None``: it is copied. Of a type that is no float: copied, and should be equal."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Every tensor of a checkpoint with its counterpart."""
+
+    pieces: Mapping[str, Piece]
+    notes: tuple[str, ...] = ()
+    """What a user should know, in sentences."""
+
+
+def match_models(base: Folder, checkpoint: Folder) -> Matched:
+    """The tensors of two full models. Raises ``WeightsError`` where they do not fit.
+
+    Where one of the two has a head of its own and the other's is its embedding (tied), the head is blended with that
+    embedding; rows that the checkpoint's embedding and head have beyond the base's (added tokens) are copied.
+    """
+    theirs, ours = base.tensors, checkpoint.tensors
+    notes: list[str] = []
+    pieces: dict[str, Piece] = {}
+    lacking, unlike = [], []
+    for name, tensor in ours.items():
+        other = theirs.get(name) or tied(name, theirs)
+        if other is None:
+            lacking.append(name)
+            continue
+        if other.name != name:
+            notes.append(
+                f"BASE has no {one_line(name, 80)}, since its head is its embedding: {one_line(other.name, 80)} "
+                "stands for it."
+            )
+        if not fits(other, tensor):
+            unlike.append((other, tensor))
+        pieces[name] = Piece(tensor, other)
+    left = [name for name in theirs if name not in ours and not _same_as_its_embedding(theirs[name], base)]
+    _refuse(lacking, left, unlike)
+    notes += _more_rows(pieces.values())
+    return Matched(pieces, tuple(notes))
+
+
+def tied(name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """The embedding that a head of this name is tied to in a model whose files have no head."""
+    if not _HEAD.match(name) or any(_HEAD.match(other) for other in tensors):
+        return None
+    found = [tensor for other, tensor in tensors.items() if _EMBEDDING.match(other)]
+    return found[0] if len(found) == 1 else None
+
+
+def fits(base: Tensor, tensor: Tensor) -> bool:
+    """Whether they can be blended: of one shape, or an embedding or head with more rows in the checkpoint."""
+    if base.is_float != tensor.is_float or (not tensor.is_float and base.dtype != tensor.dtype):
+        return False
+    if base.shape == tensor.shape:
+        return True
+    words = bool(_EMBEDDING.match(tensor.name) or _HEAD.match(tensor.name))
+    return words and len(tensor.shape) == 2 and base.shape[1:] == tensor.shape[1:] and base.shape[0] < tensor.shape[0]
+
+
+def _more_rows(pieces: Iterable[Piece]) -> list[str]:
+    grown = [piece for piece in pieces if piece.base is not None and piece.base.shape != piece.tensor.shape]
+    return [
+        f"Rows that only CHECKPOINT has (added tokens) are its own at every A: {one_line(piece.tensor.name, 80)} has "
+        f"{piece.tensor.shape[0]} of them, and {piece.base.shape[0]} in BASE."
+        for piece in grown
+        if piece.base is not None
+    ]
+
+
+def _same_as_its_embedding(tensor: Tensor, folder: Folder) -> bool:
+    """Whether it is a head that was written beside the embedding that it is tied to."""
+    if not _HEAD.match(tensor.name):
+        return False
+    found = [other for name, other in folder.tensors.items() if _EMBEDDING.match(name)]
+    if len(found) != 1 or (found[0].dtype, found[0].shape) != (tensor.dtype, tensor.shape):
+        return False
+    step = 2**24
+    with open(tensor.file, "rb") as a, open(found[0].file, "rb") as b:
+        a.seek(tensor.begin)
+        b.seek(found[0].begin)
+        left = tensor.bytes
+        while left > 0:
+            size = min(step, left)
+            if a.read(size) != b.read(size):
+                return False
+            left -= size
+    return True
+
+
+def _refuse(lacking: list[str], left: list[str], unlike: list[tuple[Tensor, Tensor]]) -> None:
+    """Raise ``WeightsError`` where anything has no counterpart."""
+    said = []
+    if lacking:
+        said.append(f"in CHECKPOINT only: {names(lacking)}")
+    if left:
+        said.append(f"in BASE only: {names(left)}")
+    if unlike:
+        shown = several(
+            [f"{base} in BASE, {tensor.dtype} {list(tensor.shape)} in CHECKPOINT" for base, tensor in unlike], 3
+        )
+        said.append(f"of other shapes or kinds: {shown}")
+    if said:
+        raise WeightsError(
+            f"BASE and CHECKPOINT do not have the same tensors ({'; '.join(said)}). Give as BASE the model that "
+            "CHECKPOINT was trained from."
+        )

@@ -1,0 +1,169 @@
+"""The safetensors format, as far as blending needs it: which tensors lie where in a file, and floats of 2 to 8 bytes.
+
+A file is 8 bytes (the length of the header, little-endian), the header (JSON: of each tensor its type, shape and
+place), and the values. A header is read with suspicion: a file may come from anybody.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlmon.errors import WeightsError
+from rlmon.printable import one_line, several
+
+MOST_HEADER_BYTES = 100_000_000
+"""As in the reference implementation."""
+BYTES: Mapping[str, int] = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Of one value, by the name of its type."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+Values = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    begin: int
+    """Byte of the file at which its values begin."""
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.count * BYTES[self.dtype]
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in FLOATS
+
+    def __str__(self) -> str:
+        return f"{one_line(self.name, 120)} {self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file."""
+
+    file: Path
+    head: bytes = field(repr=False)
+    """All that stands before the values."""
+    tensors: tuple[Tensor, ...]
+    """In the order of their values, which fill the rest of the file."""
+
+
+def read_shard(file: Path) -> Shard:
+    """What a file holds, its values aside. Raises ``WeightsError`` for one that cannot be read or is malformed."""
+    try:
+        with open(file, "rb") as stream:
+            size = file.stat().st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(MOST_HEADER_BYTES, size - 8):
+                raise ValueError("its header is longer than the file")
+            text = stream.read(length)
+            if len(text) < length:
+                raise ValueError("it ends inside its header")
+    except ValueError as error:
+        raise _malformed(file, error) from error
+    except OSError as error:
+        raise unreadable(file, error) from error
+    try:
+        tensors = _tensors(file, text, size)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _malformed(file, error) from error
+    return Shard(file, length.to_bytes(8, "little") + text, tensors)
+
+
+def names(found: Iterable[str]) -> str:
+    """The first of some names of tensors, as they are shown."""
+    return several([one_line(name, 120) for name in found], 4)
+
+
+def unreadable(file: Path, error: OSError) -> WeightsError:
+    return WeightsError(f"cannot read {one_line(str(file))}: {error.strerror or error}.")
+
+
+def _malformed(file: Path, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"{one_line(str(file))} is no whole safetensors file: {one_line(str(error), 200)}. It may have been cut off: "
+        "write or copy it again."
+    )
+
+
+def _tensors(file: Path, text: bytes, size: int) -> tuple[Tensor, ...]:
+    """The tensors of a header, in order; their values have to fill the file, each byte once."""
+    header = json.loads(text, object_pairs_hook=_no_name_twice)
+    if not isinstance(header, dict):
+        raise ValueError("its header is no mapping")
+    placed = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape = entry["dtype"], entry["shape"]
+        begin, end = entry["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+            raise ValueError(f"{name} has no shape and place of whole numbers")
+        if dtype not in BYTES:
+            raise ValueError(
+                f"{name} has values of the type {dtype}, and those that can be blended are {', '.join(BYTES)}"
+            )
+        tensor = Tensor(name, dtype, tuple(shape), file, 8 + len(text) + begin)
+        if end - begin != tensor.bytes:
+            raise ValueError(f"{tensor} takes {tensor.bytes} bytes and has {end - begin}")
+        placed.append(tensor)
+    placed.sort(key=lambda tensor: (tensor.begin, tensor.bytes))
+    at = 8 + len(text)
+    for tensor in placed:
+        if tensor.begin != at:
+            raise ValueError(f"the values of {tensor.name} do not begin where those before it end")
+        at += tensor.bytes
+    if at != size:
+        raise ValueError(f"its tensors end at byte {at} and the file at {size}")
+    return tuple(placed)
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands in its header twice")
+    return found
+
+
+def decoded(data: bytes, dtype: str) -> Values:
+    """Values of a float type as float32 (of ``F64`` as float64); exact."""
+    if dtype == "BF16":
+        upper: NDArray[np.uint32] = np.frombuffer(data, dtype="<u2").astype(np.uint32) << np.uint32(16)
+        return upper.view(np.float32)
+    if dtype == "F16":
+        return np.frombuffer(data, dtype="<f2").astype(np.float32)
+    return np.frombuffer(data, dtype="<f8" if dtype == "F64" else "<f4")
+
+
+def encoded(values: Values, dtype: str) -> bytes:
+    """The nearest values of a float type, ties to even; what is too large becomes infinite."""
+    if dtype != "BF16":
+        with np.errstate(over="ignore"):
+            return bytes(values.astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]).tobytes())
+    with np.errstate(over="ignore"):
+        bits: NDArray[np.uint32] = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+        odd = (bits >> np.uint32(16)) & np.uint32(1)
+        upper = ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
+    # A NaN whose mark is in the lower half would become infinite.
+    upper[np.isnan(bits.view(np.float32))] = 0x7FC0
+    return bytes(upper.tobytes())
