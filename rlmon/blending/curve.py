@@ -309,7 +309,7 @@ def _models(pair: Pair, alphas: Sequence[float]) -> Iterator[tuple[float, PreTra
 
     for alpha in alphas:
         with tempfile.TemporaryDirectory() as folder:
-            write(pair, alpha, Path(folder, "blend"))
+            write(pair, alpha, Path(folder, "blend"), note=False)
             with_adapter = _loaded(scaled, Path(folder, "blend")).eval()
         yield alpha, with_adapter
         model = with_adapter.unload()

@@ -97,8 +97,11 @@ def checked(alpha: Any) -> float:
     return float(alpha)
 
 
-def write(pair: Pair, alpha: float, out: Path, progress: Callable[[int, int], None] | None = None) -> Blended:
-    """The blend of a pair as the folder ``out``: see ``blend``."""
+def write(
+    pair: Pair, alpha: float, out: Path, progress: Callable[[int, int], None] | None = None, *, note: bool = True
+) -> Blended:
+    """The blend of a pair as the folder ``out``: see ``blend``. Without ``note`` there is no ``blend.json``, for which
+    the base is read once more."""
     base, checkpoint = pair.base, pair.checkpoint
     target = Path(os.path.realpath(out))
     for folder in (base, checkpoint):
@@ -108,7 +111,7 @@ def write(pair: Pair, alpha: float, out: Path, progress: Callable[[int, int], No
             )
     writing.refuse_occupied(target)
     # The base's weights are read once more for their hash.
-    base_bytes = sum(tensor.bytes for shard in base.shards for tensor in shard.tensors)
+    base_bytes = sum(tensor.bytes for shard in base.shards for tensor in shard.tensors) if note else 0
     writing.refuse_full(target, pair.bytes + SPARE_BYTES)
     left = writing.unfinished(target)
     total, done = pair.bytes + base_bytes, 0
@@ -137,30 +140,31 @@ def write(pair: Pair, alpha: float, out: Path, progress: Callable[[int, int], No
         for file in _beside_the_weights(pair, notes):
             files[file.name] = writing.copy(file, made)
         hashes = {}
-        for shard in base.shards:
+        for shard in base.shards if note else ():
             hashes[shard.file.name] = writing.sha256(shard.file)
             tell(sum(tensor.bytes for tensor in shard.tensors))
         if left:
             shown = several([one_line(str(folder)) for folder in left], 2)
             notes.append(f"An earlier blend was stopped and left {shown}: remove it, unless it is still being written.")
-        writing.write_text(
-            made / writing.NOTE,
-            writing.as_json(
-                {
-                    "tool": writing.TOOL,
-                    "schema_version": 1,
-                    "packages": _versions(),
-                    "created_unix_seconds": time.time(),
-                    "kind": pair.kind,
-                    "alpha": alpha,
-                    "weights": "base + alpha * (checkpoint - base)",
-                    "base": {"path": str(base.path), "name": base.config.get("_name_or_path"), "sha256": hashes},
-                    "checkpoint": {"path": str(checkpoint.path), "sha256": sources},
-                    "files": files,
-                    "notes": notes,
-                }
-            ),
-        )
+        if note:
+            writing.write_text(
+                made / writing.NOTE,
+                writing.as_json(
+                    {
+                        "tool": writing.TOOL,
+                        "schema_version": 1,
+                        "packages": _versions(),
+                        "created_unix_seconds": time.time(),
+                        "kind": pair.kind,
+                        "alpha": alpha,
+                        "weights": "base + alpha * (checkpoint - base)",
+                        "base": {"path": str(base.path), "name": base.config.get("_name_or_path"), "sha256": hashes},
+                        "checkpoint": {"path": str(checkpoint.path), "sha256": sources},
+                        "files": files,
+                        "notes": notes,
+                    }
+                ),
+            )
     return Blended(out, alpha, pair.kind, len(pair.matched.pieces), pair.bytes, tuple(notes))
 
 

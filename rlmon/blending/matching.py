@@ -13,6 +13,7 @@ from rlmon.printable import one_line, several
 
 _EMBEDDING = re.compile(r"(.*\.)?(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight\Z")
 _HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output)\.weight\Z")
+_CONSTANT = re.compile(r"\.(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)\Z")
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,24 @@ def match_models(base: Folder, checkpoint: Folder) -> Matched:
     """The tensors of two full models. Raises ``WeightsError`` where they do not fit.
 
     Where one of the two has a head of its own and the other's is its embedding (tied), the head is blended with that
-    embedding; rows that the checkpoint's embedding and head have beyond the base's (added tokens) are copied.
+    embedding; rows that the checkpoint's embedding and head have beyond the base's (added tokens) are copied. Names
+    may differ by what all of one side begin with (``transformer.``), and constants that older versions stored, such as
+    masks, by being there.
     """
-    theirs, ours = base.tensors, checkpoint.tensors
+    ours = checkpoint.tensors
+    theirs = _called_as(ours, base.tensors)
     notes: list[str] = []
     pieces: dict[str, Piece] = {}
-    lacking, unlike = [], []
+    lacking: list[str] = []
+    constants: list[str] = []
+    unlike: list[tuple[Tensor, Tensor]] = []
     for name, tensor in ours.items():
         other = theirs.get(name) or tied(name, theirs)
         if other is None:
-            lacking.append(name)
+            (constants if _is_constant(tensor) else lacking).append(name)
+            pieces[name] = Piece(tensor, None)
             continue
-        if other.name != name:
+        if name not in theirs:
             notes.append(
                 f"BASE has no {one_line(name, 80)}, since its head is its embedding: {one_line(other.name, 80)} "
                 "stands for it."
@@ -59,9 +66,35 @@ def match_models(base: Folder, checkpoint: Folder) -> Matched:
             unlike.append((other, tensor))
         pieces[name] = Piece(tensor, other)
     left = [name for name in theirs if name not in ours and not _same_as_its_embedding(theirs[name], base)]
-    _refuse(lacking, left, unlike)
+    constants += [name for name in left if _is_constant(theirs[name])]
+    _refuse(lacking, [name for name in left if name not in constants], unlike)
+    if constants:
+        notes.append(f"Constants that only one of the two stores are as CHECKPOINT has them: {names(constants)}.")
     notes += _more_rows(pieces.values())
     return Matched(pieces, tuple(notes))
+
+
+def _called_as(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A base's tensors by the names that they have in the checkpoint, where all names of one of the two begin with a
+    word that the other leaves out; else as they are."""
+    if 2 * len(ours.keys() & theirs.keys()) >= len(ours):
+        return theirs
+    for name in ours:
+        first, _, rest = name.partition(".")
+        if rest in theirs:
+            longer = {f"{first}.{other}": tensor for other, tensor in theirs.items()}
+            return longer if 2 * len(ours.keys() & longer.keys()) >= len(ours) else theirs
+    for name in theirs:
+        first, _, rest = name.partition(".")
+        if rest in ours:
+            shorter = {other.removeprefix(f"{first}."): tensor for other, tensor in theirs.items()}
+            return shorter if len(shorter) == len(theirs) else theirs
+    return theirs
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """A mask, or the frequencies of positions: what a model computes by itself, and older versions stored."""
+    return bool(_CONSTANT.search(tensor.name)) and (len(tensor.shape) != 1 or tensor.name.endswith("inv_freq"))
 
 
 def tied(name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:

@@ -143,9 +143,9 @@ def refuse_occupied(out: Path) -> None:
         )
     own: set[str] = set()
     if there:
-        with contextlib.suppress(WeightsError, AttributeError):
+        with contextlib.suppress(WeightsError, TypeError):
             note = read_json(out / NOTE)
-            own = {NOTE, *note.get("files", {})} if note.get("tool") == TOOL else set()
+            own = {NOTE, *note.get("files", ())} if note.get("tool") == TOOL else set()
     strange = [name for name in there if name not in own]
     if strange:
         raise ConfigError(

@@ -133,6 +133,29 @@ def test_a_head_that_only_the_base_has_counts_where_it_is_no_copy_of_its_embeddi
         rlmon.blend(own, above, 0.5, tmp_path / "other")
 
 
+@pytest.mark.parametrize("at_base", [True, False])
+def test_names_that_begin_with_a_word_more_and_constants_that_one_side_stores(tmp_path: Path, at_base: bool) -> None:
+    plain = {"wte.weight": EMBEDDING, "h.0.attn.c_attn.weight": torch.ones(3), "ln_f.weight": torch.ones(2)}
+    longer = {f"transformer.{name}": tensor + 2 for name, tensor in plain.items()}
+    mask = "h.0.attn.bias"
+    if at_base:
+        base, trained = {**plain, mask: torch.ones(1, 1, 2, 2)}, longer
+    else:
+        base, trained = longer, {**plain, mask: torch.ones(1, 1, 2, 2)}
+    done = rlmon.blend(*pair(tmp_path, base, trained)[:2], 0.5, tmp_path / "out")
+    found = made.weights(tmp_path / "out")
+    assert found.keys() == trained.keys()
+    assert all(torch.equal(found[name], plain[name.removeprefix("transformer.")] + 1) for name in found if name != mask)
+    shown = f"transformer.{mask}" if at_base else mask
+    assert done.notes == (f"Constants that only one of the two stores are as CHECKPOINT has them: {shown}.",)
+    learned = {**trained, "h.0.attn.bias": torch.ones(3)}
+    made.model(tmp_path / "learned", learned)
+    with pytest.raises(WeightsError, match=r"in CHECKPOINT only: h.0.attn.bias"):
+        rlmon.blend(
+            made.model(tmp_path / "b", {n: t for n, t in base.items() if n != mask}), tmp_path / "learned", 0.5, "x"
+        )
+
+
 def test_added_tokens_keep_the_checkpoints_rows(tmp_path: Path) -> None:
     base = {"model.embed_tokens.weight": EMBEDDING}
     trained = {"model.embed_tokens.weight": torch.cat([EMBEDDING + 2, torch.tensor([[9.0, 9.0]])])}

@@ -171,14 +171,17 @@ def test_peft_merges_the_blend_to_what_lies_between(tmp_path: Path, settings: di
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     trained.save_pretrained(tmp_path / "rl")
-    rlmon.blend(BASE_DIR, tmp_path / "rl", 0.3, tmp_path / "out")
+    for alpha in (0.3, 0.0, -0.5):
+        rlmon.blend(BASE_DIR, tmp_path / "rl", alpha, tmp_path / f"at{alpha}")
 
     def merged(folder: Path) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = PeftModel.from_pretrained(load(), folder).merge_and_unload().state_dict()
         return found
 
-    base, whole, part = load().state_dict(), merged(tmp_path / "rl"), merged(tmp_path / "out")
+    base, whole = load().state_dict(), merged(tmp_path / "rl")
     moved = [name for name, tensor in whole.items() if not torch.equal(tensor, base[name])]
     assert len(moved) >= 2
-    for name, tensor in part.items():
-        torch.testing.assert_close(tensor, base[name] + 0.3 * (whole[name] - base[name]), atol=2e-6, rtol=1e-5)
+    for alpha in (0.3, 0.0, -0.5):
+        for name, tensor in merged(tmp_path / f"at{alpha}").items():
+            expected = base[name] + alpha * (whole[name] - base[name])
+            torch.testing.assert_close(tensor, expected, atol=2e-6, rtol=1e-5)

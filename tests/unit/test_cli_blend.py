@@ -291,8 +291,8 @@ def test_which_a_keeps_what() -> None:
     assert telling.sentences(found)[2:] == [
         "A = 0.4 is the largest that keeps 85% of the base's formats in use (3.50; 4.00 at the base, 1.00 at the "
         "checkpoint), with 50% of what the checkpoint gained in accuracy.",
-        "The checkpoint keeps 100% of the base's templates within a prompt (1.50; 1.50 at the base): there is little to "
-        "bring back.",
+        "The checkpoint keeps 100% of the base's templates within a prompt (1.50; 1.50 at the base): there is little "
+        "to bring back.",
     ]
     titles, *rows = telling.rows(found)
     assert (titles[0], titles[1], len(titles)) == ("A", "accuracy", len(rows[0]))
