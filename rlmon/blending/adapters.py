@@ -92,9 +92,12 @@ def scaled_config(config: Mapping[str, Any], alpha: float) -> str:
     """``adapter_config.json`` with ``lora_alpha``, that of all layers and those of some, times ``alpha``."""
     scaled = dict(config)
     scaled["lora_alpha"] = _times(config.get("lora_alpha", DEFAULT_ALPHA), alpha)
-    if config.get("alpha_pattern"):
-        scaled["alpha_pattern"] = {name: _times(value, alpha) for name, value in config["alpha_pattern"].items()}
-    return json.dumps(scaled, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    of_layers = config.get("alpha_pattern")
+    if isinstance(of_layers, dict):
+        scaled["alpha_pattern"] = {name: _times(value, alpha) for name, value in of_layers.items()}
+    elif of_layers:
+        scaled["alpha_pattern"] = _times(of_layers, alpha)  # which refuses it
+    return json.dumps(scaled, indent=2, sort_keys=True) + "\n"
 
 
 def counterpart(name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
@@ -121,8 +124,6 @@ def _times(value: Any, alpha: float) -> float | int:
         raise WeightsError(
             f"adapter_config.json of CHECKPOINT has the scale {one_line(repr(value), 60)}: a number is needed."
         )
-    if alpha == 1.0:
-        return value  # type: ignore[no-any-return]
     product = value * alpha
     return int(product) if product == int(product) else product
 

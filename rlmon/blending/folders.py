@@ -4,6 +4,7 @@ with what to type."""
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ def _shards_of(folder: Folder, index: Path) -> tuple[list[Path], Mapping[str, st
         )
     files = []
     for name in sorted(set(placed.values())):
-        if not re.fullmatch(r"[\w.-]+\.safetensors", name) or name.startswith("."):
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
             raise WeightsError(
                 f"{one_line(str(index))} names the file {one_line(name, 120)!r}: only safetensors files in "
                 "the folder itself are read, such as model-00001-of-00002.safetensors."
@@ -212,7 +213,7 @@ def _filled(folder: Folder, files: list[Path], placed: Mapping[str, str] | None)
 def _inside(folder: Folder, file: Path) -> Path:
     """The file, which is a plain one of the folder, or of the cache of the Hugging Face Hub that the folder is part of,
     whose snapshots are links to its blobs: a folder may come from anybody, and a link in it lead anywhere."""
-    real, home = file.resolve(), folder.path.resolve()
+    real, home = Path(os.path.realpath(file)), folder.path.resolve()
     homes = {home}
     if home.parent.name == "snapshots":
         homes.add(home.parent.parent / "blobs")

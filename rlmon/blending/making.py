@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,25 +148,33 @@ def write(
             shown = several([one_line(str(folder)) for folder in left], 2)
             notes.append(f"An earlier blend was stopped and left {shown}: remove it, unless it is still being written.")
         if note:
-            writing.write_text(
-                made / writing.NOTE,
-                writing.as_json(
-                    {
-                        "tool": writing.TOOL,
-                        "schema_version": 1,
-                        "packages": _versions(),
-                        "created_unix_seconds": time.time(),
-                        "kind": pair.kind,
-                        "alpha": alpha,
-                        "weights": "base + alpha * (checkpoint - base)",
-                        "base": {"path": str(base.path), "name": base.config.get("_name_or_path"), "sha256": hashes},
-                        "checkpoint": {"path": str(checkpoint.path), "sha256": sources},
-                        "files": files,
-                        "notes": notes,
-                    }
-                ),
-            )
+            writing.write_text(made / writing.NOTE, _note(pair, alpha, hashes, sources, files, notes))
     return Blended(out, alpha, pair.kind, len(pair.matched.pieces), pair.bytes, tuple(notes))
+
+
+def _note(
+    pair: Pair,
+    alpha: float,
+    base: Mapping[str, str],
+    checkpoint: Mapping[str, str],
+    files: Mapping[str, str],
+    notes: Sequence[str],
+) -> str:
+    """``blend.json``; of base and checkpoint the SHA-256 of their weights, of the blend that of every file."""
+    told = {
+        "tool": writing.TOOL,
+        "schema_version": 1,
+        "packages": _versions(),
+        "created_unix_seconds": time.time(),
+        "kind": pair.kind,
+        "alpha": alpha,
+        "weights": "base + alpha * (checkpoint - base)",
+        "base": {"path": str(pair.base.path), "sha256": base},
+        "checkpoint": {"path": str(pair.checkpoint.path), "sha256": checkpoint},
+        "files": files,
+        "notes": notes,
+    }
+    return json.dumps(told, indent=2, allow_nan=False) + "\n"
 
 
 def _versions() -> dict[str, str | None]:

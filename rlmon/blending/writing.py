@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rlmon.blending.arithmetic import NotFiniteError, blended
 from rlmon.blending.folders import read_json
@@ -227,7 +226,3 @@ def copy(source: Path, folder: Path) -> str:
     with open(folder / source.name, "xb") as stream:
         stream.write(data)
     return hashlib.sha256(data).hexdigest()
-
-
-def as_json(note: Mapping[str, Any]) -> str:
-    return json.dumps(note, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -101,6 +101,8 @@ def test_what_cannot_be_scaled_is_refused_with_the_line_that_merges_it(
 def test_an_adapter_without_a_number_for_its_scale_or_without_weights(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="has the scale 'x'"):
         blend(tmp_path / "a", 0.5, lora_alpha="x")
+    with pytest.raises(WeightsError, match=r"has the scale \[3\]"):
+        blend(tmp_path / "c", 0.5, alpha_pattern=[3])
     with pytest.raises(WeightsError, match="has no LoRA weights; there are none"):
         blend(tmp_path / "b", 0.5, {})
 
