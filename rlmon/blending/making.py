@@ -78,7 +78,7 @@ def blend(
     ``alpha`` times that of ``checkpoint``, with configuration, tokenizer and ``blend.json``, which says what it is made
     of.
 
-    0 is the base, 1 the checkpoint bit for bit. Weights are read and written a stretch at a time: some 100 MB of
+    0 is the base, 1 the checkpoint bit for bit. Weights are read and written a stretch at a time: less than 100 MB of
     memory, whatever the size of the model. ``progress`` is called with bytes done and in all. ``out`` is new or empty,
     or an earlier blend, which is replaced once the new one is whole.
 

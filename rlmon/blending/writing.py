@@ -21,8 +21,8 @@ from rlmon.printable import one_line
 
 NOTE = "blend.json"
 TOOL = "rlmon blend"
-VALUES_AT_ONCE = 2**21
-"""Values that are held of a tensor: some 60 MB with all that is made of them on the way."""
+VALUES_AT_ONCE = 2**20
+"""Values that are held of a tensor: some 30 MB with all that is made of them on the way."""
 
 
 class Reader:

@@ -68,7 +68,7 @@ def blend(
     """Weights between a base and what RL made of it, base + A (checkpoint - base): a dial between the base's diversity
     and the checkpoint's accuracy, after the fact.
 
-    Reads and writes safetensors, a stretch at a time: some 100 MB of memory, no GPU, nothing executed. Of a LoRA
+    Reads and writes safetensors, a stretch at a time: less than 100 MB of memory, no GPU, nothing executed. Of a LoRA
     adapter an adapter is written, whose update is A times what it was. With --prompts (needs pip install 'rlmon[trl]')
     the blends are sampled too, and a table says which A keeps what.
 
