@@ -12,7 +12,7 @@ from rlmon.errors import WeightsError
 from rlmon.printable import one_line, several
 
 _EMBEDDING = re.compile(r"(.*\.)?(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight\Z")
-_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output)\.weight\Z")
+_HEAD = re.compile(r"((.*\.)?(lm_head|embed_out)|output)\.weight\Z")
 _CONSTANT = re.compile(r"\.(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)\Z")
 
 

@@ -176,6 +176,7 @@ def test_added_tokens_keep_the_checkpoints_rows(tmp_path: Path) -> None:
         (BASE, {**TRAINED, "new": torch.ones(1)}, r"\(in CHECKPOINT only: new\)"),
         ({**BASE, "old": torch.ones(1)}, TRAINED, r"\(in BASE only: old\)"),
         (BASE, {**TRAINED, "b.bias": torch.ones(4)}, r"b.bias F32 \[3\] in BASE, F32 \[4\] in CHECKPOINT\)"),
+        ({"h.output.weight": torch.ones(2, 2)}, {"h.output.weight": torch.ones(3, 2)}, "h.output.weight F32"),
         (BASE, {**TRAINED, "b.bias": torch.ones(3, dtype=torch.int64)}, r"F32 \[3\] in BASE, I64 \[3\] in CHECKPOINT"),
         ({f"a{at}": torch.ones(1) for at in range(9)}, BASE, "a0, a1, a2, a3 and 5 more"),
         ({"\x1b[2J": torch.ones(1)}, BASE, r"\\x1b\[2J"),
