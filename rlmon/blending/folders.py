@@ -20,6 +20,7 @@ INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
 REFERENCE = "ref"
 """The adapter that TRL keeps beside the one it trains, to compare with."""
 MOST_JSON_BYTES = 256 * 2**20
@@ -129,6 +130,24 @@ def read_json(file: Path) -> dict[str, Any]:
         raise unreadable(file, error) from error
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{one_line(str(file))} is not the JSON that it should be: {error}.") from error
+    return found
+
+
+def words(tokenizer: Path) -> dict[str, int]:
+    """The number of each token in a ``tokenizer.json``; none where there is no such file, or it is of another kind."""
+    if not tokenizer.is_file():
+        return {}
+    told = read_json(tokenizer)
+    model, added = told.get("model"), told.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    found: dict[str, int] = {}
+    if isinstance(vocabulary, dict):
+        found |= {word: number for word, number in vocabulary.items() if isinstance(number, int)}
+    elif isinstance(vocabulary, list):
+        found |= {str(pair[0]): number for number, pair in enumerate(vocabulary) if isinstance(pair, list) and pair}
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict) and isinstance(token.get("id"), int):
+            found[str(token.get("content"))] = token["id"]
     return found
 
 

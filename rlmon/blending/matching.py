@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from rlmon.blending.folders import Folder
+from rlmon.blending.folders import TOKENIZER, Folder, words
 from rlmon.blending.tensors import Tensor, names
 from rlmon.errors import WeightsError
 from rlmon.printable import one_line, several
@@ -70,7 +70,9 @@ def match_models(base: Folder, checkpoint: Folder) -> Matched:
     _refuse(lacking, [name for name in left if name not in constants], unlike)
     if constants:
         notes.append(f"Constants that only one of the two stores are as CHECKPOINT has them: {names(constants)}.")
-    notes += _more_rows(pieces.values())
+    if more := _more_rows(pieces.values()):
+        _refuse_other_words(base, checkpoint)
+        notes += more
     return Matched(pieces, tuple(notes))
 
 
@@ -123,6 +125,19 @@ def _more_rows(pieces: Iterable[Piece]) -> list[str]:
         for piece in grown
         if piece.base is not None
     ]
+
+
+def _refuse_other_words(base: Folder, checkpoint: Folder) -> None:
+    """Raise ``WeightsError`` where tokens of the base have other numbers in the checkpoint: then its further rows are
+    no added tokens, and the others are not of the same words. Only where both have a ``tokenizer.json``."""
+    theirs, ours = (words(folder.path / TOKENIZER) for folder in (base, checkpoint))
+    moved = next((word for word, number in theirs.items() if ours.get(word, number) != number), None)
+    if moved is not None:
+        raise WeightsError(
+            f"CHECKPOINT has more rows in its embedding, and these are not added tokens: {one_line(moved, 40)!r} is "
+            f"token {theirs[moved]} in BASE and {ours[moved]} in CHECKPOINT. Give as BASE the model that CHECKPOINT was "
+            "trained from."
+        )
 
 
 def _same_as_its_embedding(tensor: Tensor, folder: Folder) -> bool:

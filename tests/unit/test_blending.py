@@ -166,6 +166,14 @@ def test_added_tokens_keep_the_checkpoints_rows(tmp_path: Path) -> None:
         "Rows that only CHECKPOINT has (added tokens) are its own at every A: model.embed_tokens.weight has 3 of them, "
         "and 2 in BASE.",
     )
+    for folder, numbers in ((below, {"a": 0, "b": 1}), (above, {"a": 0, "b": 1, "<new>": 2})):
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": numbers}}))
+    rlmon.blend(below, above, 0.5, out)
+    (above / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": [["b", -1.0], ["c", -2.0]]}, "added_tokens": [{"id": 2, "content": "a"}]})
+    )
+    with pytest.raises(WeightsError, match="these are not added tokens: 'a' is token 0 in BASE and 2 in CHECKPOINT"):
+        rlmon.blend(below, above, 0.5, tmp_path / "other")
     with pytest.raises(WeightsError, match=r"\(of other shapes or kinds: model.embed_tokens.weight F32 \[3, 2\] in"):
         rlmon.blend(above, below, 0.5, tmp_path / "other")
 
