@@ -135,8 +135,8 @@ def _refuse_other_words(base: Folder, checkpoint: Folder) -> None:
     if moved is not None:
         raise WeightsError(
             f"CHECKPOINT has more rows in its embedding, and these are not added tokens: {one_line(moved, 40)!r} is "
-            f"token {theirs[moved]} in BASE and {ours[moved]} in CHECKPOINT. Give as BASE the model that CHECKPOINT was "
-            "trained from."
+            f"token {theirs[moved]} in BASE and {ours[moved]} in CHECKPOINT. Give as BASE the model that CHECKPOINT "
+            "was trained from."
         )
 
 
