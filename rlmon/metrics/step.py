@@ -38,6 +38,8 @@ FAILED = "rlmon_failed"
 NO_SUCCESS = "it is not known which completions are successes"
 STAGES = ("features", "success", "rollouts", "blocks", "tokens", "kl", "values", "finish")
 """Parts of the measuring that are no family and can fail: no family has their names, since each fails at its own."""
+_OF_TRAINING = ("add_trained", "add_tokens", "add_kl", "add_values")
+"""Methods of a family that are called of what only training shows."""
 Guard = Callable[[str], AbstractContextManager[None]]
 """Contains what fails inside of it, and counts it at the place of that name."""
 
@@ -205,6 +207,16 @@ class Families:
                 continue
             for name in family.base:
                 yield f"{family.name}/{name}", np.array(sums[family.name][name])
+
+    def of_completions(self) -> frozenset[str]:
+        """Of the names in ``of_base`` those of families that look at completions alone, and at nothing that only
+        training shows: a sample of the base measures all of them, whatever it finds."""
+        return frozenset(
+            f"{family.name}/{name}"
+            for family in self._families
+            if all(getattr(type(family), hook) is getattr(MetricFamily, hook) for hook in _OF_TRAINING)
+            for name in family.base
+        )
 
     def finish(
         self,

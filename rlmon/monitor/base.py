@@ -31,16 +31,17 @@ class BaseSums:
         """``Families.of_base`` by name; ``None`` before the first completions."""
         self._families = families
         self._sampled: frozenset[str] = frozenset()
-        """Names of the sums that a sample of the base completed; the others grow by the first rounds, as"""
+        """Names of the sums that a sample of the base completed; the others grow by the first rounds."""
         self._late = Baseline()
-        """counts."""
+        """How far the others have grown."""
 
     def take_sample(self, sums: Sums, *, prompts: float, completions: float) -> None:
         """Add a sample of the base, before the first step. Where it is a whole baseline of what it measured, only what
         it could not measure (token entropies) grows by the first rounds."""
         self.grow(sums, prompts=prompts, completions=completions)
         if self.baseline.complete and self.sums is not None:
-            self._sampled = frozenset(name for name, value in self.sums.items() if np.any(value))
+            measured = self._families.of_completions()
+            self._sampled = frozenset(name for name, value in self.sums.items() if name in measured or np.any(value))
 
     def grow(self, sums: Sums, *, prompts: float, completions: float) -> None:
         """Add a step while the baseline is still growing."""

@@ -18,6 +18,7 @@ from rlmon.baseline import Baseline
 from rlmon.config import RLMonConfig
 from rlmon.detectors import describe, start, state_from_json, state_to_json, status, step
 from rlmon.errors import ConfigError, RunLogError
+from rlmon.metrics import CompletionMetric
 from rlmon.metrics.families import WATCHING
 from rlmon.metrics.rows import ROW
 from rlmon.metrics.step import Families
@@ -183,6 +184,23 @@ def test_metrics_are_compared_with_it_but_for_what_only_training_shows() -> None
     assert again.state() == base.state()
     again.grow(sums_of(families, entropy__nats=9.0), prompts=2, completions=8)
     assert again.state() == base.state()
+
+
+def test_what_the_sample_measured_as_nothing_stays_nothing() -> None:
+    """A mean of 0 was measured: rounds of training are no part of it."""
+    families = Families(WATCHING, ("json", "other"), added=[CompletionMetric("shouting/share", lambda text: 0.0)])
+
+    def of_share(total: float, rows: float) -> Any:
+        sums = sums_of(families, entropy__nats=2.0 if total else 0.0)
+        sums["shouting/share"]["total"], sums["shouting/share"]["rows"] = total, rows
+        return sums
+
+    base = BaseSums(families)
+    base.take_sample(of_share(0.0, 256.0), prompts=32, completions=256)
+    base.grow(of_share(8.0, 8.0), prompts=2, completions=8)
+    assert base.sums is not None
+    assert (base.sums["shouting/share/total"], base.sums["shouting/share/rows"]) == (0.0, 256.0)
+    assert base.sums["entropy/nats"] == 2.0, "which the sample could not measure"
 
 
 def test_a_sample_that_is_no_whole_baseline_is_its_first_part() -> None:
