@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -31,6 +32,8 @@ class DetectorFacts:
     """Why it cannot fire with this trainer; ``None`` where it can."""
     compares: bool = False
     """With the baseline: it cannot fire before that is complete."""
+    of_training: bool = False
+    """What it looks at only training shows, and no sample of the base."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,13 +76,26 @@ class Setting:
         """Sampled in the whole run; ``None`` where it is not known yet."""
         return None if self.rounds is None else self.rounds * self.round_completions
 
-    @property
-    def within_baseline(self) -> bool:
-        """Whether the run ends before anything could be compared with its baseline."""
-        return not self.base_sample and self.rounds is not None and self.rounds <= self.baseline_records
+    def within_baseline(self, *, of_training: bool) -> bool:
+        """Whether the run ends before anything could be compared with its baseline; arguments as ``first_rounds``."""
+        return self.rounds is not None and self.rounds <= self.first_rounds(of_training=of_training)
 
     @property
     def baseline_records(self) -> int:
-        """Rounds that the baseline takes."""
-        prompts = self.round_completions / max(1, self.group_size)
-        return Baseline.rounds_needed(prompts=prompts, completions=self.round_completions)
+        """Rounds that the baseline of what only training shows takes."""
+        return self.first_rounds(of_training=True)
+
+    def first_rounds(self, *, of_training: bool) -> int:
+        """Rounds of training that the baseline takes: of what only training shows, or of what a sample of the base
+        measures as well; 0 where that is all of it."""
+        group_size, baseline, rounds = max(1, self.group_size), Baseline(), 0
+        if self.base_sample and not of_training:
+            size = math.ceil(self.base_sample / max(1, self.round_completions)) * self.round_completions
+            baseline = baseline.with_round(prompts=size / group_size, completions=size)
+        if baseline.complete:
+            return 0
+        prompts = self.round_completions / group_size
+        needed = Baseline.rounds_needed(prompts=prompts, completions=self.round_completions)
+        while rounds < needed and not baseline.complete:
+            baseline, rounds = baseline.with_round(prompts=prompts, completions=self.round_completions), rounds + 1
+        return rounds

@@ -187,7 +187,7 @@ def _never_found(when: OnFinding, setting: Setting) -> _No | None:
         )
     if detector.silent is not None:
         return _No(text=f"detector {when.finding} can never fire: {detector.silent}")
-    if detector.compares and setting.within_baseline:
+    if detector.compares and setting.within_baseline(of_training=detector.of_training):
         return _No(
             text=f"detector {when.finding} compares with the baseline, and max_steps: {setting.steps} ends within that",
             why="length",

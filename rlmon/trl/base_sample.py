@@ -68,8 +68,8 @@ def blocked(trainer: Any) -> str | None:
     environments = ("environments", "environment_factories", "environment_factory")
     if getattr(trainer, "tools", None) or any(getattr(trainer, name, None) for name in environments):
         return "tools and environments have states that cannot be put back"
-    if (engine := sharding(trainer)) is not None:
-        return f"it was not tried with a model that {engine} spreads over processes"
+    if (reason := unsampled_spread(sharding(trainer))) is not None:
+        return reason
     dataset = getattr(trainer, "train_dataset", None)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         return "prompts are drawn by their number, and the training dataset is a stream"
@@ -83,10 +83,20 @@ def blocked(trainer: Any) -> str | None:
     return None
 
 
+def unsampled_spread(engine: str | None) -> str | None:
+    """Why a model that ``engine`` spreads over processes is not sampled; ``None`` where there is no such engine."""
+    return None if engine is None else f"it was not tried with a model that {engine} spreads over processes"
+
+
+def cannot_sample(reason: str) -> str:
+    """The refusal, in words."""
+    return f"rlmon_base_sample cannot work here: {reason}. {LEAVE_OUT}."
+
+
 def refuse(trainer: Any, config: RLMonConfig) -> None:
     """Raise ``ConfigError`` where a sample of the base was asked for and cannot be taken."""
     if config.rlmon_base_sample and (reason := blocked(trainer)) is not None:
-        raise ConfigError(f"rlmon_base_sample cannot work here: {reason}. {LEAVE_OUT}.")
+        raise ConfigError(cannot_sample(reason))
 
 
 def _of_trl(trainer: Any, name: str) -> bool:

@@ -31,7 +31,9 @@ from rlmon.interventions.show import row as rule_row
 from rlmon.interventions.validate import Problem, problems, said
 from rlmon.sinks.posting import webhook_of
 from rlmon.trl.base import blocked
+from rlmon.trl.base_sample import TOO_LATE, cannot_sample, unsampled_spread
 from rlmon.trl.capabilities import plan as plan_of
+from rlmon.trl.capabilities import unsampled
 from rlmon.trl.coefficients import Coefficients
 from rlmon.trl.ppo.config import PPOConfig
 from rlmon.trl.setting import lacks_checkpoints, setting_of
@@ -101,6 +103,7 @@ def check_config(path: Path, trainer: str) -> CheckReport:
     args, model = _parse(
         args_type, {name: value for name, value in settings.items() if name in known - set(ours)}, notes
     )
+    config = _with_sample(config, args, _sharded(args, environment), uses_probe, notes)
     policy = None if config.rlmon_policy is None else load_policy(config.rlmon_policy)
     kind = f"{args_type.__name__[:-6]}Trainer"
     plan = _plan(args, config, kind, _sharded(args, environment))
@@ -231,6 +234,21 @@ def _sharded(args: Any, environment: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _with_sample(
+    config: RLMonConfig, args: Any, sharded: str | None, uses_probe: bool, notes: list[str]
+) -> RLMonConfig:
+    """The settings, without a sample of the base where the probe comes too late for it. Raises ``ConfigError`` where
+    the trainer would be refused with it."""
+    if not config.rlmon_base_sample:
+        return config
+    if (reason := unsampled(args) or unsampled_spread(sharded)) is not None:
+        raise ConfigError(cannot_sample(reason))
+    if not uses_probe:
+        return config
+    notes.append(f"{TOO_LATE}.")
+    return dataclasses.replace(config, rlmon_base_sample=0)
+
+
 def _plan(args: Any, config: RLMonConfig, trainer: str, sharded: str | None) -> list[dict[str, str]]:
     blocker = blocked(sharded, compiled=args.torch_compile)
     if blocker is None or config.rlmon_base_kl == "off":
@@ -243,17 +261,24 @@ def _rows(setting: Setting, plan: Sequence[Mapping[str, str]], trainer: str) -> 
     rows += [(row["signal"], row["status"], row["reason"]) for row in plan]
     prompts = max(1, setting.round_completions // max(1, setting.group_size))
     size = f"{setting.baseline_records} rounds of {prompts} prompts x {setting.group_size} completions a process"
-    if setting.within_baseline:
+    first = setting.first_rounds(of_training=False)
+    if setting.within_baseline(of_training=False):
         short = f"max_steps: {setting.steps} ends within the baseline ({setting.rounds} rounds)"
         rows.append(("baseline", "skip", short))
-    elif setting.base_sample:
+    elif first == 0:
         sampled = f"{setting.base_sample} completions of the base, sampled before the first update"
-        rows.append(("baseline", "yes", f"{sampled}; of what only training shows, the first {size}"))
+        short = f" (max_steps: {setting.steps} ends within these)" if setting.within_baseline(of_training=True) else ""
+        rows.append(("baseline", "yes", f"{sampled}; of what only training shows, the first {size}{short}"))
+    elif setting.base_sample:
+        few = f"{setting.base_sample} completions of the base are too few for a baseline"
+        text = f"{few}: it is these and the first {first} rounds; of what only training shows, the first {size}"
+        rows.append(("baseline", "yes", text))
     else:
         rows.append(("baseline", "yes", f"the first {size}"))
     for detector in (*DETECTORS, *Extensions().with_installed().detectors):
         facts = setting.detectors[detector.id]
-        silent = facts.silent or ("compares with the baseline" if facts.compares and setting.within_baseline else None)
+        never_compared = facts.compares and setting.within_baseline(of_training=facts.of_training)
+        silent = facts.silent or ("compares with the baseline" if never_compared else None)
         armed = ("armed", detector.line) if silent is None else ("never", silent)
         rows.append((f"detector {detector.id}", *armed))
     return rows

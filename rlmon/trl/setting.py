@@ -16,12 +16,21 @@ from rlmon.interventions.policy import Policy
 from rlmon.interventions.setting import DetectorFacts, MetricFacts, Setting
 from rlmon.interventions.validate import Problem, problems, said
 from rlmon.metrics.catalog import METRICS
+from rlmon.metrics.families import FAMILIES
+from rlmon.metrics.family import MetricFamily
 from rlmon.metrics.formats import ModeSet
 from rlmon.trl.base import BaseModel
 from rlmon.trl.capabilities import plan_of_trainer
 from rlmon.trl.draws import lacks as draws_lack
 from rlmon.trl.facts import is_training
 from rlmon.trl.ppo.config import PPOConfig
+
+_OF_TRAINING = {
+    family.name
+    for family in FAMILIES
+    if any(getattr(type(family), put) is not getattr(MetricFamily, put) for put in ("put_trained", "put_compared"))
+}
+"""Families whose statistics are of what training alone shows."""
 
 
 def setting_of(
@@ -153,8 +162,12 @@ def _detectors(
             silent = "a critic is the baseline, not the group"
         elif len(reasons) == len(families):
             silent = reasons[0]
-        compares = detector.rule in ("effective", "ratio")
-        found[detector.id] = DetectorFacts(severities=detector.rungs, silent=silent, compares=compares)
+        found[detector.id] = DetectorFacts(
+            severities=detector.rungs,
+            silent=silent,
+            compares=detector.rule in ("effective", "ratio"),
+            of_training=families <= _OF_TRAINING,
+        )
     return found
 
 

@@ -311,6 +311,30 @@ def test_check_says_what_is_captured_and_what_can_never_fire(rlmon: Rlmon, confi
 
 
 @pytest.mark.trl
+def test_check_of_a_sample_of_the_base(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
+    short = GOOD + "max_steps: 5\n"
+    rows = rows_of(rlmon("check", config(short + "rlmon_base_sample: 128\n")))
+    assert "128 completions of the base, sampled before the first update" in rows["baseline"]
+    assert rows["detector format-collapse"].split()[0] == "armed"
+    # Token entropies show in training alone, and 5 rounds are no baseline of them.
+    assert rows["detector entropy-collapse"].split(maxsplit=1) == ["never", "compares with the baseline"]
+    assert rows["baseline"].endswith("(max_steps: 5 ends within these)")
+    # 16 completions of 4 prompts are no baseline; one of all that 5 rounds and these hold is none either.
+    rows = rows_of(rlmon("check", config(short + "rlmon_base_sample: 1\n")))
+    assert rows["baseline"].endswith("max_steps: 5 ends within the baseline (5 rounds)")
+    assert rows["detector format-collapse"].split()[0] == "never"
+    rows = rows_of(rlmon("check", config(GOOD + "rlmon_base_sample: 1\n")))
+    assert rows["baseline"].split(maxsplit=1)[1].startswith("1 completions of the base are too few for a baseline")
+
+    left = rlmon("check", config(GOOD + "rlmon_base_sample: 128\nuse_vllm: true\n"))
+    assert left.code == 2
+    assert "rlmon_base_sample cannot work here: what vLLM draws" in left.err
+    left = rlmon("check", config(GOOD + "reward_funcs: [rlmon.trl.probe]\nenv: {RLMON_BASE_SAMPLE: '128'}\n"))
+    assert "too late to sample the base" in left.err
+    assert "base sample" not in rows_of(left)
+
+
+@pytest.mark.trl
 def test_check_for_rloo(rlmon: Rlmon, config: Callable[[str], Path]) -> None:
     left = rlmon("check", config(GOOD), "--trainer", "rloo")
     assert "RLOOTrainer" in left.out.splitlines()[0]
