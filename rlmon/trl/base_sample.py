@@ -54,6 +54,10 @@ TOO_LATE = (
     "rlmon_base_sample: rlmon was attached while the first round was being scored, too late to sample the base; the "
     "first rounds are the baseline"
 )
+NONE_IN_CHECKPOINT = (
+    "rlmon_base_sample: the run goes on from a checkpoint that knows no sample of the base, and its base is gone; the "
+    "first rounds are the baseline"
+)
 
 
 # -- before the run ----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from rlmon.sinks.posting import webhook_of
 from rlmon.trl.actuators import TrainerActuators
 from rlmon.trl.around_train import around_evaluation, before_use, go_on_once, on_failure
 from rlmon.trl.attaching import in_words, untouched_by_failure
-from rlmon.trl.base_sample import TOO_LATE
+from rlmon.trl.base_sample import NONE_IN_CHECKPOINT, TOO_LATE
 from rlmon.trl.capture import Capture
 from rlmon.trl.facts import callers, resumed_from
 from rlmon.trl.header import about
@@ -215,9 +215,12 @@ class RLMon(TrainerCallback):
                 )
             self.attach(trainer)
         self._begin(state)
-        if self.config.rlmon_base_sample and state.global_step == 0 and self._capture is not None:
+        if self.config.rlmon_base_sample and self._capture is not None:
             assert self.monitor is not None
-            self._capture.sample_base(self.monitor)
+            if state.global_step == 0:
+                self._capture.sample_base(self.monitor)
+            elif not self.monitor.detector_state.base_completions:
+                self.monitor.journal.remark(NONE_IN_CHECKPOINT)
 
     def join_mid_round(
         self,

@@ -247,6 +247,18 @@ def test_a_resumed_run_samples_nothing_and_goes_on_with_it(tmp_path: Path) -> No
     assert audit.run.baseline["completions"] == SAMPLE
 
 
+def test_a_checkpoint_without_a_sample_is_said(tmp_path: Path) -> None:
+    kept: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
+    first = tiny.trainer(tmp_path / "run", max_steps=2, **kept)
+    RLMon(first, rlmon_console=False)
+    first.train()
+    second = tiny.trainer(tmp_path / "run", max_steps=3, **kept)
+    RLMon(second, CONFIG)
+    second.train(resume_from_checkpoint=True)
+    notes = [event.payload["text"] for event in log_of(tmp_path / "run").iter_events() if event.kind == "note"]
+    assert base_sample.NONE_IN_CHECKPOINT in notes
+
+
 # -- what fails --------------------------------------------------------------------------------------------------------
 
 
