@@ -263,6 +263,10 @@ class Monitor:
         return sample
 
     def _measured_of_base(self, batches: Sequence[RolloutBatch]) -> list[base_sample.Measured]:
+        if self.detector_state.records or self._closing.base is not None:
+            raise ValueError("a sample of the base is taken once, before the first step")
+        if others := {batch.split for batch in batches} - {"base"}:
+            raise ValueError(f"batches of a sample of the base have the split 'base', not {sorted(others)}")
         for batch in batches:  # all of them decide what a success is, before any is told by it
             self._state.successes.observe(batch)
         measured = []

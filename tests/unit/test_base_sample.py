@@ -281,6 +281,33 @@ def rows_in(run: Any) -> int:
     return sum(table.num_rows for table in tables)
 
 
+@pytest.mark.parametrize(
+    ("before", "split", "reason"),
+    [
+        ("nothing", "train", "'train'"),
+        ("a step", "base", "once, before the first step"),
+        ("a sample", "base", "once, before the first step"),
+    ],
+)
+def test_one_that_is_none_is_refused_and_leaves_no_rows(tmp_path: Path, before: str, split: str, reason: str) -> None:
+    monitor = Monitor(RLMonConfig(rlmon_console=False), directory=tmp_path / "log", group_size=4)
+    if before == "a sample":
+        assert monitor.observe_base([batch(0, TEXTS)], rounds=1, rows=16) is not None
+    if before == "a step":
+        monitor.observe(batch(0, TEXTS, "train"))
+        monitor.end_step(1)
+    written = monitor.writer.rows_written
+    assert monitor.observe_base([batch(0, TEXTS, split)], rounds=1, rows=16) is None
+    assert monitor.writer.rows_written == written
+    monitor.observe(batch(1, TEXTS, "train"))
+    record = monitor.end_step(2)
+    assert record is not None
+    assert (record.base is not None) == (before == "a sample")
+    monitor.close()
+    (fault,) = open_run(tmp_path / "log").faults
+    assert (fault.place, reason in fault.error) == ("base.sample", True)
+
+
 def test_a_rank_without_its_rows_leaves_the_first_rounds(tmp_path: Path) -> None:
     monitor = Monitor(RLMonConfig(rlmon_console=False), directory=tmp_path / "log", group_size=4)
     assert monitor.observe_base([batch(0, TEXTS)], rounds=2, rows=16) is None
