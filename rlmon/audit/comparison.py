@@ -77,13 +77,20 @@ def compare(
             "With one run on a side the intervals cover the noise of sampling, not that of seeds: give several seeds "
             "(A1,A2 B1,B2) to know whether a difference would come back."
         )
+    sampled = [run.run.baseline.get("kind") == "base_sample" for run in (*a, *b)]
+    if base is None and any(sampled) and not all(sampled):
+        notes.append(
+            "Only some of these runs sampled their base: their shares of formats and their checks are measured from "
+            "that, those of the others from their first steps, which may differ where the runs do not."
+        )
+    own = "each run's own first steps" + (", or the sample of its base" if any(sampled) else "")
     first = sum(matters(row.name) for row in metrics)
     return Comparison(
         headline=_headline(names, same, metrics, (a, b)),
         same=same,
         a=sides[0],
         b=sides[1],
-        base="each run's own first steps" if base is None else f"the first steps of {base.run.source}",
+        base=own if base is None else f"the first steps of {base.run.source}",
         settings=settings,
         other_settings=other,
         settings_note=note,

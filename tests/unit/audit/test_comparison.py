@@ -197,6 +197,18 @@ def test_nothing_in_common_is_said() -> None:
         assert "No metric was measured on both sides at the same steps." in found.notes
 
 
+def test_a_run_that_sampled_its_base_and_one_that_did_not_are_told_apart() -> None:
+    first = run({NAME: [1.0] * 30})
+    sampled = dataclasses.replace(first, run=dataclasses.replace(first.run, baseline={"kind": "base_sample"}))
+    note = "Only some of these runs sampled their base"
+    assert not [text for text in compare([first], [first]).notes if note in text]
+    assert not [text for text in compare([sampled], [sampled]).notes if note in text]
+    assert [text for text in compare([sampled], [first]).notes if note in text]
+    assert not [text for text in compare([first], [first], sampled).notes if note in text]
+    assert compare([first], [first]).base == "each run's own first steps"
+    assert compare([sampled], [first]).base == "each run's own first steps, or the sample of its base"
+
+
 def test_a_side_without_runs_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"rlmon compare A B"):
         compare([], [make_audit.healthy()])
