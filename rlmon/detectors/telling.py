@@ -140,8 +140,9 @@ def finding(state: DetectorState, record: StepRecord, d: int, rung: int) -> Find
             f" The baseline of {worst['baseline_prompts']} prompts is too small for the nominal line: "
             f"{missing} more prompts are missing, until then the line stands where the base's error reaches."
         )
-    if worst["baseline_kind"] == "base_sample" and state.base_completions:
-        message += f" Its base is a sample of {state.base_completions} completions."
+    sampled = _sampled(state, worst)
+    if sampled:
+        message += f" Its base is a sample of {sampled} completions."
     if spec.agreement:
         seconds = [
             other.id
@@ -165,8 +166,8 @@ def finding(state: DetectorState, record: StepRecord, d: int, rung: int) -> Find
     }
     if seconds:
         found["second_signals"] = seconds
-    if worst["baseline_kind"] == "base_sample" and state.base_completions:
-        found["base_completions"] = state.base_completions
+    if sampled:
+        found["base_completions"] = sampled
     return Finding(
         finding_id=f"{spec.id}-{severity}-{record.attempt}-{record.step}-{state.records}",
         detector=spec.id,
@@ -184,6 +185,14 @@ def finding(state: DetectorState, record: StepRecord, d: int, rung: int) -> Find
         benign_sharpening=_benign(state, worst["key"]),
         evidence=found,
     )
+
+
+def _sampled(state: DetectorState, row: Mapping[str, Any]) -> int:
+    """Completions of the sample of the base that the baseline of a row of ``_source_rows`` is made of; 0: it is not."""
+    if row["baseline_kind"] != "base_sample" or not state.base_completions:
+        return 0
+    s, q = state.sources.index(row["key"]), state.roster.at[row["statistic"]]
+    return int(state.arrays.sums[0, s, q, ev.COMPLETIONS])
 
 
 def _in_metric_unit(spec: DetectorSpec, value: float | None) -> float | None:

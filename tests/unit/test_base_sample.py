@@ -74,6 +74,14 @@ def test_the_first_record_is_compared_with_the_sample() -> None:
     assert folded(records(12, None, **narrowed))[1] == []
 
 
+def test_a_finding_counts_the_sample_of_its_own_source() -> None:
+    both = (*SAMPLE.blocks, *blocks(8, source="b", mode_collision=0.25, mode_collision_within=0.3))
+    given = records(12, dataclasses.replace(SAMPLE, completions=512, blocks=both), mode_collision=0.9)
+    said = folded(given)[1]
+    assert said[0].message.endswith(" Its base is a sample of 256 completions.")
+    assert said[0].evidence["base_completions"] == 256
+
+
 def test_what_it_does_not_measure_keeps_the_first_rounds() -> None:
     state, _ = folded(records(12, mode_collision=0.25, mode_collision_within=0.3, entropy_nats=1.0))
     rows = {row["id"]: {one["statistic"]: one for one in row["sources"]} for row in status(state)}
