@@ -250,7 +250,7 @@ class Monitor:
         with self.guard(base_sample.PLACE):
             measured: list[base_sample.Measured] = []
             with self.guard(base_sample.PLACE):
-                measured = self._measured_of_base(batches)
+                measured = self._measured_of_base(batches, rounds, rows)
             sample = base_sample.fold(
                 measured,
                 rounds=rounds,
@@ -262,11 +262,13 @@ class Monitor:
             )
         return sample
 
-    def _measured_of_base(self, batches: Sequence[RolloutBatch]) -> list[base_sample.Measured]:
+    def _measured_of_base(self, batches: Sequence[RolloutBatch], rounds: int, rows: int) -> list[base_sample.Measured]:
         if self.detector_state.records or self._closing.base is not None:
             raise ValueError("a sample of the base is taken once, before the first step")
         if others := {batch.split for batch in batches} - {"base"}:
             raise ValueError(f"batches of a sample of the base have the split 'base', not {sorted(others)}")
+        if (sizes := [len(batch) for batch in batches]) != [rows] * rounds:
+            raise ValueError(f"a sample of the base was to have {rounds} rounds of {rows} rows, and has {sizes}")
         for batch in batches:  # all of them decide what a success is, before any is told by it
             self._state.successes.observe(batch)
         measured = []
@@ -278,9 +280,9 @@ class Monitor:
                 secret = None if self.config.rlmon_store_text == "full" else self.writer.secret
                 logged = base_sample.as_logged(batch)
                 self.writer.write_rollouts(rollout_columns(logged, features, attempt=self.attempt, secret=secret))
-                rows = self._measure(batch, features, success, share.sums)
-                rows["scorer"] = scorer(batch, self.ranks.world_size)
-                share.add_batch(batch, rows)
+                table = self._measure(batch, features, success, share.sums)
+                table["scorer"] = scorer(batch, self.ranks.world_size)
+                share.add_batch(batch, table)
                 self._exchange.meet(batch.source)
             finally:
                 self.journal.drain()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import random
 import time
@@ -308,4 +307,4 @@ def _batch(watched: Watched, monitor: Monitor, sampling: Sampling, inputs: Input
     batch = rollout_batch(watched.trainer, watched.sources, seen, complain)
     if len(batch) != len(inputs):
         raise RuntimeError(f"{len(batch)} completions were scored of {len(inputs)} that were sampled")
-    return dataclasses.replace(batch, step=0)
+    return batch

@@ -58,7 +58,7 @@ class Generation:
         with monitor.guard("capture.rollouts"):
             inputs = given = bound_arguments(original, args, kwargs, ("inputs",))["inputs"]
             if watched.split() == "train":
-                self._learn_sources(monitor, inputs)
+                self.learn_sources(monitor, inputs)
             if actuators is not None:
                 inputs = actuators.draws(monitor, inputs)
             if inputs is not given:
@@ -107,14 +107,11 @@ class Generation:
         finally:
             self._sampling = None
 
-    def learn_sources(self, monitor: Monitor, inputs: Sequence[Mapping[str, Any]]) -> None:
-        """From the first rows that are sampled from. Holds a collective, on all ranks or on none."""
-        self._learn_sources(monitor, inputs)
-
     # -- a round ---------------------------------------------------------------------------------------------------
 
-    def _learn_sources(self, monitor: Monitor, inputs: Sequence[Mapping[str, Any]]) -> None:
-        """From the first training round of all ranks; each prompt once, wherever its group lies."""
+    def learn_sources(self, monitor: Monitor, inputs: Sequence[Mapping[str, Any]]) -> None:
+        """From the first round of all ranks, of training or of a sample of the base; each prompt once, wherever its
+        group lies. Holds a collective, on all ranks or on none."""
         watched = self._watched
         if watched.sources.learning:
             with monitor.guard("capture.rollouts"):
@@ -196,7 +193,7 @@ class Generation:
         """Take a round whose generation began before the hooks were in place (see ``rlmon.trl.probe``)."""
         monitor = self._watched.monitor
         assert monitor is not None
-        self._learn_sources(monitor, rows)
+        self.learn_sources(monitor, rows)
         scored = Scored(rows, prompts, completions, completion_ids, None)
         sampled = Sampling().rows(scored)
         self._joined = _JoinedRound(scored, sampled, self._finder(sampled))

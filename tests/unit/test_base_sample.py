@@ -316,6 +316,19 @@ def test_one_that_is_none_is_refused_and_leaves_no_rows(tmp_path: Path, before: 
     assert (fault.place, reason in fault.error) == ("base.sample", True)
 
 
+@pytest.mark.parametrize(("sizes", "rounds", "rows"), [((12, 20), 2, 16), ((16, 16), 1, 32)])
+def test_rounds_of_other_sizes_than_were_said_are_refused(
+    tmp_path: Path, sizes: tuple[int, ...], rounds: int, rows: int
+) -> None:
+    """Other ranks would wait for a collective of another size, or for one more of them."""
+    monitor = Monitor(RLMonConfig(rlmon_console=False), directory=tmp_path / "log", group_size=4)
+    batches = [batch(number, (TEXTS * 2)[:size]) for number, size in enumerate(sizes)]
+    assert monitor.observe_base(batches, rounds=rounds, rows=rows) is None
+    assert monitor.faults.totals == {"base.sample": 1}
+    assert monitor.writer.rows_written == 0
+    monitor.close()
+
+
 def test_a_rank_without_its_rows_leaves_the_first_rounds(tmp_path: Path) -> None:
     monitor = Monitor(RLMonConfig(rlmon_console=False), directory=tmp_path / "log", group_size=4)
     assert monitor.observe_base([batch(0, TEXTS)], rounds=2, rows=16) is None
