@@ -20,11 +20,12 @@ EXPERIMENTS_ARGS ?=
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo experiments test check bench bench-peers bench-ppo pictures smollm2 real-run test-matrix install clean
+.PHONY: help demo experiments control test check bench bench-peers bench-ppo pictures smollm2 real-run test-matrix install clean
 
 help:
 	@echo 'make demo         train a tiny model into format collapse, bare, with KL and protected; ends with a page'
 	@echo 'make experiments  what every intervention does against its control, five seeds (90 CPU-minutes, resumable)'
+	@echo 'make control      what holding formats costs within them, ten seeds (45 CPU-minutes, resumable)'
 	@echo 'make test         the tests (two processes, under 8 minutes)'
 	@echo 'make check        ruff, mypy --strict, and the wheel in an environment of its own'
 	@echo 'make bench        what the monitor costs, into benchmarks/RESULTS.md'
@@ -50,6 +51,9 @@ demo: $(INSTALLED)
 
 experiments: $(INSTALLED)
 	$(BIN)/python -m studies.experiments --jobs 2 $(EXPERIMENTS_ARGS)
+
+control: $(INSTALLED)
+	$(BIN)/python -m studies.control --jobs 2 $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(PYTEST_ARGS)

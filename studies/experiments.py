@@ -60,7 +60,7 @@ class Experiment(Cell):
         policy = self.arm.policy
         return {
             **Cell.settings(self),
-            "training": {**TRAINING, **_training(self, None)},
+            "training": {**TRAINING, **training(self, None)},
             "evaluation": evaluation_settings(),
             "kl_every_steps": KL_EVERY_STEPS,
             "policy": None if policy is None else load_policy(policy, OWN_ACTIONS).to_dict(),
@@ -115,8 +115,8 @@ def _train(cell: Experiment, folder: Path) -> dict[str, Any]:
         trainer = RarityWeightedGRPOTrainer
 
     def args(output: str) -> Any:
-        training = {**TRAINING, **_training(cell, before["entropy_nats"])}
-        return GRPOConfig(output_dir=output, seed=cell.seed, **training)
+        settings = {**TRAINING, **training(cell, before["entropy_nats"])}
+        return GRPOConfig(output_dir=output, seed=cell.seed, **settings)
 
     run = trained(cell, folder, trainer=trainer, args=args, rows=rows, reward=reward)
     actions = [action for action in run.log.actions if not action.dry_run]
@@ -151,7 +151,7 @@ TRAJECTORY: Mapping[str, str] = {
 """What a cell keeps of every step, by the catalogue's names: see ``rlmon metrics``."""
 
 
-def _training(cell: Experiment, base_entropy_nats: float | None) -> dict[str, Any]:
+def training(cell: Cell, base_entropy_nats: float | None) -> dict[str, Any]:
     """Settings of ``GRPOConfig`` in which this cell differs from the demo's."""
     task, arm = cell.task, cell.arm
     settings: dict[str, Any] = {

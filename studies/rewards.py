@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlmon.lab.task import PROMPT_CLASSES, Question, is_correct
 from rlmon.metrics.formats import ModeSet
@@ -20,6 +20,20 @@ def reward_correct_not_prose(
         float(is_correct(text, truth) and parse(text) != WORTHLESS_MODE)
         for text, truth in zip(completions, answer, strict=True)
     ]
+
+
+def reward_correct_in(mode: str) -> Callable[..., list[float]]:
+    """The TRL reward function ``reward_correct``, and 0.0 for every completion that is not in ``mode``."""
+
+    def reward_in_one_format(
+        prompts: Sequence[str], completions: Sequence[str], answer: Sequence[int], **_: object
+    ) -> list[float]:
+        return [
+            float(is_correct(text, truth) and parse(text) == mode)
+            for text, truth in zip(completions, answer, strict=True)
+        ]
+
+    return reward_in_one_format
 
 
 def states_answer_not_prose(text: str, question: Question) -> bool:

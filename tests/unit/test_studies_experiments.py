@@ -85,11 +85,11 @@ def test_every_arm_is_another_run() -> None:
 
 
 def test_training_settings_of_an_arm() -> None:
-    settings = experiments._training(Experiment(task=TASKS["contamination"], arm=ARMS["kl-0.3"], seed=0), None)
+    settings = experiments.training(Experiment(task=TASKS["contamination"], arm=ARMS["kl-0.3"], seed=0), None)
     assert settings["beta"] == 0.3
     # 8 prompts x 16 completions in one batch
     assert (settings["per_device_train_batch_size"], settings["num_generations"]) == (128, 16)
-    entropy = experiments._training(Experiment(task=TASKS["seven"], arm=ARMS["adaptive-entropy"], seed=0), 0.4)
+    entropy = experiments.training(Experiment(task=TASKS["seven"], arm=ARMS["adaptive-entropy"], seed=0), 0.4)
     assert entropy["entropy_target"] == pytest.approx(0.3)
 
 
