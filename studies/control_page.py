@@ -30,6 +30,8 @@ NOTES = "## What it says"
 REFERENCE, JUDGED = "unprotected", "protect"
 MOST_GAP = 0.005
 MOST_RATIO = 1.5
+HIGHER = (0.002, 0.005)
+"""By so much a*(m) might be understated: each has few runs, and a plateau is seen through noise."""
 LAST = 6
 """Evaluations at the end over which a run's accuracy moves."""
 SHOWN_STEPS = 60
@@ -221,28 +223,44 @@ def _goal(numbers: Mapping[str, Any], arms: Mapping[str, Mapping[int, Any]], sin
     best = best_of(singles)
     if JUDGED not in arms or REFERENCE not in arms:
         return f"It takes runs of `{JUDGED}` and of `{REFERENCE}`."
-    mine, reference = arms[JUDGED], arms[REFERENCE]
-    bound = upper_bound(list(_gaps(mine, best).values()))
-    steps = _steps(numbers, mine, best)
-    ratio = ratio_of_steps(steps, _steps(numbers, reference, best), numbers["training"]["max_steps"])
-    pairs = len(mine.keys() & reference.keys())
+    bound, ratio = _judged(numbers, arms, best)
+    mine = arms[JUDGED]
+    pairs = len(mine.keys() & arms[REFERENCE].keys())
     rows = [["asked of `protect`", "line", "measured", "seeds", ""]]
     rows.append([
         "upper 95 % bound of the gap", f"<= {MOST_GAP:g}", "-" if bound is None else f"{bound:.4f}", str(len(mine)),
         "not decided" if bound is None else "holds" if bound <= MOST_GAP else "**does not hold**",
     ])  # fmt: skip
-    measured = "-" if ratio.mean is None else f"{'at least ' if ratio.at_least else ''}{ratio.mean:.2f}"
     rows.append([
-        "its steps to its line / unprotected's to its own, geometric mean", f"<= {MOST_RATIO:g}", measured,
+        "its steps to its line / unprotected's to its own, geometric mean", f"<= {MOST_RATIO:g}", _ratio_shown(ratio),
         str(ratio.pairs), mark_of_ratio(ratio, pairs),
     ])  # fmt: skip
     said = []
+    for more in HIGHER:
+        higher = {mode: min(1.0, accuracy + more) for mode, accuracy in best.items()}
+        bound, ratio = _judged(numbers, arms, higher)
+        if bound is not None:
+            said.append(f"Were every a\\* {more:g} higher, these were {bound:.4f} and {_ratio_shown(ratio)}.")
+    steps = _steps(numbers, mine, best)
     if missed := sum(reached is None for reached in steps.values()):
         said.append(
             f"`{JUDGED}` did not reach its line on {missed} of {len(steps)} seeds; there the "
             f"{numbers['training']['max_steps']} steps that it trained stand for more."
         )
     return "\n\n".join([markdown(rows), *([" ".join(said)] if said else [])])
+
+
+def _judged(
+    numbers: Mapping[str, Any], arms: Mapping[str, Mapping[int, Any]], best: Mapping[str, float]
+) -> tuple[float | None, Ratio]:
+    """Bound of the gap of the judged arm, and its steps over the reference's."""
+    steps, reference = (_steps(numbers, arms[arm], best) for arm in (JUDGED, REFERENCE))
+    ratio = ratio_of_steps(steps, reference, numbers["training"]["max_steps"])
+    return upper_bound(list(_gaps(arms[JUDGED], best).values())), ratio
+
+
+def _ratio_shown(ratio: Ratio) -> str:
+    return "-" if ratio.mean is None else f"{'at least ' if ratio.at_least else ''}{ratio.mean:.2f}"
 
 
 def mark_of_ratio(found: Ratio, seeds: int) -> str:
