@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import inspect
 import json
 import math
-import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +23,8 @@ import numpy as np
 
 import rlmon.blending.writing as writing
 from rlmon.blending.making import Pair, write
+from rlmon.blending.matching import Piece, is_constant
+from rlmon.blending.tensors import decoded
 from rlmon.errors import ConfigError, MissingExtraError, WeightsError
 from rlmon.lab.sampling import Drawn, draws, entropies
 from rlmon.metrics.families import WATCHING
@@ -70,6 +69,14 @@ class Prompts:
     """Text, or messages of a conversation."""
     columns: Mapping[str, list[Any]] = field(default_factory=dict)
 
+    def times(self, copies: int) -> Prompts:
+        """Each of them so many times, one after the other."""
+
+        def repeated(values: list[Any]) -> list[Any]:
+            return [value for value in values for _ in range(copies)]
+
+        return Prompts(repeated(self.prompts), {name: repeated(values) for name, values in self.columns.items()})
+
 
 @dataclass(frozen=True)
 class Point:
@@ -105,47 +112,68 @@ class Curve:
     """What counts as a success, in words; ``None`` where that is not known."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Sample:
     """Completions of one blend."""
 
-    texts: list[str]
-    ids: list[list[int]]
-    cut: list[bool]
-    tokens: list[TokenSums]
-    rewards: list[float | None] | None
+    texts: list[str] = field(default_factory=list)
+    ids: list[list[int]] = field(default_factory=list)
+    cut: list[bool] = field(default_factory=list)
+    tokens: list[TokenSums] = field(default_factory=list)
+    rewards: list[float | None] | None = None
+
+    def add(self, batch: Drawn, entropies_BT: Any) -> None:
+        self.texts += batch.texts
+        completion_BT = batch.ids_BS[:, batch.prompt_tokens :]
+        self.ids += [row[own].tolist() for row, own in zip(completion_BT, batch.own_BT, strict=True)]
+        self.cut += (~batch.ended_B).tolist()
+        self.tokens.append(token_sums(entropies_BT, None, batch.own_BT, None))
 
 
 # -- what is asked ---------------------------------------------------------------------------------------------------
 
 
 def read_prompts(file: Path) -> Prompts:
-    """A text file with a prompt a line, or JSON Lines with ``prompt`` and other columns. Raises ``ConfigError``."""
+    """A text file with a prompt a line, or JSON (a list, or Lines) of objects with ``prompt`` and other columns. Raises
+    ``ConfigError``."""
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the prompts {one_line(str(file))}: {error}.") from error
+    lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise ConfigError(f"{one_line(str(file))} has no prompts: one a line is needed.")
-    if not lines[0].lstrip().startswith("{"):
+    rows = _objects(text, lines)
+    if rows is None:
         return Prompts([line.rstrip("\r") for line in lines])
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            prompt = row["prompt"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or "prompt" not in row:
             raise ConfigError(
-                f'{one_line(str(file))}: row {number} is no JSON object with "prompt": {one_line(line, 80)}'
-            ) from None
-        if not isinstance(prompt, str) and not _is_conversation(prompt):
+                f'{one_line(str(file))}: row {number} is no JSON object with "prompt": {one_line(str(row), 80)}'
+            )
+        if not isinstance(row["prompt"], str) and not _is_conversation(row["prompt"]):
             raise ConfigError(
                 f"{one_line(str(file))}: the prompt of row {number} is neither text nor a list of messages with role "
                 "and content."
             )
-        rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
     return Prompts([row["prompt"] for row in rows], {name: [row.get(name) for row in rows] for name in names})
+
+
+def _objects(text: str, lines: list[str]) -> list[Any] | None:
+    """The rows of JSON, a line that is none as it is; ``None`` for text."""
+    if not lines[0].lstrip().startswith("{"):
+        listed = _json(text)
+        return listed if isinstance(listed, list) and any(isinstance(row, dict) for row in listed) else None
+    return [_json(line) for line in lines]
+
+
+def _json(text: str) -> Any:
+    """What it says; itself, where it is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _is_conversation(prompt: Any) -> bool:
@@ -154,20 +182,6 @@ def _is_conversation(prompt: Any) -> bool:
         and bool(prompt)
         and all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in prompt)
     )
-
-
-def reward_function(name: str) -> Callable[..., Any]:
-    """The function ``pkg.mod:fn``, the working folder included. Importing it runs its code."""
-    module, separator, function = name.rpartition(":")
-    if not separator or not module or not function:
-        raise ConfigError(f"--reward has to be a module and a function of it, as in my_rewards:right, got {name!r}.")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"There is no reward function {name!r} ({error}). Type pkg.mod:fn.") from error
-    return found
 
 
 # -- sampling --------------------------------------------------------------------------------------------------------
@@ -199,14 +213,15 @@ def curve(
             raise MissingExtraError(
                 f"`rlmon blend --prompts` needs {package}, which is not installed. Type: pip install 'rlmon[trl]'"
             )
-    asked = sorted({0.0, 1.0, *map(float, alphas)})
-    done, total = 0, len(asked) * len(prompts.prompts)
+    points = sorted({0.0, 1.0, *map(float, alphas)})
+    asked = prompts.times(samples)
+    done, total = 0, len(points) * len(prompts.prompts)
     with _quiet():
         tokenizer = _tokenizer(pair)
         texts = [_as_text(tokenizer, prompt) for prompt in prompts.prompts]
         found: dict[float, _Sample] = {}
-        for alpha, model in _models(pair, asked):
-            drawn = []
+        for alpha, model, ends in _models(pair, points):
+            sample = found[alpha] = _Sample()
             for batch in draws(
                 model,
                 tokenizer,
@@ -215,14 +230,26 @@ def curve(
                 sequences_per_batch=at_once,
                 seed=seed,
                 copies=samples,
+                end_tokens=ends,
             ):
-                drawn.append(_read(batch, entropies(model, batch)))
+                sample.add(batch, entropies(model, batch))
                 done += len(batch.texts) // samples
                 if progress is not None:
                     progress(done, total)
-            found[alpha] = _scored(_together(drawn), prompts, reward, samples)
-            tell(f"A = {alpha:g}: {len(found[alpha].texts)} completions sampled ({len(found)} of {len(asked)})")
-    return _measured(found, prompts, reward, samples, max_new_tokens, seed)
+            sample.rewards = _rewards(sample, asked, reward)
+            tell(f"A = {alpha:g}: {len(sample.texts)} completions sampled ({len(found)} of {len(points)})")
+    name = BY_ANSWER if reward is None else getattr(reward, "__name__", "reward")
+    scored = [sample.rewards for sample in found.values() if sample.rewards is not None]
+    # One meaning of a success for all of them, decided by the rewards of all.
+    deciding = Deciding.start(None)
+    for rewards in scored:
+        deciding = deciding.with_round(rewards, {name: rewards}, prompts=len(texts))
+    success = deciding.settled().definition
+    said = None
+    if scored and (reward is None or success.known):
+        said = "the final answer is that of the column answer" if reward is None else str(success)
+    measured = tuple(_point(alpha, sample, asked, samples, name, success) for alpha, sample in found.items())
+    return Curve(measured, len(texts), samples, max_new_tokens, seed, said)
 
 
 @contextlib.contextmanager
@@ -284,23 +311,28 @@ def _as_text(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> str:
     return text.removeprefix(first) if first and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id] else text
 
 
-def _models(pair: Pair, alphas: Sequence[float]) -> Iterator[tuple[float, PreTrainedModel]]:
-    """Each A with a model that has its weights, the same one or its base: one is in memory."""
+def _models(pair: Pair, alphas: Sequence[float]) -> Iterator[tuple[float, PreTrainedModel, list[int]]]:
+    """Each A with a model that has its weights, the same one or its base (one is in memory), and the tokens that end
+    what it writes."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     on_gpu = torch.cuda.is_available()
     # A processor computes slowly, if at all, in half precision. What is set is rounded as it would be written.
     how = {"dtype": "auto" if on_gpu else torch.float32, "use_safetensors": True, "trust_remote_code": False}
     home = pair.checkpoint if pair.kind == "model" else pair.base
     model = _loaded(AutoModelForCausalLM.from_pretrained, home.path, **how).to("cuda" if on_gpu else "cpu").eval()
+    told = getattr(model, "generation_config", None)
+    ends = np.atleast_1d(getattr(told, "eos_token_id", None) or []).tolist()
+    # What else it says (a penalty on repetition, beams, a kind of cache) would not be temperature 1.
+    model.generation_config = GenerationConfig(use_cache=True)
     if pair.kind == "model":
         places = _places(pair, model)
         with writing.Reader() as reader, torch.no_grad():
             for alpha in alphas:
                 for name, place in places.items():
-                    _set(place, pair, name, alpha, reader)
-                yield alpha, model
+                    _set(place.view(-1), pair.matched.pieces[name], alpha, reader)
+                yield alpha, model, ends
         return
     from peft import PeftModel
 
@@ -311,20 +343,22 @@ def _models(pair: Pair, alphas: Sequence[float]) -> Iterator[tuple[float, PreTra
         with tempfile.TemporaryDirectory() as folder:
             write(pair, alpha, Path(folder, "blend"), note=False)
             with_adapter = _loaded(scaled, Path(folder, "blend")).eval()
-        yield alpha, with_adapter
+        yield alpha, with_adapter, ends
         model = with_adapter.unload()
 
 
 def _places(pair: Pair, model: PreTrainedModel) -> dict[str, Any]:
-    """Where in the model each tensor of the checkpoint's files is."""
+    """Where in the model each tensor of floats is; what is none it has from the checkpoint's files."""
     state: dict[str, Any] = model.state_dict()
     prefix = f"{model.base_model_prefix}."
     places, strange = {}, []
     for name, piece in pair.matched.pieces.items():
+        if not piece.tensor.is_float:
+            continue
         found = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in state), None)
         if found is not None and tuple(state[found].shape) == piece.tensor.shape:
             places[name] = state[found]
-        elif piece.tensor.is_float and not name.endswith((".inv_freq", ".masked_bias", ".attn.bias")):
+        elif not is_constant(piece.tensor):
             strange.append(name)
     held = {tensor.data_ptr() for tensor in places.values()}
     strange += [name for name, tensor in model.named_parameters() if tensor.data_ptr() not in held]
@@ -337,114 +371,59 @@ def _places(pair: Pair, model: PreTrainedModel) -> dict[str, Any]:
     return places
 
 
-def _set(place: Any, pair: Pair, name: str, alpha: float, reader: writing.Reader) -> None:
+def _set(place: Any, piece: Piece, alpha: float, reader: writing.Reader) -> None:
     import torch
 
-    piece = pair.matched.pieces[name]
-    data = bytearray().join(made for _, made in writing.stretches(piece, alpha, reader, set()))
-    if data:
-        stored = torch.frombuffer(data, dtype=getattr(torch, _TORCH[piece.tensor.dtype]))
-        place.copy_(stored.reshape(piece.tensor.shape))
-
-
-_TORCH = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16",
-    "U8": "uint8",
-}  # fmt: skip
-
-
-def _read(batch: Drawn, entropies_BT: Any) -> _Sample:
-    completion_BT = batch.ids_BS[:, batch.prompt_tokens :]
-    ids = [row[own].tolist() for row, own in zip(completion_BT, batch.own_BT, strict=True)]
-    cut = (~batch.ended_B).tolist()
-    return _Sample(batch.texts, ids, cut, [token_sums(entropies_BT, None, batch.own_BT, None)], None)
-
-
-def _together(parts: Sequence[_Sample]) -> _Sample:
-    return _Sample(
-        [text for part in parts for text in part.texts],
-        [ids for part in parts for ids in part.ids],
-        [cut for part in parts for cut in part.cut],
-        [sums for part in parts for sums in part.tokens],
-        None,
-    )
+    at = 0
+    for _, made in writing.stretches(piece, alpha, reader, set()):
+        values = torch.from_numpy(decoded(bytearray(made), piece.tensor.dtype))
+        place[at : at + len(values)].copy_(values)
+        at += len(values)
 
 
 # -- scoring and measuring -------------------------------------------------------------------------------------------
 
 
-def _scored(sample: _Sample, prompts: Prompts, reward: Callable[..., Any] | None, samples: int) -> _Sample:
-    """With a reward for each completion, where there is something to score them by."""
-    asked = [prompt for prompt in prompts.prompts for _ in range(samples)]
-    columns = {name: [value for value in values for _ in range(samples)] for name, values in prompts.columns.items()}
+def _rewards(sample: _Sample, asked: Prompts, reward: Callable[..., Any] | None) -> list[float | None] | None:
+    """A reward for each completion, where there is something to score them by."""
     if reward is None:
-        if BY_ANSWER not in columns:
-            return sample
-        right = [normalise_answer(str(answer)) for answer in columns[BY_ANSWER]]
-        rewards: list[float | None] = [
-            float(final_answer(text) == answer) for text, answer in zip(sample.texts, right, strict=True)
-        ]
-    else:
-        completions = [
-            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            for prompt, text in zip(asked, sample.texts, strict=True)
-        ]
-        rewards = _called(reward, prompts=asked, completions=completions, completion_ids=sample.ids, **columns)
-    return _Sample(sample.texts, sample.ids, sample.cut, sample.tokens, rewards)
-
-
-def _called(reward: Callable[..., Any], **columns: Any) -> list[float | None]:
+        if BY_ANSWER not in asked.columns:
+            return None
+        right = [normalise_answer(str(answer)) for answer in asked.columns[BY_ANSWER]]
+        return [float(final_answer(text) == answer) for text, answer in zip(sample.texts, right, strict=True)]
     name = getattr(reward, "__name__", "the reward function")
+    completions = [
+        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(asked.prompts, sample.texts, strict=True)
+    ]
+    own = {"prompts": asked.prompts, "completions": completions, "completion_ids": sample.ids}
     try:
-        found = reward(**columns)
+        found = reward(**{**asked.columns, **own})
         if inspect.iscoroutine(found):
             found = asyncio.run(found)
         values = [None if value is None else float(value) for value in found]
     except Exception as error:  # the user's own code
         raise ConfigError(f"{name} raised {type(error).__name__}: {one_line(str(error), 240)}") from error
-    if len(values) != len(columns["completions"]):
-        asked = len(columns["completions"])
-        raise ConfigError(f"{name} gave {len(values)} rewards for {asked} completions: one for each is needed.")
+    if len(values) != len(completions):
+        raise ConfigError(
+            f"{name} gave {len(values)} rewards for {len(completions)} completions: one for each is needed."
+        )
     return [None if value is None or not math.isfinite(value) else value for value in values]
 
 
-def _measured(
-    found: Mapping[float, _Sample],
-    prompts: Prompts,
-    reward: Callable[..., Any] | None,
-    samples: int,
-    max_new_tokens: int,
-    seed: int,
-) -> Curve:
-    name = BY_ANSWER if reward is None else getattr(reward, "__name__", "reward")
-    scored = {alpha: sample.rewards for alpha, sample in found.items() if sample.rewards is not None}
-    # One meaning of a success for all of them, decided by the rewards of all.
-    deciding = Deciding.start(None)
-    for rewards in scored.values():
-        deciding = deciding.with_round(rewards, {name: rewards}, prompts=len(prompts.prompts))
-    success = deciding.settled().definition
-    points = tuple(_point(alpha, sample, prompts, samples, name, success) for alpha, sample in found.items())
-    said = None
-    if scored and (reward is None or success.known):
-        said = "the final answer is that of the column answer" if reward is None else str(success)
-    return Curve(points, len(prompts.prompts), samples, max_new_tokens, seed, said)
-
-
-def _point(alpha: float, sample: _Sample, prompts: Prompts, samples: int, name: str, success: Success) -> Point:
+def _point(alpha: float, sample: _Sample, asked: Prompts, samples: int, name: str, success: Success) -> Point:
     """The metrics of the catalogue, from sums as in a step of training."""
     modes = ModeSet.build(None)
     families = Families(WATCHING, modes.names)
-    asked = [prompt for prompt in prompts.prompts for _ in range(samples)]
     batch = RolloutBatch(
         round=0,
         split="eval",
         step=0,
         group_size=samples,
-        global_row=range(len(asked)),
-        prompt_id=prompt_identities(asked),
-        source=["prompts"] * len(asked),
-        prompts=[render_prompt(prompt) for prompt in asked],
+        global_row=range(len(sample.texts)),
+        prompt_id=prompt_identities(asked.prompts),
+        source=["prompts"] * len(sample.texts),
+        prompts=[render_prompt(prompt) for prompt in asked.prompts],
         completions=sample.texts,
         completion_ids=sample.ids,
         rewards={} if sample.rewards is None else {name: sample.rewards},

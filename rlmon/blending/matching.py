@@ -54,7 +54,7 @@ def match_models(base: Folder, checkpoint: Folder) -> Matched:
     for name, tensor in ours.items():
         other = theirs.get(name) or tied(name, theirs)
         if other is None:
-            (constants if _is_constant(tensor) else lacking).append(name)
+            (constants if is_constant(tensor) else lacking).append(name)
             pieces[name] = Piece(tensor, None)
             continue
         if name not in theirs:
@@ -66,7 +66,7 @@ def match_models(base: Folder, checkpoint: Folder) -> Matched:
             unlike.append((other, tensor))
         pieces[name] = Piece(tensor, other)
     left = [name for name in theirs if name not in ours and not _same_as_its_embedding(theirs[name], base)]
-    constants += [name for name in left if _is_constant(theirs[name])]
+    constants += [name for name in left if is_constant(theirs[name])]
     _refuse(lacking, [name for name in left if name not in constants], unlike)
     if constants:
         notes.append(f"Constants that only one of the two stores are as CHECKPOINT has them: {names(constants)}.")
@@ -94,7 +94,7 @@ def _called_as(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Mapp
     return theirs
 
 
-def _is_constant(tensor: Tensor) -> bool:
+def is_constant(tensor: Tensor) -> bool:
     """A mask, or the frequencies of positions: what a model computes by itself, and older versions stored."""
     return bool(_CONSTANT.search(tensor.name)) and (len(tensor.shape) != 1 or tensor.name.endswith("inv_freq"))
 

@@ -8,42 +8,26 @@ from dataclasses import asdict
 
 from rlmon.blending.curve import FORMATS, KEPT, Curve, Point
 
-TITLES = (
-    "A",
-    "accuracy",
-    "formats in use",
-    "within a prompt",
-    "templates within a prompt",
-    "entropy, nats a token",
-    "formats kept",
-    "gain kept",
-)
-_METRICS = (
-    FORMATS,
-    "rlmon/format/effective_within",
-    "rlmon/collision/template_within_effective",
-    "rlmon/entropy/mean",
-)
-_TOLD = {FORMATS: "formats in use", "rlmon/collision/template_within_effective": "templates within a prompt"}
-"""What a sentence says which A keeps it."""
+_COLUMNS = {
+    FORMATS: ("formats in use", 2),
+    "rlmon/format/effective_within": ("within a prompt", 2),
+    "rlmon/collision/template_within_effective": ("templates within a prompt", 2),
+    "rlmon/entropy/mean": ("entropy, nats a token", 3),
+}
+"""Metrics that a table shows: title and digits."""
+_TOLD = (FORMATS, "rlmon/collision/template_within_effective")
+"""Those of which a sentence says which A keeps them."""
 
 
 def rows(curve: Curve) -> list[list[str]]:
     """A title each, then a row for each A; what was not measured is a dash."""
-    by_reward = all(point.accuracy is None for point in curve.points)
-    titles = [title if title != "accuracy" or not by_reward else "mean reward" for title in TITLES]
-    return [titles, *(_row(curve, point) for point in curve.points)]
-
-
-def _row(curve: Curve, point: Point) -> list[str]:
-    numbers = [_number(point.metrics[name], 3 if "entropy" in name else 2) for name in _METRICS]
-    return [
-        f"{point.alpha:g}",
-        _number(point.score, 3),
-        *numbers,
-        _percent(kept(curve, point)),
-        _percent(gain_kept(curve, point)),
-    ]
+    score = "accuracy" if any(point.accuracy is not None for point in curve.points) else "mean reward"
+    found = [["A", score, *(title for title, _ in _COLUMNS.values()), "formats kept", "gain kept"]]
+    for point in curve.points:
+        metrics = [_number(point.metrics[name], digits) for name, (_, digits) in _COLUMNS.items()]
+        shares = [_percent(kept(curve, point)), _percent(gain_kept(curve, point))]
+        found.append([f"{point.alpha:g}", _number(point.score, 3), *metrics, *shares])
+    return found
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -96,19 +80,18 @@ def sentences(curve: Curve) -> list[str]:
         said.append(f"A success: {curve.success}.")
     elif base.reward is not None:
         said.append("These rewards are graded, and nothing in them divides right from wrong: their mean is shown.")
-    for metric, title in _TOLD.items():
-        if kept(curve, end, metric) is not None:
-            said.append(_largest(curve, metric, title))
-    for metric in _METRICS:
+    else:
+        said.append("Nothing says which completions are right: add --reward, or a column answer to the prompts.")
+    said += [_largest(curve, metric) for metric in _TOLD if kept(curve, end, metric) is not None]
+    for metric, (title, _) in _COLUMNS.items():
         reasons = {point.missing[metric]: point for point in reversed(curve.points) if metric in point.missing}
-        title = TITLES[2 + _METRICS.index(metric)]
         said += [f"No {title} at A = {point.alpha:g}: {reason}." for reason, point in reasons.items()]
     return said
 
 
-def _largest(curve: Curve, metric: str, title: str) -> str:
+def _largest(curve: Curve, metric: str) -> str:
     """The largest A that keeps the line of a metric, in a sentence."""
-    end = _at(curve, 1.0)
+    end, title = _at(curve, 1.0), _COLUMNS[metric][0]
     share = kept(curve, end, metric)
     there = f"{_number(_at(curve, 0.0).metrics[metric], 2)} at the base"
     if share is None or share >= KEPT:
@@ -122,15 +105,15 @@ def _largest(curve: Curve, metric: str, title: str) -> str:
         return f"No A between 0 and 1 that was sampled keeps {KEPT:.0%} of the base's {title} ({there})."
     best = max(holding, key=lambda point: point.alpha)
     gain = gain_kept(curve, best)
-    gained = "" if gain is None else f", with {gain:.0%} of what the checkpoint gained in {_score(best)}"
+    gained = (
+        ""
+        if gain is None
+        else f", with {gain:.0%} of what the checkpoint gained in {'reward' if best.accuracy is None else 'accuracy'}"
+    )
     return (
         f"A = {best.alpha:g} is the largest that keeps {KEPT:.0%} of the base's {title} "
         f"({_number(best.metrics[metric], 2)}; {there}, {_number(end.metrics[metric], 2)} at the checkpoint){gained}."
     )
-
-
-def _score(point: Point) -> str:
-    return "reward" if point.accuracy is None else "accuracy"
 
 
 def _at(curve: Curve, alpha: float) -> Point:

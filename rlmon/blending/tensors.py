@@ -145,7 +145,7 @@ def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def decoded(data: bytes, dtype: str) -> Values:
+def decoded(data: bytes | bytearray, dtype: str) -> Values:
     """Values of a float type as float32 (of ``F64`` as float64); exact."""
     if dtype == "BF16":
         upper: NDArray[np.uint32] = np.frombuffer(data, dtype="<u2").astype(np.uint32) << np.uint32(16)

@@ -52,7 +52,8 @@ def blend(
         typer.Option(
             "--reward",
             metavar="MOD:FN",
-            help="TRL reward function that scores the completions; its module is imported, which runs its code. "
+            help="TRL reward function that scores the completions, or the name of one in trl.rewards; its module is "
+            "imported, which runs its code. "
             "Default: the final answer against the column answer.",
         ),
     ] = None,
@@ -107,6 +108,7 @@ def blend(
 def _curve(pair: Pair, prompts: Path, reward: str | None, alphas: str, **how: Any) -> Curve:
     import rlmon.blending.curve as curve
     from rlmon.blending.making import checked
+    from rlmon.lab.rewards import reward_function
 
     try:
         numbers = [checked(float(text)) for text in alphas.split(",")]
@@ -115,7 +117,7 @@ def _curve(pair: Pair, prompts: Path, reward: str | None, alphas: str, **how: An
     asked = curve.read_prompts(prompts)
     # Libraries greet on stdout when they are imported; that is where the result goes.
     with contextlib.redirect_stdout(sys.stderr), progress_bar("prompts", of_bytes=False) as progress:
-        function = None if reward is None else curve.reward_function(reward)
+        function = None if reward is None else reward_function(reward)
         return curve.curve(pair, asked, function, alphas=numbers, progress=progress, tell=note, **how)
 
 
@@ -136,15 +138,7 @@ def _print(found: Curve, form: CurveFormat) -> None:
 @contextlib.contextmanager
 def _stopped_in_order() -> Iterator[None]:
     """Who ends the process (a scheduler, ``kill``) leaves nothing half-written behind either."""
-
-    def leave(number: int, frame: object) -> None:
-        sys.exit(128 + number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not the main thread
-        yield
-        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
     finally:

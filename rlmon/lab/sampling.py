@@ -41,8 +41,10 @@ def draws(
     seed: int,
     copies: int = 1,
     temperature: float = 1.0,
+    end_tokens: Sequence[int] = (),
 ) -> Iterator[Drawn]:
-    """``copies`` completions of each of ``prompts``, those of one prompt next to each other.
+    """``copies`` completions of each of ``prompts``, those of one prompt next to each other; ``end_tokens`` end one
+    beside the tokenizer's own.
 
     They depend on ``sequences_per_batch`` and ``seed``. A prompt is read once for all its copies. Leaves the global
     random state as it was when it is exhausted. The model should be in evaluation mode; what comes back is on its
@@ -50,6 +52,7 @@ def draws(
     """
     import torch
 
+    ends = sorted({tokenizer.eos_token_id, *end_tokens})
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         at_once = max(1, sequences_per_batch // max(1, copies))
@@ -58,8 +61,9 @@ def draws(
             inputs = dict(tokenizer(batch, return_tensors="pt", padding=True, padding_side="left").to(model.device))
             with torch.no_grad():
                 read = {}
-                if copies > 1:
+                if copies > 1 and inputs["input_ids"].shape[1] > 1:
                     read = {"past_key_values": _read(model, inputs, copies)}
+                if copies > 1:
                     inputs = {name: tensor.repeat_interleave(copies, dim=0) for name, tensor in inputs.items()}
                 ids_BS = model.generate(
                     input_ids=inputs["input_ids"],
@@ -71,11 +75,11 @@ def draws(
                     top_k=0,
                     top_p=1.0,
                     pad_token_id=tokenizer.pad_token_id,
-                    eos_token_id=tokenizer.eos_token_id,
+                    eos_token_id=ends,
                 )
             assert isinstance(ids_BS, torch.Tensor)
             completion_BT = ids_BS[:, inputs["input_ids"].shape[1] :]
-            ended_BT = (completion_BT == tokenizer.eos_token_id).cumsum(1)
+            ended_BT = torch.isin(completion_BT, torch.tensor(ends, device=completion_BT.device)).cumsum(1)
             ended_before_BT = ended_BT.roll(1, dims=1)
             ended_before_BT[:, 0] = 0
             own_BT = ended_before_BT == 0

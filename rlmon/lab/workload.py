@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +11,7 @@ import trl
 
 from rlmon.config import option
 from rlmon.errors import ConfigError, MissingExtraError
+from rlmon.lab.rewards import reward_function
 from rlmon.lab.task import reward_correct, split_questions
 from rlmon.metrics.formats import final_answer
 
@@ -163,22 +161,6 @@ def _dataset(arguments: WorkloadArguments, evaluate: bool) -> Workload:
         evaluation=loaded[arguments.dataset_test_split] if evaluate else None,
         reward_funcs=[reward_function(name) for name in arguments.reward_funcs],
     )
-
-
-def reward_function(name: str) -> Callable[..., Any]:
-    """The function of this name in ``trl.rewards``, or at this dotted path (the working folder included)."""
-    module_name, _, function_name = name.rpartition(".")
-    if not module_name:
-        module_name = "trl.rewards"
-    elif os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"There is no reward function {name!r} ({error}). Give a name from trl.rewards or a dotted import path."
-        ) from error
-    return function
 
 
 def _prompt(question: str, arguments: WorkloadArguments) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,11 @@ from called import Rlmon
 from safetensors.torch import load_file
 
 from rlmon.blending import telling
-from rlmon.blending.curve import SHOWN, Curve, Point, curve, read_prompts, reward_function
+from rlmon.blending.curve import SHOWN, Curve, Point, Prompts, curve, read_prompts
 from rlmon.blending.making import open_pair
 from rlmon.errors import ConfigError, WeightsError
 from rlmon.lab.bases import BASE_DIR, WEIGHTS
+from rlmon.lab.rewards import reward_function
 from rlmon.lab.task import split_questions
 
 BASE, TRAINED = {"w": torch.zeros(4)}, {"w": torch.ones(4)}
@@ -187,9 +189,13 @@ def test_prompts_as_text_and_as_conversations(tmp_path: Path) -> None:
     file.write_text("What is 1 + 1?\r\n\n  two\n", encoding="utf-8")
     assert read_prompts(file).prompts == ["What is 1 + 1?", "  two"]
     asked = [{"role": "user", "content": "hi"}]
-    file.write_text('{"prompt": [{"role": "user", "content": "hi"}], "n": 1}\n{"prompt": "x", "k": null}\n')
-    found = read_prompts(file)
-    assert (found.prompts, found.columns) == ([asked, "x"], {"n": [1, None], "k": [None, None]})
+    rows = '{"prompt": [{"role": "user", "content": "hi"}], "n": 1}\n{"prompt": "x", "k": null}\n'
+    for text in (rows, "\ufeff" + rows, f"[{rows.strip().replace(chr(10), ', ' + chr(10))}]"):
+        file.write_text(text, encoding="utf-8")
+        found = read_prompts(file)
+        assert (found.prompts, found.columns) == ([asked, "x"], {"n": [1, None], "k": [None, None]})
+    file.write_text("[INST] hi\n", encoding="utf-8")
+    assert read_prompts(file).prompts == ["[INST] hi"]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +218,7 @@ def test_prompts_that_are_none(tmp_path: Path, text: str | bytes, said: str) -> 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("right", "--reward has to be a module and a function of it, as in my_rewards:right, got 'right'"),
+        ("right", "There is no reward function 'right'"),
         ("nowhere.at_all:right", "There is no reward function 'nowhere.at_all:right'"),
         ("rlmon.lab.task:wrong", "There is no reward function 'rlmon.lab.task:wrong'"),
     ],
@@ -258,6 +264,47 @@ def test_what_the_curve_needs_and_what_a_reward_function_may_do(trained: Path, p
     assert [(point.accuracy, point.reward) for point in found.points] == [(None, pytest.approx(0.15))] * 2
     assert found.success is None
     assert "These rewards are graded" in telling.sentences(found)[1]
+
+
+def test_columns_may_be_called_as_what_a_reward_function_is_given(trained: Path) -> None:
+    columns = {name: ["other"] * 2 for name in ("reward", "prompts", "completions", "completion_ids")}
+
+    def right(prompts: list[str], completions: list[str], reward: list[str], **columns: Any) -> list[float]:
+        assert (prompts, reward) == (["1 + 1 = "] * 2, ["other"] * 2)
+        assert "other" not in completions
+        return [1.0] * 2
+
+    asked = Prompts(["1 + 1 = "] * 2, columns)
+    assert (
+        curve(open_pair(BASE_DIR, trained), asked, right, alphas=[], samples=1, max_new_tokens=1).points[0].reward == 1
+    )
+
+
+def test_how_a_checkpoint_is_used_by_default_is_not_how_it_is_sampled(
+    trained: Path, tmp_path: Path, prompts: Path
+) -> None:
+    """Qwen's penalty on repetition, the cache of Gemma, gradient checkpointing's ``use_cache``: none of them is
+    temperature 1. Several end tokens, as of Gemma and Llama, end a completion each."""
+
+    def entropy(**told: Any) -> Curve:
+        usual = tmp_path / f"usual{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(trained, usual)
+        (usual / "generation_config.json").write_text(json.dumps(told))
+        return curve(open_pair(BASE_DIR, usual), read_prompts(prompts), alphas=[], samples=2, max_new_tokens=12, seed=1)
+
+    plain = entropy(eos_token_id=1)
+    odd = {"repetition_penalty": 50.0, "cache_implementation": "static", "use_cache": False, "num_beams": 3}
+    assert entropy(eos_token_id=1, **odd).points == plain.points
+    ended = entropy(eos_token_id=[1, *range(3, 400)])
+    assert ended.points[0].metrics != plain.points[0].metrics
+
+
+def test_a_prompt_of_one_token_and_accuracy_that_nothing_tells(rlmon: Rlmon, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("1\n")
+    how = ["--prompts", tmp_path / "p.txt", "--alphas", "0", "--samples", 2, "--max-new-tokens", 2]
+    left = rlmon("blend", BASE_DIR, trained, *how)
+    assert left.code == 0, left.err
+    assert "Nothing says which completions are right: add --reward, or a column answer to the prompts." in left.out
 
 
 def test_a_model_whose_weights_have_other_names_once_loaded(trained: Path, prompts: Path, tmp_path: Path) -> None:
