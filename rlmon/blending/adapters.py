@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlmon.blending.folders import Folder
+from rlmon.blending.folders import Folder, named_base
 from rlmon.blending.matching import Matched, Piece, fits, tied
 from rlmon.blending.tensors import Tensor, names
 from rlmon.errors import WeightsError
@@ -40,6 +41,7 @@ def match_adapter(base: Folder, checkpoint: Folder) -> Matched:
     be scaled, or is of another base."""
     assert checkpoint.adapter is not None
     _refuse_kinds(checkpoint, checkpoint.adapter)
+    give = f"Give as BASE the model that it was trained on{named_base(checkpoint.adapter)}."
     same_name, notes = _of_this_base(base, checkpoint.adapter)
     theirs, pieces = base.tensors, dict[str, Piece]()
     parts: dict[str, dict[str, Tensor]] = {}
@@ -64,14 +66,9 @@ def match_adapter(base: Folder, checkpoint: Folder) -> Matched:
         elif "A" in of and "B" in of and not _spans(of["A"].shape, of["B"].shape, other.shape):
             unlike.append(f"{one_line(module, 100)} ({list(other.shape)} in BASE)")
     if unlike:
-        raise WeightsError(
-            f"The adapter does not fit BASE, where layers have other shapes: {names(unlike)}. "
-            f"{_give(checkpoint.adapter)}"
-        )
+        raise WeightsError(f"The adapter does not fit BASE, where layers have other shapes: {names(unlike)}. {give}")
     if unknown and not same_name:
-        raise WeightsError(
-            f"The adapter changes layers that BASE does not have: {names(unknown)}. {_give(checkpoint.adapter)}"
-        )
+        raise WeightsError(f"The adapter changes layers that BASE does not have: {names(unknown)}. {give}")
     if unknown:
         notes.append(
             f"Layers of the adapter have other names in BASE's files, so that their shapes were not compared: "
@@ -85,7 +82,7 @@ def match_adapter(base: Folder, checkpoint: Folder) -> Matched:
         )
     if checkpoint.beside:
         notes.append(f"CHECKPOINT also holds the adapter {', '.join(checkpoint.beside)}, which was not read.")
-    return Matched(pieces, tuple(notes))
+    return pieces, notes
 
 
 def scaled_config(config: Mapping[str, Any], alpha: float) -> str:
@@ -120,11 +117,18 @@ def _whole_layers(whole: list[Tensor], theirs: Mapping[str, Tensor]) -> dict[str
 
 
 def _times(value: Any, alpha: float) -> float | int:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    shown = one_line(repr(value), 60)
+    if type(value) not in (int, float):
+        raise WeightsError(f"adapter_config.json of CHECKPOINT has the scale {shown}: a number is needed.")
+    try:
+        product = float(value) * alpha
+    except OverflowError:
+        product = math.inf
+    if not math.isfinite(product):
         raise WeightsError(
-            f"adapter_config.json of CHECKPOINT has the scale {one_line(repr(value), 60)}: a number is needed."
+            f"adapter_config.json of CHECKPOINT has the scale {shown}, which times A is no finite number: type an A "
+            "nearer to 1."
         )
-    product = value * alpha
     return int(product) if product == int(product) else product
 
 
@@ -148,21 +152,20 @@ _MERGE = (
 
 
 def _refuse_kinds(checkpoint: Folder, config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type")
-    why = "" if kind == "LORA" else f"it is of the kind {one_line(str(kind), 40)}, and LORA is what can be scaled"
-    for name, reason in _NOT_LINEAR.items():
-        if config.get(name):
-            why = why or reason
+    why = [reason for name, reason in _NOT_LINEAR.items() if config.get(name)]
+    if config.get("peft_type") != "LORA":
+        kind = one_line(str(config.get("peft_type")), 40)
+        why.insert(0, f"it is of the kind {kind}, and LORA is what can be scaled")
     if any("lora_magnitude_vector" in name for name in checkpoint.tensors):
-        why = why or _NOT_LINEAR["use_dora"]
+        why.append(_NOT_LINEAR["use_dora"])
     began = config.get("init_lora_weights", True)
     if isinstance(began, str) and began not in _FROM_THE_BASE:
-        why = why or (
+        why.append(
             f"it began as {one_line(began, 40)} (init_lora_weights), for which PEFT may change the base too, so that "
             "at A = 0 it would not be BASE"
         )
     if why:
-        raise WeightsError(f"The adapter in CHECKPOINT cannot be scaled: {why}. {_MERGE}")
+        raise WeightsError(f"The adapter in CHECKPOINT cannot be scaled: {why[0]}. {_MERGE}")
 
 
 def _of_this_base(base: Folder, config: Mapping[str, Any]) -> tuple[bool, list[str]]:
@@ -170,23 +173,13 @@ def _of_this_base(base: Folder, config: Mapping[str, Any]) -> tuple[bool, list[s
     named = config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         return False, ["The adapter does not name its base: that its shapes fit BASE is all that is known."]
-    home = base.path.resolve()
+    home = Path(os.path.realpath(base.path))
     called = {home.name.lower(), str(base.config.get("_name_or_path", "")).rstrip("/").rpartition("/")[2].lower()}
     if home.parent.name == "snapshots":  # as the Hugging Face Hub is cached: models--OWNER--NAME/snapshots/COMMIT
         called.add(home.parent.parent.name.rpartition("--")[2].lower())
-    try:
-        same = Path(named).resolve() == home
-    except (OSError, ValueError):
-        same = False
-    if same or named.rstrip("/").rpartition("/")[2].lower() in called - {""}:
+    if os.path.abspath(named) == str(home) or named.rstrip("/").rpartition("/")[2].lower() in called - {""}:
         return True, []
     return False, [
         f"The adapter names the base {one_line(named, 120)}, and BASE is {one_line(str(base.path), 120)}: the shapes "
         "fit; whether it is the same model is for you to know."
     ]
-
-
-def _give(config: Mapping[str, Any]) -> str:
-    named = config.get("base_model_name_or_path")
-    shown = f" ({one_line(named, 120)})" if isinstance(named, str) and named else ""
-    return f"Give as BASE the model that it was trained on{shown}."

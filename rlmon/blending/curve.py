@@ -43,7 +43,6 @@ from rlmon.records import RolloutBatch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 SHOWN = (
     "rlmon/format/effective",
     "rlmon/format/effective_within",
@@ -192,7 +191,7 @@ def curve(
     prompts: Prompts,
     reward: Callable[..., Any] | None = None,
     *,
-    alphas: Sequence[float] = ALPHAS,
+    alphas: Sequence[float],
     samples: int = 8,
     max_new_tokens: int = 256,
     at_once: int = 64,
@@ -331,7 +330,7 @@ def _models(pair: Pair, alphas: Sequence[float]) -> Iterator[tuple[float, PreTra
         with writing.Reader() as reader, torch.no_grad():
             for alpha in alphas:
                 for name, place in places.items():
-                    _set(place.view(-1), pair.matched.pieces[name], alpha, reader)
+                    _set(place.view(-1), pair.pieces[name], alpha, reader)
                 yield alpha, model, ends
         return
     from peft import PeftModel
@@ -352,7 +351,7 @@ def _places(pair: Pair, model: PreTrainedModel) -> dict[str, Any]:
     state: dict[str, Any] = model.state_dict()
     prefix = f"{model.base_model_prefix}."
     places, strange = {}, []
-    for name, piece in pair.matched.pieces.items():
+    for name, piece in pair.pieces.items():
         if not piece.tensor.is_float:
             continue
         found = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in state), None)

@@ -29,10 +29,10 @@ _NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\Z")
 _COPIED = re.compile(
     r"config\.json|generation_config\.json|(special_tokens_map|added_tokens|preprocessor_config|processor_config"
-    r"|video_preprocessor_config)\.json|tokenizer.*\.(json|model)|vocab\.(json|txt)|merges\.txt|chat_template.*"
+    r"|video_preprocessor_config)\.json|tokenizer.*\.(json|model)|vocab\.(json|txt)|merges\.txt|tekken\.json|chat_template.*"
     r"\.(jinja|json)|spiece\.model|sentencepiece\.bpe\.model|.*\.tiktoken"
 )
-_TOKENIZER = re.compile(r"tokenizer.*\.(json|model)|vocab\.(json|txt)|spiece\.model|.*\.tiktoken")
+_TOKENIZER = re.compile(r"tokenizer.*\.(json|model)|vocab\.(json|txt)|spiece\.model|tekken\.json|.*\.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Folder:
     path: Path
     role: str
     """What it is called on the command line: ``BASE`` or ``CHECKPOINT``."""
-    shards: tuple[Shard, ...]
-    index: Path | None
-    """The file that says which tensor lies in which shard, where there is one."""
     config: Mapping[str, Any]
-    adapter: Mapping[str, Any] | None
+    shards: tuple[Shard, ...]
+    index: Path | None = None
+    """The file that says which tensor lies in which shard, where there is one."""
+    adapter: Mapping[str, Any] | None = None
     """``adapter_config.json``, where it is an adapter."""
     beside: tuple[str, ...] = ()
     """Adapters in it that are not read."""
@@ -57,65 +57,61 @@ class Folder:
 
     def copied(self) -> list[Path]:
         """Its configuration and tokenizer, which a blend has too."""
-        return [_inside(self, file) for file in sorted(self.path.iterdir()) if _COPIED.fullmatch(file.name)]
+        files = [file for file in sorted(self.path.iterdir()) if _COPIED.fullmatch(file.name)]
+        return [_inside(self.path, self.role, file) for file in files]
 
     def tokenizer(self) -> list[Path]:
         return [file for file in self.copied() if _TOKENIZER.fullmatch(file.name)]
 
-    def code(self) -> list[str]:
-        """Files with code of its own, which is neither run nor copied."""
-        return sorted(file.name for file in self.path.glob("*.py"))
-
 
 def open_model(path: Path, role: str = "BASE") -> Folder:
     """A full model."""
-    there = _listed(path, role)
+    there, shown = _listed(path, role), one_line(str(path))
     if ADAPTER_CONFIG in there:
+        trained_on = named_base(read_json(path / ADAPTER_CONFIG))
         raise WeightsError(
-            f"{role} has to be a full model, and {one_line(str(path))} is an adapter. Give the folder of the "
-            f"model that the adapter was trained on{_named_base(path)}."
+            f"{role} has to be a full model, and {shown} is an adapter. Give the folder of the model that the adapter "
+            f"was trained on{trained_on}."
         )
-    folder = _with_shards(path, role, there)
-    if "quantization_config" in folder.config:
+    config = read_json(path / CONFIG) if CONFIG in there else {}
+    if "quantization_config" in config:
         raise WeightsError(
-            f"The weights of {role} ({one_line(str(path))}) are quantised, and what lies between two of them cannot be "
+            f"The weights of {role} ({shown}) are quantised, and what lies between two of them cannot be "
             "computed from such numbers. Give the model as it was before it was quantised."
         )
-    return folder
+    if MODEL in there:
+        return Folder(path, role, config, _shards(path, role, [MODEL], {}))
+    if INDEX not in there:
+        raise _no_weights(path, role, there)
+    index = _inside(path, role, path / INDEX)
+    placed = _placed(index)
+    return Folder(path, role, config, _shards(path, role, sorted(set(placed.values())), placed), index)
 
 
 def open_checkpoint(path: Path) -> Folder:
     """A full model or an adapter."""
     role = "CHECKPOINT"
-    there = _listed(path, role)
-    adapters = sorted(file.parent.name for file in path.glob(f"*/{ADAPTER_CONFIG}"))
+    there, shown = _listed(path, role), one_line(str(path))
+    within = sorted(file.parent.name for file in path.glob(f"*/{ADAPTER_CONFIG}"))
+    others = [name for name in within if not _CHECKPOINT.match(name)]
+    is_model = MODEL in there or INDEX in there
     if ADAPTER_CONFIG not in there:
-        adapters = [name for name in adapters if not _CHECKPOINT.match(name)]
-        if adapters and MODEL not in there and INDEX not in there:
-            shown = several([one_line(str(path / name)) for name in adapters], 3)
-            raise WeightsError(f"{role} holds adapters in folders of their own: {shown}. Give one of these folders.")
+        if others and not is_model:
+            found = several([one_line(str(path / name)) for name in others], 3)
+            raise WeightsError(f"{role} holds adapters in folders of their own: {found}. Give one of these folders.")
         return open_model(path, role)
-    if MODEL in there or INDEX in there:
+    if is_model:
+        raise WeightsError(f"{role} ({shown}) holds a full model and an adapter: move one of them to another folder.")
+    if any(name != REFERENCE for name in others):
         raise WeightsError(
-            f"{role} ({one_line(str(path))}) holds a full model and an adapter: move one of them to another folder."
-        )
-    others = [name for name in adapters if not _CHECKPOINT.match(name)]
-    if [name for name in others if name != REFERENCE]:
-        raise WeightsError(
-            f"{role} ({one_line(str(path))}) holds several adapters: one of its own and {several(others, 3)}. Only one "
+            f"{role} ({shown}) holds several adapters: one of its own and {several(others, 3)}. Only one "
             f"can be scaled: copy {ADAPTER_CONFIG} and {ADAPTER} of the one that is meant to another folder."
         )
     if ADAPTER not in there:
-        pickled = [name for name in there if _PICKLED.match(name) and not _NO_WEIGHTS.match(name)]
-        if pickled:
-            raise _pickle(path, role, pickled[0], "peft import AutoPeftModelForCausalLM")
-        raise WeightsError(f"{role} ({one_line(str(path))}) has {ADAPTER_CONFIG} and no {ADAPTER}: save it again.")
-    file = path / ADAPTER
-    folder = Folder(
-        path, role, (), None, read_json(path / CONFIG) if CONFIG in there else {}, read_json(path / ADAPTER_CONFIG),
-        beside=tuple(others),
-    )  # fmt: skip
-    return _filled(folder, [file], None)
+        raise _no_weights(path, role, there, adapter=True)
+    config = read_json(path / CONFIG) if CONFIG in there else {}
+    adapter = read_json(path / ADAPTER_CONFIG)
+    return Folder(path, role, config, _shards(path, role, [ADAPTER], {}), None, adapter, tuple(others))
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -161,101 +157,89 @@ def _listed(path: Path, role: str) -> list[str]:
             f"{one_line(str(path.parent))}."
         ) from None
     except FileNotFoundError:
+        name = str(path) if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)) else "NAME"
         raise WeightsError(
             f"{role} has to be a folder with {MODEL}; there is no {one_line(str(path))}. A model of the Hugging "
-            "Face Hub has to be on this disk first, for example: hf download NAME --local-dir FOLDER."
+            f"Face Hub has to be on this disk first: hf download {name} --local-dir FOLDER."
         ) from None
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def _with_shards(path: Path, role: str, there: list[str]) -> Folder:
-    """The folder of a full model, with its shards."""
-    folder = Folder(path, role, (), None, read_json(path / CONFIG) if CONFIG in there else {}, None)
-    if MODEL in there:
-        return _filled(folder, [path / MODEL], None)
-    if INDEX in there:
-        return _filled(folder, *_shards_of(folder, path / INDEX))
+def _no_weights(path: Path, role: str, there: list[str], *, adapter: bool = False) -> WeightsError:
+    shown = one_line(str(path))
     pickled = [name for name in there if _PICKLED.match(name) and not _NO_WEIGHTS.match(name)]
     if pickled:
-        raise _pickle(path, role, pickled[0], "transformers import AutoModelForCausalLM")
+        loads = "peft import AutoPeftModelForCausalLM" if adapter else "transformers import AutoModelForCausalLM"
+        return WeightsError(
+            f"The weights of {role} are pickled ({one_line(pickled[0], 60)}), which is a program that would have to be "
+            f'run to read them, and rlmon does not; where you trust it, write them anew: python -c "from {loads} as M; '
+            f"M.from_pretrained('{shown}').save_pretrained('{shown}-safetensors')\""
+        )
+    if adapter:
+        return WeightsError(f"{role} ({shown}) has {ADAPTER_CONFIG} and no {ADAPTER}: save it again.")
     saved = {int(number[1]): name for name in there if (number := _CHECKPOINT.match(name))}
     hint = f" Give a checkpoint in it: {one_line(str(path / saved[max(saved)]))}." if saved else ""
     found = several([one_line(name, 60) for name in there], 6) or "nothing"
-    raise WeightsError(
-        f"{role} ({one_line(str(path))}) has no weights: {MODEL} or {INDEX} is needed"
+    return WeightsError(
+        f"{role} ({shown}) has no weights: {MODEL} or {INDEX} is needed"
         f"{f', or {ADAPTER}' if role == 'CHECKPOINT' else ''}; there is {found}.{hint}"
     )
 
 
-def _shards_of(folder: Folder, index: Path) -> tuple[list[Path], Mapping[str, str]]:
+def _placed(index: Path) -> dict[str, str]:
+    """The file of each tensor, by an index."""
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
         raise WeightsError(
             f"{one_line(str(index))} has no weight_map of tensors and their files: save the model again."
         )
-    files = []
-    for name in sorted(set(placed.values())):
+    for name in placed.values():
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
             raise WeightsError(
                 f"{one_line(str(index))} names the file {one_line(name, 120)!r}: only safetensors files in "
                 "the folder itself are read, such as model-00001-of-00002.safetensors."
             )
-        if not (folder.path / name).exists():
+        if not (index.parent / name).exists():
             raise WeightsError(f"{one_line(str(index))} names {name}, which is not there: copy the whole folder again.")
-        files.append(folder.path / name)
-    return files, placed
+    return placed
 
 
-def _filled(folder: Folder, files: list[Path], placed: Mapping[str, str] | None) -> Folder:
-    """With what the headers of its files say."""
-    shards = tuple(read_shard(_inside(folder, file)) for file in files)
-    where: dict[str, Path] = {}
-    for shard in shards:
-        for tensor in shard.tensors:
-            if tensor.name in where:
-                raise WeightsError(
-                    f"{folder.role} has {one_line(tensor.name, 120)} twice, in {where[tensor.name].name} and "
-                    f"{tensor.file.name}: save the model again."
-                )
-            where[tensor.name] = tensor.file
-    lacking = [name for name, file in (placed or {}).items() if name not in where or where[name].name != file]
+def _shards(path: Path, role: str, files: list[str], placed: Mapping[str, str]) -> tuple[Shard, ...]:
+    """What the headers of its files say."""
+    shards = tuple(read_shard(_inside(path, role, path / name)) for name in files)
+    where: dict[str, str] = {}
+    for tensor in (tensor for shard in shards for tensor in shard.tensors):
+        if tensor.name in where:
+            raise WeightsError(
+                f"{role} has {one_line(tensor.name, 120)} twice, in {where[tensor.name]} and "
+                f"{tensor.file.name}: save the model again."
+            )
+        where[tensor.name] = tensor.file.name
+    lacking = [name for name, file in placed.items() if where.get(name) != file]
     if lacking:
         raise WeightsError(
-            f"{folder.role}: {INDEX} names tensors that are not in their files: {names(lacking)}. Copy the whole "
-            "folder again."
+            f"{role}: {INDEX} names tensors that are not in their files: {names(lacking)}. Copy the whole folder again."
         )
-    index = None if placed is None else _inside(folder, folder.path / INDEX)
-    return Folder(folder.path, folder.role, shards, index, folder.config, folder.adapter, folder.beside)
+    return shards
 
 
-def _inside(folder: Folder, file: Path) -> Path:
+def _inside(folder: Path, role: str, file: Path) -> Path:
     """The file, which is a plain one of the folder, or of the cache of the Hugging Face Hub that the folder is part of,
     whose snapshots are links to its blobs: a folder may come from anybody, and a link in it lead anywhere."""
-    real, home = Path(os.path.realpath(file)), folder.path.resolve()
+    real, home = Path(os.path.realpath(file)), Path(os.path.realpath(folder))
     homes = {home}
     if home.parent.name == "snapshots":
         homes.add(home.parent.parent / "blobs")
     if real.parent not in homes or not real.is_file():
         raise WeightsError(
-            f"{folder.role}: {one_line(str(file))} is a link that leads out of the folder, or no plain file. Copy the "
+            f"{role}: {one_line(str(file))} is a link that leads out of the folder, or no plain file. Copy the "
             "file itself to the folder."
         )
     return file
 
 
-def _pickle(path: Path, role: str, name: str, imported: str) -> WeightsError:
-    shown = one_line(str(path))
-    return WeightsError(
-        f"The weights of {role} are pickled ({one_line(name, 60)}), which is a program that would have to be run to "
-        f'read them, and rlmon does not; where you trust it, write them anew: python -c "from {imported} as M; '
-        f"M.from_pretrained('{shown}').save_pretrained('{shown}-safetensors')\""
-    )
-
-
-def _named_base(path: Path) -> str:
-    try:
-        name = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
-    except WeightsError:
-        return ""
+def named_base(adapter: Mapping[str, Any]) -> str:
+    """In brackets, the base that an adapter's configuration names; nothing where it names none."""
+    name = adapter.get("base_model_name_or_path")
     return f" ({one_line(name, 120)})" if isinstance(name, str) and name else ""

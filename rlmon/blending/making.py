@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +14,9 @@ from typing import Any
 import rlmon.blending.writing as writing
 from rlmon.blending.adapters import match_adapter, scaled_config
 from rlmon.blending.folders import ADAPTER_CONFIG, CONFIG, Folder, open_checkpoint, open_model
-from rlmon.blending.matching import Matched, match_models
+from rlmon.blending.matching import Piece, match_models
 from rlmon.errors import ConfigError
+from rlmon.lab.libraries import versions
 from rlmon.printable import one_line, several
 
 SPARE_BYTES = 2**26
@@ -44,7 +43,8 @@ class Pair:
 
     base: Folder
     checkpoint: Folder
-    matched: Matched
+    pieces: Mapping[str, Piece]
+    notes: Sequence[str]
 
     @property
     def kind(self) -> str:
@@ -52,18 +52,18 @@ class Pair:
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.bytes for shard in self.checkpoint.shards for tensor in shard.tensors)
+        return sum(shard.bytes for shard in self.checkpoint.shards)
 
 
 def open_pair(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str]) -> Pair:
     """Raises ``WeightsError`` where one of the two cannot be read, or they do not fit."""
     below, above = Path(base), Path(checkpoint)
-    if below.resolve() == above.resolve():
+    if os.path.realpath(below) == os.path.realpath(above):
         raise ConfigError(f"BASE and CHECKPOINT are one folder, {one_line(str(below))}: give the two that lie apart.")
     trained = open_checkpoint(above)
     model = open_model(below)
     match = match_models if trained.adapter is None else match_adapter
-    return Pair(model, trained, match(model, trained))
+    return Pair(model, trained, *match(model, trained))
 
 
 def blend(
@@ -106,16 +106,17 @@ def write(
     base, checkpoint = pair.base, pair.checkpoint
     target = Path(os.path.realpath(out))
     for folder in (base, checkpoint):
-        if folder.path.resolve().is_relative_to(target):
+        if Path(os.path.realpath(folder.path)).is_relative_to(target):
             raise ConfigError(
                 f"--out is {folder.role}, or a folder that it lies in, and would replace it. Type another --out."
             )
     writing.refuse_occupied(target)
-    # The base's weights are read once more for their hash.
-    base_bytes = sum(tensor.bytes for shard in base.shards for tensor in shard.tensors) if note else 0
+    # What has gone in of the base's weights is read once more for its hash: of an adapter little, if anything.
+    read = {piece.base.file for piece in pair.pieces.values() if piece.base is not None and note}
+    hashed = [shard for shard in base.shards if shard.file in read]
     writing.refuse_full(target, pair.bytes + SPARE_BYTES)
     left = writing.unfinished(target)
-    total, done = pair.bytes + base_bytes, 0
+    total, done = pair.bytes + sum(shard.bytes for shard in hashed), 0
 
     def tell(more: int) -> None:
         nonlocal done
@@ -131,60 +132,38 @@ def write(
             for shard in checkpoint.shards:
                 name = shard.file.name
                 sources[name], files[name] = writing.write_shard(
-                    shard, made / name, pair.matched.pieces, alpha, reader, tell, differ
+                    shard, made / name, pair.pieces, alpha, reader, tell, differ
                 )
         if checkpoint.index is not None:
             files[checkpoint.index.name] = writing.copy(checkpoint.index, made)
         if checkpoint.adapter is not None:
             files[ADAPTER_CONFIG] = writing.write_text(made / ADAPTER_CONFIG, scaled_config(checkpoint.adapter, alpha))
-        notes = [*pair.matched.notes, *_said(pair, alpha, differ)]
+        notes = [*pair.notes, *_said(pair, alpha, differ)]
         for file in _beside_the_weights(pair, notes):
             files[file.name] = writing.copy(file, made)
         hashes = {}
-        for shard in base.shards if note else ():
+        for shard in hashed:
             hashes[shard.file.name] = writing.sha256(shard.file)
-            tell(sum(tensor.bytes for tensor in shard.tensors))
+            tell(shard.bytes)
         if left:
             shown = several([one_line(str(folder)) for folder in left], 2)
             notes.append(f"An earlier blend was stopped and left {shown}: remove it, unless it is still being written.")
         if note:
-            writing.write_text(made / writing.NOTE, _note(pair, alpha, hashes, sources, files, notes))
-    return Blended(out, alpha, pair.kind, len(pair.matched.pieces), pair.bytes, tuple(notes))
-
-
-def _note(
-    pair: Pair,
-    alpha: float,
-    base: Mapping[str, str],
-    checkpoint: Mapping[str, str],
-    files: Mapping[str, str],
-    notes: Sequence[str],
-) -> str:
-    """``blend.json``; of base and checkpoint the SHA-256 of their weights, of the blend that of every file."""
-    told = {
-        "tool": writing.TOOL,
-        "schema_version": 1,
-        "packages": _versions(),
-        "created_unix_seconds": time.time(),
-        "kind": pair.kind,
-        "alpha": alpha,
-        "weights": "base + alpha * (checkpoint - base)",
-        "base": {"path": str(pair.base.path), "sha256": base},
-        "checkpoint": {"path": str(pair.checkpoint.path), "sha256": checkpoint},
-        "files": files,
-        "notes": notes,
-    }
-    return json.dumps(told, indent=2, allow_nan=False) + "\n"
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("rlmon", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            told = {
+                "tool": writing.TOOL,
+                "schema_version": 1,
+                "packages": versions(),
+                "created_unix_seconds": time.time(),
+                "kind": pair.kind,
+                "alpha": alpha,
+                "weights": "base + alpha * (checkpoint - base)",
+                "base": {"path": str(base.path), "sha256": hashes},
+                "checkpoint": {"path": str(checkpoint.path), "sha256": sources},
+                "files": files,
+                "notes": notes,
+            }
+            writing.write_text(made / writing.NOTE, json.dumps(told, indent=2, allow_nan=False) + "\n")
+    return Blended(out, alpha, pair.kind, len(pair.pieces), pair.bytes, tuple(notes))
 
 
 def _said(pair: Pair, alpha: float, differ: set[str]) -> list[str]:
@@ -196,7 +175,7 @@ def _said(pair: Pair, alpha: float, differ: set[str]) -> list[str]:
     if differ:
         shown = several([one_line(name, 80) for name in sorted(differ)], 4)
         said.append(f"Tensors that are no floats were copied from CHECKPOINT, and differ from BASE's: {shown}.")
-    code = pair.checkpoint.code() if pair.kind == "model" else []
+    code = sorted(file.name for file in pair.checkpoint.path.glob("*.py")) if pair.kind == "model" else []
     if code and "auto_map" in pair.checkpoint.config:
         said.append(f"Code is neither run nor copied: {several(code, 3)}. Copy it yourself where you trust it.")
     return said
@@ -206,10 +185,8 @@ def _beside_the_weights(pair: Pair, notes: list[str]) -> list[Path]:
     """Configuration and tokenizer: the checkpoint's, and the base's tokenizer where a model has none."""
     found = pair.checkpoint.copied()
     if pair.kind == "model" and not pair.checkpoint.tokenizer():
-        there = {file.name for file in found}
-        lent = [
-            f for f in pair.base.copied() if f.name not in there and f.name not in (CONFIG, "generation_config.json")
-        ]
+        kept = {CONFIG, "generation_config.json", *(file.name for file in found)}
+        lent = [file for file in pair.base.copied() if file.name not in kept]
         if lent:
             notes.append("CHECKPOINT has no tokenizer: BASE's was copied.")
         found += lent

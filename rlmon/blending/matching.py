@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlmon.blending.folders import TOKENIZER, Folder, words
@@ -27,13 +27,8 @@ class Piece:
     ``None``: it is copied. Of a type that is no float: copied, and should be equal."""
 
 
-@dataclass(frozen=True)
-class Matched:
-    """Every tensor of a checkpoint with its counterpart."""
-
-    pieces: Mapping[str, Piece]
-    notes: tuple[str, ...] = ()
-    """What a user should know, in sentences."""
+Matched = tuple[dict[str, Piece], list[str]]
+"""Every tensor of a checkpoint with its counterpart, and what a user should know, in sentences."""
 
 
 def match_models(base: Folder, checkpoint: Folder) -> Matched:
@@ -70,10 +65,15 @@ def match_models(base: Folder, checkpoint: Folder) -> Matched:
     _refuse(lacking, [name for name in left if name not in constants], unlike)
     if constants:
         notes.append(f"Constants that only one of the two stores are as CHECKPOINT has them: {names(constants)}.")
-    if more := _more_rows(pieces.values()):
-        _refuse_other_words(base, checkpoint)
-        notes += more
-    return Matched(pieces, tuple(notes))
+    for piece in pieces.values():
+        tensor, other = piece.tensor, piece.base
+        if other is not None and other.shape != tensor.shape:
+            _refuse_other_words(base, checkpoint)
+            notes.append(
+                f"Rows that only CHECKPOINT has (added tokens) are its own at every A: {one_line(tensor.name, 80)} has "
+                f"{tensor.shape[0]} of them, and {other.shape[0]} in BASE."
+            )
+    return pieces, notes
 
 
 def _called_as(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -117,16 +117,6 @@ def fits(base: Tensor, tensor: Tensor) -> bool:
     return words and len(tensor.shape) == 2 and base.shape[1:] == tensor.shape[1:] and base.shape[0] < tensor.shape[0]
 
 
-def _more_rows(pieces: Iterable[Piece]) -> list[str]:
-    grown = [piece for piece in pieces if piece.base is not None and piece.base.shape != piece.tensor.shape]
-    return [
-        f"Rows that only CHECKPOINT has (added tokens) are its own at every A: {one_line(piece.tensor.name, 80)} has "
-        f"{piece.tensor.shape[0]} of them, and {piece.base.shape[0]} in BASE."
-        for piece in grown
-        if piece.base is not None
-    ]
-
-
 def _refuse_other_words(base: Folder, checkpoint: Folder) -> None:
     """Raise ``WeightsError`` where tokens of the base have other numbers in the checkpoint: then its further rows are
     no added tokens, and the others are not of the same words. Only where both have a ``tokenizer.json``."""
@@ -147,17 +137,11 @@ def _same_as_its_embedding(tensor: Tensor, folder: Folder) -> bool:
     found = [other for name, other in folder.tensors.items() if _EMBEDDING.match(name)]
     if len(found) != 1 or (found[0].dtype, found[0].shape) != (tensor.dtype, tensor.shape):
         return False
-    step = 2**24
     with open(tensor.file, "rb") as a, open(found[0].file, "rb") as b:
         a.seek(tensor.begin)
         b.seek(found[0].begin)
-        left = tensor.bytes
-        while left > 0:
-            size = min(step, left)
-            if a.read(size) != b.read(size):
-                return False
-            left -= size
-    return True
+        sizes = [2**24] * (tensor.bytes >> 24) + [tensor.bytes % 2**24]
+        return all(a.read(size) == b.read(size) for size in sizes)
 
 
 def _refuse(lacking: list[str], left: list[str], unlike: list[tuple[Tensor, Tensor]]) -> None:

@@ -67,6 +67,10 @@ class Shard:
     tensors: tuple[Tensor, ...]
     """In the order of their values, which fill the rest of the file."""
 
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.tensors)
+
 
 def read_shard(file: Path) -> Shard:
     """What a file holds, its values aside. Raises ``WeightsError`` for one that cannot be read or is malformed."""
@@ -77,17 +81,16 @@ def read_shard(file: Path) -> Shard:
             if size < 8 or length > min(MOST_HEADER_BYTES, size - 8):
                 raise ValueError("its header is longer than the file")
             text = stream.read(length)
-            if len(text) < length:
-                raise ValueError("it ends inside its header")
-    except ValueError as error:
-        raise _malformed(file, error) from error
+        return Shard(file, length.to_bytes(8, "little") + text, _tensors(file, text, size))
+    except WeightsError:
+        raise
     except OSError as error:
         raise unreadable(file, error) from error
-    try:
-        tensors = _tensors(file, text, size)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _malformed(file, error) from error
-    return Shard(file, length.to_bytes(8, "little") + text, tensors)
+        raise WeightsError(
+            f"{one_line(str(file))} is no whole safetensors file: {one_line(str(error), 200)}. It may have been cut "
+            "off: write or copy it again."
+        ) from error
 
 
 def names(found: Iterable[str]) -> str:
@@ -97,13 +100,6 @@ def names(found: Iterable[str]) -> str:
 
 def unreadable(file: Path, error: OSError) -> WeightsError:
     return WeightsError(f"cannot read {one_line(str(file))}: {error.strerror or error}.")
-
-
-def _malformed(file: Path, error: Exception) -> WeightsError:
-    return WeightsError(
-        f"{one_line(str(file))} is no whole safetensors file: {one_line(str(error), 200)}. It may have been cut off: "
-        "write or copy it again."
-    )
 
 
 def _tensors(file: Path, text: bytes, size: int) -> tuple[Tensor, ...]:
@@ -120,8 +116,10 @@ def _tensors(file: Path, text: bytes, size: int) -> tuple[Tensor, ...]:
         if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
             raise ValueError(f"{name} has no shape and place of whole numbers")
         if dtype not in BYTES:
-            raise ValueError(
-                f"{name} has values of the type {dtype}, and those that can be blended are {', '.join(BYTES)}"
+            raise WeightsError(
+                f"{one_line(str(file))}: {one_line(name, 120)} has values of the type {one_line(str(dtype), 40)}, and "
+                f"those that can be blended are {', '.join(BYTES)}. Give the model in one of the types of 16 bits or "
+                "more that it was trained in."
             )
         tensor = Tensor(name, dtype, tuple(shape), file, 8 + len(text) + begin)
         if end - begin != tensor.bytes:

@@ -25,29 +25,22 @@ VALUES_AT_ONCE = 2**20
 """Values that are held of a tensor: some 30 MB with all that is made of them on the way."""
 
 
-class Reader:
-    """Reads stretches of tensors from files that stay open."""
+class Reader(contextlib.ExitStack):
+    """Reads stretches of tensors from files that stay open until it is left."""
 
     def __init__(self) -> None:
-        self._open = contextlib.ExitStack()
+        super().__init__()
         self._streams: dict[Path, IO[bytes]] = {}
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
 
     def read(self, tensor: Tensor, start: int, count: int) -> bytes:
         """``count`` values from the ``start``-th on."""
         size = BYTES[tensor.dtype]
         try:
             if tensor.file not in self._streams:
-                opened: IO[bytes] = open(tensor.file, "rb", buffering=0)  # noqa: SIM115
-                self._streams[tensor.file] = self._open.enter_context(opened)
+                self._streams[tensor.file] = self.enter_context(open(tensor.file, "rb"))  # noqa: SIM115
             stream = self._streams[tensor.file]
             stream.seek(tensor.begin + start * size)
-            data = _all_of(stream, count * size)
+            data = stream.read(count * size)
         except OSError as error:
             raise unreadable(tensor.file, error) from error
         if len(data) < count * size:
@@ -55,14 +48,6 @@ class Reader:
                 f"{one_line(str(tensor.file))} became shorter while it was read: let what writes it end first."
             )
         return data
-
-
-def _all_of(stream: IO[bytes], size: int) -> bytes:
-    parts = []
-    while size > 0 and (part := stream.read(size)):
-        parts.append(part)
-        size -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def stretches(piece: Piece, alpha: float, reader: Reader, differ: set[str]) -> Iterator[tuple[bytes, bytes]]:
@@ -146,11 +131,11 @@ def refuse_occupied(out: Path) -> None:
             note = read_json(out / NOTE)
             own = {NOTE, *note.get("files", ())} if note.get("tool") == TOOL else set()
     strange = [name for name in there if name not in own]
-    if strange:
-        raise ConfigError(
-            f"{shown} has {names(strange)} beside a blend, which would be lost. Type another --out, or move it away "
-            "first."
-        )
+    # The note is what a blend is finished with: training that goes on from a blend may leave the names that it had.
+    changed = [name for name in there if (out / name).stat().st_ctime_ns > (out / NOTE).stat().st_ctime_ns]
+    if strange or changed:
+        what = f"{names(strange)} beside a blend" if strange else f"{names(changed)} that is no longer the blend's"
+        raise ConfigError(f"{shown} has {what}, which would be lost. Type another --out, or move it away first.")
 
 
 def refuse_full(out: Path, needed: int) -> None:
@@ -208,21 +193,14 @@ def unfinished(out: Path) -> list[Path]:
 
 
 def write_text(file: Path, text: str) -> str:
-    """Write a new file; its SHA-256 comes back."""
+    """Write a file; its SHA-256 comes back."""
     data = text.encode("utf-8")
-    with open(file, "xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    file.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 
 def copy(source: Path, folder: Path) -> str:
     """Copy a file; its SHA-256 comes back."""
-    try:
-        data = source.read_bytes()
-    except OSError as error:
-        raise unreadable(source, error) from error
-    with open(folder / source.name, "xb") as stream:
-        stream.write(data)
-    return hashlib.sha256(data).hexdigest()
+    digest = sha256(source)
+    shutil.copyfile(source, folder / source.name)
+    return digest

@@ -99,7 +99,7 @@ def blend(
             note(f"rlmon: {done.out} is the {done.kind} at A = {number:g}: {size}, with blend.json.")
         if prompts is not None:
             if number is None:
-                for text in pair.matched.notes:
+                for text in pair.notes:
                     note(f"rlmon: {text}")
             how = {"samples": samples, "max_new_tokens": max_new_tokens, "at_once": batch, "seed": seed}
             _print(_curve(pair, prompts, reward, alphas, **how), form)

@@ -20,6 +20,7 @@ import torch
 
 import rlmon
 from rlmon.blending import writing
+from rlmon.blending.making import open_pair, write
 from rlmon.errors import WeightsError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,19 +155,21 @@ def _ignores_interrupts() -> bool:
 
 def test_a_file_that_cannot_be_read(folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     base, trained, out = folders
-    really = writing._all_of
+    really = open
 
-    def fail(stream: Any, size: int) -> bytes:
-        if "base" in str(stream.name):
+    def fail(file: Any, *how: Any, **more: Any) -> Any:
+        if "base" in str(file):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return really(stream, size)
+        return really(file, *how, **more)
 
-    monkeypatch.setattr(writing, "_all_of", fail)
+    monkeypatch.setattr(writing, "open", fail, raising=False)
     with pytest.raises(WeightsError, match=r"^cannot read .*base/model\.safetensors: Input/output error\.$"):
         rlmon.blend(base, trained, 0.5, out)
-    monkeypatch.setattr(writing, "_all_of", lambda stream, size: really(stream, size)[:-1])
+    monkeypatch.undo()
+    pair = open_pair(base, trained)
+    os.truncate(base / "model.safetensors", (base / "model.safetensors").stat().st_size - 1)
     with pytest.raises(WeightsError, match="became shorter while it was read"):
-        rlmon.blend(base, trained, 0.5, out)
+        write(pair, 0.5, out)
     assert left(out.parent) == ["base", "rl"]
 
 
@@ -179,7 +182,6 @@ def test_a_file_that_cannot_be_read(folders: tuple[Path, Path, Path], monkeypatc
         (lambda data: data + b"x", "its tensors end at byte"),
         (lambda data: (10**15).to_bytes(8, "little") + data[8:], "its header is longer than the file"),
         (lambda data: data.replace(b'"F32"', b'"F64"', 1), "takes 512 bytes and has 256"),
-        (lambda data: data.replace(b'"F32"', b'"F8_"', 1), "values of the type F8_, and those that can be blended are"),
         (lambda data: data.replace(b"[64]", b"[-4]", 1), "no shape and place of whole numbers"),
         (lambda data: data.replace(b'"b":', b'"a":', 1), "a name stands in its header twice"),
         (lambda data: data.replace(b"[256,512]", b"[000,256]", 1), "is no whole safetensors file"),
@@ -192,6 +194,23 @@ def test_a_file_that_is_cut_off_or_made_up(folders: tuple[Path, Path, Path], dam
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(WeightsError, match=said):
         rlmon.blend(base, trained, 0.5, out)
+
+
+@pytest.mark.parametrize("config", [{}, {"quantization_config": {"quant_method": "fp8"}}])
+def test_weights_of_8_bits_are_not_taken_for_a_damaged_file(
+    tmp_path: Path, folders: tuple[Path, Path, Path], config: dict[str, Any]
+) -> None:
+    small = made.model(tmp_path / "small", {"w": torch.ones(4).to(torch.float8_e4m3fn)}, config=config)
+    said = "are quantised.*before it was quantised" if config else "w has values of the type F8_E4M3.*Give the model in"
+    with pytest.raises(WeightsError, match=said) as raised:
+        rlmon.blend(small, folders[1], 0.5, tmp_path / "out")
+    assert "cut off" not in str(raised.value)
+
+
+def test_a_link_to_itself_is_no_mistake_of_rlmon(tmp_path: Path, folders: tuple[Path, Path, Path]) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(WeightsError, match="loop"):
+        rlmon.blend(tmp_path / "loop", folders[1], 0.5, tmp_path / "out")
 
 
 class Bomb:

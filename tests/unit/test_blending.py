@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +244,7 @@ def test_what_is_written_beside_the_weights(tmp_path: Path) -> None:
     assert found["tokenizer.json"] == b"the checkpoint's tokenizer.json"
     note = json.loads(found.pop("blend.json"))
     assert (note["tool"], note["alpha"], note["kind"]) == ("rlmon blend", 0.25, "model")
-    assert note["packages"].keys() == {"python", "rlmon", "numpy"}
+    assert {"python", "rlmon", "numpy"} < note["packages"].keys()
     assert note["files"] == {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
     for role, folder in (("base", base), ("checkpoint", trained)):
         data = (folder / "model.safetensors").read_bytes()
@@ -273,6 +275,15 @@ def test_an_out_that_is_taken(tmp_path: Path) -> None:
     rlmon.blend(base, trained, 0.5, out)  # an empty one is taken
     rlmon.blend(base, trained, 1.0, out)  # a blend is replaced
     assert torch.equal(made.weights(out)["a.weight"], TRAINED["a.weight"])
+    trained_on = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").write_bytes(trained_on)  # save_pretrained to a blend leaves the names that it had
+    os.utime(out / "model.safetensors", ns=(10**19 // 2, 10**19 // 2))
+    with pytest.raises(
+        ConfigError, match=r"out has model.safetensors that is no longer the blend's, which would be lost"
+    ):
+        rlmon.blend(base, trained, 0.5, out)
+    shutil.rmtree(out)
+    rlmon.blend(base, trained, 1.0, out)
     (out / "notes.txt").write_text("mine")
     before = made.files(out)
     with pytest.raises(ConfigError, match=r"out has notes.txt beside a blend, which would be lost"):
@@ -327,6 +338,12 @@ def test_a_base_that_is_none(tmp_path: Path, make: Any, said: str) -> None:
     make(tmp_path / "base")
     with pytest.raises(WeightsError, match=said):
         rlmon.blend(tmp_path / "base", trained, 0.5, tmp_path / "out")
+
+
+def test_a_base_by_its_name_on_the_hub_is_answered_with_what_brings_it_here(tmp_path: Path) -> None:
+    trained = made.model(tmp_path / "rl", TRAINED)
+    with pytest.raises(WeightsError, match=r"on this disk first: hf download Qwen/Qwen2\.5-0\.5B --local-dir FOLDER"):
+        rlmon.blend("Qwen/Qwen2.5-0.5B", trained, 0.5, tmp_path / "out")
 
 
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ def test_a_model_whose_weights_have_other_names_once_loaded(trained: Path, promp
 
     pair = open_pair(renamed(BASE_DIR, tmp_path / "a"), renamed(trained, tmp_path / "b"))
     with pytest.raises(WeightsError, match=r"other names when it loads them \(model.layers.0.self_attn.query.weight"):
-        curve(pair, read_prompts(prompts), samples=1, max_new_tokens=1)
+        curve(pair, read_prompts(prompts), alphas=[], samples=1, max_new_tokens=1)
 
 
 def point(alpha: float, score: float, formats: float | None, accuracy: bool = True) -> Point:

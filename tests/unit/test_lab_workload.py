@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from rlmon.errors import ConfigError
+from rlmon.lab.rewards import reward_function
 from rlmon.lab.task import is_held_out
-from rlmon.lab.workload import WorkloadArguments, load_workload, reward_function
+from rlmon.lab.workload import WorkloadArguments, load_workload
 
 pytestmark = pytest.mark.trl
 
