@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlmon.blending.folders import Folder, named_base
-from rlmon.blending.matching import Matched, Piece, fits, tied
+from rlmon.blending.matching import Matched, Piece, added_tokens, fits, tied
 from rlmon.blending.tensors import Tensor, names
 from rlmon.errors import WeightsError
 from rlmon.printable import one_line
@@ -67,8 +67,9 @@ def match_adapter(base: Folder, checkpoint: Folder) -> Matched:
             unlike.append(f"{one_line(module, 100)} ({list(other.shape)} in BASE)")
     if unlike:
         raise WeightsError(f"The adapter does not fit BASE, where layers have other shapes: {names(unlike)}. {give}")
-    if unknown and not same_name:
-        raise WeightsError(f"The adapter changes layers that BASE does not have: {names(unknown)}. {give}")
+    absent = [module for module in unknown if not any(name.startswith(f"{module}.") for name in theirs)]
+    if absent and not same_name:
+        raise WeightsError(f"The adapter changes layers that BASE does not have: {names(absent)}. {give}")
     if unknown:
         notes.append(
             f"Layers of the adapter have other names in BASE's files, so that their shapes were not compared: "
@@ -80,6 +81,7 @@ def match_adapter(base: Folder, checkpoint: Folder) -> Matched:
             "Tensors that were trained whole (modules_to_save, biases) are blended with BASE's: "
             f"{names(tensor.name for tensor in whole)}."
         )
+    notes += added_tokens(pieces.values(), base, checkpoint)
     if checkpoint.beside:
         notes.append(f"CHECKPOINT also holds the adapter {', '.join(checkpoint.beside)}, which was not read.")
     return pieces, notes
@@ -138,11 +140,9 @@ def _in_the_model(name: str) -> str:
 
 
 def _spans(a: tuple[int, ...], b: tuple[int, ...], of: tuple[int, ...]) -> bool:
-    """Whether a product of matrices of the shapes [r, in] and [out, r] is of the shape [out, in] or [in, out]; more
-    dimensions (convolutions, experts) are compared as far as they are named."""
-    if len(of) != 2:
-        return b[0] in of or len(of) < 2 or b[0] % of[-1] == 0 or b[0] % of[-2] == 0
-    return len(a) == len(b) == 2 and a[0] == b[1] and of in ((b[0], a[1]), (a[1], b[0]))
+    """Whether a product of matrices of the shapes [r, in] and [out, r] is of the shape [out, in] or [in, out]; only
+    layers of two dimensions (no convolutions, no experts) are compared."""
+    return len(of) != 2 or (len(a) == len(b) == 2 and a[0] == b[1] and of in ((b[0], a[1]), (a[1], b[0])))
 
 
 _MERGE = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rlmon.blending.folders import TOKENIZER, Folder, words
@@ -65,14 +65,7 @@ def match_models(base: Folder, checkpoint: Folder) -> Matched:
     _refuse(lacking, [name for name in left if name not in constants], unlike)
     if constants:
         notes.append(f"Constants that only one of the two stores are as CHECKPOINT has them: {names(constants)}.")
-    for piece in pieces.values():
-        tensor, other = piece.tensor, piece.base
-        if other is not None and other.shape != tensor.shape:
-            _refuse_other_words(base, checkpoint)
-            notes.append(
-                f"Rows that only CHECKPOINT has (added tokens) are its own at every A: {one_line(tensor.name, 80)} has "
-                f"{tensor.shape[0]} of them, and {other.shape[0]} in BASE."
-            )
+    notes += added_tokens(pieces.values(), base, checkpoint)
     return pieces, notes
 
 
@@ -117,10 +110,17 @@ def fits(base: Tensor, tensor: Tensor) -> bool:
     return words and len(tensor.shape) == 2 and base.shape[1:] == tensor.shape[1:] and base.shape[0] < tensor.shape[0]
 
 
-def _refuse_other_words(base: Folder, checkpoint: Folder) -> None:
-    """Raise ``WeightsError`` where tokens of the base have other numbers in the checkpoint: then its further rows are
-    no added tokens, and the others are not of the same words. Only where both have a ``tokenizer.json``."""
-    theirs, ours = (words(folder.path / TOKENIZER) for folder in (base, checkpoint))
+def added_tokens(pieces: Iterable[Piece], base: Folder, checkpoint: Folder) -> list[str]:
+    """What is to be said of embeddings with more rows in the checkpoint. Raises ``WeightsError`` where tokens of the
+    base have other numbers there: then these are no added tokens, and the others are not of the same words. Only where
+    both have a ``tokenizer.json``."""
+    grown = [
+        f"Rows that only CHECKPOINT has (added tokens) are its own at every A: {one_line(piece.tensor.name, 80)} has "
+        f"{piece.tensor.shape[0]} of them, and {piece.base.shape[0]} in BASE."
+        for piece in pieces
+        if piece.base is not None and piece.base.shape != piece.tensor.shape
+    ]
+    theirs, ours = (words(folder.path / TOKENIZER) if grown else {} for folder in (base, checkpoint))
     moved = next((word for word, number in theirs.items() if ours.get(word, number) != number), None)
     if moved is not None:
         raise WeightsError(
@@ -128,6 +128,7 @@ def _refuse_other_words(base: Folder, checkpoint: Folder) -> None:
             f"token {theirs[moved]} in BASE and {ours[moved]} in CHECKPOINT. Give as BASE the model that CHECKPOINT "
             "was trained from."
         )
+    return grown
 
 
 def _same_as_its_embedding(tensor: Tensor, folder: Folder) -> bool:

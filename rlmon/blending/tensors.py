@@ -1,4 +1,5 @@
-"""The safetensors format, as far as blending needs it: which tensors lie where in a file, and floats of 2 to 8 bytes.
+"""The safetensors format, as far as blending needs it: which tensors lie where in a file, floats of 2 to 8
+bytes, and what lies between two of them.
 
 A file is 8 bytes (the length of the header, little-endian), the header (JSON: of each tensor its type, shape and
 place), and the values. A header is read with suspicion: a file may come from anybody.
@@ -165,3 +166,35 @@ def encoded(values: Values, dtype: str) -> bytes:
     # A NaN whose mark is in the lower half would become infinite.
     upper[np.isnan(bits.view(np.float32))] = 0x7FC0
     return bytes(upper.tobytes())
+
+
+class NotFiniteError(ValueError):
+    """A blend would hold values that are no finite numbers."""
+
+
+def blended(base: bytes, checkpoint: bytes, alpha: float, base_dtype: str, dtype: str) -> bytes:
+    """``base + alpha (checkpoint - base)`` as values of ``dtype``, which is the checkpoint's.
+
+    Computed in float32 (in float64 where one of them is), rounded once. At 1 it is the checkpoint bit for bit, at 0 the
+    base as values of ``dtype``. Where both are equal, infinite values too, they stay what they are. Raises
+    ``NotFiniteError`` where anything else would not be finite.
+    """
+    if alpha == 1.0:
+        return checkpoint
+    if alpha == 0.0 and base_dtype == dtype:
+        return base
+    b, c = decoded(base, base_dtype), decoded(checkpoint, dtype)
+    wide = np.result_type(b, c)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mixed = b.astype(wide) if alpha == 0.0 else b + wide.type(alpha) * (c - b)
+    data = encoded(mixed, dtype)
+    lost = ~np.isfinite(decoded(data, dtype))
+    if not lost.any():
+        return data
+    same = b == c
+    if not (lost & ~same).any():
+        return encoded(np.where(same, c, mixed), dtype)
+    for name, values in (("CHECKPOINT", c), ("BASE", b)):
+        if not np.isfinite(values[lost & ~same]).all():
+            raise NotFiniteError(f"has values in {name} that are no finite numbers, so that nothing lies between")
+    raise NotFiniteError(f"has values at A = {alpha:g} that are too large for {dtype}: type an A nearer to 1")

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from rlmon.blending.arithmetic import NotFiniteError, blended
 from rlmon.blending.folders import read_json
 from rlmon.blending.matching import Piece
-from rlmon.blending.tensors import BYTES, Shard, Tensor, names, unreadable
+from rlmon.blending.tensors import BYTES, NotFiniteError, Shard, Tensor, blended, names, unreadable
 from rlmon.errors import ConfigError, WeightsError
 from rlmon.printable import one_line
 
@@ -189,7 +188,8 @@ def _take_the_place(made: Path, out: Path) -> None:
 
 def unfinished(out: Path) -> list[Path]:
     """What blends to ``out`` have left that were killed, or are under way."""
-    return sorted(out.parent.glob(f".{out.name.replace('[', '[[]')}.*.unfinished"))
+    beside = out.parent.glob(f".{out.name.replace('[', '[[]')}.*")
+    return sorted(folder for folder in beside if folder.suffix in (".unfinished", ".replaced"))
 
 
 def write_text(file: Path, text: str) -> str:

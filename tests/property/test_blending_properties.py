@@ -13,8 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rlmon import blend
-from rlmon.blending.arithmetic import blended
-from rlmon.blending.tensors import FLOATS, read_shard
+from rlmon.blending.tensors import FLOATS, blended, read_shard
 from rlmon.errors import WeightsError
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

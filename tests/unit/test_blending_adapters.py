@@ -131,6 +131,33 @@ def test_another_base_is_told_by_its_shapes_or_by_its_name(tmp_path: Path) -> No
     )
 
 
+def test_rows_of_added_tokens_and_layers_without_a_weight_of_their_own(tmp_path: Path) -> None:
+    experts = "model.layers.0.mlp.experts"
+    base = made.model(tmp_path / "base", {**BASE, f"{experts}.gate_up_proj": torch.ones(2, 3, 4)})
+    prefix = f"base_model.model.{experts}.base_layer"  # as PEFT names target_parameters
+    tensors = {
+        **LORA,
+        f"{prefix}.lora_A.weight": torch.ones(4, 3),
+        f"{prefix}.lora_B.weight": torch.ones(4, 4),
+        "base_model.model.model.embed_tokens.weight": torch.ones(6, 3),
+    }
+    trained = made.adapter(tmp_path / "rl", tensors, base_model_name_or_path="owner/other")
+    notes = rlmon.blend(base, trained, 0.5, tmp_path / "out").notes
+    assert f"shapes were not compared: {experts}." in notes[1]
+    assert notes[3].endswith("base_model.model.model.embed_tokens.weight has 6 of them, and 5 in BASE.")
+    for folder, numbers in ((base, {"a": 0}), (trained, {"b": 0, "a": 1})):
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": numbers}}))
+    with pytest.raises(WeightsError, match="these are not added tokens: 'a' is token 0 in BASE and 1 in CHECKPOINT"):
+        rlmon.blend(base, trained, 0.5, tmp_path / "other")
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 1), (4, 0, 0), ()])
+def test_shapes_of_no_layer_are_no_mistake_of_rlmon(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    base = made.model(tmp_path / "base", {**BASE, f"{Q}.weight": torch.ones(shape)})
+    scalars = {name: torch.tensor(1.0) for name in lora(Q, 3, 4)}
+    rlmon.blend(base, made.adapter(tmp_path / "rl", {**LORA, **scalars}), 0.5, tmp_path / "out")
+
+
 def test_several_adapters(tmp_path: Path) -> None:
     base, trained = made.model(tmp_path / "base", BASE), made.adapter(tmp_path / "rl", LORA)
     made.adapter(trained / "ref", LORA)
