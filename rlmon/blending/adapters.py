@@ -82,8 +82,6 @@ def match_adapter(base: Folder, checkpoint: Folder) -> Matched:
             f"{names(tensor.name for tensor in whole)}."
         )
     notes += added_tokens(pieces.values(), base, checkpoint)
-    if checkpoint.beside:
-        notes.append(f"CHECKPOINT also holds the adapter {', '.join(checkpoint.beside)}, which was not read.")
     return pieces, notes
 
 

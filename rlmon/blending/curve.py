@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,14 +147,11 @@ def read_prompts(file: Path) -> Prompts:
     if rows is None:
         return Prompts([line.rstrip("\r") for line in lines])
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or "prompt" not in row:
+        prompt = row.get("prompt") if isinstance(row, dict) else None
+        if not isinstance(prompt, str) and not _is_conversation(prompt):
             raise ConfigError(
-                f'{one_line(str(file))}: row {number} is no JSON object with "prompt": {one_line(str(row), 80)}'
-            )
-        if not isinstance(row["prompt"], str) and not _is_conversation(row["prompt"]):
-            raise ConfigError(
-                f"{one_line(str(file))}: the prompt of row {number} is neither text nor a list of messages with role "
-                "and content."
+                f'{one_line(str(file))}: row {number} is no JSON object with a "prompt" that is text or a list of '
+                f"messages with role and content: {one_line(str(row), 80)}"
             )
     names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
     return Prompts([row["prompt"] for row in rows], {name: [row.get(name) for row in rows] for name in names})
@@ -262,8 +260,8 @@ def _quiet() -> Iterator[None]:
     log.set_verbosity_error()
     try:
         with warnings.catch_warnings():
-            for kind in (FutureWarning, DeprecationWarning):
-                warnings.simplefilter("ignore", kind)
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
         log.set_verbosity(level)
@@ -322,7 +320,8 @@ def _models(pair: Pair, alphas: Sequence[float]) -> Iterator[tuple[float, PreTra
     home = pair.checkpoint if pair.kind == "model" else pair.base
     model = _loaded(AutoModelForCausalLM.from_pretrained, home.path, **how).to("cuda" if on_gpu else "cpu").eval()
     told = getattr(model, "generation_config", None)
-    ends = np.atleast_1d(getattr(told, "eos_token_id", None) or []).tolist()
+    ends: Any = getattr(told, "eos_token_id", None)
+    ends = [] if ends is None else np.atleast_1d(ends).tolist()
     # What else it says (a penalty on repetition, beams, a kind of cache) would not be temperature 1.
     model.generation_config = GenerationConfig(use_cache=True)
     if pair.kind == "model":
@@ -335,13 +334,10 @@ def _models(pair: Pair, alphas: Sequence[float]) -> Iterator[tuple[float, PreTra
         return
     from peft import PeftModel
 
-    def scaled(folder: Path, **how: Any) -> Any:
-        return PeftModel.from_pretrained(model, folder, **how)
-
     for alpha in alphas:
         with tempfile.TemporaryDirectory() as folder:
             write(pair, alpha, Path(folder, "blend"), note=False)
-            with_adapter = _loaded(scaled, Path(folder, "blend")).eval()
+            with_adapter = _loaded(partial(PeftModel.from_pretrained, model), Path(folder, "blend")).eval()
         yield alpha, with_adapter, ends
         model = with_adapter.unload()
 

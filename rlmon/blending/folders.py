@@ -22,7 +22,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 REFERENCE = "ref"
-"""The adapter that TRL keeps beside the one it trains, to compare with."""
+"""The adapter that TRL keeps beside the one it trains, to compare with: it is not read."""
 MOST_JSON_BYTES = 256 * 2**20
 _PICKLED = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)\Z")
 _NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)\Z")
@@ -48,8 +48,6 @@ class Folder:
     """The file that says which tensor lies in which shard, where there is one."""
     adapter: Mapping[str, Any] | None = None
     """``adapter_config.json``, where it is an adapter."""
-    beside: tuple[str, ...] = ()
-    """Adapters in it that are not read."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -93,7 +91,7 @@ def open_checkpoint(path: Path) -> Folder:
     role = "CHECKPOINT"
     there, shown = _listed(path, role), one_line(str(path))
     within = sorted(file.parent.name for file in path.glob(f"*/{ADAPTER_CONFIG}"))
-    others = [name for name in within if not _CHECKPOINT.match(name)]
+    others = [name for name in within if name != REFERENCE and not _CHECKPOINT.match(name)]
     is_model = MODEL in there or INDEX in there
     if ADAPTER_CONFIG not in there:
         if others and not is_model:
@@ -102,7 +100,7 @@ def open_checkpoint(path: Path) -> Folder:
         return open_model(path, role)
     if is_model:
         raise WeightsError(f"{role} ({shown}) holds a full model and an adapter: move one of them to another folder.")
-    if any(name != REFERENCE for name in others):
+    if others:
         raise WeightsError(
             f"{role} ({shown}) holds several adapters: one of its own and {several(others, 3)}. Only one "
             f"can be scaled: copy {ADAPTER_CONFIG} and {ADAPTER} of the one that is meant to another folder."
@@ -111,7 +109,7 @@ def open_checkpoint(path: Path) -> Folder:
         raise _no_weights(path, role, there, adapter=True)
     config = read_json(path / CONFIG) if CONFIG in there else {}
     adapter = read_json(path / ADAPTER_CONFIG)
-    return Folder(path, role, config, _shards(path, role, [ADAPTER], {}), None, adapter, tuple(others))
+    return Folder(path, role, config, _shards(path, role, [ADAPTER], {}), None, adapter)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -105,11 +105,8 @@ def _largest(curve: Curve, metric: str) -> str:
         return f"No A between 0 and 1 that was sampled keeps {KEPT:.0%} of the base's {title} ({there})."
     best = max(holding, key=lambda point: point.alpha)
     gain = gain_kept(curve, best)
-    gained = (
-        ""
-        if gain is None
-        else f", with {gain:.0%} of what the checkpoint gained in {'reward' if best.accuracy is None else 'accuracy'}"
-    )
+    score = "reward" if best.accuracy is None else "accuracy"
+    gained = "" if gain is None else f", with {gain:.0%} of what the checkpoint gained in {score}"
     return (
         f"A = {best.alpha:g} is the largest that keeps {KEPT:.0%} of the base's {title} "
         f"({_number(best.metrics[metric], 2)}; {there}, {_number(end.metrics[metric], 2)} at the checkpoint){gained}."

@@ -168,16 +168,12 @@ def encoded(values: Values, dtype: str) -> bytes:
     return bytes(upper.tobytes())
 
 
-class NotFiniteError(ValueError):
-    """A blend would hold values that are no finite numbers."""
-
-
 def blended(base: bytes, checkpoint: bytes, alpha: float, base_dtype: str, dtype: str) -> bytes:
     """``base + alpha (checkpoint - base)`` as values of ``dtype``, which is the checkpoint's.
 
     Computed in float32 (in float64 where one of them is), rounded once. At 1 it is the checkpoint bit for bit, at 0 the
     base as values of ``dtype``. Where both are equal, infinite values too, they stay what they are. Raises
-    ``NotFiniteError`` where anything else would not be finite.
+    ``ValueError`` where anything else would not be finite.
     """
     if alpha == 1.0:
         return checkpoint
@@ -196,5 +192,5 @@ def blended(base: bytes, checkpoint: bytes, alpha: float, base_dtype: str, dtype
         return encoded(np.where(same, c, mixed), dtype)
     for name, values in (("CHECKPOINT", c), ("BASE", b)):
         if not np.isfinite(values[lost & ~same]).all():
-            raise NotFiniteError(f"has values in {name} that are no finite numbers, so that nothing lies between")
-    raise NotFiniteError(f"has values at A = {alpha:g} that are too large for {dtype}: type an A nearer to 1")
+            raise ValueError(f"has values in {name} that are no finite numbers, so that nothing lies between")
+    raise ValueError(f"has values at A = {alpha:g} that are too large for {dtype}: type an A nearer to 1")

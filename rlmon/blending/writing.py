@@ -14,7 +14,7 @@ from typing import IO
 
 from rlmon.blending.folders import read_json
 from rlmon.blending.matching import Piece
-from rlmon.blending.tensors import BYTES, NotFiniteError, Shard, Tensor, blended, names, unreadable
+from rlmon.blending.tensors import BYTES, Shard, Tensor, blended, names, unreadable
 from rlmon.errors import ConfigError, WeightsError
 from rlmon.printable import one_line
 
@@ -70,7 +70,7 @@ def stretches(piece: Piece, alpha: float, reader: Reader, differ: set[str]) -> I
         cut = both * BYTES[tensor.dtype]
         try:
             made = blended(theirs, ours[:cut], alpha, base.dtype, tensor.dtype)
-        except NotFiniteError as error:
+        except ValueError as error:
             raise WeightsError(f"{tensor} {error}.") from error
         yield ours, made if both == count else made + ours[cut:]
 

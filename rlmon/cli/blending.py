@@ -18,7 +18,6 @@ from rlmon.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlmon.blending.curve import Curve
-    from rlmon.blending.making import Pair
 
 
 class CurveFormat(str, enum.Enum):
@@ -37,13 +36,15 @@ def blend(
     alpha: Annotated[
         float | None, typer.Option("--alpha", metavar="A", help="0 is the base, 1 the checkpoint; beyond is allowed.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write, new or empty.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write: new, empty, or an earlier blend.")
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="Sample from several A and print the curve. Text, a prompt a line, or JSON Lines with prompt (text or "
+            help="Sample from several A and print the curve. Text, a prompt a line, or JSON with prompt (text or "
             "messages), answer and other columns.",
         ),
     ] = None,
@@ -85,10 +86,17 @@ def blend(
         raise ConfigError("--alpha and --out go together: --alpha says which blend is written, --out where.")
     if prompts is None and reward is not None:
         raise ConfigError("--reward scores completions of prompts: add --prompts FILE.")
+    import rlmon.blending.curve as curve
     import rlmon.blending.making as making
+    from rlmon.lab.rewards import reward_function
 
+    # What is wrong with the curve is said before a model is written.
+    asked = None if prompts is None else curve.read_prompts(prompts)
+    points = _numbers(alphas)
     number = None if alpha is None else making.checked(alpha)
     pair = making.open_pair(base, checkpoint)
+    with contextlib.redirect_stdout(sys.stderr):
+        function = None if reward is None else reward_function(reward)
     with _stopped_in_order():
         if number is not None and out is not None:
             with progress_bar(str(out)) as progress:
@@ -97,28 +105,25 @@ def blend(
                 note(f"rlmon: {text}")
             size = f"{done.tensors} tensors, {done.bytes / 1e6:.1f} MB"
             note(f"rlmon: {done.out} is the {done.kind} at A = {number:g}: {size}, with blend.json.")
-        if prompts is not None:
+        if asked is not None:
             if number is None:
                 for text in pair.notes:
                     note(f"rlmon: {text}")
-            how = {"samples": samples, "max_new_tokens": max_new_tokens, "at_once": batch, "seed": seed}
-            _print(_curve(pair, prompts, reward, alphas, **how), form)
+            how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "at_once": batch, "seed": seed, "tell": note}
+            # Libraries greet on stdout when they are imported; that is where the result goes.
+            with contextlib.redirect_stdout(sys.stderr), progress_bar("prompts", of_bytes=False) as progress:
+                how |= {"samples": samples, "progress": progress}
+                found = curve.curve(pair, asked, function, alphas=points, **how)
+            _print(found, form)
 
 
-def _curve(pair: Pair, prompts: Path, reward: str | None, alphas: str, **how: Any) -> Curve:
-    import rlmon.blending.curve as curve
+def _numbers(text: str) -> list[float]:
     from rlmon.blending.making import checked
-    from rlmon.lab.rewards import reward_function
 
     try:
-        numbers = [checked(float(text)) for text in alphas.split(",")]
+        return [checked(float(number)) for number in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--alphas has to be numbers separated by commas, as in 0,.2,.4,1, got {alphas!r}.") from None
-    asked = curve.read_prompts(prompts)
-    # Libraries greet on stdout when they are imported; that is where the result goes.
-    with contextlib.redirect_stdout(sys.stderr), progress_bar("prompts", of_bytes=False) as progress:
-        function = None if reward is None else reward_function(reward)
-        return curve.curve(pair, asked, function, alphas=numbers, progress=progress, tell=note, **how)
+        raise ConfigError(f"--alphas has to be numbers separated by commas, as in 0,.2,.4,1, got {text!r}.") from None
 
 
 def _print(found: Curve, form: CurveFormat) -> None:

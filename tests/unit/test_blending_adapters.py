@@ -162,14 +162,12 @@ def test_several_adapters(tmp_path: Path) -> None:
     base, trained = made.model(tmp_path / "base", BASE), made.adapter(tmp_path / "rl", LORA)
     made.adapter(trained / "ref", LORA)
     made.adapter(trained / "checkpoint-20", LORA)
-    assert rlmon.blend(base, trained, 0.5, tmp_path / "out").notes == (
-        "CHECKPOINT also holds the adapter ref, which was not read.",
-    )
+    assert rlmon.blend(base, trained, 0.5, tmp_path / "out").notes == ()
     made.adapter(trained / "math", LORA)
-    with pytest.raises(WeightsError, match="holds several adapters: one of its own and math, ref"):
+    with pytest.raises(WeightsError, match="holds several adapters: one of its own and math\\."):
         rlmon.blend(base, trained, 0.5, tmp_path / "other")
     (trained / "adapter_config.json").unlink()
-    with pytest.raises(WeightsError, match=r"holds adapters in folders of their own: .*math, .*ref\. Give one"):
+    with pytest.raises(WeightsError, match=r"holds adapters in folders of their own: .*math\. Give one"):
         rlmon.blend(base, trained, 0.5, tmp_path / "other")
     (trained / "math" / "adapter_model.safetensors").rename(trained / "math" / "adapter_model.bin")
     with pytest.raises(WeightsError, match=r"pickled .adapter_model\.bin.*from peft import AutoPeftModelForCausalLM"):

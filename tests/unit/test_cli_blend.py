@@ -55,8 +55,11 @@ def test_a_blend_is_written_and_said(rlmon: Rlmon, folders: tuple[Path, Path, Pa
             ["--alpha", ".2", "--out", "x", "--reward", "a:b"],
             "--reward scores completions of prompts: add --prompts FILE",
         ),
-        (["--prompts", "nowhere.txt"], "cannot read the prompts nowhere.txt"),
-        (["--prompts", "nowhere.txt", "--alphas", "0,x"], "--alphas has to be numbers separated by commas"),
+        (["--prompts", "nowhere.txt", "--alpha", ".2", "--out", "x"], "cannot read the prompts nowhere.txt"),
+        (
+            ["--prompts", __file__, "--alpha", ".2", "--out", "x", "--alphas", "0,x"],
+            "--alphas has to be numbers separated by commas",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -66,6 +69,16 @@ def test_what_does_not_go_together_is_refused(
     assert (left.code, left.out) == (2, "")
     assert said in left.err
     assert sorted(path.name for path in folders[0].parent.iterdir()) == ["base", "rl"]
+
+
+def test_a_reward_function_that_is_not_there_is_said_before_a_model_is_written(
+    rlmon: Rlmon, folders: tuple[Path, Path, Path]
+) -> None:
+    base, trained, out = folders
+    how = ["--prompts", __file__, "--reward", "nowhere.at_all:right", "--alpha", ".2", "--out", out]
+    left = rlmon("blend", base, trained, *how)
+    assert (left.code, out.exists()) == (2, False)
+    assert "There is no reward function 'nowhere.at_all:right'" in left.err
 
 
 def test_folders_that_cannot_be_blended_are_one_line_and_exit_2(rlmon: Rlmon, folders: tuple[Path, Path, Path]) -> None:
@@ -202,9 +215,9 @@ def test_prompts_as_text_and_as_conversations(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("\n \n", "has no prompts: one a line is needed"),
-        ('{"prompt": "x"}\nhello\n', 'row 2 is no JSON object with "prompt": hello'),
+        ('{"prompt": "x"}\nhello\n', 'row 2 is no JSON object with a "prompt" that is text or .*: hello'),
         ('{"question": "x"}', "row 1 is no JSON object"),
-        ('{"prompt": [1]}', "the prompt of row 1 is neither text nor a list of messages"),
+        ('{"prompt": [1]}', "row 1 is no JSON object with a .prompt. that is text or a list of messages"),
         (b"\xff\xfe", "cannot read the prompts"),
     ],
 )
