@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,12 +15,14 @@ from rlmon.report.markup import escape
 from studies.cells import Result
 from studies.real_figures import draw
 from studies.real_measures import KINDS, scores, with_two_right
-from studies.tables import interval, markdown, mean_of
+from studies.tables import markdown, mean_of
 
 BEGIN, END = "<!-- tables: make real-run ARGS=--tables -->", "<!-- end of tables -->"
 WINDOW_STEPS = 5
 WINDOWS_FROM = (1, 17, 22, 27, 32, 56, 86)
 BASELINE = "unprotected"
+LONGER = 1.5
+"""Times as many steps, at which an arm that learns more slowly is compared too."""
 JUDGED = {
     "accuracy": "accuracy",
     "pass_at_8": "pass@8",
@@ -71,45 +73,53 @@ def sections(read: Sequence[Result], seeds: Sequence[int], pictures: Mapping[str
         parts.append(f"## The task {task}")
         parts += [pictures[task]] if task in pictures else []
         reported = [cell for cell in mine if cell["seed"] in seeds]
-        steps = sorted({int(step) for cell in reported for step in cell["evaluations"]})
-        if not reported or not steps:
+        if any(cell["evaluations"] for cell in reported):
+            parts += judged(reported, bases)
+        else:
             parts.append("No run of a seed that is reported has been judged yet.")
-        parts += [part for step in steps for part in judged(reported, bases, str(step))]
         if mine:
             parts += ["While training:", windows(mine, seeds)]
         parts += examples(reported, bases)
     return parts
 
 
-def judged(cells: Sequence[Result], bases: Sequence[Mapping[str, Any]], step: str) -> list[str]:
-    """Held-out numbers of each arm after so many steps, and each beside unprotected on the same seeds and prompts."""
-    by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for cell in cells:
-        if step in cell["evaluations"]:
-            by_arm.setdefault(cell["arm"], {})[cell["seed"]] = cell["evaluations"][step]
-    rows = [["arm", "seeds", *JUDGED.values()]]
-    for name, found in [*(("base", {0: base}) for base in bases), *by_arm.items()]:
-        rows.append(
-            [name, str(len(found)) if name != "base" else "-", *(mean_told(found.values(), key) for key in JUDGED)]
-        )
-    parts = [f"Held out, after {step} steps:", markdown(rows)]
-    plain = by_arm.get(BASELINE, {})
-    beside = [["arm", "seeds", "accuracy", "pass@8", *(f"{kind}s, ratio" for kind in KINDS), "entropy, right, ratio"]]
-    for name, found in by_arm.items():
-        shared = sorted(plain.keys() & found.keys())
-        if name != BASELINE and shared:
-            beside.append([name, str(len(shared)), *compared([(found[seed], plain[seed]) for seed in shared])])
+def judged(cells: Sequence[Result], bases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Held-out numbers of each run, and of each arm beside unprotected on the same seeds: at equal steps, and at
+    ``LONGER`` times as many."""
+    runs = sorted(
+        (
+            (int(step), cell["arm"], cell["seed"], found)
+            for cell in cells
+            for step, found in cell["evaluations"].items()
+        ),
+        key=lambda run: run[:3],
+    )
+    rows = [["arm", "steps", "seed", *JUDGED.values()]]
+    rows += [["base", "0", "-", *(told(base[key]) for key in JUDGED)] for base in bases]
+    rows += [[arm, str(steps), str(seed), *(told(found[key]) for key in JUDGED)] for steps, arm, seed, found in runs]
+    parts = ["Held out:", markdown(rows)]
+    by_arm: dict[tuple[str, int], dict[int, Mapping[str, Any]]] = {}
+    for steps, arm, seed, found in runs:
+        by_arm.setdefault((arm, steps), {})[seed] = found
+    columns = ["accuracy", "pass@8", *(f"{kind}s, ratio" for kind in KINDS), "entropy, right, ratio"]
+    beside = [["arm", "at step", f"{BASELINE} at", "seeds", *columns]]
+    for (name, steps), found in by_arm.items():
+        for (other, before), plain in by_arm.items():
+            shared = sorted(plain.keys() & found.keys())
+            if name != BASELINE and other == BASELINE and shared and steps in (before, LONGER * before):
+                pairs = [(found[seed], plain[seed]) for seed in shared]
+                beside.append([name, str(steps), str(before), ", ".join(map(str, shared)), *compared(pairs)])
     if len(beside) > 1:
-        parts.append(f"Beside {BASELINE}, seed by seed; ways on the prompts to which both have two right answers:")
+        parts.append(
+            f"Beside {BASELINE}: the mean (seed by seed), for ratios the geometric one; ways on the prompts to which "
+            "both have two right answers:"
+        )
         parts.append(markdown(beside))
     return parts
 
 
 def compared(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[str]:
     """Differences of accuracy and pass@8, ratios of ways and of entropy: this arm against the other, paired by seed."""
-    differences = [
-        interval([arm[key] - plain[key] for arm, plain in pairs]).signed for key in ("accuracy", "pass_at_8")
-    ]
     ways: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for arm, plain in pairs:
         prompts = with_two_right([arm["by_prompt"], plain["by_prompt"]])
@@ -123,17 +133,21 @@ def compared(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> li
         for arm, plain in pairs
         if arm["entropy_nats_right"] is not None and plain["entropy_nats_right"]
     ]
-    return [*differences, *(geometric(ratios) for ratios in (*ways.values(), entropies))]
+    differences = ([arm[key] - plain[key] for arm, plain in pairs] for key in ("accuracy", "pass_at_8"))
+    return [
+        *(each_of(statistics.fmean(values), values, "+.3f") for values in differences),
+        *(each_of(statistics.geometric_mean(ratios), ratios, ".2f") if ratios else "-"
+          for ratios in (*ways.values(), entropies)),
+    ]  # fmt: skip
 
 
-def geometric(ratios: Sequence[float]) -> str:
-    """The geometric mean of ratios."""
-    return f"{math.exp(sum(map(math.log, ratios)) / len(ratios)):.2f}" if ratios else "-"
+def each_of(middle: float, values: Sequence[float], form: str) -> str:
+    """``-0.106 (-0.121, -0.091)``; one value alone."""
+    return format(middle, form) + (f" ({', '.join(format(one, form) for one in values)})" if len(values) > 1 else "")
 
 
-def mean_told(found: Collection[Mapping[str, Any]], key: str) -> str:
-    values = [each[key] for each in found if each[key] is not None]
-    return "-" if not values else f"{interval(values)}"
+def told(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def windows(cells: Sequence[Result], seeds: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from scripts.pictures import PICTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-FIGURES_OF_STUDIES = ("docs/ppo/", "docs/experiments/")
+FIGURES_OF_STUDIES = ("docs/ppo/", "docs/experiments/", "docs/real-runs/")
 """Drawn by ``studies``, with the pages that show them."""
 
 

@@ -237,7 +237,15 @@ def test_tables_compare_seed_by_seed_on_the_same_prompts_and_leave_out_seeds_for
     read = [cell("unprotected", 0, plain), cell("hold", 0, wide), cell("hold", 100, judged([8, 8], [28, 28], 9.0))]
     text = "\n".join(real_tables.sections(read, [0]))
     # accuracy .5 against .3125; ways 2 against 1; entropy .4 against .1
-    assert "| hold | 1 | +0.188 | +0.000 | 2.00 | 2.00 | 2.00 | 4.00 |" in text
+    assert "| hold | 60 | 60 | 0 | +0.188 | +0.000 | 2.00 | 2.00 | 2.00 | 4.00 |" in text
+    longer = cell("hold", 0, wide) | {"evaluations": {"90": wide, "120": wide}}
+    text = "\n".join(
+        real_tables.sections([*read[:1], longer, *(one | {"seed": 1} for one in (read[0], longer))], [0, 1])
+    )
+    # 90 is one and a half times 60, and 120 is not
+    assert "| hold | 90 | 60 | 0, 1 | +0.188 (+0.188, +0.188) | +0.000 (+0.000, +0.000) | 2.00 (2.00, 2.00) |" in text
+    assert "| hold | 120 | 60 |" not in text
+    text = "\n".join(real_tables.sections(read, [0]))
     assert "| hold | 100 (tuning) | 6 | 2.00 / 2.00 / 2.00 / 2.00 | 5, entropy-collapse |" in text
     assert "9.000" not in text
     # What a model says is no markup.
