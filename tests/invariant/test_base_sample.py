@@ -323,7 +323,8 @@ def test_attached_while_the_first_round_is_scored(tmp_path: Path, monkeypatch: p
 
 
 def test_what_cannot_be_sampled_is_refused_before_the_first_step(tmp_path: Path) -> None:
-    streamed = tiny.trainer(tmp_path / "stream", train=tiny.dataset().to_iterable_dataset())
+    streamed = tiny.trainer(tmp_path / "stream")
+    streamed.train_dataset = tiny.dataset().to_iterable_dataset()  # which older trainers do not take
     with pytest.raises(ConfigError, match=r"rlmon_base_sample .*stream.*Leave rlmon_base_sample out"):
         RLMon(streamed, CONFIG)
     pictures = tiny.dataset().add_column("image", [None] * 12)
