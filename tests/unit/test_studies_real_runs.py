@@ -179,7 +179,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> 
     # The tables are made from the file alone.
     kept = json.loads((tmp_path / "stopped" / f"{cell.name}.json").read_text())
     text = "\n".join(real_tables.sections([kept], [0]))
-    assert "Held out, after 6 steps" in text
+    assert "| unprotected | 6 | 0 | " in text
     assert "| unprotected | 1 |" in text
     found = kept["evaluations"]["6"]
     assert (found["prompts"], found["completions"]) == (4, 64)
