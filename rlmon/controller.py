@@ -294,7 +294,7 @@ class Controller:
             failure = error
         self._own = own[:0] if failure is not None else own
         self.round_size = (0, 0)
-        gathered = own if self._gather is None else as_rows(self._gather(exchanged(own)), self._row_type)
+        gathered = self._of_all_ranks(own)
         if failure is not None:
             raise failure
         assert batch is not None
@@ -322,31 +322,31 @@ class Controller:
                     self._unconfirmed = (*self._unconfirmed, action)
         return None if effect.identity else effect.of(mine)
 
-    def base(self, rounds: Sequence[tuple[RolloutBatch, RowFeatures, NDArray[np.float64]] | None], rows: int) -> bool:
+    def base(self, rounds: Sequence[tuple[RolloutBatch, RowFeatures, NDArray[np.float64]]], rows: int) -> None:
         """Let the rules that compare the run with its base know a sample of it: rounds of ``rows`` rows of this rank,
-        with features and success of each row, ``None`` for one that could not be measured. Whether they know it now.
+        with features and success of each row.
 
-        Every rank calls this with as many rounds, whatever failed on it before: it holds a collective for each.
+        Every rank calls this with as many rounds: it holds a collective for each.
         """
         if not any(rule.action.folds_base for rule in self.policy.rules):
-            return False
+            return
         gathered = []
-        for one in rounds:
+        for batch, features, success_n in rounds:
             own = np.zeros(rows, dtype=self._row_type)
-            if one is not None:
-                with contextlib.suppress(Exception):  # all ranks see that its rows are not there
-                    batch, features, success_n = one
-                    scored_by = scorer(batch, self._world_size)
-                    own = row_of_each(batch, features, None, success_n, scored_by, self._row_type)
-            gathered.append(own if self._gather is None else as_rows(self._gather(exchanged(own)), self._row_type))
+            with contextlib.suppress(Exception):  # all ranks see that its rows are not there
+                scored_by = scorer(batch, self._world_size)
+                own = row_of_each(batch, features, None, success_n, scored_by, self._row_type)
+            gathered.append(self._of_all_ranks(own))
         table_N = np.concatenate(gathered)
-        group_size = next((one[0].group_size for one in rounds if one is not None), 1)
         if self.off is not None or not bool(table_N["ok"].all()):
-            return False
+            return
         with self._intact():
-            table = RoundTable.of(table_N, round=-1, step=0, group_size=group_size)
+            table = RoundTable.of(table_N, round=-1, step=0, group_size=rounds[0][0].group_size)
             self._take(fold.on_base(self.policy, self._rules, table))
-        return True
+
+    def _of_all_ranks(self, own: NDArray[Any]) -> NDArray[Any]:
+        """A collective where there are several."""
+        return own if self._gather is None else as_rows(self._gather(exchanged(own)), self._row_type)
 
     @contextlib.contextmanager
     def _intact(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,19 @@ STYLE: dict[Any, Any] = {
 
 Lines = list[tuple[list[float], list[float]]]
 """(rounds, values) of each seed."""
+
+
+def trailing(
+    measured: Mapping[float, float],
+    rounds: Iterable[float],
+    window: int,
+    middle: Callable[[Sequence[float]], float] = statistics.fmean,
+) -> tuple[list[float], list[float]]:
+    """(rounds, values): ``middle`` of what was ``measured``, by round, in the ``window`` rounds up to each of
+    ``rounds``; those without anything are left out."""
+    recent = {at: [value for before, value in measured.items() if 0 <= at - before < window] for at in rounds}
+    smooth = {at: middle(values) for at, values in recent.items() if values}
+    return list(smooth), list(smooth.values())
 
 
 def band(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlmon.lab.claims import TOP_SHARE_LINE
-from studies.drawing import DIM, FAIL, INK, STYLE, WARN, Lines, band, percent, save
+from studies.drawing import DIM, FAIL, INK, STYLE, WARN, Lines, band, percent, save, trailing
 from studies.ppo_arms import CLAIMED, CURVE_EVERY_ROUNDS, MARGIN
 from studies.ppo_results import Study, by_seed
 
@@ -59,13 +59,9 @@ def _series(
     lines: Lines = []
     for result in results:
         measured = {row["round"]: row[name] for row in result["trajectory"] if row[name] is not None}
-        recent = {
-            row["round"]: [value for at, value in measured.items() if 0 <= row["round"] - at < SMOOTH_ROUNDS]
-            for row in result["trajectory"]
-        }
-        smooth = {at: middle(values) for at, values in recent.items() if values}
-        if smooth:
-            lines.append((list(smooth), list(smooth.values())))
+        line = trailing(measured, [row["round"] for row in result["trajectory"]], SMOOTH_ROUNDS, middle)
+        if line[0]:
+            lines.append(line)
     return lines
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.cells import Result
-from studies.drawing import DIM, FAIL, STYLE, band, percent, save
+from studies.drawing import DIM, FAIL, STYLE, band, percent, save, trailing
 
 COLOURS: Mapping[str, str] = {
     "unprotected": "#e4572e",
@@ -71,10 +71,5 @@ def _draw(cells: Sequence[Result], path: Path) -> None:
 
 def smoothed(values: Sequence[Any]) -> tuple[list[float], list[float]]:
     """Steps, from 1, in which it was measured, and the mean of what was measured in ``SMOOTH_STEPS`` up to each."""
-    steps, means = [], []
-    for at, value in enumerate(values):
-        if value is not None:
-            near = [one for one in values[max(0, at + 1 - SMOOTH_STEPS) : at + 1] if one is not None]
-            steps.append(float(at + 1))
-            means.append(sum(near) / len(near))
-    return steps, means
+    measured = {float(step): value for step, value in enumerate(values, start=1) if value is not None}
+    return trailing(measured, measured, SMOOTH_STEPS)

@@ -436,7 +436,7 @@ def _point(alpha: float, sample: _Sample, asked: Prompts, samples: int, name: st
     for tokens in sample.tokens:
         code_B = features.mode_code[start : start + len(tokens.tokens_B)]
         start += len(tokens.tokens_B)
-        families.add(sums, lambda family, own, tokens=tokens, code_B=code_B: family.add_tokens(own, tokens, code_B))  # type: ignore[misc]
+        families.add_tokens(sums, tokens, code_B)
     metrics, missing = families.finish(sums)
     rewards = [value for value in sample.rewards or () if value is not None]
     known_B = success_B[np.isfinite(success_B)]

@@ -30,6 +30,7 @@ from rlmon.metrics.family import (
 from rlmon.metrics.formats import BUILT_IN_MODES
 from rlmon.metrics.groups import column
 from rlmon.metrics.rows import ROW
+from rlmon.metrics.tokens import TokenSums
 from rlmon.records import Block, Histogram, RolloutBatch
 from rlmon.statistics import Floats
 
@@ -140,6 +141,10 @@ class Families:
     def add_trained(self, into: Sums, rows: NDArray[Any]) -> None:
         """From the rows of all ranks that a step trained on for the first time."""
         self.add(into, lambda family, sums: family.add_trained(sums, rows))
+
+    def add_tokens(self, into: Sums, tokens: TokenSums, mode_code_B: NDArray[np.int64]) -> None:
+        """From the token sums of one micro-batch; the mode of each of its rows [B], -1 where that is not known."""
+        self.add(into, lambda family, sums: family.add_tokens(sums, tokens, mode_code_B))
 
     def measure(self, into: Sums, rows: NDArray[Any], batch: RolloutBatch) -> None:
         """Put the numbers per row of the families that have some into the rows of ``batch``; NaN where one fails, which

@@ -118,7 +118,7 @@ class Observed:
             [-1 if known is None else known.mode[row] for known, (_, row) in zip(rounds, rows_B2, strict=True)],
             dtype=np.int64,
         )
-        self._families.add(into.sums, lambda family, own: family.add_tokens(own, sums, modes_B))
+        self._families.add_tokens(into.sums, sums, modes_B)
         into.tokens += float(np.maximum(sums.tokens_B, sums.logp_tokens_B).sum())
         for i, (remembered, (number, row)) in enumerate(zip(rounds, rows_B2, strict=True)):
             if remembered is None:
