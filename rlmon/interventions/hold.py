@@ -102,7 +102,7 @@ class Hold(Intervention):
     sketch: float = setting(0.0, "weight of: the share of 4-grams in common", low=0.0)
     join: Literal["mean", "max"] = setting("mean", "how several are one: their weighted mean, or the largest")
     at: float = setting(1.25, "right answers may be this many times as alike as the reference", low=1.0)
-    enough: float = setting(8.0, "more effective kinds of right answers than this are not asked for", low=1.0)
+    enough: float = setting(5.0, "more effective kinds of right answers than this are not asked for", low=1.0)
     kappa: float = setting(1.0, "strength when it begins to act, in units of normalised advantage", low=0.0)
     bounds: tuple[float, float] = setting((0.0, 8.0), "least and most kappa; the least is always spent", low=0.0)
     rate: float = setting(
@@ -122,7 +122,7 @@ class Hold(Intervention):
     )
     bound: float = setting(2.0, "most that is added to one completion, in units of normalised advantage", low=0.0)
     of_gap: float = setting(
-        0.8, "and most as a share of the least distance between a right and a wrong answer to its prompt",
+        0.5, "and most as a share of the least distance between a right and a wrong answer to its prompt",
         low=0.0, high=0.95,
     )  # fmt: skip
     wordings: float = setting(

@@ -257,7 +257,7 @@ def test_what_is_decided_while_few_are_right_is_held_back(centre, kinds):
     solve = np.array([[0.0] * 60 + [0.95] * 20])
     free, held = (
         np.mean([train(solve, of, p0=p0, rate=1.0, groups=4, steps=80, seed=seed) for seed in range(3)], axis=0)
-        for of in (None, Hold(format=1.0, kappa=2.0, bounds=(2.0, 8.0), centre=centre))
+        for of in (None, Hold(format=1.0, kappa=2.0, bounds=(2.0, 8.0), enough=8.0, of_gap=0.8, centre=centre))
     )
     assert free[25, 0] < 1.3
     assert held[-20:, 0].mean() > kinds

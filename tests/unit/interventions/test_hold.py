@@ -161,8 +161,8 @@ class TestReference:
         state = HoldState(baseline=Baseline(32.0, 256.0, 4.0), within=base, pool=BY_FORMAT.fresh().pool)
         assert hold.reference(BY_FORMAT, state, "within") == pytest.approx(8.5 / 16.5)
         assert hold.reference(BY_FORMAT, state, "across") is None
-        assert hold.reference(BY_FORMAT, known(best=0.2), "within") == 0.2
-        assert hold.reference(BY_FORMAT, known(best=0.01), "within") == 1 / 8, "more than 8 kinds are not asked for"
+        assert hold.reference(BY_FORMAT, known(best=0.3), "within") == 0.3
+        assert hold.reference(BY_FORMAT, known(best=0.01), "within") == 1 / 5, "more than 5 kinds are not asked for"
         young = HoldState(within=base, pool=state.pool)
         assert hold.reference(BY_FORMAT, young, "within") is None, "the base is not complete"
 
