@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlmon.lab.evaluate import Evaluation
+from rlmon.lab.second_act import BASE, MOST_STEPS, PROMPTS, SAMPLES_PER_PROMPT, SecondAct
 from rlmon.records import Action
 
 TOP_SHARE_LINE = 0.9
@@ -22,6 +23,10 @@ PRICE_POINTS = {"kl": 5, "protect": 3}
 """Most points of accuracy that an arm may end under the unprotected one."""
 OTHER_POINTS = 2
 """Most points by which completions in no known format may grow under ``protect``."""
+SUPPORT_SHARE = 0.01
+"""Least share of the wanted format in what is sampled with which it is to be learned about as fast as from the base."""
+SLOWER_AT_MOST = 1.5
+"""Most steps that this may take, in those of the base."""
 ACTIONS_SHOWN = 200
 """Most actions of a run that ``demo.json`` lists; it counts all of them, and the run log has them."""
 
@@ -217,6 +222,39 @@ def claims(results: Sequence[ArmResult], base: Evaluation) -> list[dict[str, Any
     return rows
 
 
+def second_act_claims(acts: Sequence[SecondAct]) -> list[dict[str, Any]]:
+    """The same form as ``claims`` for what came after the requirement had changed, one claim for each end of an arm.
+
+    ``holds`` is ``None`` where chance decides: something was sampled, and less than ``SUPPORT_SHARE``.
+    """
+    samples = PROMPTS * SAMPLES_PER_PROMPT
+    enough = math.ceil(SUPPORT_SHARE * samples)
+    of_base = {act.seed: act.continued.steps_to_90 for act in acts if act.arm == BASE}
+    rows: list[dict[str, Any]] = []
+    for act in acts:
+        if act.arm == BASE:
+            continue
+        steps, base = act.continued.steps_to_90, of_base[act.seed]
+        holds = None
+        if act.wanted_in_4096 == 0:
+            holds = steps is None
+        elif act.wanted_in_4096 >= enough and base is not None:
+            holds = steps is not None and steps <= SLOWER_AT_MOST * base
+        rows.append(
+            {
+                "id": "second-act",
+                "arm": act.arm,
+                "seed": act.seed,
+                "text": f"then asked for {act.wanted.upper()}: not learned in {MOST_STEPS} steps where none of "
+                f"{samples:,} samples has it, in at most {SLOWER_AT_MOST:g} times the base's steps where "
+                f"{enough} have it",
+                "holds": holds,
+                "shown": f"{act.wanted_in_4096:,} samples, learned {_at(steps)}; base {_at(base)}",
+            }
+        )
+    return rows
+
+
 def _reaches(share: float | None, line: float) -> bool:
     return share is not None and share >= line
 
@@ -370,4 +408,10 @@ DEFINITIONS: Mapping[str, str] = {
     "acted.last_beta": "weight of the KL penalty at the last step, as the policy left it",
     "acted.effects": "measured effects of the actions, by what they turned: before and after, without a control",
     "acted.actions": "what was decided and what came of it, the first 200",
+    "second_act.wanted": "the format that is asked for after training; rewarded is what is right and in it",
+    "second_act.wanted_in_4096": "held-out samples in it before training went on, right or not, of 4,096",
+    "second_act.mixed_groups": "groups of 8 answers, some rewarded and some not: what GRPO learns from",
+    "second_act.weights_moved": "length of the change of all weights over their length",
+    "second_act.steps_to_90": f"first step whose mean reward of 5 steps is .9 or more; null: not in {MOST_STEPS}",
+    "second_act.rewards": "mean reward of each step; it ends there or at the last step",
 }

@@ -2,7 +2,8 @@
 
 Nothing in the task asks for a format. Three arms train the same base on the same prompts: *unprotected* (``beta=0``),
 *kl* (``beta=0.1``) and *protect* (``beta=0`` and rlmon's policy of that name). The monitor watches all of them;
-held-out samples judge them at the end.
+held-out samples judge them at the end. Then the requirement changes, and training goes on from each end
+(``rlmon.lab.second_act``).
 
 Settings were chosen by looking at seeds 0, 1 and 2: see docs/demo.md.
 """
@@ -19,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from rlmon.errors import ConfigError
 from rlmon.lab.bases import BASE_DIR, WEIGHTS, sha256
 from rlmon.lab.claims import (
@@ -29,6 +32,7 @@ from rlmon.lab.claims import (
     evaluated,
     final_table,
     run_row,
+    second_act_claims,
     unprotected_of,
 )
 from rlmon.lab.evaluate import (
@@ -41,12 +45,15 @@ from rlmon.lab.evaluate import (
     held_out_sample,
 )
 from rlmon.lab.libraries import quiet_libraries, versions
-from rlmon.lab.screen import Screen
+from rlmon.lab.screen import Screen, second_act_block
+from rlmon.lab.second_act import PROMPTS as SECOND_ACT_PROMPTS
+from rlmon.lab.second_act import SecondAct, second_acts, weights_of
 from rlmon.lab.task import Question, reward_correct, split_questions
 from rlmon.records import StepRecord
 from rlmon.runlog import open_run
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -114,7 +121,7 @@ def run(out: Path, seeds: tuple[int, ...], arms: tuple[str, ...], quick: bool) -
     with screen:
         screen.note("loading torch and TRL")
         with quiet_libraries():
-            demo, table = _run_arms(out, runs, screen)
+            demo, table, acts = _run_arms(out, runs, screen)
     path = out / "demo.json"
     partial = path.with_suffix(".json.partial")
     partial.write_text(json.dumps(demo, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -124,11 +131,14 @@ def run(out: Path, seeds: tuple[int, ...], arms: tuple[str, ...], quick: bool) -
 
     page = write_page(out)
     print(table)
-    print(f"page {page}\ndata {path}")
+    Console(highlight=False).print(second_act_block(acts))
+    print(f"\npage {page}\ndata {path}")
     return 0 if all(claim["holds"] is not False for claim in demo["claims"]) else 1
 
 
-def _run_arms(out: Path, runs: Sequence[tuple[str, int]], screen: Screen) -> tuple[dict[str, Any], str]:
+def _run_arms(
+    out: Path, runs: Sequence[tuple[str, int]], screen: Screen
+) -> tuple[dict[str, Any], str, list[SecondAct]]:
     from datasets import Dataset
     from transformers import AutoTokenizer
 
@@ -151,9 +161,17 @@ def _run_arms(out: Path, runs: Sequence[tuple[str, int]], screen: Screen) -> tup
         f"base: accuracy {base.accuracy:.3f}, {base.effective_formats:.2f} formats in use, "
         f"top {base.top_format} {base.top_share:.2f}, entropy {base.entropy_nats:.3f} nats"
     )
-    results = [
-        _train_arm(out, arm, seed, tokenizer, dataset, base_model, base, questions, parse, screen) for arm, seed in runs
-    ]
+    results, ends = [], {}
+    for arm, seed in runs:
+        result, ends[arm, seed] = _train_arm(
+            out, arm, seed, tokenizer, dataset, base_model, base, questions, parse, screen
+        )
+        results.append(result)
+    prompts = [question.prompt for question in held_out_sample(held_out, SECOND_ACT_PROMPTS)]
+    acts = []
+    for act in second_acts(ends, load_base, tokenizer, dataset, prompts, parse, out, TRAINING):
+        acts.append(act)
+        screen.second_act(act)
     demo: dict[str, Any] = {
         "schema_version": 1,
         "tool": "rlmon demo",
@@ -179,11 +197,12 @@ def _run_arms(out: Path, runs: Sequence[tuple[str, int]], screen: Screen) -> tup
             "samples": base.samples,
         },
         "runs": [run_row(result, base, unprotected_of(results, result.seed)) for result in results],
-        "claims": claims(results, base),
-        # Of the whole process so far: imports, the base's evaluation, every arm.
+        "second_act": [act.row() for act in acts],
+        "claims": claims(results, base) + second_act_claims(acts),
+        # Of the whole process so far: imports, the base's evaluation, every arm, what came after.
         "cpu_seconds": round(time.process_time(), 2),
     }
-    return demo, final_table(results, base, demo["claims"])
+    return demo, final_table(results, base, demo["claims"]), acts
 
 
 def load_base() -> PreTrainedModel:
@@ -205,7 +224,8 @@ def _train_arm(
     questions: Sequence[Question],
     parse: Any,
     screen: Screen,
-) -> ArmResult:
+) -> tuple[ArmResult, dict[str, torch.Tensor]]:
+    """What the arm did, and the weights at its end."""
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
@@ -238,7 +258,7 @@ def _train_arm(
     records, findings = log.step_records(), log.findings
     collapse = [finding for finding in findings if finding.detector in COLLAPSE_DETECTORS]
     overheads = [record.overhead_seconds for record in records if record.overhead_seconds is not None]
-    return ArmResult(
+    result = ArmResult(
         arm=arm,
         policy=spec.policy,
         seed=seed,
@@ -255,6 +275,7 @@ def _train_arm(
         actions=log.actions,
         levels=levels_of(records) if spec.policy is not None else {},
     )
+    return result, weights_of(trainer.model)
 
 
 def levels_of(records: Sequence[StepRecord]) -> dict[str, list[float]]:

@@ -15,11 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rlmon.lab.evaluate import Evaluation
+from rlmon.lab.second_act import BASE, LINE, MOST_STEPS, WINDOW_STEPS, SecondAct
 from rlmon.printable import one_line
 from rlmon.records import Finding, StepRecord
-from rlmon.report.screen import STATUS_STYLES
+from rlmon.report.screen import SPARKS, STATUS_STYLES, columns
 
 _PLAIN_EVERY_STEPS = 25
+_STEPS_PER_BLOCK = 2
 
 
 @dataclass
@@ -100,6 +102,15 @@ class Screen:
             f"top {result.top_format} {result.top_share:.3f}"
         )
 
+    def second_act(self, act: SecondAct) -> None:
+        """Training went on from one end, with another requirement."""
+        steps = act.continued.steps_to_90
+        self.note(
+            f"then asked for {act.wanted.upper()}: from {act.arm}-seed{act.seed} "
+            f"({act.wanted_in_4096:,} of 4,096 samples have it) "
+            + (f"not learned in {MOST_STEPS} steps" if steps is None else f"learned in {steps} steps")
+        )
+
     def _show(self, text: str) -> None:
         self._plain(text)
         if self._live is not None:
@@ -164,3 +175,32 @@ def _alarms(alarms: Sequence[tuple[str, str, int]]) -> Text:
                 text.append(f"{severity.upper()} {step} ", style=STATUS_STYLES[severity])
         text.append(" ")
     return text
+
+
+def second_act_block(acts: Sequence[SecondAct]) -> Group:
+    """What came after the requirement had changed: one line for each start, its reward as blocks of two steps."""
+    wanted = acts[0].wanted.upper()
+    table = columns(["start, seed", f"{wanted} in 4,096", "▕reward, step by step", "learned"], frozenset({1}))
+    for act in acts:
+        steps, base = act.continued.steps_to_90, act.arm == BASE
+        style = "dim" if base else "bold red" if steps is None else "green"
+        table.add_row(
+            Text(f"{act.arm} {act.seed}", style="dim" if base else "bold"),
+            Text(f"{act.wanted_in_4096:,}", style="" if act.wanted_in_4096 else "bold red"),
+            Text("▕" + _blocks(act.continued.rewards), style=style),
+            Text("never" if steps is None else f"step {steps}", style=style),
+        )
+    return Group(
+        Text(f"Then the requirement changes: {wanted}, please. Training goes on, with beta 0.", style="bold"),
+        table,
+        Text(
+            f"Rewarded: right and in {wanted}. Learned: {LINE:g} in {WINDOW_STEPS} steps; never: not in {MOST_STEPS}.",
+            style="dim",
+        ),
+    )
+
+
+def _blocks(rewards: Sequence[float]) -> str:
+    """Mean rewards, each block as high as its mean over ``_STEPS_PER_BLOCK`` steps is between 0 and 1."""
+    parts = [rewards[at : at + _STEPS_PER_BLOCK] for at in range(0, len(rewards), _STEPS_PER_BLOCK)]
+    return "".join(SPARKS[round((len(SPARKS) - 1) * sum(part) / len(part))] for part in parts)

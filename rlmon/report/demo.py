@@ -18,6 +18,7 @@ from rlmon.report.figure import (
     inline_svg,
 )
 from rlmon.report.page import HERE, fill, render
+from rlmon.report.second_act import WORDS, panels
 from rlmon.runlog import open_run
 
 CURVES: Mapping[str, str] = {
@@ -38,7 +39,6 @@ HELD: Mapping[str, str] = {
 """The same for what a policy turned; only runs with a policy have these."""
 _SHARE = "rlmon/format/share/"
 _DIGITS = 4
-_ARM_WORDS = {"unprotected": "unprotected", "kl": "with KL", "protect": "with protect"}
 _KAPPA_TOP, _BETA_TOP = 2.0, 0.3
 """Upper edges of the lanes, unless more was reached: the most that the preset allows."""
 _COLLAPSE = ("format-collapse", "entropy-collapse")
@@ -90,7 +90,10 @@ def build_page(demo: Mapping[str, Any], series: Mapping[str, Mapping[str, Any]])
     grid = "".join(
         f'<div class="pair" data-seed="{int(seed)}">{"".join(panels)}</div>' for seed, panels in stacks.items()
     )
-    body = fill((HERE / "assets" / "demo.html").read_text(encoding="utf-8"), {"stacks": grid, "legend": legend})
+    body = fill(
+        (HERE / "assets" / "demo.html").read_text(encoding="utf-8"),
+        {"stacks": grid, "legend": legend, "acts": panels(demo["second_act"])},
+    )
     return render(
         title="rlmon demo: what GRPO did to six answer formats",
         body=body,
@@ -169,7 +172,7 @@ def name_of(run: Mapping[str, Any]) -> str:
 def shares_of(run: Mapping[str, Any], series: Mapping[str, Any]) -> Shares:
     """The format shares of one run, with its alarms."""
     return Shares(
-        title=f"{_ARM_WORDS.get(run['arm'], run['arm'])}, seed {run['seed']}",
+        title=f"{WORDS.get(run['arm'], run['arm'])}, seed {run['seed']}",
         steps=series["steps"],
         shares=series["shares"],
         marks=_marks(run["findings"]),

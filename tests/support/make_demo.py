@@ -53,6 +53,7 @@ def demo() -> dict[str, Any]:
         "definitions": {"accuracy": "share of held-out completions that are right"},
         "base": {**EVALUATED, "weights_sha256": "0" * 64, "samples": SAMPLES},
         "runs": [_run(arm) for arm in ARMS],
+        "second_act": [_second_act(arm) for arm in ("base", *ARMS)],
         "claims": [
             {**claim, "id": word, "arm": arm, "holds": holds}
             for arm, word, holds in (("unprotected", "a", True), ("kl", "b", False), ("protect", "c", None))
@@ -64,6 +65,15 @@ def demo() -> dict[str, Any]:
 def series() -> dict[str, dict[str, Any]]:
     """What the page draws, by the name of a run."""
     return {f"{arm}-seed0": _series(arm) for arm in ARMS}
+
+
+def _second_act(arm: str) -> dict[str, Any]:
+    lost = arm == "unprotected"
+    return {
+        "arm": arm, "seed": 0, "wanted": "json", "wanted_in_4096": 0 if lost else 458,
+        "mixed_groups": 0 if lost else 250, "weights_moved": 0.0 if lost else 0.07, "steps_to_90": None if lost else 40,
+        "rewards": [0.0] * 80 if lost else [step / 40 for step in range(1, 41)],
+    }  # fmt: skip
 
 
 def _run(arm: str) -> dict[str, Any]:

@@ -48,6 +48,10 @@ def demo_of(text: str) -> dict[str, Any]:
         "evaluation": {"completions": 8, "prompts": 1, "samples_per_prompt": 8, "temperature": 1.0, "held_out": text},
         "base": {**values, "weights_sha256": "0" * 64, "samples": [sample]},
         "runs": [run, {**run, "arm": "protect", "acted": acted}],
+        "second_act": [
+            {"arm": text, "seed": 0, "wanted": text, "wanted_in_4096": 0, "mixed_groups": 0, "weights_moved": 0.0,
+             "steps_to_90": steps, "rewards": [0.0, 0.5]} for steps in (None, 2)
+        ],
         "claims": [{"id": "c", "arm": "unprotected", "seed": 0, "text": text, "holds": True, "shown": text}],
     }  # fmt: skip
 

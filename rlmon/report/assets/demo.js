@@ -5,7 +5,7 @@
   const { demo, series, order } = page.data;
   const SMOOTH = 5;
   const nameOf = (run) => `${run.arm}-seed${run.seed}`;
-  const armWords = { unprotected: "unprotected", kl: "with KL", protect: "with protect" };
+  const armWords = { base: "the base", unprotected: "unprotected", kl: "with KL", protect: "with protect" };
   const words = (arm) => armWords[arm] || arm;
   const stepOf = (value) => (value === null || value === undefined ? "never" : String(value));
   const collapse = new Set(["format-collapse", "entropy-collapse"]);
@@ -117,6 +117,17 @@
           a.failed ? "failed" : String(a.effect || "–").replaceAll("_", " ")), el("span", { class: "shown" }, a.effect_reason || ""))],
     })), new Set([1, 3, 4]));
   }
+
+  // ---- the second act
+  const wanted = [...new Set(demo.second_act.map((act) => act.wanted.toUpperCase()))].join(", ");
+  $("act-lead").textContent =
+    `Now an answer is rewarded only where it is right and written as ${wanted}. Training goes on from the base and from each end, with beta 0 and no policy.`;
+  table($("acts"), ["start", `${wanted} in 4,096 samples`, "learned at step", "groups to learn from", "weights moved"],
+    demo.second_act.map((act) => ({
+      cells: [`${words(act.arm)}, seed ${act.seed}`, act.wanted_in_4096,
+        el("span", { class: act.steps_to_90 === null ? "word breaks" : "" }, act.steps_to_90 === null ? `not in ${act.rewards.length} steps` : String(act.steps_to_90)),
+        act.mixed_groups, `${fixed(100 * act.weights_moved, 1)} %`],
+    })), new Set([1, 2, 3, 4]));
 
   // ---- curves
   const CHARTS = [
