@@ -23,8 +23,8 @@ PYTEST_ARGS ?=
 .PHONY: help demo experiments control test check bench bench-peers bench-ppo pictures smollm2 real-run test-matrix install clean
 
 help:
-	@echo 'make demo         train a tiny model into format collapse, bare, with KL and protected; ends with a page'
-	@echo 'make experiments  what every intervention does against its control, five seeds (90 CPU-minutes, resumable)'
+	@echo 'make demo         train a tiny model into format collapse, bare, with KL and protected, and train on; ends with a page'
+	@echo 'make experiments  what every intervention does against its control, and what narrowing costs later (130 CPU-minutes, resumable)'
 	@echo 'make control      what holding formats costs within them, ten seeds (45 CPU-minutes, resumable)'
 	@echo 'make test         the tests (two processes, under 8 minutes)'
 	@echo 'make check        ruff, mypy --strict, and the wheel in an environment of its own'
@@ -51,6 +51,7 @@ demo: $(INSTALLED)
 
 experiments: $(INSTALLED)
 	$(BIN)/python -m studies.experiments --jobs 2 $(EXPERIMENTS_ARGS)
+	$(BIN)/python -m studies.second_act --jobs 2 $(filter --quick --only-report,$(EXPERIMENTS_ARGS))
 
 control: $(INSTALLED)
 	$(BIN)/python -m studies.control --jobs 2 $(ARGS)

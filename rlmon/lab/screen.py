@@ -181,7 +181,9 @@ def second_act_block(acts: Sequence[SecondAct]) -> Group:
     """What came after the requirement had changed: one line for each start, its reward as blocks of two steps."""
     wanted = acts[0].wanted.upper()
     table = columns(["start, seed", f"{wanted} in 4,096", "▕reward, step by step", "learned"], frozenset({1}))
-    for act in acts:
+    for before, act in zip([acts[0], *acts], acts, strict=False):
+        if act.seed != before.seed:
+            table.add_row()
         steps, base = act.continued.steps_to_90, act.arm == BASE
         style = "dim" if base else "bold red" if steps is None else "green"
         table.add_row(

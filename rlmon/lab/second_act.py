@@ -65,8 +65,9 @@ class SecondAct:
 
     def row(self) -> dict[str, Any]:
         """As in ``demo.json``."""
-        row = asdict(self)
-        return row | row.pop("continued")
+        row: dict[str, Any] = asdict(self)
+        continued: dict[str, Any] = row.pop("continued")
+        return row | continued
 
 
 def first_at_line(rewards: Sequence[float]) -> int | None:
@@ -173,7 +174,7 @@ def go_on(
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=reward,
-        args=GRPOConfig(output_dir=str(out), seed=seed, beta=0.0, **settings),
+        args=GRPOConfig(output_dir=str(out), seed=seed, **{**settings, "beta": 0.0}),
         train_dataset=dataset,
         processing_class=tokenizer,
     )

@@ -17,9 +17,8 @@ WORDS: Mapping[str, str] = {
 }
 _WINDOW_STEPS = 5
 _LINE = 0.9
-_RIGHT, _TOP, _BOTTOM = 96.0, 30.0, 24.0
+_RIGHT, _TOP, _BOTTOM = 48.0, 30.0, 24.0
 _LABEL_HEIGHT = 14.0
-_LONGER_TICKS_FROM = 120
 
 
 def panels(acts: Sequence[Mapping[str, Any]]) -> str:
@@ -36,7 +35,8 @@ def panels(acts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def panel(seed: int, acts: Sequence[Mapping[str, Any]], last: int) -> str:
-    """What is in an SVG of ``PANEL_WIDTH`` x ``PANEL_HEIGHT``: 5-step means of the reward over ``last`` steps."""
+    """What is in an SVG of ``PANEL_WIDTH`` x ``PANEL_HEIGHT``: 5-step means of the reward over ``last`` steps, and the
+    step at which each start had learned, at the right."""
     right, bottom = PANEL_WIDTH - _RIGHT, PANEL_HEIGHT - _BOTTOM
 
     def x(step: float) -> float:
@@ -50,9 +50,8 @@ def panel(seed: int, acts: Sequence[Mapping[str, Any]], last: int) -> str:
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{right}" y1="{y(reward):.1f}" y2="{y(reward):.1f}"/>')
         parts.append(text_at(LEFT - 6, y(reward) + 4, "axis", "end", f"{reward:g}"))
     parts.append(f'<line class="asked" x1="{LEFT}" x2="{right}" y1="{y(_LINE):.1f}" y2="{y(_LINE):.1f}"/>')
-    every = 60 if last > _LONGER_TICKS_FROM else 20
-    parts += [text_at(x(step), bottom + 16, "axis", "middle", str(step)) for step in range(every, last + 1, every)]
-    parts.append(text_at(PANEL_WIDTH - 10, bottom + 16, "axis", "end", "step"))
+    parts += [text_at(x(step), bottom + 16, "axis", "middle", str(step)) for step in range(20, last + 1, 20)]
+    parts.append(text_at(right + 18, bottom + 16, "axis", "start", "step"))
     ends: list[tuple[float, str, str]] = []
     for act in acts:
         means = trailing_mean(act["rewards"], _WINDOW_STEPS).tolist()
@@ -62,16 +61,13 @@ def panel(seed: int, acts: Sequence[Mapping[str, Any]], last: int) -> str:
         colour = f"var(--arm-{escape(act['arm'], quote=True)}, var(--dim))"
         parts.append(f'<polyline class="went" points="{points}" style="stroke:{colour}"/>')
         parts.append(f'<circle cx="{x(len(means)):.1f}" cy="{y(means[-1]):.1f}" r="3.2" style="fill:{colour}"/>')
-        ends.append((y(means[-1]), f"{WORDS.get(act['arm'], act['arm'])} {_learned(act)}", colour))
+        steps = act["steps_to_90"]
+        ends.append((y(means[-1]), "never" if steps is None else str(steps), colour))
     for at, (label, colour) in _apart(ends):
         parts.append(
             f'<text class="end" x="{right + 8:.1f}" y="{at + 4:.1f}" style="fill:{colour}">{escape(label)}</text>'
         )
     return "".join(parts)
-
-
-def _learned(act: Mapping[str, Any]) -> str:
-    return "never" if act["steps_to_90"] is None else str(act["steps_to_90"])
 
 
 def _apart(ends: Sequence[tuple[float, str, str]]) -> list[tuple[float, tuple[str, str]]]:

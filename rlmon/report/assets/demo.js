@@ -122,6 +122,9 @@
   const wanted = [...new Set(demo.second_act.map((act) => act.wanted.toUpperCase()))].join(", ");
   $("act-lead").textContent =
     `Now an answer is rewarded only where it is right and written as ${wanted}. Training goes on from the base and from each end, with beta 0 and no policy.`;
+  [...new Set(demo.second_act.map((act) => act.arm))].forEach((arm) => {
+    $("act-legend").append(el("li", {}, swatch(`var(--arm-${CSS.escape(arm)}, var(--dim))`), words(arm)));
+  });
   table($("acts"), ["start", `${wanted} in 4,096 samples`, "learned at step", "groups to learn from", "weights moved"],
     demo.second_act.map((act) => ({
       cells: [`${words(act.arm)}, seed ${act.seed}`, act.wanted_in_4096,
