@@ -115,7 +115,7 @@ def _median(
         return Verdict(asked=asked, holds=None, shown=f"no pair decides{said}")
     median = statistics.median(decided)
     shown = "never" if math.isinf(median) else f"{median:.2f}"
-    return Verdict(asked=asked, holds=holds(median), shown=f"median {shown} of {len(decided)} pairs{said}")
+    return Verdict(asked=asked, holds=holds(median), shown=f"median {shown}, pairs: {len(decided)}{said}")
 
 
 def write_page(out: Path, firsts: Sequence[Mapping[str, Any]], seconds: Sequence[Mapping[str, Any]]) -> str:
@@ -160,15 +160,15 @@ def page(numbers: Mapping[str, Any], notes: str) -> str:
 
 def _head(numbers: Mapping[str, Any]) -> str:
     rows = numbers["seconds"]
-    seeds = "; ".join(
-        f"{task}: {', '.join(map(str, sorted({row['seed'] for row in rows if row['task'] == task})))}"
-        for task in dict.fromkeys(row["task"] for row in rows)
-    )
+    done: dict[str, set[int]] = {}
+    for row in rows:
+        done.setdefault(row["task"], set()).add(row["seed"])
+    seeds = "; ".join(f"{task} {', '.join(map(str, sorted(of)))} ({len(of)} of 8)" for task, of in done.items())
     starts = "\n".join(f"- `{name}`: {about}." for name, about in ABOUT.items())
     return f"""# What narrowing costs once the requirement changes
 
 Written by `python -m studies.second_act`, a part of `make experiments`. Seeds, by task: {seeds}.
-The plan is seeds 10 to 17 of two tasks, chosen before any of them was run.
+The plan is seeds 10 to 17 of `arithmetic` and `seven`, chosen before any of them was run.
 
 After training, an answer is rewarded only where it is right *and* JSON. Training goes on from each start with beta 0
 and no policy, for {numbers["most_steps"]} steps or until the mean reward of 5 steps is .9.
