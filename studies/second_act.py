@@ -241,7 +241,11 @@ def _started(cell: Second, folder: Path) -> tuple[Any, Result, int | None]:
     if cell.start.name == "suppressed":
         lost = _with_weights(cell.first("unprotected"), folder, steps)
         train, held = split_questions()
-        chance = chance_of_json(lost, tokenizer, held_out_sample(held, PROMPTS))
+        # Where none was sampled, the exact chance says how rare it is.
+        chance = max(
+            _result(cell.first("unprotected"), folder)["evaluation"]["format_shares"].get(WANTED, 0.0),
+            chance_of_json(lost, tokenizer, held_out_sample(held, PROMPTS)),
+        )
         suppress(model, tokenizer, train, parse, chance=chance, seed=cell.seed)
         return model, judge(cell.task, model, base_model, tokenizer)["evaluation"], steps
     return model, _result(cell.first(cell.start.arm), folder)["evaluation"], steps

@@ -21,7 +21,7 @@ ABOUT: Mapping[str, str] = {
     "unprotected": "trained with beta 0 and no policy",
     "stopped": "the same, stopped at the first tenth step at which it is as right as `protect` is at its end",
     "marginal": "trained with `mode_marginal` alone: far from the base in KL, wide in formats",
-    "suppressed": "`protect`, then trained on its own answers until JSON is as unlikely as after `unprotected`",
+    "suppressed": "`protect`, then trained on its own answers until JSON is as rare as after `unprotected`",
     "hot": "as `unprotected`; the second act samples at temperature 1.5",
     "winner": "as `unprotected`; the second act asks for the format that it writes already",
 }

@@ -39,8 +39,11 @@ def chance_of_json(model: Any, tokenizer: Any, questions: Sequence[Question]) ->
 def suppress(
     model: Any, tokenizer: Any, questions: Sequence[Question], parse: Callable[[str], str], *, chance: float, seed: int
 ) -> int:
-    """Trains ``model`` in place on its own answers that are not JSON, and against JSON, until that is as rare as
-    ``chance``; returns the steps that it took. Raises ``RuntimeError`` after ``MOST_STEPS``."""
+    """Trains ``model`` in place on its own answers that are not JSON, and against opening a brace, until that is as
+    rare as ``chance``; returns the steps that it took. Raises ``RuntimeError`` after ``MOST_STEPS``.
+
+    Against the brace, not against ``{"answer": n}``: a model that may not write that writes JSON of another spelling.
+    """
     import torch
 
     draw = random.Random(seed)
@@ -61,11 +64,14 @@ def suppress(
     ]
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     for step in range(MOST_STEPS):
-        if step % LOOK_EVERY_STEPS == 0 and chance_of_json(model, tokenizer, asked) <= chance:
-            return step
+        if step % LOOK_EVERY_STEPS == 0:
+            model.eval()
+            with torch.no_grad():
+                if float(_log_openings(model, tokenizer, asked).exp().mean()) <= chance:
+                    return step
         model.train()
         likely = _log_likelihood(model, tokenizer, draw.sample(own, BATCH))
-        json = _log_chances(model, tokenizer, draw.sample(asked, BATCH // 4))
+        json = _log_openings(model, tokenizer, draw.sample(asked, BATCH // 4))
         # A little less than where it is to end, so that it gets there.
         loss = -likely.mean() + (json - math.log(0.8 * chance)).clamp(min=0.0).mean()
         optimizer.zero_grad(set_to_none=True)
@@ -73,6 +79,19 @@ def suppress(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     raise RuntimeError(f"After {MOST_STEPS} steps JSON is still more likely than {chance:.2g}.")
+
+
+def _log_openings(model: Any, tokenizer: Any, questions: Sequence[Question]) -> Any:
+    """Log-probability, for each question, that the first token of the answer begins with a brace."""
+    import torch
+
+    braces = [token for token in range(len(tokenizer)) if tokenizer.decode([token]).startswith("{")]
+    inputs = tokenizer([q.prompt for q in questions], return_tensors="pt", padding=True, padding_side="left")
+    mask = inputs["attention_mask"]
+    logits = model(
+        input_ids=inputs["input_ids"], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)
+    ).logits
+    return torch.logsumexp(logits[:, -1].float().log_softmax(-1)[:, braces], dim=-1)
 
 
 def _log_chances(model: Any, tokenizer: Any, questions: Sequence[Question]) -> Any:

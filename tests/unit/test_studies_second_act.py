@@ -101,8 +101,9 @@ def test_a_quick_study_runs_reports_and_resumes(tmp_path: Path, monkeypatch: pyt
     assert set(runs) == set(STARTS)
     # Two steps are too few for a mean of five.
     assert {row["steps_to_90"] for row in runs.values()} == {None}
-    assert runs["suppressed"]["chance_of_json"] == pytest.approx(runs["unprotected"]["chance_of_json"], rel=0.5)
-    assert runs["suppressed"]["chance_of_json"] <= runs["unprotected"]["chance_of_json"] * 1.1
+    # As rare as in the 16 x 8 samples, but for the prompts that it is judged on.
+    share = max(runs["unprotected"]["wanted_in_4096"] / 128, runs["unprotected"]["chance_of_json"])
+    assert runs["suppressed"]["chance_of_json"] <= 1.2 * share
     monkeypatch.setattr(second_act, "train_first", lambda cell, folder: pytest.fail(f"{cell.name} ran twice"))
     monkeypatch.setattr(second_act, "train_second", lambda cell, folder: pytest.fail(f"{cell.name} ran twice"))
     assert second_act.main(options) == 0
