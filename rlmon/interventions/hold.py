@@ -65,6 +65,8 @@ MEMORY_GROUPS = 16.0
 LEAST_PAIRS = 24
 """Pairs of right answers of one format, to different prompts, without which it is not known in how many ways they
 open."""
+LEAST_PROMPTS = 3
+"""Prompts without which the error of that is not known."""
 LEAST_GROUPS = 4.0
 """Groups without which it is not known how alike right answers are now."""
 BEST_GROUPS = 8.0
@@ -306,7 +308,8 @@ class HoldState:
     shown: bool = True
     """Whether the newest round showed how alike some are."""
     wordings: float | None = None
-    """In how many ways right answers of one format open at the base, an effective number; ``None``: not yet known."""
+    """In how many ways right answers of one format open at the base, an effective number; once the base is complete,
+    in how many they credibly do at most. ``None``: not yet known."""
 
     def of(self, part: Part) -> Seen:
         return self.within if part == "within" else self.across
@@ -410,20 +413,36 @@ def after(state: HoldState, seen: Looked) -> HoldState:
             before, base=before.base.plus(value_n, 1.0) if in_base else before.base, now=now, best=best
         )
     shown = any(len(value_n) for value_n in seen.collisions.values())
-    # A base that was rarely right shows it later, by the first right answers there are.
-    wordings = wordings_of(seen.pool) if in_base or state.wordings is None else state.wordings
+    # Once the base is complete it stays as it is, and a rule that rests does so for good: only if that is sure. A base
+    # that was rarely right shows it later, by the first right answers there are.
+    wordings = state.wordings
+    if in_base or wordings is None:
+        wordings = wordings_of(seen.pool, BASE_SE if baseline.complete else 0.0)
     return replace(state, baseline=baseline, pool=seen.pool, shown=shown, wordings=wordings, **parts)
 
 
-def wordings_of(pool: Facts) -> float | None:
-    """1 / (chance that two answers of one format, to different prompts, open alike); ``None`` for fewer than
-    ``LEAST_PAIRS`` pairs. Answers to one prompt take its words up, and at first there may be one that is solved."""
+def wordings_of(pool: Facts, errors: float = 0.0) -> float | None:
+    """1 / (chance that two answers of one format, to different prompts, open alike), the chance less so many of its
+    standard errors (jackknife over prompts, ``ddof`` 1): the most ways that this credibly is.
+
+    ``None`` for fewer than ``LEAST_PAIRS`` pairs and, where errors are asked for, fewer than ``LEAST_PROMPTS`` prompts.
+    Answers to one prompt take its words up, and at first there may be one that is solved.
+    """
     apart_nn = pool["prompt"][:, None] != pool["prompt"][None, :]
-    both_nn = np.triu(apart_nn * kernels.alike("format", pool, pool), 1)
-    pairs = float(both_nn.sum())
+    both_nn = apart_nn * kernels.alike("format", pool, pool)
+    alike_nn = both_nn * kernels.alike("opening", pool, pool)
+    pairs, alike = float(both_nn.sum()) / 2.0, float(alike_nn.sum()) / 2.0
     if pairs < LEAST_PAIRS:
         return None
-    return pairs / max(1.0, float((both_nn * kernels.alike("opening", pool, pool)).sum()))
+    chance = alike / pairs
+    if errors > 0.0:
+        prompt_n = np.unique(pool["prompt"], return_inverse=True)[1]
+        pairs_P = pairs - np.bincount(prompt_n, both_nn.sum(axis=1))
+        without_P = (alike - np.bincount(prompt_n, alike_nn.sum(axis=1)))[pairs_P > 0.0] / pairs_P[pairs_P > 0.0]
+        if len(without_P) < LEAST_PROMPTS:
+            return None
+        chance -= errors * math.sqrt((len(without_P) - 1) * float(without_P.var()))
+    return 1.0 / max(chance, 1.0 / pairs)
 
 
 # -- steering ----------------------------------------------------------------------------------------------------------

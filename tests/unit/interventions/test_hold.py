@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -270,19 +271,27 @@ class TestSteering:
 class TestWordings:
     """Whether there is anything to hold below the formats is seen at the base."""
 
-    def rule(self):
-        do = {"action": "hold", "opening": 1.0, "across": 0.0, "bounds": [1.0, 8.0], "kappa": 1.0, "wordings": 2.0}
-        return Policy.from_dict({"rules": {"words": {"when": "always", "do": do}}})
+    DO: ClassVar = {
+        "action": "hold",
+        "opening": 1.0,
+        "across": 0.0,
+        "bounds": [1.0, 8.0],
+        "kappa": 1.0,
+        "wordings": 2.0,
+    }
 
-    def round(self, openings, formats=None, prompts=2):
+    def rule(self):
+        return Policy.from_dict({"rules": {"words": {"when": "always", "do": self.DO}}})
+
+    def round(self, openings, formats=None, prompts=3):
         """So many prompts whose answers, all right, open like that."""
         formats = [A] * len(openings) if formats is None else formats
         modes = {"format": formats * prompts, "opening": openings * prompts}
         return round_table([1.0] * len(openings) * prompts, group_size=len(openings), modes=modes)
 
-    def seen(self, *given, **more):
+    def seen(self, *given, errors=0.0, **more):
         settings = Hold(opening=1.0)
-        return hold.wordings_of(hold.look(settings, settings.fresh().pool, self.round(*given, **more)).pool)
+        return hold.wordings_of(hold.look(settings, settings.fresh().pool, self.round(*given, **more)).pool, errors)
 
     def test_counted_among_answers_of_one_format(self):
         """Three prompts of four: of 16 pairs of each two, 2 x 2 open with 1 and 2 x 2 with 2: 48/24. Four of A A A B,
@@ -294,6 +303,31 @@ class TestWordings:
     def test_answers_to_one_prompt_alone_say_nothing_of_the_run(self):
         """Sixteen right answers to the one prompt that is solved take its words up: 120 pairs, none of two prompts."""
         assert self.seen([1] * 16, prompts=1) is None
+
+    def test_the_most_that_it_credibly_is(self):
+        """Prompts of four answers that open 1111, 1111 and 1234. Of 16 pairs of the first and the second all are
+        alike, of the first or the second and the third four: 24 of 48, 2 ways. Without the first or the second 4 of 16,
+        without the third 16 of 16: mean .5, sum of squares 1/16 + 1/16 + 1/4 = 3/8, times (3 - 1)/3, a variance of 1/4.
+        One error lower the chance is 0, of which 48 pairs can say no more than 1/48."""
+        rows = round_table([1.0] * 12, group_size=4, modes={"format": [A] * 12, "opening": [1] * 8 + [1, 2, 3, 4]})
+        settings = Hold(opening=1.0)
+        pool = hold.look(settings, settings.fresh().pool, rows).pool
+        assert hold.wordings_of(pool) == pytest.approx(2.0)
+        assert hold.wordings_of(pool, 0.5) == pytest.approx(1 / (0.5 - 0.25))
+        assert hold.wordings_of(pool, 1.0) == pytest.approx(48.0)
+        assert self.seen([1] * 8, prompts=2, errors=1.0) is None, "of two prompts no error is known"
+
+    def test_a_few_answers_that_happen_to_open_alike_do_not_make_it_rest_for_good(self):
+        """Two of three prompts are answered in one way, the third in four: 2 ways, fewer than 3, which is not sure."""
+        policy = Policy.from_dict({"rules": {"words": {"when": "always", "do": self.DO | {"wordings": 3.0}}}})
+        state = fold.start(policy, {})
+        state = replace(state, rules={"words": replace(state.rules["words"], met=True, level=1.0)})
+        rows = round_table([1.0] * 12, group_size=4, modes={"format": [A] * 12, "opening": [1] * 8 + [1, 2, 3, 4]})
+        action = policy.rules[0].action
+        while not state.rules["words"].inner.baseline.complete:
+            assert not state.rules["words"].inner.baseline.rounds or action.rests(state.rules["words"].inner)
+            state, *_ = fold.on_round(policy, state, rows, {})
+        assert not action.rests(state.rules["words"].inner)
 
     def test_formats_that_each_open_in_one_way_are_left_to_another_rule(self):
         """From the first round on, so that the run is as without this rule; and the log says it."""
