@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import rlmon
+from rlmon.extensions import Extensions
 from rlmon.lab.bases import WEIGHTS, base_dir, sha256
 from rlmon.lab.evaluate import EVALUATION_SEED, Evaluation, evaluate, held_out_sample
 from rlmon.lab.libraries import quiet_libraries, versions
@@ -32,6 +33,8 @@ from studies.arms import WORTHLESS_MODE, Arm, Task
 from studies.random_deferral import RandomDefer
 from studies.rewards import accepted_answer, parse, states_answer_not_prose
 from studies.texts import CONSTANT_ANSWER
+from studies.tilted_marginal import TiltedMarginal
+from studies.virtual_wrong import VirtualWrong
 
 SCHEMA_VERSION = 1
 SEEDS = (0, 1, 2, 3, 4)
@@ -42,6 +45,7 @@ SEQUENCES_PER_BATCH = 1024
 KL_EVERY_STEPS = 5
 MAX_COMPLETION_TOKENS = 12
 """The longest format of every base needs 12 with its end token."""
+OWN_ACTIONS = Extensions(actions=[RandomDefer, VirtualWrong, TiltedMarginal])
 
 Result = dict[str, Any]
 
@@ -182,7 +186,7 @@ def trained(
     )
     built.remove_callback(PrinterCallback)
     watched: dict[str, Any] = {"console": False, "base_kl_every": kl_every_steps, "policy": cell.arm.policy}
-    RLMon(built, actions=[RandomDefer], **watched)
+    RLMon(built, actions=OWN_ACTIONS.actions, **watched)
     prepare(built)
     built.train()
     ended = time.process_time()

@@ -4,7 +4,8 @@ control``).
 Two arms train the lab's arithmetic task, and runs that are rewarded in one format only say what each format can reach
 (``studies.control_results``). Finished runs are kept and not run again while their settings stay the same.
 
-The compared seeds are 200 to 209, on which nothing was chosen: the settings are those of ``studies.experiments``.
+The compared seeds are 200 to 209, on which nothing was chosen: the settings are those of ``studies.experiments``. On
+some of them two arms more are compared with ``protect`` (``studies.control_arms``).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rlmon.lab.task import FORMATS, is_correct, reward_correct, split_questions
 from studies.arms import ARMS, TASKS, Arm
 from studies.cells import (
     MAX_COMPLETION_TOKENS,
+    OWN_ACTIONS,
     SEQUENCES_PER_BATCH,
     Cell,
     Result,
@@ -41,6 +43,7 @@ from studies.cells import (
     trained,
     write_json,
 )
+from studies.control_arms import TRIED
 from studies.control_page import write_page
 from studies.control_results import in_format, plateaued
 from studies.experiments import training
@@ -74,7 +77,7 @@ class Run(Cell):
         policy = self.arm.policy
         return {
             **Cell.settings(self),
-            "policy": None if policy is None else load_policy(policy).to_dict(),
+            "policy": None if policy is None else load_policy(policy, OWN_ACTIONS).to_dict(),
             "only": self.only,
             "training": {**TRAINING, **training(self, None)},
             "evaluation": [*evaluation_settings(), self.prompts, self.along_the_way, self.at_the_end, self.every],
@@ -89,6 +92,7 @@ class Plan:
     single_steps: int = 720
     """Where a single-format run ends that has no plateau before."""
     seeds: tuple[int, ...] = tuple(range(200, 210))
+    tried_seeds: tuple[int, ...] = tuple(range(200, 208))
     single_seeds: tuple[int, ...] = (300,)
     formats: tuple[str, ...] = FORMATS
     prompts: int = 1024
@@ -109,6 +113,10 @@ class Plan:
         """Seed by seed, so that a stopped study leaves whole comparisons."""
         return [self._run(ARMS[arm], seed) for seed in self.seeds for arm in COMPARED]
 
+    def tried(self) -> list[Run]:
+        """What is compared with ``protect`` beside it, on fewer seeds."""
+        return [self._run(arm, seed) for seed in self.tried_seeds for arm in TRIED.values()]
+
     def _run(self, arm: Arm, seed: int, only: str | None = None) -> Run:
         steps, every = (self.steps, self.every) if only is None else (self.single_steps, self.single_every)
         task = dataclasses.replace(TASKS["arithmetic"], steps=steps)
@@ -120,8 +128,8 @@ class Plan:
 
 PLAN = Plan()
 QUICK = Plan(
-    steps=20, single_steps=40, seeds=(0, 1), formats=("prose", "python"), prompts=64, along_the_way=1, at_the_end=2,
-    every=5, single_every=10,
+    steps=20, single_steps=40, seeds=(0, 1), tried_seeds=(0, 1), formats=("prose", "python"), prompts=64,
+    along_the_way=1, at_the_end=2, every=5, single_every=10,
 )  # fmt: skip
 
 
@@ -249,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = finished(runs, cells) if options.only_report else run_all(run_cell, runs, cells, options.jobs)
         return list(found.values())
 
-    singles, compared = results(plan.singles()), results(plan.compared())
+    singles, compared = results(plan.singles()), results([*plan.compared(), *plan.tried()])
     if not singles or not compared:
         missing = "compared" if singles else "single-format"
         print(f"There is no {missing} run yet: run it without --only-report.", file=sys.stderr)

@@ -6,10 +6,11 @@ import json
 import math
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from studies.control_arms import TRIED
 from studies.control_results import (
     NEARLY_ALL,
     OF_THE_WAY,
@@ -23,7 +24,7 @@ from studies.control_results import (
     steps_to,
     upper_bound,
 )
-from studies.tables import compact, cpu_seconds, interval, made_with, markdown
+from studies.tables import Interval, compact, cpu_seconds, interval, made_with, markdown
 
 NOTES = "## What it says"
 """From this heading on the page is written by hand, and stays when the rest is written again."""
@@ -107,6 +108,8 @@ def page(numbers: Mapping[str, Any], notes: str) -> str:
             "Share (and accuracy) by format, mean over seeds:",
             _formats(arms, base, best),
         ]
+        if tried := [arm for arm in TRIED if arms.get(arm, {}).keys() & arms.get(JUDGED, {}).keys()]:
+            parts += ["## What was tried beside it", tried_text(arms, tried, best)]
     runs = [*numbers["singles"], *numbers["compared"]]
     faults = sum(run["faults"] for run in runs)
     described = [{"packages": numbers["packages"], "machine": numbers["machine"]}]
@@ -203,10 +206,7 @@ def _singles_text(singles: Sequence[Single]) -> str:
 
 def _gaps(runs: Mapping[int, Any], best: Mapping[str, float]) -> dict[int, float]:
     """Seed to A*(p) - A."""
-    return {
-        seed: reachable(run["held_out"]["format_shares"], best) - run["held_out"]["accuracy"]
-        for seed, run in runs.items()
-    }
+    return {seed: _gap(run["held_out"], best) for seed, run in runs.items()}
 
 
 def _lines(numbers: Mapping[str, Any], runs: Mapping[int, Any], best: Mapping[str, float]) -> dict[int, float]:
@@ -361,3 +361,43 @@ def _formats(arms: Mapping[str, Mapping[int, Any]], base: Mapping[str, Any], bes
         )
         rows.append([*row, f"{others:.4f}"])
     return markdown(rows)
+
+
+def tried_text(arms: Mapping[str, Mapping[int, Any]], tried: Sequence[str], best: Mapping[str, float]) -> str:
+    rows = [["arm", "seeds", "A", "gap", f"gap, last {LAST} evaluations", "effective", "correct, within", "the gap is"]]
+    for arm in tried:
+
+        def less(of: Callable[[Mapping[str, Any]], float], arm: str = arm) -> Interval:
+            held = arms[JUDGED]
+            return interval([of(run) - of(held[seed]) for seed, run in arms[arm].items() if seed in held])
+
+        gap = less(lambda run: _gap(run["held_out"], best))
+        rows.append([
+            f"`{arm}`", str(gap.n), _signed(less(lambda run: run["held_out"]["accuracy"]), 4), _signed(gap, 4),
+            _signed(less(lambda run: statistics.fmean(_gap(point, best) for point in run["curve"][-LAST:])), 4),
+            _signed(less(lambda run: run["evaluation"]["effective_formats"]), 2),
+            _signed(less(lambda run: run["evaluation"]["effective_formats_correct_within"]), 2), _verdict(gap),
+        ])  # fmt: skip
+    ideas = "\n\n".join(f"`{arm}`: {TRIED[arm].about}." for arm in tried)
+    said = (
+        f"Their settings were chosen on seed 100. Differences to `{JUDGED}` on the same seeds, mean and two-sided 95 % "
+        f"interval (Student's t). The mean gap over the last {LAST} evaluations along the way, of fewer completions "
+        "each, says the same with less of what a run happens to be at its last step."
+    )
+    return f"{ideas}\n\n{said}\n\n{markdown(rows)}"
+
+
+def _gap(seen: Mapping[str, Any], best: Mapping[str, float]) -> float:
+    """A*(p) - A of one evaluation."""
+    return reachable(seen["format_shares"], best) - float(seen["accuracy"])
+
+
+def _signed(found: Interval, digits: int) -> str:
+    return f"{found.mean:+.{digits}f}" + ("" if found.half is None else f" ± {found.half:.{digits}f}")
+
+
+def _verdict(less: Interval) -> str:
+    """Which way the gap differs, where its interval has zero outside."""
+    if less.half is None or abs(less.mean) <= less.half:
+        return "not told apart"
+    return "narrower" if less.mean < 0.0 else "wider"

@@ -18,7 +18,6 @@ from typing import Any
 
 from rlmon.controller import load_policy
 from rlmon.errors import ConfigError
-from rlmon.extensions import Extensions
 from rlmon.lab.demo import TRAINING
 from rlmon.lab.task import reward_correct, split_questions
 from rlmon.statistics import js_distance
@@ -26,6 +25,7 @@ from studies.arms import ARMS, TASKS, Arm
 from studies.cells import (
     KL_EVERY_STEPS,
     MAX_COMPLETION_TOKENS,
+    OWN_ACTIONS,
     SEEDS,
     Cell,
     base_evaluation,
@@ -37,7 +37,6 @@ from studies.cells import (
     trained,
 )
 from studies.frontier import write_report
-from studies.random_deferral import RandomDefer
 from studies.rewards import reward_accepted, reward_correct_not_prose
 from studies.texts import contaminated_pool, reward_correct_easy_only
 
@@ -47,9 +46,6 @@ QUICK_ARMS = ("unprotected", "kl-0.1", "protect")
 CELLS_DIR = Path(".cache/experiments")
 REPORT_DIR = Path("docs/experiments")
 QUICK_REPORT_DIR = CELLS_DIR / "quick"
-
-
-OWN_ACTIONS = Extensions(actions=[RandomDefer])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ import pytest
 from studies import control, control_page, control_results
 from studies.arms import ARMS
 from studies.control import PLAN, Plan
+from studies.control_arms import TRIED
 from studies.control_results import Single
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,8 +112,9 @@ def test_runs_of_one_format_and_compared_arms_share_no_seed() -> None:
     assert PLAN.seeds == tuple(range(200, 210))
     assert not set(PLAN.seeds) & set(PLAN.single_seeds)
     assert {run.seed for run in PLAN.compared()} == set(PLAN.seeds)
+    assert {run.seed for run in PLAN.tried()} <= set(PLAN.seeds)
     assert {run.arm.name for run in PLAN.compared()[:2]} == {"unprotected", "protect"}
-    names = [run.name for run in (*PLAN.singles(), *PLAN.compared())]
+    names = [run.name for run in (*PLAN.singles(), *PLAN.compared(), *PLAN.tried())]
     assert len(set(names)) == len(names)
 
 
@@ -136,6 +138,37 @@ def test_without_a_single_format_run_there_is_no_page(tmp_path: Path, capsys: py
     assert not (tmp_path / "out").exists()
 
 
+def seen_run(accuracy: float, python: float, along: float) -> dict[str, Any]:
+    shares = {"prose": 1.0 - python, "python": python}
+    return {
+        "held_out": {"accuracy": accuracy, "format_shares": shares},
+        "curve": [{"accuracy": along, "format_shares": shares}],
+        "evaluation": {"effective_formats": 4.0 + python, "effective_formats_correct_within": 3.0},
+    }
+
+
+def test_what_was_tried_is_judged_by_paired_differences_of_its_gap() -> None:
+    best = {"prose": 0.98, "python": 1.0}
+    arms = {
+        "protect": {1: seen_run(0.97, 0.5, 0.96), 2: seen_run(0.96, 0.5, 0.96), 3: seen_run(0.5, 0.5, 0.5)},
+        "tilted": {1: seen_run(0.98, 0.75, 0.96), 2: seen_run(0.97, 0.75, 0.97)},
+    }
+    text = control_page.tried_text(arms, ["tilted"], best)
+    # A*: .5 * .98 + .5 = .99 and .25 * .98 + .75 = .995. Gaps .02, .03 and .015, .025: both less by .005. Along the way
+    # .03, .03 and .035, .025: 0 in the mean, sd .00707, t(.975, 1) = 12.706, half .00707 * 12.706 / sqrt(2) = .0635.
+    assert (
+        "| 2 | +0.0100 ± 0.0000 | -0.0050 ± 0.0000 | +0.0000 ± 0.0635 | +0.25 ± 0.00 | +0.00 ± 0.00 | narrower |"
+        in text
+    )
+    arms["tilted"][2] = seen_run(0.9, 0.75, 0.97)
+    assert text != (noisy := control_page.tried_text(arms, ["tilted"], best))
+    assert "| not told apart |" in noisy
+    # Gaps .12 and .13: more by .1 both times.
+    arms["tilted"] = {1: seen_run(0.875, 0.75, 0.96), 2: seen_run(0.865, 0.75, 0.97)}
+    assert "| +0.1000 ± 0.0000 |" in (worse := control_page.tried_text(arms, ["tilted"], best))
+    assert "| wider |" in worse
+
+
 def test_the_page_is_what_the_command_writes_from_what_is_kept() -> None:
     folder = ROOT / "docs" / "experiments"
     kept = json.loads((folder / "control.json").read_text(encoding="utf-8"))
@@ -148,7 +181,7 @@ def test_the_page_is_what_the_command_writes_from_what_is_kept() -> None:
 def test_a_quick_study_runs_reports_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("studies.cells.PROMPTS", 16)
     quick = Plan(
-        steps=4, single_steps=4, seeds=(0, 1), single_seeds=(300,), formats=("prose",), prompts=16,
+        steps=4, single_steps=4, seeds=(0, 1), tried_seeds=(0,), single_seeds=(300,), formats=("prose",), prompts=16,
         along_the_way=1, at_the_end=2, every=2, single_every=2,
     )  # fmt: skip
     monkeypatch.setattr(control, "QUICK", quick)
@@ -160,6 +193,7 @@ def test_a_quick_study_runs_reports_and_resumes(tmp_path: Path, monkeypatch: pyt
         assert [point["step"] for point in run["curve"]] == [2, 4]
         assert run["held_out"]["completions"] == 32
         assert run["faults"] == 0
+    assert {run["arm"] for run in kept["compared"] if run["seed"] == 0} == {*control.COMPARED, *TRIED}
     page = out / "control.md"
     page.write_text(page.read_text() + f"\n{control_page.NOTES}\n\nKept.\n")
     monkeypatch.setattr(control, "run_cell", lambda run, folder: pytest.fail(f"{run.name} ran twice"))
