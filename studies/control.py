@@ -92,7 +92,7 @@ class Plan:
     single_steps: int = 720
     """Where a single-format run ends that has no plateau before."""
     seeds: tuple[int, ...] = tuple(range(200, 210))
-    tried_seeds: tuple[int, ...] = tuple(range(200, 208))
+    tried_seeds: tuple[int, ...] = tuple(range(200, 204))
     single_seeds: tuple[int, ...] = (300,)
     formats: tuple[str, ...] = FORMATS
     prompts: int = 1024

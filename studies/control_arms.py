@@ -1,6 +1,6 @@
 """What was tried beside ``protect`` in the study of control, of which rlmon adopted nothing: two arms.
 
-Their settings were chosen on seed 100, which the study does not compare.
+Their settings were chosen with a look at seed 100, which the study does not compare.
 """
 
 from __future__ import annotations

@@ -380,9 +380,10 @@ def tried_text(arms: Mapping[str, Mapping[int, Any]], tried: Sequence[str], best
         ])  # fmt: skip
     ideas = "\n\n".join(f"`{arm}`: {TRIED[arm].about}." for arm in tried)
     said = (
-        f"Their settings were chosen on seed 100. Differences to `{JUDGED}` on the same seeds, mean and two-sided 95 % "
-        f"interval (Student's t). The mean gap over the last {LAST} evaluations along the way, of fewer completions "
-        "each, says the same with less of what a run happens to be at its last step."
+        f"Their settings were chosen with a look at seed 100. Differences to `{JUDGED}` on the same seeds, mean and "
+        "two-sided 95 % interval (Student's t); above, each arm is on its own seeds. The gap of the last "
+        f"{LAST} evaluations along the way is their mean: it depends less on where a run happens to be at its last "
+        "step."
     )
     return f"{ideas}\n\n{said}\n\n{markdown(rows)}"
 

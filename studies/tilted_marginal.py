@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from rlmon.interventions import Round, RowChange, setting
 from rlmon.interventions.mode_counts import POOLED, REST, ModeCounts, observe
-from rlmon.interventions.mode_marginal import ModeMarginal, _equal_across, addition
+from rlmon.interventions.mode_marginal import ModeMarginal, addition, equal_across
 from rlmon.statistics import effective_number
 
 HALVINGS = 40
@@ -84,7 +84,7 @@ def tilted(state: ModeCounts, keeps: float, low: float) -> ModeCounts:
     rows = {mode: n for mode, n in base.rows.items() if mode != REST}
     rest = {mode: n for mode, n in base.rows.items() if mode == REST}
     shifted = {**tilt(rows, rates, least_tau(rows, rates, keeps, low)), **rest}
-    before, after = _equal_across(base.rows), _equal_across(shifted)
+    before, after = equal_across(base.rows), equal_across(shifted)
     equal_pairs = base.equal_pairs
     if before is not None and after is not None and before < 1.0:
         # Chance of equal modes within a prompt: across + correlation (1 - across), with the same correlation.

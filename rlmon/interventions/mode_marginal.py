@@ -408,7 +408,7 @@ def _base_correlation(state: ModeCounts) -> float:
     """How much more often than two completions of the run two of one prompt have the same mode in the base, between
     .001 (not credibly more often: prompts do not matter) and .9."""
     spread = _base_spread(state.base.rows, state.base.equal_pairs, state.base.pairs)
-    across = _equal_across(state.base.rows)
+    across = equal_across(state.base.rows)
     if spread is None or across is None:
         return 0.001
     # within = across / spread, and the correlation is (within - across) / (1 - across).
@@ -444,14 +444,14 @@ def _spread(rows: Mapping[int, float], equal: float, prompts: float) -> float | 
     Unbiased above and below for groups of any size from two on. An effective number within prompts alone has the
     error of the marginal besides its own; this has not.
     """
-    across = _equal_across(rows)
+    across = equal_across(rows)
     return None if across is None or prompts <= 1.0 or equal <= 0.0 else across / (equal / prompts)
 
 
 def _base_spread(rows: Mapping[int, float], equal: float, prompts: float) -> float | None:
     """``_spread`` of the base, by as much as it is credibly below 1: few prompts are seen, and the narrowness that
     chance gives them would be allowed to the run for ever."""
-    spread, across = _spread(rows, equal, prompts), _equal_across(rows)
+    spread, across = _spread(rows, equal, prompts), equal_across(rows)
     each = math.fsum(rows.values()) / prompts if prompts else 0.0
     if spread is None or across is None or each <= 1.0 or across <= 0.0:
         return None
@@ -464,7 +464,7 @@ def _base_spread(rows: Mapping[int, float], equal: float, prompts: float) -> flo
     return 1.0 / (1.0 + excess - (BASE_SE * error) ** 2 / excess)
 
 
-def _equal_across(rows: Mapping[int, float]) -> float | None:
+def equal_across(rows: Mapping[int, float]) -> float | None:
     """Chance that two different completions of the run have the same mode."""
     total = math.fsum(rows.values())
     if total <= 1.0:
