@@ -180,12 +180,12 @@ class Hold(Intervention):
         return HoldState(pool=np.zeros(0, dtype=kernels.facts_type(self.reads)))
 
     def on_round(self, state: HoldState, round: Round) -> tuple[HoldState, RowChange]:
-        if self.rests(state) and state.baseline.complete:
+        if self.rests(state) and state.settled:
             return replace(state, pool=state.pool[:0]), NO_CHANGE
         now = state.across.now
         usual = now.mean if self.centre == "run" and now.groups >= LEAST_GROUPS else None
         seen = look(self, state.pool, round.table, usual)
-        state = after(state, seen)
+        state = after(self, state, seen)
         if not round.acting or round.dry_run or self.rests(state):
             return state, NO_CHANGE
         left = round.table if round.left_N is None else replace(round.table, advantage_N=round.left_N)
@@ -237,7 +237,7 @@ class Hold(Intervention):
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def save(self, state: HoldState) -> Any:
-        names = ("baseline", "within", "across", "shown", "wordings")
+        names = ("baseline", "within", "across", "shown", "wordings", "settled")
         plain = {name: saved.to_json(getattr(state, name)) for name in names}
         return {**plain, "pool": base64.b64encode(state.pool.tobytes()).decode("ascii")}
 
@@ -251,6 +251,7 @@ class Hold(Intervention):
             pool=pool,
             shown=bool(found.get("shown", True)),
             wordings=found.get("wordings"),
+            settled=bool(found.get("settled", found.get("wordings") is not None)),
         )
 
 
@@ -308,8 +309,9 @@ class HoldState:
     shown: bool = True
     """Whether the newest round showed how alike some are."""
     wordings: float | None = None
-    """In how many ways right answers of one format open at the base, an effective number; once the base is complete,
-    in how many they credibly do at most. ``None``: not yet known."""
+    """In how many ways right answers of one format open at the base, an effective number; ``None``: not yet known."""
+    settled: bool = False
+    """Whether that is known well enough to stay as it is."""
 
     def of(self, part: Part) -> Seen:
         return self.within if part == "within" else self.across
@@ -398,7 +400,7 @@ def _mean_across(settings: Hold, facts: Facts, pool: Facts) -> Floats:
     return np.where(count_n > 0, total_n / np.maximum(count_n, 1), np.nan)
 
 
-def after(state: HoldState, seen: Looked) -> HoldState:
+def after(settings: Hold, state: HoldState, seen: Looked) -> HoldState:
     """The state with one more round."""
     in_base = not state.baseline.complete
     baseline = state.baseline.with_round(prompts=seen.groups, completions=seen.completions)
@@ -413,19 +415,19 @@ def after(state: HoldState, seen: Looked) -> HoldState:
             before, base=before.base.plus(value_n, 1.0) if in_base else before.base, now=now, best=best
         )
     shown = any(len(value_n) for value_n in seen.collisions.values())
-    # Once the base is complete it stays as it is, and a rule that rests does so for good: only if that is sure. A base
-    # that was rarely right shows it later, by the first right answers there are.
-    wordings = state.wordings
-    if in_base or wordings is None:
-        wordings = wordings_of(seen.pool, BASE_SE if baseline.complete else 0.0)
-    return replace(state, baseline=baseline, pool=seen.pool, shown=shown, wordings=wordings, **parts)
+    wordings, settled = state.wordings, state.settled
+    if not settled and (found := opens_alike(seen.pool)) is not None:
+        chance, error = found
+        wordings = 1.0 / chance
+        # A base that was rarely right shows it later, by the first right answers there are.
+        settled = baseline.complete and error is not None and abs(chance - 1.0 / settings.wordings) > BASE_SE * error
+    return replace(state, baseline=baseline, pool=seen.pool, shown=shown, wordings=wordings, settled=settled, **parts)
 
 
-def wordings_of(pool: Facts, errors: float = 0.0) -> float | None:
-    """1 / (chance that two answers of one format, to different prompts, open alike), the chance less so many of its
-    standard errors (jackknife over prompts, ``ddof`` 1): the most ways that this credibly is.
+def opens_alike(pool: Facts) -> tuple[float, float | None] | None:
+    """The chance that two answers of one format, to different prompts, open alike, and its standard error (jackknife
+    over prompts), ``None`` for fewer than ``LEAST_PROMPTS``; ``None`` for fewer than ``LEAST_PAIRS`` pairs.
 
-    ``None`` for fewer than ``LEAST_PAIRS`` pairs and, where errors are asked for, fewer than ``LEAST_PROMPTS`` prompts.
     Answers to one prompt take its words up, and at first there may be one that is solved.
     """
     apart_nn = pool["prompt"][:, None] != pool["prompt"][None, :]
@@ -434,15 +436,14 @@ def wordings_of(pool: Facts, errors: float = 0.0) -> float | None:
     pairs, alike = float(both_nn.sum()) / 2.0, float(alike_nn.sum()) / 2.0
     if pairs < LEAST_PAIRS:
         return None
-    chance = alike / pairs
-    if errors > 0.0:
-        prompt_n = np.unique(pool["prompt"], return_inverse=True)[1]
-        pairs_P = pairs - np.bincount(prompt_n, both_nn.sum(axis=1))
-        without_P = (alike - np.bincount(prompt_n, alike_nn.sum(axis=1)))[pairs_P > 0.0] / pairs_P[pairs_P > 0.0]
-        if len(without_P) < LEAST_PROMPTS:
-            return None
-        chance -= errors * math.sqrt((len(without_P) - 1) * float(without_P.var()))
-    return 1.0 / max(chance, 1.0 / pairs)
+    prompt_n = np.unique(pool["prompt"], return_inverse=True)[1]
+    pairs_P = pairs - np.bincount(prompt_n, both_nn.sum(axis=1))
+    without_P = (alike - np.bincount(prompt_n, alike_nn.sum(axis=1)))[pairs_P > 0.0] / pairs_P[pairs_P > 0.0]
+    # Of pairs none of which is alike no more is known than that they are so many.
+    chance = max(alike, 1.0) / pairs
+    if len(without_P) < LEAST_PROMPTS:
+        return chance, None
+    return chance, math.sqrt((len(without_P) - 1) * float(without_P.var()))
 
 
 # -- steering ----------------------------------------------------------------------------------------------------------

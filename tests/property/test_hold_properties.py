@@ -59,7 +59,7 @@ def test_on_any_run_it_is_centred_bounded_and_resumable_and_gives_to_right_answe
     for now in rounds:
         group_size = now.group_size
         seen = hold.look(of, state.pool, now)
-        state = hold.after(state, seen)
+        state = hold.after(of, state, seen)
         again = of.load(json.loads(json.dumps(of.save(state), allow_nan=False)))
         pushed = dataclasses.replace(known(of), pool=state.pool)  # whatever the run has come to
         for one in (state, pushed):
@@ -105,7 +105,7 @@ def test_order_of_rows_and_groups_and_names_of_modes_do_not_matter(seed, memory)
             prompt=prompt[order], advantage=advantage[order],
         )  # fmt: skip
         a, b = hold.look(of, one.pool, plain), hold.look(of, other.pool, moved)
-        one, other = hold.after(one, a), hold.after(other, b)
+        one, other = hold.after(of, one, a), hold.after(of, other, b)
         push = hold.addition(of, one, a, plain, 1.0, 1.0)
         assert hold.addition(of, other, b, moved, 1.0, 1.0) == pytest.approx(push[order], abs=1e-9)
         assert other.within.now.mean == pytest.approx(one.within.now.mean)
