@@ -6,17 +6,10 @@ reward function. One model is in memory, whose weights are set for each A.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import inspect
-import json
-import math
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,23 +19,26 @@ import rlmon.blending.writing as writing
 from rlmon.blending.making import Pair, write
 from rlmon.blending.matching import Piece, is_constant
 from rlmon.blending.tensors import decoded
-from rlmon.errors import ConfigError, MissingExtraError, WeightsError
+from rlmon.errors import WeightsError
+from rlmon.lab.loading import as_text, load_model, load_tokenizer, loaded, quiet, require
+from rlmon.lab.prompts import Prompts
+from rlmon.lab.rewards import named, one_success, rewards_of
 from rlmon.lab.sampling import Drawn, draws, entropies
 from rlmon.metrics.families import WATCHING
 from rlmon.metrics.family import RankRows, RoundRows
 from rlmon.metrics.features import Featurizer
-from rlmon.metrics.formats import ModeSet, final_answer, normalise_answer
+from rlmon.metrics.formats import ModeSet
 from rlmon.metrics.groups import groups_of_batch
 from rlmon.metrics.prompts import prompt_identities, render_prompt
 from rlmon.metrics.rows import rows_of
 from rlmon.metrics.step import Families
-from rlmon.metrics.success import Deciding, Success
+from rlmon.metrics.success import Success
 from rlmon.metrics.tokens import TokenSums, token_sums
 from rlmon.printable import one_line, several
 from rlmon.records import RolloutBatch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 SHOWN = (
     "rlmon/format/effective",
@@ -57,25 +53,6 @@ SHOWN = (
 FORMATS = "rlmon/format/effective"
 KEPT = 0.85
 """Share of the base's formats in use that counts as kept, as in the studies."""
-BY_ANSWER = "answer"
-"""The column that is compared with the final answer of a completion, where there is no reward function."""
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Prompts with their other columns, which reward functions read."""
-
-    prompts: list[Any]
-    """Text, or messages of a conversation."""
-    columns: Mapping[str, list[Any]] = field(default_factory=dict)
-
-    def times(self, copies: int) -> Prompts:
-        """Each of them so many times, one after the other."""
-
-        def repeated(values: list[Any]) -> list[Any]:
-            return [value for value in values for _ in range(copies)]
-
-        return Prompts(repeated(self.prompts), {name: repeated(values) for name, values in self.columns.items()})
 
 
 @dataclass(frozen=True)
@@ -130,57 +107,6 @@ class _Sample:
         self.tokens.append(token_sums(entropies_BT, None, batch.own_BT, None))
 
 
-# -- what is asked ---------------------------------------------------------------------------------------------------
-
-
-def read_prompts(file: Path) -> Prompts:
-    """A text file with a prompt a line, or JSON (a list, or Lines) of objects with ``prompt`` and other columns. Raises
-    ``ConfigError``."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the prompts {one_line(str(file))}: {error}.") from error
-    lines = [line for line in text.split("\n") if line.strip()]
-    if not lines:
-        raise ConfigError(f"{one_line(str(file))} has no prompts: one a line is needed.")
-    rows = _objects(text, lines)
-    if rows is None:
-        return Prompts([line.rstrip("\r") for line in lines])
-    for number, row in enumerate(rows, start=1):
-        prompt = row.get("prompt") if isinstance(row, dict) else None
-        if not isinstance(prompt, str) and not _is_conversation(prompt):
-            raise ConfigError(
-                f'{one_line(str(file))}: row {number} is no JSON object with a "prompt" that is text or a list of '
-                f"messages with role and content: {one_line(str(row), 80)}"
-            )
-    names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
-    return Prompts([row["prompt"] for row in rows], {name: [row.get(name) for row in rows] for name in names})
-
-
-def _objects(text: str, lines: list[str]) -> list[Any] | None:
-    """The rows of JSON, a line that is none as it is; ``None`` for text."""
-    if not lines[0].lstrip().startswith("{"):
-        listed = _json(text)
-        return listed if isinstance(listed, list) and any(isinstance(row, dict) for row in listed) else None
-    return [_json(line) for line in lines]
-
-
-def _json(text: str) -> Any:
-    """What it says; itself, where it is no JSON."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _is_conversation(prompt: Any) -> bool:
-    return (
-        isinstance(prompt, list)
-        and bool(prompt)
-        and all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in prompt)
-    )
-
-
 # -- sampling --------------------------------------------------------------------------------------------------------
 
 
@@ -204,18 +130,14 @@ def curve(
     completions that are sampled together. ``progress`` is called with prompts done and in all, ``tell`` with a line
     for each A.
     """
-    needed = ("torch", "transformers", *(("peft",) if pair.kind == "adapter" else ()))
-    for package in needed:
-        if find_spec(package) is None:
-            raise MissingExtraError(
-                f"`rlmon blend --prompts` needs {package}, which is not installed. Type: pip install 'rlmon[trl]'"
-            )
+    require("rlmon blend --prompts", "torch", "transformers", *(("peft",) if pair.kind == "adapter" else ()))
     points = sorted({0.0, 1.0, *map(float, alphas)})
     asked = prompts.times(samples)
     done, total = 0, len(points) * len(prompts.prompts)
-    with _quiet():
-        tokenizer = _tokenizer(pair)
-        texts = [_as_text(tokenizer, prompt) for prompt in prompts.prompts]
+    with quiet():
+        home = pair.home_of_tokenizer
+        tokenizer = load_tokenizer(home.path, home.role)
+        texts = [as_text(tokenizer, prompt) for prompt in prompts.prompts]
         found: dict[float, _Sample] = {}
         for alpha, model, ends in _models(pair, points):
             sample = found[alpha] = _Sample()
@@ -233,97 +155,21 @@ def curve(
                 done += len(batch.texts) // samples
                 if progress is not None:
                     progress(done, total)
-            sample.rewards = _rewards(sample, asked, reward)
+            sample.rewards = rewards_of(sample.texts, sample.ids, asked, reward)
             tell(f"A = {alpha:g}: {len(sample.texts)} completions sampled ({len(found)} of {len(points)})")
-    name = BY_ANSWER if reward is None else getattr(reward, "__name__", "reward")
     scored = [sample.rewards for sample in found.values() if sample.rewards is not None]
-    # One meaning of a success for all of them, decided by the rewards of all.
-    deciding = Deciding.start(None)
-    for rewards in scored:
-        deciding = deciding.with_round(rewards, {name: rewards}, prompts=len(texts))
-    success = deciding.settled().definition
-    said = None
-    if scored and (reward is None or success.known):
-        said = "the final answer is that of the column answer" if reward is None else str(success)
-    measured = tuple(_point(alpha, sample, asked, samples, name, success) for alpha, sample in found.items())
+    success, said = one_success(scored, reward, len(texts))
+    measured = tuple(_point(alpha, sample, asked, samples, named(reward), success) for alpha, sample in found.items())
     return Curve(measured, len(texts), samples, max_new_tokens, seed, said)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no advice of transformers; of warnings those that are for whoever calls it."""
-    import transformers
-
-    log = transformers.utils.logging
-    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
-    log.disable_progress_bar()
-    log.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
-
-
-def _loaded(load: Callable[..., Any], folder: Path, **how: Any) -> Any:
-    """What transformers or PEFT make of a folder: from this disk, without code that lies in it."""
-    try:
-        return load(folder, local_files_only=True, **how)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        said = one_line(str(error).strip().split("\n", 1)[0], 240)
-        raise WeightsError(f"cannot load {one_line(str(folder))} to sample from it: {said}") from error
-
-
-def _tokenizer(pair: Pair) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    home = pair.checkpoint if pair.checkpoint.tokenizer() else pair.base
-    tokenizer: PreTrainedTokenizerBase = _loaded(AutoTokenizer.from_pretrained, home.path, trust_remote_code=False)
-    if tokenizer.eos_token_id is None:
-        raise WeightsError(
-            f"The tokenizer of {home.role} has no end token: name one (eos_token) in tokenizer_config.json."
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _as_text(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> str:
-    """The prompt as the model is to read it; a conversation by the chat template."""
-    if isinstance(prompt, str):
-        return prompt
-    try:
-        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is a program of the checkpoint's, in a sandbox
-        said = one_line(str(error), 160)
-        raise ConfigError(
-            f"a prompt is a conversation, and the tokenizer's chat template cannot take it: {said}"
-        ) from error
-    # The tokenizer adds its first token itself.
-    first = tokenizer.bos_token
-    return text.removeprefix(first) if first and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id] else text
 
 
 def _models(pair: Pair, alphas: Sequence[float]) -> Iterator[tuple[float, PreTrainedModel, list[int]]]:
     """Each A with a model that has its weights, the same one or its base (one is in memory), and the tokens that end
     what it writes."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    on_gpu = torch.cuda.is_available()
-    # A processor computes slowly, if at all, in half precision. What is set is rounded as it would be written.
-    how = {"dtype": "auto" if on_gpu else torch.float32, "use_safetensors": True, "trust_remote_code": False}
-    home = pair.checkpoint if pair.kind == "model" else pair.base
-    model = _loaded(AutoModelForCausalLM.from_pretrained, home.path, **how).to("cuda" if on_gpu else "cpu").eval()
-    told = getattr(model, "generation_config", None)
-    ends: Any = getattr(told, "eos_token_id", None)
-    ends = [] if ends is None else np.atleast_1d(ends).tolist()
-    # What else it says (a penalty on repetition, beams, a kind of cache) would not be temperature 1.
-    model.generation_config = GenerationConfig(use_cache=True)
+    # What is set is rounded as it would be written.
+    model, ends = load_model((pair.checkpoint if pair.kind == "model" else pair.base).path)
     if pair.kind == "model":
         places = _places(pair, model)
         with writing.Reader() as reader, torch.no_grad():
@@ -337,7 +183,7 @@ def _models(pair: Pair, alphas: Sequence[float]) -> Iterator[tuple[float, PreTra
     for alpha in alphas:
         with tempfile.TemporaryDirectory() as folder:
             write(pair, alpha, Path(folder, "blend"), note=False)
-            with_adapter = _loaded(partial(PeftModel.from_pretrained, model), Path(folder, "blend")).eval()
+            with_adapter = loaded(partial(PeftModel.from_pretrained, model), Path(folder, "blend")).eval()
         yield alpha, with_adapter, ends
         model = with_adapter.unload()
 
@@ -377,33 +223,6 @@ def _set(place: Any, piece: Piece, alpha: float, reader: writing.Reader) -> None
 
 
 # -- scoring and measuring -------------------------------------------------------------------------------------------
-
-
-def _rewards(sample: _Sample, asked: Prompts, reward: Callable[..., Any] | None) -> list[float | None] | None:
-    """A reward for each completion, where there is something to score them by."""
-    if reward is None:
-        if BY_ANSWER not in asked.columns:
-            return None
-        right = [normalise_answer(str(answer)) for answer in asked.columns[BY_ANSWER]]
-        return [float(final_answer(text) == answer) for text, answer in zip(sample.texts, right, strict=True)]
-    name = getattr(reward, "__name__", "the reward function")
-    completions = [
-        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-        for prompt, text in zip(asked.prompts, sample.texts, strict=True)
-    ]
-    own = {"prompts": asked.prompts, "completions": completions, "completion_ids": sample.ids}
-    try:
-        found = reward(**{**asked.columns, **own})
-        if inspect.iscoroutine(found):
-            found = asyncio.run(found)
-        values = [None if value is None else float(value) for value in found]
-    except Exception as error:  # the user's own code
-        raise ConfigError(f"{name} raised {type(error).__name__}: {one_line(str(error), 240)}") from error
-    if len(values) != len(completions):
-        raise ConfigError(
-            f"{name} gave {len(values)} rewards for {len(completions)} completions: one for each is needed."
-        )
-    return [None if value is None or not math.isfinite(value) else value for value in values]
 
 
 def _point(alpha: float, sample: _Sample, asked: Prompts, samples: int, name: str, success: Success) -> Point:

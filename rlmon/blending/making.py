@@ -54,6 +54,11 @@ class Pair:
     def bytes(self) -> int:
         return sum(shard.bytes for shard in self.checkpoint.shards)
 
+    @property
+    def home_of_tokenizer(self) -> Folder:
+        """The checkpoint, where it has a tokenizer."""
+        return self.checkpoint if self.checkpoint.tokenizer() else self.base
+
 
 def open_pair(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str]) -> Pair:
     """Raises ``WeightsError`` where one of the two cannot be read, or they do not fit."""

@@ -88,10 +88,11 @@ def blend(
         raise ConfigError("--reward scores completions of prompts: add --prompts FILE.")
     import rlmon.blending.curve as curve
     import rlmon.blending.making as making
+    from rlmon.lab.prompts import read_prompts
     from rlmon.lab.rewards import reward_function
 
     # What is wrong with the curve is said before a model is written.
-    asked = None if prompts is None else curve.read_prompts(prompts)
+    asked = None if prompts is None else read_prompts(prompts)
     points = _numbers(alphas)
     number = None if alpha is None else making.checked(alpha)
     pair = making.open_pair(base, checkpoint)

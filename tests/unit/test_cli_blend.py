@@ -18,10 +18,11 @@ from called import Rlmon
 from safetensors.torch import load_file
 
 from rlmon.blending import telling
-from rlmon.blending.curve import SHOWN, Curve, Point, Prompts, curve, read_prompts
+from rlmon.blending.curve import SHOWN, Curve, Point, curve
 from rlmon.blending.making import open_pair
 from rlmon.errors import ConfigError, WeightsError
 from rlmon.lab.bases import BASE_DIR, WEIGHTS
+from rlmon.lab.prompts import Prompts, read_prompts
 from rlmon.lab.rewards import reward_function
 from rlmon.lab.task import split_questions
 
@@ -248,7 +249,7 @@ def lacking(package: str) -> Iterator[None]:
 
     really = util.find_spec
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlmon.blending.curve.find_spec", lambda name: None if name == package else really(name))
+        patch.setattr("rlmon.lab.loading.find_spec", lambda name: None if name == package else really(name))
         yield
 
 
