@@ -37,6 +37,8 @@ SAME = 0.8
 """A longer opening that as many of the answers share says more."""
 _BEGINNING = 400
 _NAME = re.compile(r"\b[^\W\d_a-z]\w*")
+Row = tuple[str | None, int]
+"""A text and a number of its prompt."""
 _END = ""
 """Stands after the last token of an answer that is no longer than an opening."""
 
@@ -60,12 +62,15 @@ def stories(
     """
     if samples is None or windows is None:
         return ()
-    first = _opened(samples, windows.base, sources) if base is None else _opened(base, None, sources)
-    last = _opened(samples, windows.last, sources)
-    if not first or not last:
-        return ()
-    before, after = _Ends(first), _Ends(last)
-    return (*_lost(before, after), *_grown(before, after))
+    first = _rows(samples, windows.base, sources) if base is None else _rows(base, None, sources)
+    return between(first, _rows(samples, windows.last, sources))[0]
+
+
+def between(first: Sequence[Row], last: Sequence[Row]) -> tuple[Sequence[OpeningStory], int, int]:
+    """The stories of two samples, and of how many texts of each the shares are."""
+    before, after = _Ends(_opened(first)), _Ends(_opened(last))
+    told = (*_lost(before, after), *_grown(before, after)) if before.rows and after.rows else ()
+    return told, before.rows, after.rows
 
 
 class _Ends:
@@ -144,12 +149,15 @@ def _lengths(key: tuple[str, ...]) -> range:
     return range(LEAST_TOKENS, len(key) + 1)
 
 
-def _opened(table: pa.Table, steps: np.ndarray | None, sources: frozenset[str] | None) -> list[_Opened]:
+def _rows(table: pa.Table, steps: np.ndarray | None, sources: frozenset[str] | None) -> list[Row]:
     kept = np.ones(table.num_rows, dtype=bool) if steps is None else np.isin(table["step"].to_numpy(), steps)
     if sources is not None:
         kept &= np.array([source in sources for source in table["source"].to_pylist()], dtype=bool)
     chosen = table.filter(pa.array(kept))
-    rows = zip(chosen["completion"].to_pylist(), chosen["prompt_key"].to_pylist(), strict=True)
+    return list(zip(chosen["completion"].to_pylist(), chosen["prompt_key"].to_pylist(), strict=True))
+
+
+def _opened(rows: Sequence[Row]) -> list[_Opened]:
     return [opened for text, prompt in rows if text and (opened := _opening(text, prompt)) is not None]
 
 

@@ -22,6 +22,7 @@ from rlmon.cli.comparing import compare
 from rlmon.cli.dashboards import dashboard
 from rlmon.cli.looking import serve, show, watch
 from rlmon.cli.printing import USAGE_OR_UNREADABLE, note, reader_may_leave
+from rlmon.cli.probing import probe
 from rlmon.cli.training import check, demo
 from rlmon.errors import RLMonError, TrackerError
 
@@ -57,6 +58,7 @@ app.command(short_help="What happened to a run: verdict, checks, advice.", cls=R
 app.command(short_help="The same as one HTML page, with charts and completions.")(report)
 app.command(short_help="Whether two runs, or two sets of seeds, differ.")(compare)
 app.command(short_help="Weights between a base and what RL made of it.")(blend)
+app.add_typer(probe, name="probe", short_help="Models without a log: what happened between two of them.")
 app.command(short_help="A run as it trains, on one screen.")(watch)
 app.command(short_help="All runs below a folder in the browser, as they train.")(serve)
 app.add_typer(dashboard, name="dashboard", short_help="Views of runs where people already look: W&B.")

@@ -17,6 +17,7 @@ from rlmon.errors import ConfigError, RLMonError
 
 if TYPE_CHECKING:
     from rlmon.audit.result import Audit
+    from rlmon.records import Verdict
 
 
 FINDING = 1
@@ -109,7 +110,7 @@ def audit(
             code = USAGE_OR_UNREADABLE
             continue
         audits.append(found)
-        code = min(code, _exit_code(found, fail_on, strict), key=WORST_FIRST.index)
+        code = min(code, exit_code(found.verdict, fail_on, strict), key=WORST_FIRST.index)
     for line in phrases.unsure(audits, each=len(paths) == 1 or verbose or form is not AuditFormat.rich):
         note(line)
     if page is not None:
@@ -121,10 +122,10 @@ def audit(
     raise typer.Exit(code)
 
 
-def _exit_code(found: Audit, fail_on: FailOn, strict: bool) -> int:
-    if fail_on is not FailOn.never and found.verdict in ("fail", fail_on.value):
+def exit_code(verdict: Verdict, fail_on: FailOn, strict: bool) -> int:
+    if fail_on is not FailOn.never and verdict in ("fail", fail_on.value):
         return FINDING
-    return UNSURE if strict and found.verdict == "insufficient" else 0
+    return UNSURE if strict and verdict == "insufficient" else 0
 
 
 def _rendered(audits: Sequence[Audit], form: AuditFormat, fail_on: FailOn, *, many: bool) -> str:

@@ -30,6 +30,11 @@ class Drawn:
         """With the padding on the left."""
         return int(self.ids_BS.shape[1] - self.own_BT.shape[1])
 
+    def rows(self, part: slice) -> Drawn:
+        """Some of its completions."""
+        taken = {name: getattr(self, name)[part] for name in ("ids_BS", "mask_BS", "own_BT", "texts", "ended_B")}
+        return replace(self, **taken)
+
 
 def draws(
     model: PreTrainedModel,
@@ -102,10 +107,7 @@ def entropies(model: Callable[..., Any], drawn: Drawn, logits_at_once: int = 2**
     rows, at_once = len(drawn.texts), 1
     with torch.no_grad():
         while (start := sum(len(part) for part in found)) < rows:
-            part = slice(start, start + at_once)
-            logp = _log_probabilities(
-                model, replace(drawn, ids_BS=drawn.ids_BS[part], mask_BS=drawn.mask_BS[part], own_BT=drawn.own_BT[part])
-            )
+            logp = _log_probabilities(model, drawn.rows(slice(start, start + at_once)))
             at_once = max(1, logits_at_once // (drawn.ids_BS.shape[1] * logp.shape[-1]))
             # Of a token that cannot come, p is 0 and log p may be -inf.
             found.append(-torch.where(logp > -torch.inf, logp.exp() * logp, 0.0).sum(-1))

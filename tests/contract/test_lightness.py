@@ -79,7 +79,7 @@ def test_the_check_of_time_can_fail() -> None:
     ["rlmon.records", "rlmon.config", "rlmon.metrics.catalog", "rlmon.metrics.tokens", "rlmon.detectors",
      "rlmon.runlog", "rlmon.monitor", "rlmon.sinks.terminal", "rlmon.sinks.wandb", "rlmon.report", "rlmon.audit.engine",
      "rlmon.report.terminal", "rlmon.report.watch", "rlmon.report.show", "rlmon.report.audit", "rlmon.cli",
-     "rlmon.blending", "rlmon.blending.curve"],
+     "rlmon.blending", "rlmon.blending.curve", "rlmon.probing.probe", "rlmon.probing.page"],
 )  # fmt: skip
 def test_no_training_library_below_the_trl_room(module: str) -> None:
     assert loaded(f"import {module}", ("torch", "trl", "transformers", "datasets", "pandas", "wandb")) == []

@@ -64,6 +64,11 @@ ROOMS = {
     "asking": Room({"errors", "printable"}, STDLIB_ONLY),
     # lab: how completions are drawn. torch and what loads models: in `curve`, which samples, and only in functions.
     "blending": Room(LANGUAGE | {"metrics", "lab", "version"}, {"numpy", "torch", "transformers", "peft"}),
+    # torch and what loads models: only in functions of `sampling`.
+    "probing": Room(
+        LANGUAGE | {"metrics", "detectors", "blending", "lab", "audit", "report"},
+        {"numpy", "torch", "transformers", "peft", "rich"},
+    ),
     "dashboard": Room({"errors", "printable", "asking"}, {"wandb", "wandb_workspaces"}),
     "lab": Room(
         BELOW_MONITOR | {"monitor", "controller", "sinks", "trl", "report"},
@@ -72,7 +77,7 @@ ROOMS = {
     "cli": Room(
         BELOW_MONITOR
         | {"extensions", "monitor", "controller", "sinks", "trl", "audit", "report", "serve", "asking", "dashboard"}
-        | {"blending", "lab", "version"},
+        | {"blending", "lab", "probing", "version"},
         {"typer", "rich", "pyarrow"},
     ),
     # What tests of recipes call: an audit and its words. pytest itself is there wherever the plugin is asked for.

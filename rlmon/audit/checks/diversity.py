@@ -12,6 +12,9 @@ from rlmon.audit.result import Check
 from rlmon.detectors.catalog import WIDEN
 from rlmon.records import Status
 
+RIGHT_WARN, RIGHT_FAIL = 0.6, 0.4
+"""Of the base's templates among right answers to a prompt."""
+
 
 @question(
     "correct-diversity",
@@ -28,7 +31,7 @@ def correct_diversity(ask: Question, ends: Ends) -> Check:
     if found is None:
         return ask.skip("too few prompts have two rewarded completions at both ends of the run")
     return narrowing(
-        ask, "rlmon/text/effective_templates_within_correct", "templates", found, 0.6, 0.4,
+        ask, "rlmon/text/effective_templates_within_correct", "templates", found, RIGHT_WARN, RIGHT_FAIL,
         WIDEN + " Later training can only choose among right answers that are still given.",
     )  # fmt: skip
 

@@ -18,6 +18,8 @@ from rlmon.statistics import trailing_mean
 
 EXTINCT_SHARE = 0.1
 EXTINCT_BASE_SHARE = 0.02
+DIED_WARN, DIED_FAIL = 0.05, 0.4
+"""Of the base's completions, in formats that died out."""
 
 
 @question(
@@ -50,14 +52,14 @@ def mode_extinction(ask: Question, ends: Ends) -> Check:
     if not known:
         return ask.skip("an end of the run has fewer than two prompts")
     lost = sum(entry["base_share"] for entry in gone.values())
-    status: Status = "fail" if lost >= 0.4 else "warn" if lost >= 0.05 else "pass"
+    status: Status = "fail" if lost >= DIED_FAIL else "warn" if lost >= DIED_WARN else "pass"
     return ask.says(
         status=status,
         metric="share of the base in formats that died out",
         unit="share",
         value=lost,
         baseline=0.0,
-        threshold=0.4 if status == "fail" else 0.05,
+        threshold=DIED_FAIL if status == "fail" else DIED_WARN,
         first_step=_died(ends.case, gone) if gone else None,
         message=_gone(gone) if gone else "every format of the base is still written",
         evidence={"modes": gone},

@@ -7,6 +7,10 @@ from rlmon.audit.curves import known, smooth_since
 from rlmon.audit.result import Check
 from rlmon.records import Status
 
+CUT_WARN, CUT_FAIL, CUT_MORE = 0.25, 0.5, 0.1
+"""Share of completions that the token limit cuts off, and by how much it rose where that is what happened."""
+GREW = 3.0
+"""Times the base's length."""
 ALWAYS = 0.9
 """Share of completions, and of steps: with more than this cut off in more than this many steps, all are."""
 
@@ -30,8 +34,8 @@ def truncation(ask: Question, ends: Ends) -> Check:
         return ask.skip("truncation was logged at one end of the run only")
     shares = known(ends.case.series(name))
     status: Status = "pass"
-    if last - base > 0.1:
-        status = "fail" if last > 0.5 else "warn" if last > 0.25 else "pass"
+    if last - base > CUT_MORE:
+        status = "fail" if last > CUT_FAIL else "warn" if last > CUT_WARN else "pass"
     elif last > ALWAYS and float((shares > ALWAYS).mean()) > ALWAYS:
         return ask.says(
             status="warn", metric=name, unit="share", value=last, baseline=base, threshold=ALWAYS, told="",
@@ -40,9 +44,9 @@ def truncation(ask: Question, ends: Ends) -> Check:
             advice="Raise max_completion_length, or ask for shorter answers; check that the model can end at all (the "
             "chat template's end token as eos_token).",
         )  # fmt: skip
-    elif last > 0.25:
+    elif last > CUT_WARN:
         return ask.says(
-            status="note", metric=name, unit="share", value=last, baseline=base, threshold=0.25, told="",
+            status="note", metric=name, unit="share", value=last, baseline=base, threshold=CUT_WARN, told="",
             message=f"{last:.0%} of all completions are cut off by the token limit, as at the start ({base:.0%})",
             advice="Raise max_completion_length, or set mask_truncated_completions=True.",
         )  # fmt: skip
@@ -52,7 +56,7 @@ def truncation(ask: Question, ends: Ends) -> Check:
     facts = {} if began is not None else {"told": ""}
     return ask.says(
         status=status, metric="rlmon/health/truncated", unit="share", first_step=began,
-        value=last, baseline=base, threshold=0.5 if status == "fail" else 0.25,
+        value=last, baseline=base, threshold=CUT_FAIL if status == "fail" else CUT_WARN,
         message=f"cut off by the token limit: {base:.3f} -> {last:.3f} of all completions",
         advice="Raise max_completion_length, or set mask_truncated_completions=True; look "
         "whether longer completions earn more for a reason.", **facts,
@@ -76,13 +80,13 @@ def length_growth(ask: Question, ends: Ends) -> Check:
     if found is None or found.base <= 0:
         return ask.skip("the length of the completions is not known")
     # Longer chains are how reasoning grows: what is lost by them (cut off, repeated, wrong) has checks of its own.
-    status: Status = "note" if found.low > 2.0 * found.base else "pass"
+    status: Status = "note" if found.low > (GREW - 1.0) * found.base else "pass"
     # As it can at most become a note, a doubt about it leaves no core question open.
-    doubtful = status == "pass" and found.last > 3.0 * found.base
+    doubtful = status == "pass" and found.last > GREW * found.base
     return ask.says(
         core=None if doubtful else ask.core,
         status=status, metric=f"completion {unit}", unit=unit,
-        value=found.last, baseline=found.base, threshold=3.0 * found.base,
+        value=found.last, baseline=found.base, threshold=GREW * found.base,
         interval=(found.base + found.low, found.base + found.high), message=between(found, f" {unit}")
         + ("" if status == "pass" else f": each one costs {found.last / found.base:.1f} times as much"),
         evidence=sizes(found),

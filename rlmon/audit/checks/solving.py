@@ -20,6 +20,8 @@ from rlmon.statistics import ByKey, beta_cdf, t_quantile, trailing_mean
 
 MIN_VISITS = 4
 MIN_PROMPTS = 20
+SOLVED_LESS = 0.05
+"""By so much pass@k fell where that is a FAIL."""
 
 
 @question(
@@ -38,22 +40,27 @@ def pass_at_k(ask: Question, ends: Ends) -> Check:
     least = int(np.quantile(tries, 0.1)) if tries.size else 0
     if least < 2:
         return ask.skip("there is one scored completion per prompt; pass@k needs several (num_generations)")
-    k = 1 << (least.bit_length() - 1)
+    k = most_tries(least)
     values = pass_at_k_of(n, c, k)
     found, single = ends.contrast.mean(values), ends.contrast.mean(pass_at_k_of(n, c, 1))
     if found is None or single is None:
         return ask.skip("an end of the run has fewer than two prompts with rewards")
-    status: Status = "fail" if found.high < -0.05 else "warn" if found.high < 0 else "pass"
+    status: Status = "fail" if found.high < -SOLVED_LESS else "warn" if found.high < 0 else "pass"
     how = "the same prompts" if found.paired * 2 >= found.prompts_last else "other prompts at the end than at the base"
     return ask.says(
         status=status, metric=f"pass@{k}", unit="probability",
-        value=found.last, baseline=found.base, threshold=found.base - (0.05 if status == "fail" else 0.0),
+        value=found.last, baseline=found.base, threshold=found.base - (SOLVED_LESS if status == "fail" else 0.0),
         interval=(found.base + found.low, found.base + found.high),
         message=f"pass@{k} {between(found)}; pass@1 {between(single)}; {how}",
         evidence={"k": k, "pass_at_1_base": single.base, "pass_at_1_last": single.last, **sizes(found)},
         advice="The run trades breadth for the mean: stop earlier, raise beta, or train on "
         "prompts that are not solved yet.",
     )  # fmt: skip
+
+
+def most_tries(least: int) -> int:
+    """The k of pass@k for prompts with so many completions: the largest power of two among them."""
+    return 1 << (least.bit_length() - 1)
 
 
 def pass_at_k_of(n: Floats, c: Floats, k: int) -> Floats:
