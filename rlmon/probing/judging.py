@@ -106,7 +106,7 @@ def _headline(found: Sequence[Statement], prompts: int) -> str:
     narrowed = [one.told for one in bad if one.narrowing and one.id.removesuffix("-right") not in ids - {one.id}]
     rest = "; ".join(one.told for one in bad if not one.narrowing)
     if narrowed:
-        more = f"; {len(narrowed) - TOLD} more" if len(narrowed) > TOLD else ""
+        more = f"; and {len(narrowed) - TOLD} more" if len(narrowed) > TOLD else ""
         return f"Narrowed: {'; '.join(narrowed[:TOLD])}{more}." + (f" Also: {rest}." if rest else "")
     but = f" But: {rest}." if rest else ""
     if unknown := _open(found):

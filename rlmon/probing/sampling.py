@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import rlmon.blending.writing as writing
-from rlmon.blending.folders import TOKENIZER, Folder, words
+from rlmon.blending.folders import ADAPTER_CONFIG, TOKENIZER, Folder, read_json, words
 from rlmon.blending.making import Pair
 from rlmon.errors import ConfigError, ReadError, WeightsError
 from rlmon.lab.libraries import versions
@@ -76,20 +76,21 @@ class Sampled:
 # -- the folder ------------------------------------------------------------------------------------------------------
 
 
-def fingerprint(pair: Pair, texts: Sequence[str], setting: Setting) -> dict[str, Any]:
+def fingerprint(pair: Pair, prompts: Sequence[Any], setting: Setting) -> dict[str, Any]:
     """What decides the samples, apart from versions of software: SHA-256 of every file of both models and of the
     prompts, and the settings."""
     return {
         "schema_version": SCHEMA_VERSION,
         "base": _hashes(pair.base),
         "checkpoint": _hashes(pair.checkpoint),
-        "prompts": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         **asdict(setting),
     }
 
 
 def _hashes(folder: Folder) -> dict[str, str]:
     files = {*(shard.file for shard in folder.shards), *folder.copied()}
+    files |= set() if folder.adapter is None else {folder.path / ADAPTER_CONFIG}
     return {file.name: writing.sha256(file) for file in sorted(files)}
 
 
@@ -226,14 +227,11 @@ def refuse_other_tokenizer(pair: Pair) -> None:
 
 def end_tokens(pair: Pair) -> list[int]:
     """Tokens that end a completion, of either: both are sampled with all of them."""
-    from transformers import GenerationConfig
-
     found: set[int] = set()
     for folder in (pair.base, pair.checkpoint):
         names = [name for name in ("generation_config.json", "config.json") if (folder.path / name).exists()]
-        if names:
-            told = loaded(partial(GenerationConfig.from_pretrained, config_file_name=names[0]), folder.path)
-            found |= set() if told.eos_token_id is None else set(np.atleast_1d(told.eos_token_id).tolist())
+        told: Any = read_json(folder.path / names[0]).get("eos_token_id") if names else None
+        found |= {token for token in np.atleast_1d(told).tolist() if isinstance(token, int)}
     return sorted(found)
 
 
@@ -256,7 +254,7 @@ def sample(
         tokenizer = load_tokenizer(home.path, home.role)
         ends = end_tokens(pair)
         texts = [as_text(tokenizer, prompt) for prompt in prompts]
-        decided = fingerprint(pair, texts, setting)
+        decided = fingerprint(pair, prompts, setting)
         folder = default_folder(pair, decided) if out is None else out
         open_folder(folder, decided)
         size = setting.prompts_at_once

@@ -31,6 +31,7 @@ ALPHA = HINDSIGHT_ALPHA / STATEMENTS
 """Error rate of one interval (two-sided)."""
 _SPECS = {spec.id: spec for spec in DETECTORS}
 _LINES = {spec.id: (spec.warn or 0.0, spec.fail or 0.0) for spec in DETECTORS}
+HELD = ("fell", "held")
 _ORDER: Sequence[Status] = ("pass", "unsure", "warn", "fail")
 
 
@@ -66,6 +67,8 @@ class Statement:
     @property
     def word(self) -> str:
         """What came out."""
+        if self.words == HELD and self.status == "pass" and self.interval is not None and self.interval[0] > 0:
+            return "rose"
         if self.status in ("unsure", "skip", "note", None):
             return {"unsure": "too few to tell", "skip": "not measured", "note": "longer"}.get(self.status or "", "")
         return self.words[self.status == "pass"]
@@ -182,15 +185,14 @@ def chances_P(answers: Answers, k: int) -> Floats:
 def solved(base: Answers, checkpoint: Answers) -> list[Statement]:
     """pass@1, pass@k and the mean reward."""
     k = most_tries(base.right.shape[1])
-    held = ("fell", "held")
     lost = (1.0 - LOST_WARN, 1.0 - LOST_FAIL)
     line = _below_words(lost, "reward-loss")
-    first = Statement(id="pass-at-1", title="pass@1, accuracy", unit="probability", words=held, narrowing=False,
+    first = Statement(id="pass-at-1", title="pass@1, accuracy", unit="probability", words=HELD, narrowing=False,
                       line=line, told="pass@1 was {base}, now {now}")  # fmt: skip
-    several = Statement(id="pass-at-k", title=f"pass@{k}", unit="probability", words=held,
+    several = Statement(id="pass-at-k", title=f"pass@{k}", unit="probability", words=HELD,
                         line=f"WARN where it fell, FAIL by more than {SOLVED_LESS:g} (pass-at-k)",
                         told=f"pass@{k} was {{base}}, now {{now}}")  # fmt: skip
-    mean = Statement(id="reward", title="mean reward", unit="reward", words=held, narrowing=False, line=line,
+    mean = Statement(id="reward", title="mean reward", unit="reward", words=HELD, narrowing=False, line=line,
                      told="the reward was {base}, now {now}")  # fmt: skip
 
     def fell(interval: Interval) -> Status:
@@ -206,7 +208,8 @@ def solved(base: Answers, checkpoint: Answers) -> list[Statement]:
     unknown = None if tries[0].prompts else why
 
     def kept(paired: Paired) -> Callable[[Interval], Status]:
-        return lambda _: below(paired.ratio(ALPHA), *lost)
+        # What did not fall is not lost, also where the base had nothing.
+        return lambda difference: "pass" if difference[0] >= 0 else below(paired.ratio(ALPHA), *lost)
 
     graded = (base.reward < 0).any() or (checkpoint.reward < 0).any()
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import made_weights as made
@@ -44,6 +45,11 @@ def test_one_that_was_stopped_goes_on_to_the_same_bytes(
     pairs: dict[str, Pair], prompts: list[str], tmp_path: Path, kind: str
 ) -> None:
     *_, whole = sample(pairs[kind], prompts, SETTING, tmp_path / "whole")
+    decides = {
+        "model": {"model.safetensors", "config.json"},
+        "adapter": {"adapter_model.safetensors", "adapter_config.json"},
+    }
+    assert json.loads((whole / "probe.json").read_text())["checkpoint"].keys() >= decides[kind]
     # Of 4 parts of 3 batches: stopped in the middle of each, and between two.
     for after in (1, 3, 5, 7, 11):
         out = tmp_path / f"stopped-{after}"

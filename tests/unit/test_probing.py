@@ -84,7 +84,10 @@ def test_pass_at_k_is_without_bias() -> None:
     assert found.pass_at_k == {1: (0.25, 0.5), 2: (0.5, pytest.approx(5 / 6)), 4: (1.0, 1.0)}
     assert np.isnan(chances_P(answers(MANY), 2)).all(), "where nothing says what is right"
     first = stated(found)["pass-at-1"]
-    assert (first.status, first.word, first.value, first.interval) == ("pass", "held", 0.25, (0.25, 0.25))
+    assert (first.status, first.word, first.value, first.interval) == ("pass", "rose", 0.25, (0.25, 0.25))
+    # Of a base that solves nothing no share can be told.
+    risen = stated(judged(answers(MANY, right=[0] * 4), answers(MANY, right=[1, 0, 0, 0])))
+    assert [(risen[name].status, risen[name].word) for name in ("pass-at-1", "pass-at-k")] == [("pass", "rose")] * 2
     lost = stated(judged(answers(MANY, right=[1, 1, 0, 0]), answers(MANY, right=[0] * 4)))
     assert [(lost[name].status, lost[name].word) for name in ("pass-at-1", "pass-at-k")] == [("fail", "fell")] * 2
 
