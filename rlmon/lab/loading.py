@@ -56,16 +56,23 @@ def loaded(load: Callable[..., Any], folder: Path, **how: Any) -> Any:
         raise WeightsError(f"cannot load {one_line(str(folder))} to sample from it: {said}") from error
 
 
+def device_name() -> str:
+    """What models are loaded to."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_model(folder: Path) -> tuple[PreTrainedModel, list[int]]:
     """The model in a folder, ready to be sampled from at the temperature that is asked for, and the tokens that it says
     end what it writes."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    on_gpu = torch.cuda.is_available()
+    device = device_name()
     # A processor computes slowly, if at all, in half precision.
-    how = {"dtype": "auto" if on_gpu else torch.float32, "use_safetensors": True, "trust_remote_code": False}
-    model = loaded(AutoModelForCausalLM.from_pretrained, folder, **how).to("cuda" if on_gpu else "cpu").eval()
+    how = {"dtype": "auto" if device == "cuda" else torch.float32, "use_safetensors": True, "trust_remote_code": False}
+    model = loaded(AutoModelForCausalLM.from_pretrained, folder, **how).to(device).eval()
     told = getattr(model, "generation_config", None)
     ends: Any = getattr(told, "eos_token_id", None)
     # What else it says (a penalty on repetition, beams, a kind of cache) would not be plain sampling.

@@ -20,6 +20,16 @@ class Prompts:
     """Text, or messages of a conversation."""
     columns: Mapping[str, list[Any]] = field(default_factory=dict)
 
+    def distinct(self) -> Prompts:
+        """Each of them once, with the columns of its first row."""
+        first: dict[str, int] = {}
+        for at, prompt in enumerate(self.prompts):
+            first.setdefault(json.dumps(prompt), at)
+        return Prompts(
+            [self.prompts[at] for at in first.values()],
+            {name: [values[at] for at in first.values()] for name, values in self.columns.items()},
+        )
+
     def times(self, copies: int) -> Prompts:
         """Each of them so many times, one after the other."""
 

@@ -51,8 +51,12 @@ def rewards_of(
     if reward is None:
         if BY_ANSWER not in asked.columns:
             return None
-        right = [normalise_answer(str(answer)) for answer in asked.columns[BY_ANSWER]]
-        return [float(final_answer(text) == answer) for text, answer in zip(texts, right, strict=True)]
+        right = [None if one is None else normalise_answer(str(one)) for one in asked.columns[BY_ANSWER]]
+        # Where a row names no answer, nothing is known of what its prompt is answered with.
+        return [
+            None if answer is None else float(final_answer(text) == answer)
+            for text, answer in zip(texts, right, strict=True)
+        ]
     name = getattr(reward, "__name__", "the reward function")
     completions = [
         text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

@@ -124,8 +124,9 @@ def entropy_and_kl(
     with torch.no_grad():
         logp = _log_probabilities(model, drawn)
         p = logp.exp()
-        entropy_BT = -(p * logp).sum(-1)
-        kl_BT = (p * (logp - _log_probabilities(base, drawn))).sum(-1)
+        # Of a token that cannot come, p is 0 and log p may be -inf.
+        entropy_BT = -torch.where(p > 0, p * logp, 0.0).sum(-1)
+        kl_BT = torch.where(p > 0, p * (logp - _log_probabilities(base, drawn)), 0.0).sum(-1)
     # Not multiplied by the mask: behind the end there may be inf.
     return entropy_BT.masked_fill(~drawn.own_BT, 0.0).sum(1), kl_BT.masked_fill(~drawn.own_BT, 0.0).sum(1)
 
@@ -151,6 +152,10 @@ def _read(model: PreTrainedModel, inputs: dict[str, torch.Tensor], copies: int) 
 def _log_probabilities(model: Callable[..., Any], drawn: Drawn) -> torch.Tensor:
     """Log-probabilities [B, T, V] that predict each completion token, in float32."""
     position_BS = (drawn.mask_BS.cumsum(1) - 1).clamp(min=0)
-    logits = model(input_ids=drawn.ids_BS, attention_mask=drawn.mask_BS, position_ids=position_BS).logits
-    result: torch.Tensor = (logits[:, drawn.prompt_tokens - 1 : -1].float() / drawn.temperature).log_softmax(-1)
+    # Of a long prompt the logits are the most memory, and none is asked for but the last.
+    logits = model(
+        input_ids=drawn.ids_BS, attention_mask=drawn.mask_BS, position_ids=position_BS,
+        logits_to_keep=drawn.own_BT.shape[1] + 1,
+    ).logits  # fmt: skip
+    result: torch.Tensor = (logits[:, :-1].float() / drawn.temperature).log_softmax(-1)
     return result

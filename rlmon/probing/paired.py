@@ -22,6 +22,8 @@ class Paired:
 
     base_P: Floats
     checkpoint_P: Floats
+    most: float = math.inf
+    """What neither can be more than, where there is such a number: 1 of chances and shares."""
 
     def __post_init__(self) -> None:
         both_P = np.isfinite(self.base_P) & np.isfinite(self.checkpoint_P)
@@ -42,8 +44,16 @@ class Paired:
         return float(self.checkpoint_P.mean())
 
     def difference(self, alpha: float) -> Interval:
-        """Of checkpoint minus base, with error rate ``alpha``: the paired t interval, of two prompts at least."""
-        return mean_interval(self.checkpoint_P - self.base_P, alpha)
+        """Of checkpoint minus base, with error rate ``alpha``: the paired t interval, of two prompts at least.
+
+        Where chances of no prompt changed there is no spread: what n prompts did not show may be true of
+        1 - (alpha / 2) ** (1 / n) of all.
+        """
+        low, high = mean_interval(self.checkpoint_P - self.base_P, alpha)
+        if math.isfinite(self.most) and low == high == 0.0:
+            high = self.most * (1.0 - (alpha / 2.0) ** (1.0 / self.prompts))
+            low = -high
+        return max(low, -self.most), min(high, self.most)
 
     def ratio(self, alpha: float) -> Interval:
         """Of checkpoint over base (Fieller 1954): the ratios r at which the mean of checkpoint - r base may be 0.
@@ -51,6 +61,9 @@ class Paired:
         Of means of numbers that are never negative. The upper end is infinite where the base's mean may be 0.
         """
         a, b = self.checkpoint, self.base
+        if b and math.isfinite(self.most) and np.array_equal(self.base_P, self.checkpoint_P):
+            low, high = self.difference(alpha)
+            return max(0.0, 1.0 + low / b), 1.0 + high / b
         t = t_quantile(1.0 - alpha / 2.0, self.prompts - 1)
         (va, cov), (_, vb) = np.cov(self.checkpoint_P, self.base_P) / self.prompts
         # (a - r b)^2 = t^2 (va - 2 r cov + r^2 vb) is q r^2 - 2 h r + c = 0.

@@ -42,6 +42,10 @@ def probe(
     Raises ``ConfigError`` where ``reward`` raises; what was sampled is kept.
     """
     setting = setting or Setting()
+    # The prompt is the unit: one that comes again would count as news.
+    given, asked = asked, asked.distinct()
+    if again := len(given.prompts) - len(asked.prompts):
+        tell(f"{again} of {len(given.prompts)} rows ask what one before them asks, and are left out.")
     *sides, folder = sample(pair, asked.prompts, setting, out, tell=tell, progress=progress)
     each = asked.times(setting.samples)
     rewards = [rewards_of(side.texts, side.ids, each, reward) for side in sides]

@@ -21,9 +21,9 @@ import numpy as np
 import rlmon.blending.writing as writing
 from rlmon.blending.folders import ADAPTER_CONFIG, TOKENIZER, Folder, read_json, words
 from rlmon.blending.making import Pair
-from rlmon.errors import ConfigError, ReadError, WeightsError
+from rlmon.errors import ConfigError, ReadError, RLMonError, WeightsError
 from rlmon.lab.libraries import versions
-from rlmon.lab.loading import as_text, load_model, load_tokenizer, loaded, quiet, require
+from rlmon.lab.loading import as_text, device_name, load_model, load_tokenizer, loaded, quiet, require
 from rlmon.lab.sampling import Drawn, draws, entropies, entropy_and_kl
 from rlmon.printable import one_line, several
 from rlmon.statistics import Floats
@@ -52,10 +52,6 @@ class Setting:
     """Completions that are sampled together: those of one prompt at least."""
     seed: int = 0
     temperature: float = 1.0
-
-    @property
-    def prompts_at_once(self) -> int:
-        return max(1, self.batch // self.samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +96,9 @@ def default_folder(pair: Pair, decided: Mapping[str, Any]) -> Path:
     return Path("rlmon-probe", f"{Path(os.path.realpath(pair.checkpoint.path)).name}-{short}")
 
 
-def open_folder(folder: Path, decided: Mapping[str, Any]) -> None:
-    """Makes the folder, or finds that its samples are these. Raises ``ConfigError`` where it holds anything else."""
+def open_folder(folder: Path, decided: Mapping[str, Any], device: str) -> str:
+    """Makes the folder, or finds that its samples are these; the device that they are begun on. Raises ``ConfigError``
+    where it holds anything else."""
     note, shown = folder / NOTE, one_line(str(folder))
     try:
         if note.exists():
@@ -112,56 +109,46 @@ def open_folder(folder: Path, decided: Mapping[str, Any]) -> None:
                     f"{shown} holds samples of something else: {several(differ, 4)} differ from what is asked now. "
                     "Type another --out, or leave it away."
                 )
-            return
+            return str(found.get("device"))
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"--out has to be a folder that is new or of this command, and {shown} is neither.")
         folder.mkdir(parents=True, exist_ok=True)
-        writing.write_text(note, json.dumps({**decided, "packages": versions()}, indent=2) + "\n")
+        writing.write_text(note, json.dumps({**decided, "device": device, "packages": versions()}, indent=2) + "\n")
+        return device
+    except ConfigError:
+        raise
     except (OSError, ValueError, AttributeError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"cannot use {shown} for samples: {one_line(str(error))}. Type another --out.") from error
 
 
-@dataclass(frozen=True)
-class Part:
-    """One file of the folder: rows in the order of the prompts, in whole batches."""
+def kept(file: Path, batches: Sequence[slice], samples: int) -> list[Row]:
+    """The rows of whole batches, in the order of the prompts; what a stop has left of another is cut off the file."""
+    try:
+        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+        begun = max((batch.stop for batch in batches if batch.stop * samples <= len(lines)), default=0)
+        rows = [json.loads(line) for line in lines[: begun * samples]]
+        # Two calls at once leave a batch twice.
+        if [row["prompt"] for row in rows] != [at // samples for at in range(len(rows))]:
+            raise ValueError
+        whole = sum(len(line) + 1 for line in lines[: len(rows)])
+        if file.exists() and file.stat().st_size != whole:
+            os.truncate(file, whole)
+    except OSError as error:
+        raise ConfigError(f"cannot use {one_line(str(file))}: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReadError(f"{one_line(str(file))} is damaged: remove its folder, and all is sampled anew.") from error
+    return rows
 
-    file: Path
-    batches: Sequence[slice]
-    """The prompts of each."""
-    samples: int
 
-    def rows(self) -> list[Row]:
-        """Those of its whole batches; what a stop has left of another is cut off the file."""
-        if not self.file.exists():
-            return []
-        lines = self.file.read_bytes().split(b"\n")[:-1]
-        ends = np.cumsum([(batch.stop - batch.start) * self.samples for batch in self.batches])
-        kept = int(max((end for end in ends if end <= len(lines)), default=0))
-        os.truncate(self.file, sum(len(line) + 1 for line in lines[:kept]))
-        try:
-            return [json.loads(line) for line in lines[:kept]]
-        except ValueError as error:
-            raise ReadError(
-                f"{one_line(str(self.file))} is damaged: remove its folder, and all is sampled anew."
-            ) from error
-
-    def missing(self, rows: int) -> Iterator[tuple[int, slice]]:
-        """The number and the prompts of each batch that is to come."""
-        for at, batch in enumerate(self.batches):
-            if batch.start * self.samples >= rows:
-                yield at, batch
-
-    def append(self, rows: Sequence[Row]) -> None:
-        try:
-            with open(self.file, "ab") as stream:
-                stream.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write {one_line(str(self.file))}: {error.strerror or error}. What was sampled is kept: make "
-                "room, and type the same again."
-            ) from error
+def append(file: Path, rows: Sequence[Row]) -> None:
+    try:
+        with open(file, "ab") as stream:
+            stream.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {one_line(str(file))}: {error.strerror or error}. What was sampled is kept: make room, and "
+            "type the same again."
+        ) from error
 
 
 # -- the models ------------------------------------------------------------------------------------------------------
@@ -186,31 +173,24 @@ class Voice:
 
 
 class Voices:
-    """Base and checkpoint by name, loaded when asked for: of full models one at a time, until both are needed."""
+    """Base and checkpoint by name, loaded when asked for: of full models only those that are asked for together."""
 
     def __init__(self, pair: Pair) -> None:
         self._pair = pair
         self._held: dict[str, Voice] = {}
 
-    def only(self, name: str) -> Voice:
-        if self._pair.kind == "model" and name not in self._held:
-            self._held.clear()
-        return self._get(name)
-
-    def both(self) -> tuple[Voice, Voice]:
-        return self._get("base"), self._get("checkpoint")
-
-    def _get(self, name: str) -> Voice:
-        if name not in self._held:
-            if self._pair.kind == "model":
+    def __call__(self, *names: str) -> list[Voice]:
+        if self._pair.kind == "model":
+            self._held = {name: voice for name, voice in self._held.items() if name in names}
+            for name in set(names) - self._held.keys():
                 self._held[name] = Voice(load_model(getattr(self._pair, name).path)[0])
-            else:
-                from peft import PeftModel
+        elif not self._held:
+            from peft import PeftModel
 
-                model, _ = load_model(self._pair.base.path)
-                model = loaded(partial(PeftModel.from_pretrained, model), self._pair.checkpoint.path).eval()
-                self._held = {"base": Voice(model, model.disable_adapter), "checkpoint": Voice(model)}
-        return self._held[name]
+            model, _ = load_model(self._pair.base.path)
+            model = loaded(partial(PeftModel.from_pretrained, model), self._pair.checkpoint.path).eval()
+            self._held = {"base": Voice(model, model.disable_adapter), "checkpoint": Voice(model)}
+        return [self._held[name] for name in names]
 
 
 def refuse_other_tokenizer(pair: Pair) -> None:
@@ -231,8 +211,29 @@ def end_tokens(pair: Pair) -> list[int]:
     for folder in (pair.base, pair.checkpoint):
         names = [name for name in ("generation_config.json", "config.json") if (folder.path / name).exists()]
         told: Any = read_json(folder.path / names[0]).get("eos_token_id") if names else None
-        found |= {token for token in np.atleast_1d(told).tolist() if isinstance(token, int)}
+        found |= {token for token in (told if isinstance(told, list) else [told]) if isinstance(token, int)}
     return sorted(found)
+
+
+def refuse_unreadable(pair: Pair, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], more: int) -> None:
+    """Raises ``ConfigError`` for a prompt without a token, and one that the models cannot read with ``more``."""
+    told = [folder.config.get("max_position_embeddings", folder.config.get("n_positions"))
+            for folder in (pair.base, pair.checkpoint)]  # fmt: skip
+    most = min((tokens for tokens in told if isinstance(tokens, int)), default=None)
+    for number, text in enumerate(texts, start=1):
+        try:
+            tokens = len(tokenizer(text).input_ids)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"prompt {number} is no text that the tokenizer can read ({one_line(text, 40)}): remove it."
+            ) from error
+        if not tokens:
+            raise ConfigError(f"prompt {number} is empty: remove it, or write what is asked.")
+        if most is not None and tokens + more > most:
+            raise ConfigError(
+                f"prompt {number} has {tokens:,} tokens, and the models read {most:,} with the completion, for which "
+                f"--max-new-tokens wants {more:,}: shorten the prompt, or type a smaller number."
+            )
 
 
 # -- sampling and measuring ------------------------------------------------------------------------------------------
@@ -254,10 +255,12 @@ def sample(
         tokenizer = load_tokenizer(home.path, home.role)
         ends = end_tokens(pair)
         texts = [as_text(tokenizer, prompt) for prompt in prompts]
+        refuse_unreadable(pair, tokenizer, texts, setting.max_new_tokens)
         decided = fingerprint(pair, prompts, setting)
         folder = default_folder(pair, decided) if out is None else out
-        open_folder(folder, decided)
-        size = setting.prompts_at_once
+        device = device_name()
+        begun_on = open_folder(folder, decided, device)
+        size = max(1, setting.batch // setting.samples)
         batches = [slice(at, min(at + size, len(texts))) for at in range(0, len(texts), size)]
         voices = Voices(pair)
         done = 0
@@ -265,15 +268,31 @@ def sample(
         def parts(kind: str, make: Callable[[str, int, slice], list[Row]]) -> Iterator[list[Row]]:
             nonlocal done
             for name in SIDES:
-                part = Part(folder / f"{name}.{kind}.jsonl", batches, setting.samples)
-                rows = part.rows()
+                file = folder / f"{name}.{kind}.jsonl"
+                rows = kept(file, batches, setting.samples)
                 begun = len(rows) // setting.samples
                 if begun < len(texts):
+                    if begun_on != device:
+                        raise ConfigError(
+                            f"{one_line(str(folder))} was begun on {begun_on}, and this is {device}, which rounds "
+                            "otherwise: go on where it was begun, or type another --out."
+                        )
                     tell(f"{name}, {kind}: {begun} of {len(texts)} prompts are done, going on." if begun else
                          f"{name}, {kind}: {len(texts)} prompts, {setting.samples} completions of each.")  # fmt: skip
-                for at, batch in part.missing(len(rows)):
-                    made = make(name, at, batch)
-                    part.append(made)
+                for at, batch in enumerate(batches):
+                    if batch.start < begun:
+                        continue
+                    try:
+                        made = make(name, at, batch)
+                    except RLMonError:
+                        raise
+                    except (RuntimeError, ValueError, IndexError) as error:  # of torch, on weights of anybody
+                        raise WeightsError(
+                            f"{name.upper()} cannot be sampled: {one_line(str(error).strip(), 240)}. Either its "
+                            "weights are no finite numbers, or memory is short: then type a smaller --batch."
+                        ) from error
+                    made = [{"prompt": batch.start + row // setting.samples, **one} for row, one in enumerate(made)]
+                    append(file, made)
                     rows += made
                     if progress is not None:
                         progress(done + len(rows) // setting.samples, 4 * len(texts))
@@ -281,14 +300,14 @@ def sample(
                 yield rows
 
         def draw(name: str, at: int, batch: slice) -> list[Row]:
-            return _drawn(voices.only(name), tokenizer, texts[batch], setting, at, ends)
+            (voice,) = voices(name)
+            return _drawn(voice, tokenizer, texts[batch], setting, at, ends)
 
         completions = list(parts("completions", draw))
 
         def measure(name: str, at: int, batch: slice) -> list[Row]:
             rows = completions[SIDES.index(name)][batch.start * setting.samples : batch.stop * setting.samples]
-            base, checkpoint = voices.both()
-            one, other = (base, checkpoint) if name == "base" else (checkpoint, base)
+            one, other = voices(name, *(side for side in SIDES if side != name))
             return _measured(one, other, _again(tokenizer, texts[batch], rows, setting, one.model.device))
 
         nats = list(parts("nats", measure))
@@ -353,7 +372,7 @@ def _again(
 
 def _measured(one: Voice, other: Voice, drawn: Drawn) -> list[Row]:
     rows: list[Row] = []
-    at_once = max(1, LOGITS_AT_ONCE // (drawn.ids_BS.shape[1] * one.tokens))
+    at_once = max(1, LOGITS_AT_ONCE // (drawn.own_BT.shape[1] * one.tokens))
     for start in range(0, len(drawn.texts), at_once):
         part = drawn.rows(slice(start, start + at_once))
         if one.tokens == other.tokens:

@@ -24,7 +24,7 @@ from rlmon.detectors import DETECTORS
 from rlmon.probing.answers import Answers, Kind
 from rlmon.probing.paired import Interval, Paired, mean_interval
 from rlmon.records import Status
-from rlmon.statistics import Floats
+from rlmon.statistics import Floats, ratio
 
 STATEMENTS = 15
 ALPHA = HINDSIGHT_ALPHA / STATEMENTS
@@ -199,10 +199,10 @@ def solved(base: Answers, checkpoint: Answers) -> list[Statement]:
         found = below(interval, 0.0, -SOLVED_LESS)
         return "pass" if found == "unsure" and interval[0] >= -SOLVED_LESS else found
 
-    tries = [Paired(chances_P(base, n), chances_P(checkpoint, n)) for n in (1, k)]
-    rewards = Paired(base.reward.mean(1), checkpoint.reward.mean(1))
+    tries = [Paired(chances_P(base, n), chances_P(checkpoint, n), 1.0) for n in (1, k)]
+    rewards = Paired(_of_known_P(base.reward), _of_known_P(checkpoint.reward))
     if not tries[0].prompts and not rewards.prompts:
-        why = "nothing says which completions are right: add --reward, or a column answer to the prompts"
+        why = "nothing says which completions are right: add --reward that gives numbers, or a column answer"
         return [blank.lacking(why) for blank in (first, several, mean)]
     why = "these rewards are graded: what a success is cannot be told from them"
     unknown = None if tries[0].prompts else why
@@ -211,14 +211,24 @@ def solved(base: Answers, checkpoint: Answers) -> list[Statement]:
         # What did not fall is not lost, also where the base had nothing.
         return lambda difference: "pass" if difference[0] >= 0 else below(paired.ratio(ALPHA), *lost)
 
+    single = first.lacking(unknown) if unknown else first.compared(tries[0], "difference", kept(tries[0]))
+    # A model that solves less at one try too got worse: of that pass@k says nothing of how many ways are left.
+    several = replace(several, narrowing=single.status not in ("warn", "fail"))
+    same = (single.base, single.checkpoint) == (rewards.base, rewards.checkpoint) if rewards.prompts else False
     graded = (base.reward < 0).any() or (checkpoint.reward < 0).any()
     return [
-        first.lacking(unknown) if unknown else first.compared(tries[0], "difference", kept(tries[0])),
+        single,
         several.lacking(unknown) if unknown else several.compared(tries[1], "difference", fell),
-        # Of rewards below zero there is no share.
-        replace(mean, line="").compared(rewards, "difference", lambda _: None) if graded
+        # Of rewards below zero there is no share; what pass@1 says is judged once.
+        replace(mean, line="").compared(rewards, "difference", lambda _: None) if graded or same
         else mean.compared(rewards, "difference", kept(rewards)),
     ]  # fmt: skip
+
+
+def _of_known_P(rewards: Floats) -> Floats:
+    """Of each prompt, the mean of the rewards that were given."""
+    known = np.isfinite(rewards)
+    return ratio(np.where(known, rewards, 0.0).sum(1), known.sum(1))
 
 
 # -- entropy, distance, length ---------------------------------------------------------------------------------------
@@ -270,7 +280,8 @@ def distances(base: Answers, checkpoint: Answers) -> list[Statement]:
         return [away.lacking(why), back.lacking(why)]
 
     def far(interval: Interval) -> Status:
-        a_completion = mean_interval(checkpoint.kl_nats.mean(1), ALPHA)
+        sums_P = checkpoint.kl_nats.mean(1)
+        a_completion = mean_interval(sums_P[np.isfinite(sums_P)], ALPHA)
         return _milder(above(interval, *lines), above(a_completion, sequence[0], sequence[1]))
 
     # From nothing, which is no number of the other side.
@@ -283,7 +294,7 @@ def distances(base: Answers, checkpoint: Answers) -> list[Statement]:
 def lengths(base: Answers, checkpoint: Answers) -> list[Statement]:
     """Tokens of a completion, and the share that the limit cuts off."""
     lines = _LINES["length-collapse"]
-    cut = Paired(base.cut.mean(1), checkpoint.cut.mean(1))
+    cut = Paired(base.cut.mean(1), checkpoint.cut.mean(1), 1.0)
 
     def length(kept: Interval) -> Status:
         return "note" if kept[0] > GREW else below(kept, *lines)

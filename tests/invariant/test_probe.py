@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rlmon
 from rlmon.blending.making import Pair, open_pair
 from rlmon.lab.bases import BASE_DIR
-from rlmon.probing.sampling import SIDES, Part, Sampled, Setting, sample
+from rlmon.probing.sampling import SIDES, Sampled, Setting, append, kept, sample
 
 SETTING = Setting(samples=3, max_new_tokens=8, batch=6, seed=5)
 """Two prompts at once: of five prompts three batches."""
@@ -115,7 +115,7 @@ def test_both_are_drawn_by_the_same_random_numbers(pairs: dict[str, Pair], promp
 
 
 def test_rows_of_whole_batches_are_what_is_kept(tmp_path: Path) -> None:
-    part = Part(tmp_path / "x.jsonl", [slice(0, 2), slice(2, 3)], samples=2)
-    part.append([{"n": n} for n in range(5)])
-    assert [row["n"] for row in part.rows()] == [0, 1, 2, 3]
-    assert list(part.missing(4)) == [(1, slice(2, 3))]
+    file, batches = tmp_path / "x.jsonl", [slice(0, 2), slice(2, 3)]
+    append(file, [{"prompt": n // 2} for n in range(5)])
+    assert [row["prompt"] for row in kept(file, batches, 2)] == [0, 0, 1, 1]
+    assert len(file.read_text().splitlines()) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,19 @@ def test_a_folder_of_another_pair_is_refused(rlmon: Rlmon, trained: Path, prompt
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     left = rlmon("probe", "models", BASE_DIR, trained, *how[:-1], tmp_path / "mine")
     assert "--out has to be a folder that is new or of this command" in left.err
+    # Two calls at once leave a batch twice: its rows would be those of other prompts.
+    twice = tmp_path / "out" / "base.nats.jsonl"
+    rows = twice.read_text().splitlines(keepends=True)
+    twice.write_text("".join([*rows[:4], *rows[2:]]))
+    left = rlmon("probe", "models", BASE_DIR, trained, *how)
+    assert "base.nats.jsonl is damaged" in left.err
+    twice.write_text("".join(rows))
+    note = tmp_path / "out" / "probe.json"
+    note.write_text(note.read_text().replace('"device": "', '"device": "another '))
+    assert rlmon("probe", "models", BASE_DIR, trained, *how, "--fail-on", "never").code == 0, "nothing is to be drawn"
+    twice.write_text("")
+    assert "was begun on another " in rlmon("probe", "models", BASE_DIR, trained, *how).err
+    twice.write_text("".join(rows))
     damaged = tmp_path / "out" / "base.nats.jsonl"
     damaged.write_text(damaged.read_text().replace("{", "<", 1))
     left = rlmon("probe", "models", BASE_DIR, trained, *how)
@@ -104,6 +118,13 @@ def test_what_cannot_be_probed_is_one_line_and_exit_2(
     assert "BASE and CHECKPOINT have different tokenizers" in refused(BASE_DIR, tokens, *asked)
     (tmp_path / "empty").write_text("\n")
     assert "has no prompts: one a line is needed" in refused(BASE_DIR, trained, "--prompts", tmp_path / "empty")
+    for prompt, why in {
+        "": "prompt 2 is empty",
+        "1 + " * 200: "tokens, and the models read 128 with the completion, for which --max-new-tokens wants 8",
+        "1 \ud800": "prompt 2 is no text that the tokenizer can read (1 \\ud800)",
+    }.items():
+        (tmp_path / "odd.jsonl").write_text("".join(json.dumps({"prompt": one}) + "\n" for one in ("1 + 1 = ", prompt)))
+        assert why in refused(BASE_DIR, trained, "--prompts", tmp_path / "odd.jsonl", *SHORT)
     no_such = refused(BASE_DIR, trained, *asked, "--reward", "nowhere.at_all:right")
     assert "There is no reward function 'nowhere.at_all:right'" in no_such
 
@@ -117,3 +138,18 @@ def test_a_reward_that_raises_is_named_and_costs_no_samples(
     assert (left.code, left.out) == (2, "")
     assert left.err.splitlines()[-1] == "rlmon: raises raised KeyError: 'missing'"
     assert len((tmp_path / "out" / "checkpoint.nats.jsonl").read_text().splitlines()) == 12
+
+
+def test_a_prompt_that_comes_again_is_asked_once(rlmon: Rlmon, trained: Path, prompts: Path) -> None:
+    prompts.write_text(prompts.read_text() * 8)
+    how = ["--prompts", prompts, "--samples", 2, "--max-new-tokens", 1, "--format", "json", "--fail-on", "never"]
+    left = rlmon("probe", "models", BASE_DIR, trained, *how)
+    assert json.loads(left.out)["prompts"] == 6
+    assert "42 of 48 rows ask what one before them asks" in left.err
+
+
+def test_weights_that_are_no_numbers_are_named(rlmon: Rlmon, prompts: Path, tmp_path: Path) -> None:
+    burst = tiny_pairs.moved(tmp_path / "burst", by=math.nan)
+    left = rlmon("probe", "models", BASE_DIR, burst, "--prompts", prompts, *SHORT)
+    assert (left.code, left.out) == (2, "")
+    assert left.err.splitlines()[-1].startswith("rlmon: CHECKPOINT cannot be sampled: ")

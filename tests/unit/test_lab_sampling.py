@@ -54,3 +54,19 @@ def test_entropy_and_kl_are_sums_over_a_completions_own_tokens(base: tuple[objec
         p = model(input_ids=ids).logits[0, -length - 1 : -1].softmax(-1)
     assert float(entropy_B[row]) == pytest.approx(float(-(p * p.log()).sum()), rel=1e-4)
     assert bool(found.ended_B[row]) == (int(ids[0, -1]) == base[1].eos_token_id)
+
+
+def test_a_token_that_cannot_come_adds_nothing(base: tuple[object, object]) -> None:
+    """Its p is 0 and its log p minus infinity, in both: their product is no number."""
+    model, _ = base
+    (found,) = drawn(base, PROMPTS, copies=2)
+    (never, *_) = set(range(model.config.vocab_size)) - set(found.ids_BS.flatten().tolist())
+
+    def without(**inputs: object) -> object:
+        out = model(**inputs)
+        out.logits[..., never] = -torch.inf
+        return out
+
+    entropy_B, kl_B = entropy_and_kl(without, without, found)
+    assert kl_B.abs().max() < 1e-6
+    assert torch.isfinite(entropy_B).all()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
+from rlmon.lab.prompts import Prompts
+from rlmon.lab.rewards import rewards_of
 from rlmon.probing import telling
 from rlmon.probing.answers import Answers
 from rlmon.probing.judging import Judged, judge
@@ -67,6 +70,49 @@ def test_a_ratio_has_the_ends_at_which_its_difference_is_just_not_nothing() -> N
     assert (low > 1, high) == (True, math.inf)
     assert Paired(numbers(0, 0, 1), numbers(0, 1, 0)).ratio(0.05) == (0.0, math.inf)
     assert Paired(numbers(2, 2, 2), numbers(0, 0, 0)).ratio(0.05) == (0.0, 0.0)
+
+
+def test_chances_that_no_prompt_changed_may_have_changed_elsewhere_and_none_by_more_than_one() -> None:
+    # What 8 prompts do not show may be so of 1 - .025 ** (1 / 8) = .3695 of all; of lengths there is no such bound.
+    same = numbers(*[1] * 8)
+    assert Paired(same, same, 1.0).difference(0.05) == pytest.approx((-0.3695, 0.3695), abs=1e-4)
+    assert Paired(same, same, 1.0).ratio(0.05) == pytest.approx((0.6305, 1.3695), abs=1e-4)
+    assert Paired(same, same).difference(0.05) == (0.0, 0.0)
+    # Mean .5, spread .5774 of 4: reach 3.182 x .2887 = .919.
+    assert Paired(numbers(0, 0, 0, 0), numbers(1, 0, 1, 0), 1.0).difference(0.05) == pytest.approx(
+        (-0.4187, 1.0), abs=1e-3
+    )
+    few = stated(judged(answers(MANY, right=[1] * 4), answers(MANY, right=[1] * 4)))
+    assert [few[name].word for name in ("pass-at-1", "pass-at-k")] == ["too few to tell"] * 2
+
+
+def test_a_checkpoint_that_solves_less_has_not_narrowed_by_that() -> None:
+    worse = judged(answers(MANY, right=[1, 1, 0, 0]), answers(MANY, right=[0] * 4))
+    assert worse.headline.startswith("Not narrowed: ")
+    assert worse.headline.endswith("But: pass@1 was 0.5, now 0; pass@4 was 1, now 0.")
+    surer = judged(answers(MANY, prompts=40, right=[1, 0, 0, 0]), halves())
+    assert surer.headline.startswith("Narrowed: pass@4 was 1, now 0.5")
+
+
+def halves() -> Answers:
+    """Of 40 prompts 20 solved at each try, and 20 at none: pass@1 and pass@4 are .5."""
+    solved, missed = (answers(MANY, prompts=1, right=[one] * 4) for one in (1.0, 0.0))
+    names = [one.name for one in fields(Answers)]
+    return Answers(**{n: np.concatenate([getattr(solved, n), getattr(missed, n)] * 20) for n in names})
+
+
+def test_what_is_not_known_of_some_completions_leaves_the_others_known() -> None:
+    # A reward that was given to three of four: 2 / 3 and 1 / 3.
+    found = stated(judged(answers(MANY, right=[1, 1, 0, math.nan]), answers(MANY, right=[1, 0, 0, math.nan])))
+    assert (found["reward"].base, found["reward"].checkpoint) == pytest.approx((2 / 3, 1 / 3))
+    far = answers(MANY, kl=0.5)
+    far.kl_nats[0] = math.nan
+    assert stated(judged(answers(MANY), far))["kl-checkpoint-base"].status == "warn"
+
+
+def test_a_row_without_an_answer_is_neither_right_nor_wrong() -> None:
+    asked = Prompts(["a", "b", "c"], {"answer": ["5", None, " "]})
+    assert rewards_of(["5", "none", ""], [[1]] * 3, asked, None) == [1.0, None, None]
 
 
 def test_a_statement_needs_the_whole_interval_on_one_side() -> None:
