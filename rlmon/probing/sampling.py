@@ -189,7 +189,10 @@ class Voices:
 
             model, _ = load_model(self._pair.base.path)
             model = loaded(partial(PeftModel.from_pretrained, model), self._pair.checkpoint.path).eval()
-            self._held = {"base": Voice(model, model.disable_adapter), "checkpoint": Voice(model)}
+            # Trained biases stay where PEFT switches the adapter off.
+            biased = (self._pair.checkpoint.adapter or {}).get("bias", "none") != "none"
+            base = Voice(load_model(self._pair.base.path)[0]) if biased else Voice(model, model.disable_adapter)
+            self._held = {"base": base, "checkpoint": Voice(model)}
         return [self._held[name] for name in names]
 
 

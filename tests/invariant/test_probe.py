@@ -114,6 +114,17 @@ def test_both_are_drawn_by_the_same_random_numbers(pairs: dict[str, Pair], promp
     assert other.ids != base.ids
 
 
+def test_the_base_answers_without_the_biases_of_an_adapter(
+    pairs: dict[str, Pair], prompts: list[str], tmp_path: Path
+) -> None:
+    """PEFT does not switch them off with the adapter."""
+    plain, *_ = sample(pairs["model"], prompts, SETTING, tmp_path / "a")
+    base = tiny_pairs.with_biases(tmp_path / "base")
+    pair = open_pair(base, tiny_pairs.adapted(tmp_path / "adapter", base, "all"))
+    beside, *_ = sample(pair, prompts, SETTING, tmp_path / "b")
+    assert beside.ids == plain.ids
+
+
 def test_rows_of_whole_batches_are_what_is_kept(tmp_path: Path) -> None:
     file, batches = tmp_path / "x.jsonl", [slice(0, 2), slice(2, 3)]
     append(file, [{"prompt": n // 2} for n in range(5)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import made_weights as made
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rlmon.lab.bases import BASE_DIR, WEIGHTS
 from rlmon.lab.task import split_questions
@@ -25,13 +25,26 @@ def moved(folder: Path, by: float = 0.02) -> Path:
     return folder
 
 
-def adapted(folder: Path) -> Path:
+def with_biases(folder: Path) -> Path:
+    """A full model that says what the base says, and has biases, all of them 0."""
+    moved(folder, by=0.0)
+    told = json.loads((BASE_DIR / "config.json").read_text())
+    names = [f"model.layers.{at}.self_attn.{of}_proj.bias" for at in range(told["num_hidden_layers"]) for of in "qkvo"]
+    zeros = {name: torch.zeros(told["hidden_size"]) for name in names}
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | zeros, file, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(told | {"attention_bias": True}))
+    return folder
+
+
+def adapted(folder: Path, base: Path = BASE_DIR, bias: str = "none") -> Path:
     """A LoRA adapter of the base that changes what it says."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(BASE_DIR, dtype=torch.float32), LoraConfig(r=2, target_modules=["q_proj"])
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        LoraConfig(r=2, target_modules=["q_proj"], bias=bias),
     )
     with torch.no_grad():
         for parameter in model.parameters():
