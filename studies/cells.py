@@ -5,6 +5,7 @@ A cell is not run again while its settings stay the same, so that a stopped stud
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import multiprocessing
@@ -306,6 +307,20 @@ def told(described: Any, left_out: set[str]) -> dict[str, Any]:
         for f in fields(described)
         if f.name not in left_out and (value := getattr(described, f.name)) != f.default
     }
+
+
+def add_study_options(parser: argparse.ArgumentParser, cells: Path, report: Path) -> None:
+    """What every study beside a ``--quick`` of its own takes; ``places`` reads it."""
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1), one thread each")
+    parser.add_argument("--cells", type=Path, help=f"results of runs (default {cells}; quick: its folder quick)")
+    parser.add_argument("--out", type=Path, help=f"page, numbers, figures (default {report}; quick: beside its runs)")
+    parser.add_argument("--only-report", action="store_true", help="compare what is done, train nothing")
+
+
+def places(options: argparse.Namespace, cells: Path, report: Path) -> tuple[Path, Path]:
+    """Where results are kept, and where the report goes."""
+    kept_in = options.cells or (cells / "quick" if options.quick else cells)
+    return kept_in, options.out or (kept_in / "report" if options.quick else report)
 
 
 def say(line: str) -> None:

@@ -32,6 +32,7 @@ from studies.cells import (
     SEQUENCES_PER_BATCH,
     Cell,
     Result,
+    add_study_options,
     base,
     base_evaluation,
     digest,
@@ -39,6 +40,7 @@ from studies.cells import (
     finished,
     keep,
     kept,
+    places,
     run_all,
     trained,
     write_json,
@@ -244,14 +246,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m studies.control", description="Measures what holding formats costs within those formats."
     )
     parser.add_argument("--quick", action="store_true", help="a few steps of each kind of run: whether all of it works")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1), one thread each")
-    parser.add_argument("--cells", type=Path, help=f"results of runs (default {CELLS_DIR}; quick: its folder quick)")
-    parser.add_argument("--out", type=Path, help=f"page and numbers (default {REPORT_DIR}; quick: beside its runs)")
-    parser.add_argument("--only-report", action="store_true", help="compare what is done, train nothing")
+    add_study_options(parser, CELLS_DIR, REPORT_DIR)
     options = parser.parse_args(argv)
     plan = QUICK if options.quick else PLAN
-    cells = options.cells or (CELLS_DIR / "quick" if options.quick else CELLS_DIR)
-    out = options.out or (cells / "report" if options.quick else REPORT_DIR)
+    cells, out = places(options, CELLS_DIR, REPORT_DIR)
 
     def results(runs: Sequence[Run]) -> list[Result]:
         found = finished(runs, cells) if options.only_report else run_all(run_cell, runs, cells, options.jobs)

@@ -24,10 +24,12 @@ from rlmon.lab.task import reward_correct, split_questions
 from studies.cells import (
     KL_EVERY_STEPS,
     MAX_COMPLETION_TOKENS,
+    add_study_options,
     base,
     base_evaluation,
     finished,
     keep,
+    places,
     run_all,
     say,
     sources_sha256,
@@ -174,15 +176,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m studies.ppo_study", description="Trains PPO and GRPO on equal samples and compares them."
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1), one thread each")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK.rounds} rounds a run: whether all of it works")
-    parser.add_argument("--cells", type=Path, help=f"results of runs (default {CELLS_DIR}; quick: its folder quick)")
-    parser.add_argument("--out", type=Path, help=f"page and figures (default {REPORT_DIR}; quick: beside its runs)")
-    parser.add_argument("--only-report", action="store_true", help="compare what is done, train nothing")
+    add_study_options(parser, CELLS_DIR, REPORT_DIR)
     options = parser.parse_args(argv)
     plan = QUICK if options.quick else Plan()
-    cells = options.cells or (CELLS_DIR / "quick" if options.quick else CELLS_DIR)
-    out = options.out or (cells / "report" if options.quick else REPORT_DIR)
+    cells, out = places(options, CELLS_DIR, REPORT_DIR)
 
     def results(runs: Sequence[Run]) -> Results:
         return finished(runs, cells) if options.only_report else run_all(run_cell, runs, cells, options.jobs)

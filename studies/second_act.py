@@ -33,6 +33,7 @@ from studies.cells import (
     SAMPLES_PER_PROMPT,
     Cell,
     Result,
+    add_study_options,
     base,
     base_evaluation,
     evaluation_settings,
@@ -40,6 +41,7 @@ from studies.cells import (
     judge,
     keep,
     load_model,
+    places,
     run_all,
     trained,
 )
@@ -283,14 +285,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", help=f"of {', '.join(task.name for task in PLAN.tasks)} (default: all)")
     parser.add_argument("--seeds", help=f"comma-separated (default {','.join(map(str, PLAN.seeds))})")
     parser.add_argument("--quick", action="store_true", help="a few steps from each start: whether all of it works")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1), one thread each")
-    parser.add_argument("--cells", type=Path, help=f"results of runs (default {CELLS_DIR}; quick: its folder quick)")
-    parser.add_argument("--out", type=Path, help=f"page and numbers (default {REPORT_DIR}; quick: beside its runs)")
-    parser.add_argument("--only-report", action="store_true", help="compare what is done, train nothing")
+    add_study_options(parser, CELLS_DIR, REPORT_DIR)
     options = parser.parse_args(argv)
     plan = QUICK if options.quick else PLAN
-    cells = options.cells or (CELLS_DIR / "quick" if options.quick else CELLS_DIR)
-    out = options.out or (cells / "report" if options.quick else REPORT_DIR)
+    cells, out = places(options, CELLS_DIR, REPORT_DIR)
     tasks = [task for task in plan.tasks if not options.tasks or task.name in options.tasks.split(",")]
     seeds = [int(seed) for seed in options.seeds.split(",")] if options.seeds else list(plan.seeds)
 

@@ -181,7 +181,7 @@ def _models(pair: Pair, alphas: Sequence[float]) -> Iterator[tuple[float, PreTra
     from peft import PeftModel
 
     for alpha in alphas:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix="rlmon-") as folder:
             write(pair, alpha, Path(folder, "blend"), note=False)
             with_adapter = loaded(partial(PeftModel.from_pretrained, model), Path(folder, "blend")).eval()
         yield alpha, with_adapter, ends

@@ -20,6 +20,22 @@ if TYPE_CHECKING:
     from rlmon.blending.curve import Curve
 
 
+Base = Annotated[Path, typer.Argument(metavar="BASE", help="Folder of the model that training began with.")]
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="Folder of the trained model, or of a LoRA adapter.")
+]
+Reward = Annotated[
+    str | None,
+    typer.Option(
+        "--reward",
+        metavar="MOD:FN",
+        help="TRL reward function that scores the completions, or the name of one in trl.rewards; its module is "
+        "imported, which runs its code. Default: the final answer against the column answer.",
+    ),
+]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of a completion.")]
+
+
 class CurveFormat(str, enum.Enum):
     """How a curve is printed."""
 
@@ -29,10 +45,8 @@ class CurveFormat(str, enum.Enum):
 
 
 def blend(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="Folder of the model that training began with.")],
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Folder of the trained model, or of a LoRA adapter.")
-    ],
+    base: Base,
+    checkpoint: Checkpoint,
     alpha: Annotated[
         float | None, typer.Option("--alpha", metavar="A", help="0 is the base, 1 the checkpoint; beyond is allowed.")
     ] = None,
@@ -48,21 +62,12 @@ def blend(
             "messages), answer and other columns.",
         ),
     ] = None,
-    reward: Annotated[
-        str | None,
-        typer.Option(
-            "--reward",
-            metavar="MOD:FN",
-            help="TRL reward function that scores the completions, or the name of one in trl.rewards; its module is "
-            "imported, which runs its code. "
-            "Default: the final answer against the column answer.",
-        ),
-    ] = None,
+    reward: Reward = None,
     alphas: Annotated[
         str, typer.Option("--alphas", metavar="A,...", help="Of the curve; 0 and 1 are always there.")
     ] = "0,.2,.4,.6,.8,1",
     samples: Annotated[int, typer.Option("--samples", min=1, help="Completions a prompt.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of a completion.")] = 256,
+    max_new_tokens: MaxNewTokens = 256,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Completions that are sampled together.")] = 64,
     seed: Annotated[int, typer.Option("--seed", help="Of the sampling, the same for every A.")] = 0,
     form: Annotated[CurveFormat, typer.Option("--format", help="How to print the curve.")] = CurveFormat.text,

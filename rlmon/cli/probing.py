@@ -12,6 +12,7 @@ import typer
 
 from rlmon.cli.auditing import progress_bar
 from rlmon.cli.audits import FailOn, exit_code
+from rlmon.cli.blending import Base, Checkpoint, MaxNewTokens, Reward
 from rlmon.cli.printing import draw, note, say, write
 
 probe = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -32,10 +33,8 @@ def _kinds() -> None:
 
 @probe.command(short_help="What happened between two models: both are sampled and compared.")
 def models(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="Folder of the model that training began with.")],
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Folder of the trained model, or of a LoRA adapter.")
-    ],
+    base: Base,
+    checkpoint: Checkpoint,
     prompts: Annotated[
         Path,
         typer.Option(
@@ -45,17 +44,9 @@ def models(
             "columns.",
         ),
     ],
-    reward: Annotated[
-        str | None,
-        typer.Option(
-            "--reward",
-            metavar="MOD:FN",
-            help="TRL reward function that scores the completions, or the name of one in trl.rewards; its module is "
-            "imported, which runs its code. Default: the final answer against the column answer.",
-        ),
-    ] = None,
+    reward: Reward = None,
     samples: Annotated[int, typer.Option("--samples", min=2, help="Completions a prompt.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of a completion.")] = 256,
+    max_new_tokens: MaxNewTokens = 256,
     batch: Annotated[
         int, typer.Option("--batch", min=1, help="Completions that are sampled together; those of one prompt at least.")
     ] = 64,
